@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+# Thin front door over CMake; everything lands in build/.
+#   make          library, program, tests
+#   make demo     the four MoE layers of models/tiny-gpt-oss on real activations
+#   make check    builds, then runs every test
+#   make install  PREFIX=/usr/local
+
+BUILD  ?= build
+PREFIX ?= /usr/local
+JOBS   ?= $(shell nproc)
+
+all: configure
+	@cmake --build $(BUILD) -j $(JOBS)
+
+configure: packages
+	@cmake -S . -B $(BUILD) -DCMAKE_INSTALL_PREFIX=$(PREFIX) $(CMAKE_ARGS) > $(BUILD).log 2>&1 \
+	    || { cat $(BUILD).log; exit 1; }
+	@mv $(BUILD).log $(BUILD)/configure.log
+
+packages:
+	@tools/packages.sh
+
+demo: all
+	@$(BUILD)/moe check --model models/tiny-gpt-oss \
+	    --reference models/tiny-gpt-oss/reference.safetensors --show
+
+check: all
+	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)
+
+install: all
+	@cmake --install $(BUILD)
+
+clean:
+	@rm -rf $(BUILD)
+
+.PHONY: all configure packages demo check install clean

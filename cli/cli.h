@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+// The program moe: commands, options and exit codes.
+#ifndef MOE_CLI_H
+#define MOE_CLI_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "moe/moe.h"
+
+enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2, CLI_UNSUPPORTED = 3 };
+
+/// One option of a command: `--name value`, or `--name` alone where value is NULL.
+typedef struct cli_option {
+    const char *name;
+    const char **value; // receives the argument
+    bool *flag;         // or is set
+} cli_option;
+
+/// Reads options; what does not begin with -- goes to positional (at most max). Returns false after
+/// one line on stderr about what is wrong.
+bool cli_parse(int argc, char **argv, const cli_option *options, const char **positional, int max,
+               int *count);
+
+/// A whole number in [low, high]; false after one line on stderr that names the option.
+bool cli_number(const char *name, const char *text, int64_t low, int64_t high, int64_t *out);
+
+/// A context for the options that all commands share (--threads, --device); NULL after one line on
+/// stderr, with *code the exit code.
+moe_context *cli_context(const char *threads, const char *device, int *code);
+
+int cmd_info(int argc, char **argv);
+int cmd_explain(int argc, char **argv);
+int cmd_check(int argc, char **argv);
+
+#endif

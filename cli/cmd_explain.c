@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+// moe explain: which kernel a plan runs for each step, and why it does not run the others.
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli.h"
+
+// bench/shapes.def: the models whose layers are spoken of by name.
+static const struct {
+    const char *name;
+    int64_t hidden, inter;
+    int32_t experts, top_k;
+} shapes[] = {
+#define MOE_SHAPE(name, hidden, inter, experts, top_k) {name, hidden, inter, experts, top_k},
+#include "../bench/shapes.def"
+#undef MOE_SHAPE
+};
+
+static bool read_shape(const char *text, moe_layer_desc *d)
+{
+    long long v[4];
+    char end;
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        if (strcmp(text, shapes[i].name) == 0) {
+            d->hidden = shapes[i].hidden;
+            d->inter = shapes[i].inter;
+            d->num_experts = shapes[i].experts;
+            d->top_k = shapes[i].top_k;
+            return true;
+        }
+    }
+    if (sscanf(text, "%lld,%lld,%lld,%lld%c", &v[0], &v[1], &v[2], &v[3], &end) != 4 || v[2] < 0 ||
+        v[2] > INT32_MAX || v[3] < 0 || v[3] > INT32_MAX) {
+        (void)fprintf(stderr, "moe: --shape \"%s\" is neither H,I,E,k nor one of", text);
+        for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+            (void)fprintf(stderr, " %s", shapes[i].name);
+        }
+        (void)fprintf(stderr, "\n");
+        return false;
+    }
+    d->hidden = v[0];
+    d->inter = v[1];
+    d->num_experts = (int32_t)v[2];
+    d->top_k = (int32_t)v[3];
+    return true;
+}
+
+static bool read_level(const char *text, moe_determinism *out)
+{
+    static const char *const names[] = {"none", "run", "batch", "kernel"};
+    for (int i = 0; i < 4; i++) {
+        if (strcmp(text, names[i]) == 0) {
+            *out = MOE_DET_NONE + i;
+            return true;
+        }
+    }
+    (void)fprintf(stderr, "moe: --det \"%s\" is not one of none, run, batch, kernel\n", text);
+    return false;
+}
+
+static int print_plan(moe_context *ctx, const moe_layer_desc *desc, bool json)
+{
+    moe_plan *plan = NULL;
+    const moe_status status = moe_plan_create(ctx, desc, &plan);
+    if (status != MOE_OK) {
+        (void)fprintf(stderr, "moe: %s\n", moe_last_error());
+        return status >= 30 && status < 40 ? CLI_UNSUPPORTED : CLI_FAILED;
+    }
+    size_t needed = 0;
+    (void)(json ? moe_plan_describe(plan, NULL, 0, &needed)
+                : moe_plan_explain(plan, NULL, 0, &needed));
+    char *text = malloc(needed + 1);
+    if (text != NULL) {
+        (void)(json ? moe_plan_describe(plan, text, needed + 1, NULL)
+                    : moe_plan_explain(plan, text, needed + 1, NULL));
+        (void)printf("%s%s", text, json ? "\n" : "");
+    }
+    free(text);
+    moe_plan_destroy(plan);
+    return text != NULL ? CLI_OK : CLI_FAILED;
+}
+
+int cmd_explain(int argc, char **argv)
+{
+    const char *shape = NULL;
+    const char *format = NULL;
+    const char *activation = "none";
+    const char *tokens = "256";
+    const char *device = NULL;
+    const char *level = "batch";
+    bool json = false;
+    int count = 0;
+    int64_t max_tokens = 0;
+    const cli_option options[] = {{"shape", &shape, NULL},   {"format", &format, NULL},
+                                  {"activation", &activation, NULL}, {"tokens", &tokens, NULL},
+                                  {"device", &device, NULL}, {"det", &level, NULL},
+                                  {"json", NULL, &json},     {NULL, NULL, NULL}};
+    moe_layer_desc d = moe_layer_desc_default();
+    if (!cli_parse(argc, argv, options, NULL, 0, &count) || shape == NULL || format == NULL ||
+        !read_shape(shape, &d) || !read_level(level, &d.determinism) ||
+        !cli_number("--tokens", tokens, 0, INT32_MAX, &max_tokens)) {
+        return CLI_USAGE;
+    }
+    d.max_tokens = max_tokens;
+    d.gemm[0].weight_format = moe_format_from_name(format);
+    if (d.gemm[0].weight_format == MOE_FORMAT_UNSET) {
+        (void)fprintf(stderr, "moe: --format \"%s\" is not a format\n", format);
+        return CLI_USAGE;
+    }
+    d.gemm[0].act.spec = moe_quant_from_name(activation);
+    if (d.gemm[0].act.spec == MOE_QUANT_NONE && strcmp(activation, "none") != 0) {
+        (void)fprintf(stderr, "moe: --activation \"%s\" is not a quantiser\n", activation);
+        return CLI_USAGE;
+    }
+    d.gemm[1] = d.gemm[0];
+    d.x_dtype = MOE_BF16;
+    d.routing = MOE_ROUTING_FROM_LOGITS;
+    d.route.scoring = MOE_SCORING_SOFTMAX;
+    d.route.renormalise = MOE_RENORM_SUM;
+    d.activation = MOE_ACT_SILU;
+    d.gate_up = MOE_GATE_FIRST;
+    d.weight_stage = MOE_WEIGHT_OUTPUT;
+    int code = CLI_OK;
+    moe_context *ctx = cli_context(NULL, device, &code);
+    if (ctx != NULL) {
+        code = print_plan(ctx, &d, json);
+        moe_context_destroy(ctx);
+    }
+    return code;
+}

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+// moe: dispatch to commands, and what they share.
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli.h"
+
+static const struct {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *usage;
+} commands[] = {
+    {"info", cmd_info, "moe info [--kernels] [--json]\n    instruction sets, backends, kernels"},
+    {"explain", cmd_explain,
+     "moe explain --shape H,I,E,k --format F [--activation A] [--tokens T] [--det L] [--json]\n"
+     "    which kernel runs each step, and why the others do not"},
+    {"check", cmd_check,
+     "moe check [--kernel GLOB] [--isa NAME] [--seed N] [--threads N] [--json]\n"
+     "moe check --oracle FILE\n"
+     "moe check --model DIR --reference FILE [--show]\n"
+     "    proves the kernels on this machine; replays what other software computed"},
+};
+#define NUM_COMMANDS (sizeof commands / sizeof commands[0])
+
+static void usage(FILE *out)
+{
+    (void)fprintf(out, "moe %s: the Mixture-of-Experts layer of a language model\n\n",
+                  moe_version_string());
+    for (size_t i = 0; i < NUM_COMMANDS; i++) {
+        (void)fprintf(out, "%s\n", commands[i].usage);
+    }
+    (void)fprintf(out, "\nexit codes: 0 ok, 1 failed, 2 usage, 3 unsupported\n");
+}
+
+bool cli_parse(int argc, char **argv, const cli_option *options, const char **positional, int max,
+               int *count)
+{
+    *count = 0;
+    for (int i = 0; i < argc; i++) {
+        const cli_option *o = options;
+        if (strncmp(argv[i], "--", 2) != 0) {
+            if (*count >= max) {
+                (void)fprintf(stderr, "moe: \"%s\" is one argument too many\n", argv[i]);
+                return false;
+            }
+            positional[(*count)++] = argv[i];
+            continue;
+        }
+        while (o->name != NULL && strcmp(o->name, argv[i] + 2) != 0) {
+            o++;
+        }
+        if (o->name == NULL) {
+            (void)fprintf(stderr, "moe: unknown option \"%s\"\n", argv[i]);
+            return false;
+        }
+        if (o->flag != NULL) {
+            *o->flag = true;
+        } else if (i + 1 < argc) {
+            *o->value = argv[++i];
+        } else {
+            (void)fprintf(stderr, "moe: option \"%s\" needs a value\n", argv[i]);
+            return false;
+        }
+    }
+    return true;
+}
+
+bool cli_number(const char *name, const char *text, int64_t low, int64_t high, int64_t *out)
+{
+    char *end = NULL;
+    errno = 0;
+    const long long value = strtoll(text, &end, 10);
+    if (text[0] == '\0' || *end != '\0' || errno != 0 || value < low || value > high) {
+        (void)fprintf(stderr, "moe: %s \"%s\" is not a whole number in %lld..%lld\n", name, text,
+                      (long long)low, (long long)high);
+        return false;
+    }
+    *out = value;
+    return true;
+}
+
+moe_context *cli_context(const char *threads, const char *device, int *code)
+{
+    moe_context_desc desc = moe_context_desc_default();
+    moe_context *ctx = NULL;
+    int64_t n = 0;
+    *code = CLI_USAGE;
+    if (threads != NULL && !cli_number("--threads", threads, 1, 1024, &n)) {
+        return NULL;
+    }
+    desc.num_threads = (int32_t)n;
+    if (device != NULL) {
+        const moe_device_type types[] = {MOE_DEVICE_CPU, MOE_DEVICE_CUDA, MOE_DEVICE_HIP};
+        for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
+            desc.device = strcmp(device, moe_device_name(types[i])) == 0 ? types[i] : desc.device;
+        }
+        if (desc.device == MOE_DEVICE_UNSET) {
+            (void)fprintf(stderr, "moe: --device \"%s\" is not one of cpu, cuda, hip\n", device);
+            return NULL;
+        }
+    }
+    const moe_status status = moe_context_create(&desc, &ctx);
+    if (status != MOE_OK) {
+        (void)fprintf(stderr, "moe: %s\n", moe_last_error());
+        *code = status == MOE_E_UNSUPPORTED ? CLI_UNSUPPORTED : CLI_FAILED;
+        return NULL;
+    }
+    return ctx;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
+        usage(argc < 2 ? stderr : stdout);
+        return argc < 2 ? CLI_USAGE : CLI_OK;
+    }
+    if (strcmp(argv[1], "--version") == 0) {
+        (void)printf("moe %s\n", moe_version_string());
+        return CLI_OK;
+    }
+    for (size_t i = 0; i < NUM_COMMANDS; i++) {
+        if (strcmp(argv[1], commands[i].name) == 0) {
+            const int code = commands[i].run(argc - 2, argv + 2);
+            if (code == CLI_USAGE) {
+                (void)fprintf(stderr, "usage: %s\n", commands[i].usage);
+            }
+            if (fflush(stdout) != 0) {
+                (void)fprintf(stderr, "moe: writing to standard output: %s\n", strerror(errno));
+                return CLI_FAILED;
+            }
+            return code;
+        }
+    }
+    (void)fprintf(stderr, "moe: unknown command \"%s\"; moe --help lists them\n", argv[1]);
+    return CLI_USAGE;
+}

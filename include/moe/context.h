@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file context.h  The library's surroundings: device, memory, threads, instruction sets, log.
+#ifndef MOE_CONTEXT_H
+#define MOE_CONTEXT_H
+
+#include "moe/types.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/// Memory for everything that a create call allocates. alloc returns memory of `bytes` bytes
+/// aligned to `align` (a power of two) or NULL; free gets the same size back. Both may be called
+/// from several threads at once.
+typedef struct moe_allocator {
+    void *self;
+    void *(*alloc)(void *self, size_t bytes, size_t align);
+    void (*free)(void *self, void *memory, size_t bytes);
+} moe_allocator;
+
+/// One piece of work; called once for every index in [0, n), in any order, on any thread.
+typedef void (*moe_task_fn)(void *arg, size_t index);
+
+/// The caller's threads. parallel_for returns after every index has run; it may run them all on
+/// the calling thread. It must not fail. size is the number of threads that may work at once.
+typedef struct moe_thread_pool {
+    void *self;
+    size_t (*size)(void *self);
+    void (*parallel_for)(void *self, size_t n, moe_task_fn task, void *arg);
+} moe_thread_pool;
+
+/// Receives one line, without a newline, at level 0 (error) to 3 (debug). May be called from any
+/// thread that uses the context.
+typedef void (*moe_log_fn)(void *self, int level, const char *line);
+
+/// How to make a context. Zero is a sensible value for every field but struct_size.
+typedef struct moe_context_desc {
+    size_t struct_size; ///< sizeof(moe_context_desc); moe_context_desc_default sets it
+    moe_device_type device;
+    int32_t device_id;
+    int32_t num_threads;             ///< 0: every CPU of the affinity mask and cgroup quota
+    const char *isa;                 ///< highest instruction set, e.g. "ref"; NULL: $MOE_ISA, else all
+    const moe_allocator *allocator;  ///< NULL: malloc
+    const moe_thread_pool *pool;     ///< NULL: the library's own
+    moe_log_fn log;                  ///< NULL: silent
+    void *log_self;
+} moe_context_desc;
+
+static inline moe_context_desc moe_context_desc_default(void)
+{
+    moe_context_desc d;
+    char *p = (char *)&d;
+    size_t i;
+    for (i = 0; i < sizeof d; i++) {
+        p[i] = 0;
+    }
+    d.struct_size = sizeof d;
+    return d;
+}
+
+/// Opaque. Immutable after creation; any number of threads may create plans from one context.
+typedef struct moe_context moe_context;
+
+/// Probes the machine, reads the environment (once) and makes a context.
+/// @param[in]  desc  NULL: defaults
+/// @param[out] out   untouched on failure
+/// Errors: ARGUMENT, VERSION, UNSUPPORTED (no such device here), NO_MEMORY, THREAD. Since 0.1.
+MOE_API moe_status moe_context_create(const moe_context_desc *desc, moe_context **out);
+
+/// Releases a context; every plan made from it must be gone. NULL is fine. Since 0.1.
+MOE_API void moe_context_destroy(moe_context *ctx);
+
+/// Threads that a run of this context may use, at least 1. Since 0.1.
+MOE_API int moe_context_num_threads(const moe_context *ctx);
+
+/// One kernel of the library, as `moe info --kernels` prints it.
+typedef struct moe_kernel_info {
+    const char *name;    ///< "moek_ggemm_f32_any_mxfp4__ref"
+    const char *backend; ///< "cpu"
+    const char *op;      ///< "ggemm"
+    const char *isa;     ///< "ref", "ref_fma", "avx2"...
+    const char *arith;   ///< arithmetic class, "" for exact ops
+    int available;       ///< 0: this machine or context cannot run it
+    const char *why;     ///< reason when not available, else ""
+    uint64_t runs;       ///< times this process ran it
+} moe_kernel_info;
+
+/// Calls `visit` for every kernel of every backend in the library, in table order, until it
+/// returns non-zero; returns what the last call returned. Since 0.1.
+MOE_API int moe_context_visit_kernels(const moe_context *ctx,
+                                      int (*visit)(void *self, const moe_kernel_info *info),
+                                      void *self);
+
+/// One backend with its state, as `moe info` prints it.
+typedef struct moe_backend_info {
+    const char *name;   ///< "cpu"
+    int available;      ///< 1: usable in this process
+    const char *reason; ///< why not, or what was found ("AVX2 FMA F16C, 2 CPUs")
+} moe_backend_info;
+
+/// As moe_context_visit_kernels, for backends. Since 0.1.
+MOE_API int moe_context_visit_backends(const moe_context *ctx,
+                                       int (*visit)(void *self, const moe_backend_info *info),
+                                       void *self);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file weights.h  A layer's weights: from the checkpoint's tensors to the plan's own layout.
+#ifndef MOE_WEIGHTS_H
+#define MOE_WEIGHTS_H
+
+#include "moe/plan.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/// One stack of matrices in canonical layout: n experts, N outputs, K inputs.
+typedef struct moe_matrix_source {
+    moe_tensor values; ///< [n, N, K], transposed [n, K, N]; sub-byte formats may come as U8 [n, N,
+                       ///< bytes of K] or U8 [n, N, K/32, 16] (blocks); last stride 1
+    moe_tensor scales; ///< tensor: [n] or [n, 2] (gate and up; parts in row order); channel: [n, N]
+                       ///< or [n, N, 1]; else [n, ceil(N/block_n), ceil(K/block_k)]; multipliers
+    moe_tensor scale2; ///< NVFP4: f32 [n] or [n, 2], a multiplier (ModelOpt's weight_scale_2)
+    moe_tensor zero_points; ///< U8 or UINT4: [n, N, ceil(K/g)], or U8 [n, ceil(N/2), ceil(K/g)] with
+                            ///< row 2i in the low nibble
+    moe_tensor bias;      ///< [n, N] f32, bf16 or f16
+    moe_tensor act_scale; ///< static activation scale or NVFP4 global: f32 [1]
+} moe_matrix_source;
+
+/// A layer's tensors. A part of the descriptor that is not given here must come in another call.
+typedef struct moe_weights_source {
+    size_t struct_size;
+    moe_matrix_source gemm[2];   ///< the routed experts: n = the experts of this call
+    moe_matrix_source shared[2]; ///< n = shared.count
+    moe_tensor shared_gate;      ///< SHARED_SIGMOID: [1, H] or [H]
+    moe_tensor latent_in;        ///< [L, H] f32, bf16 or f16
+    moe_tensor latent_out;       ///< [H, L]
+    moe_tensor output_bias;      ///< [H]
+} moe_weights_source;
+
+static inline moe_weights_source moe_weights_source_default(void)
+{
+    moe_weights_source s;
+    char *p = (char *)&s;
+    size_t i;
+    for (i = 0; i < sizeof s; i++) {
+        p[i] = 0;
+    }
+    s.struct_size = sizeof s;
+    return s;
+}
+
+/// Bytes and alignment of the memory that packed weights take. Since 0.1.
+MOE_API moe_status moe_weights_bytes(const moe_plan *plan, size_t *bytes, size_t *align);
+
+/// Makes empty packed weights in the caller's memory, which must outlive them and be of the
+/// plan's device. Errors: ARGUMENT, ALIGNMENT, NO_MEMORY. Since 0.1.
+MOE_API moe_status moe_weights_create(const moe_plan *plan, void *memory, size_t bytes,
+                                      moe_weights **out);
+
+/// Copies experts [first, first + n) of `source` (n from the views) into the plan's layout, and
+/// the layer's other tensors where given. Scales that are not finite are refused, naming
+/// tensor, expert and index; a NaN among the codes stays one and shows in the output. May be called for different experts from several threads. Errors: ARGUMENT, SHAPE, DTYPE, VALUE.
+/// Since 0.1.
+MOE_API moe_status moe_weights_pack(moe_weights *weights, int32_t first,
+                                    const moe_weights_source *source);
+
+/// Uses the caller's tensors where they lie (an mmapped checkpoint): nothing is copied but the
+/// small per-layer vectors. Checks as moe_weights_pack. Errors: those, UNSUPPORTED (a chosen kernel
+/// needs a packed layout; pack instead). Since 0.1.
+MOE_API moe_status moe_weights_wrap(const moe_plan *plan, const moe_weights_source *source,
+                                    moe_weights **out);
+
+/// Rewrites one expert of packed weights in place; no run that uses them may be in progress.
+/// Errors as moe_weights_pack. Since 0.1.
+MOE_API moe_status moe_weights_update(moe_weights *weights, int32_t expert,
+                                      const moe_weights_source *source);
+
+/// The inverse of pack: writes expert `first` .. into the canonical views of `out` (those with
+/// data). Errors: SHAPE, DTYPE, STATE. Since 0.1.
+MOE_API moe_status moe_weights_unpack(const moe_weights *weights, int32_t first,
+                                      const moe_weights_source *out);
+
+/// NULL is fine. The caller's memory is not touched. Since 0.1.
+MOE_API void moe_weights_destroy(moe_weights *weights);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

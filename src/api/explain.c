@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a plan would do and why: the support query, moe_plan_explain and moe_plan_describe.
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "api/plan_internal.h"
+
+// ---- text into a caller's buffer, snprintf-like --------------------------------------------------------
+
+typedef struct text {
+    char *buffer;
+    size_t capacity, length;
+} text;
+
+static void put(text *t, const char *format, ...) MOEI_PRINTF(2, 3);
+static void put(text *t, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    const size_t left = t->length < t->capacity ? t->capacity - t->length : 0;
+    const int n = vsnprintf(left > 0 ? t->buffer + t->length : NULL, left, format, args);
+    va_end(args);
+    t->length += n > 0 ? (size_t)n : 0;
+}
+
+static moe_status check_buffer(const moe_plan *plan, char *buffer, size_t capacity,
+                               const char *call)
+{
+    MOE_REQUIRE(plan != NULL, MOE_E_ARGUMENT, "%s: plan is NULL", call);
+    MOE_REQUIRE(buffer != NULL || capacity == 0, MOE_E_ARGUMENT,
+                "%s: buffer is NULL with a capacity of %zu", call, capacity);
+    if (capacity > 0) {
+        buffer[0] = '\0';
+    }
+    return MOE_OK;
+}
+
+static const char *level_name(moe_determinism level)
+{
+    static const char *const names[] = {"DEFAULT", "NONE", "RUN", "BATCH", "KERNEL"};
+    return level >= 0 && level <= MOE_DET_KERNEL ? names[level] : "unknown";
+}
+
+// ---- support query ----------------------------------------------------------------------------------
+
+static const moei_kernel *chosen_kernel(const moe_plan *plan, int step)
+{
+    return step < 2 ? plan->routed.kernel[step] : plan->shared.kernel[step - 2];
+}
+
+static int visit_op(const moe_context *ctx, moei_op op,
+                    int (*visit)(void *, const moe_support *), void *self)
+{
+    const moei_backend *backend = ctx->backend;
+    for (size_t i = 0; i < backend->num_kernels; i++) {
+        const moei_kernel *kernel = &backend->kernels[i];
+        char reason[160] = "";
+        moei_whynot why = {MOEI_WHYNOT_NONE, 0, 0};
+        if (kernel->op != op) {
+            continue;
+        }
+        const bool supported = moei_registry_supports(kernel, ctx->isa, NULL, &why);
+        const moe_support support = {.kernel = kernel->name,
+                                     .step = moei_op_name(op),
+                                     .supported = supported,
+                                     .chosen = kernel == ctx->op_kernel[op],
+                                     .code = (int32_t)why.code,
+                                     .have = why.have,
+                                     .need = why.need,
+                                     .text = moei_whynot_text(&why, reason, sizeof reason),
+                                     .arith = moei_arith_get(kernel->arith)->name,
+                                     .level = MOE_DET_KERNEL,
+                                     .graph_safe = (kernel->flags & MOEI_KERNEL_GRAPH_SAFE) != 0};
+        const int stop = visit(self, &support);
+        if (stop != 0) {
+            return stop;
+        }
+    }
+    return 0;
+}
+
+static int visit_step(const moe_plan *plan, const moei_plan_step *step, const moei_kernel *chosen,
+                      int (*visit)(void *, const moe_support *), void *self)
+{
+    const moe_context *ctx = plan->ctx;
+    for (size_t i = 0; i < ctx->backend->num_kernels; i++) {
+        const moei_kernel *kernel = &ctx->backend->kernels[i];
+        char reason[160] = "";
+        moei_whynot why = {MOEI_WHYNOT_NONE, 0, 0};
+        if (kernel->op != MOEI_OP_GGEMM) {
+            continue;
+        }
+        const bool supported = moei_registry_supports(kernel, ctx->isa, &step->problem, &why);
+        const bool consistent = moei_arith_get(kernel->arith)->consistent;
+        const moe_support support = {.kernel = kernel->name,
+                                     .step = step->name,
+                                     .supported = supported,
+                                     .chosen = kernel == chosen,
+                                     .code = (int32_t)why.code,
+                                     .have = why.have,
+                                     .need = why.need,
+                                     .text = moei_whynot_text(&why, reason, sizeof reason),
+                                     .arith = moei_arith_get(kernel->arith)->name,
+                                     .level = consistent ? MOE_DET_KERNEL : MOE_DET_BATCH,
+                                     .graph_safe = (kernel->flags & MOEI_KERNEL_GRAPH_SAFE) != 0,
+                                     .workspace_bytes = plan->max_workspace};
+        const int stop = visit(self, &support);
+        if (stop != 0) {
+            return stop;
+        }
+    }
+    return 0;
+}
+
+moe_status moe_query_support(const moe_context *ctx, const moe_layer_desc *desc,
+                             int (*visit)(void *self, const moe_support *support), void *self)
+{
+    const char *call = "moe_query_support";
+    moe_plan plan;
+    MOE_REQUIRE(ctx != NULL && visit != NULL, MOE_E_ARGUMENT, "%s: %s is NULL", call,
+                ctx == NULL ? "ctx" : "visit");
+    const moe_status status = moei_plan_init(ctx, desc, call, &plan);
+    // A descriptor that is refused for a kernel's sake has still been read: ask every row why.
+    if (status != MOE_OK && status != MOE_E_NO_KERNEL && status != MOE_E_LEVEL &&
+        status != MOE_E_WORKSPACE) {
+        return status;
+    }
+    moei_plan_step steps[4];
+    const int n = moei_plan_steps(&plan, steps);
+    for (int op = 0; op < MOEI_NUM_OPS; op++) {
+        if (op == MOEI_OP_GGEMM) {
+            for (int i = 0; i < n; i++) {
+                const moei_kernel *chosen = status == MOE_OK ? chosen_kernel(&plan, i) : NULL;
+                if (visit_step(&plan, &steps[i], chosen, visit, self) != 0) {
+                    return status;
+                }
+            }
+        } else if (visit_op(ctx, (moei_op)op, visit, self) != 0) {
+            return status;
+        }
+    }
+    return status;
+}
+
+// ---- explain ------------------------------------------------------------------------------------------
+
+static void explain_step(const moe_plan *plan, const moei_plan_step *step,
+                         const moei_kernel *chosen, text *t)
+{
+    const moei_ggemm_problem *p = &step->problem;
+    const moe_context *ctx = plan->ctx;
+    put(t, "ggemm %s  %s x %s -> %s   e=%d m<=%" PRId64 " n=%" PRId64 " k=%" PRId64
+           "   %s, arith %s\n",
+        step->name, moe_dtype_name(p->x_dtype), moe_format_name(p->gemm->weight_format),
+        moe_dtype_name(p->y_dtype), (int)p->experts, p->m_max, p->n, p->k, level_name(plan->level),
+        moei_arith_get(chosen->arith)->name);
+    for (size_t i = 0; i < ctx->backend->num_kernels; i++) {
+        const moei_kernel *kernel = &ctx->backend->kernels[i];
+        char reason[160];
+        moei_whynot why = {MOEI_WHYNOT_NONE, 0, 0};
+        if (kernel->op != MOEI_OP_GGEMM) {
+            continue;
+        }
+        if (kernel == chosen) {
+            put(t, " *  %-44s runs\n", kernel->name);
+        } else if (moei_registry_supports(kernel, ctx->isa, p, &why)) {
+            put(t, "    %-44s could; costs more\n", kernel->name);
+        } else {
+            put(t, "    %-44s no: %s\n", kernel->name,
+                moei_whynot_text(&why, reason, sizeof reason));
+        }
+    }
+}
+
+moe_status moe_plan_explain(const moe_plan *plan, char *buffer, size_t capacity, size_t *needed)
+{
+    MOE_TRY(check_buffer(plan, buffer, capacity, "moe_plan_explain"));
+    text t = {buffer, capacity, 0};
+    moei_plan_step steps[4];
+    const int n = moei_plan_steps(plan, steps);
+    for (int i = 0; i < n; i++) {
+        explain_step(plan, &steps[i], chosen_kernel(plan, i), &t);
+    }
+    for (int op = 0; op < MOEI_NUM_OPS; op++) {
+        if (op != MOEI_OP_GGEMM) {
+            put(&t, "%s\n *  %-44s runs\n", moei_op_name((moei_op)op),
+                plan->ctx->op_kernel[op]->name);
+        }
+    }
+    put(&t, "level %s (asked: %s), workspace %zu bytes for %" PRId64 " tokens\n",
+        level_name(plan->level), level_name(plan->desc.determinism), plan->max_workspace,
+        plan->desc.max_tokens);
+    if ((plan->flags & MOE_PLAN_USES_REF) != 0) {
+        put(&t, "note: products run on the portable reference; no tuned kernel takes them here\n");
+    }
+    if (needed != NULL) {
+        *needed = t.length;
+    }
+    return MOE_OK;
+}
+
+// ---- describe -----------------------------------------------------------------------------------------
+
+static void describe_mlp(const moei_mlp *mlp, const char *name, text *t)
+{
+    put(t,
+        "\"%s\": {\"experts\": %d, \"width\": %" PRId64 ", \"inter\": %" PRId64
+        ", \"activation\": \"%s\", \"gate_up\": %d, \"transposed\": %s, \"products\": [",
+        name, (int)mlp->count, mlp->width, mlp->inter, moe_activation_name(mlp->act.activation),
+        (int)mlp->gate_up, mlp->transposed ? "true" : "false");
+    for (int g = 0; g < 2; g++) {
+        put(t,
+            "%s{\"input\": \"%s\", \"quantiser\": \"%s\", \"weights\": \"%s\", \"bias\": %s, "
+            "\"arith\": \"%s\", \"kernel\": \"%s\"}",
+            g > 0 ? ", " : "", moe_dtype_name(mlp->operand[g]),
+            mlp->gemm[g].act.spec == MOE_QUANT_NONE ? "none"
+                                                    : moe_quant_name(mlp->gemm[g].act.spec),
+            moe_format_name(mlp->gemm[g].weight_format), mlp->gemm[g].bias != 0 ? "true" : "false",
+            moei_arith_get(mlp->kernel[g]->arith)->name, mlp->kernel[g]->name);
+    }
+    put(t, "]}");
+}
+
+moe_status moe_plan_describe(const moe_plan *plan, char *buffer, size_t capacity, size_t *needed)
+{
+    MOE_TRY(check_buffer(plan, buffer, capacity, "moe_plan_describe"));
+    const moe_layer_desc *d = &plan->desc;
+    text t = {buffer, capacity, 0};
+    put(&t,
+        "{\"version\": \"%s\", \"backend\": \"%s\", \"max_tokens\": %" PRId64
+        ", \"hidden\": %" PRId64 ", \"latent\": %" PRId64
+        ", \"num_experts\": %d, \"top_k\": %d, \"routing\": %d, \"scoring\": %d, "
+        "\"weight_stage\": %d, \"x_layout\": %d, \"out_mode\": %d, \"accumulate\": %d, ",
+        moe_version_string(), plan->ctx->backend->name, d->max_tokens, d->hidden, d->latent,
+        (int)d->num_experts, (int)d->top_k, (int)d->routing, (int)d->route.scoring,
+        (int)d->weight_stage, (int)d->x_layout, (int)d->out_mode, (int)d->accumulate);
+    put(&t,
+        "\"x_dtype\": \"%s\", \"inter_dtype\": \"%s\", \"partial_dtype\": \"%s\", "
+        "\"out_dtype\": \"%s\", ",
+        moe_dtype_name(d->x_dtype), moe_dtype_name(d->inter_dtype),
+        moe_dtype_name(d->partial_dtype), moe_dtype_name(d->out_dtype));
+    describe_mlp(&plan->routed, "routed", &t);
+    if (d->shared.count > 0) {
+        put(&t, ", ");
+        describe_mlp(&plan->shared, "shared", &t);
+    }
+    put(&t, ", \"level\": \"%s\", \"uses_ref\": %s, \"workspace_bytes\": %zu}",
+        level_name(plan->level), (plan->flags & MOE_PLAN_USES_REF) != 0 ? "true" : "false",
+        plan->max_workspace);
+    if (needed != NULL) {
+        *needed = t.length;
+    }
+    return MOE_OK;
+}

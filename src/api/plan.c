@@ -1,0 +1,437 @@
+// SPDX-License-Identifier: Apache-2.0
+// The plan: a descriptor is checked, its defaults are resolved, a kernel is chosen for each step.
+// Every field is either used or refused; nothing is ignored.
+#include <inttypes.h>
+#include <string.h>
+
+#include "api/plan_internal.h"
+
+#define MAX_DIM (1 << 20)
+#define MAX_EXPERTS 4096
+
+// A caller built against older headers has a shorter struct; against newer ones a longer, whose
+// unknown tail must be zero.
+static moe_status read_desc(const moe_layer_desc *desc, const char *call, moe_layer_desc *out)
+{
+    MOE_REQUIRE(desc != NULL, MOE_E_ARGUMENT, "%s: desc is NULL", call);
+    MOE_REQUIRE(desc->struct_size >= sizeof desc->struct_size, MOE_E_VERSION,
+                "%s: desc.struct_size = %zu; start from moe_layer_desc_default()", call,
+                desc->struct_size);
+    const size_t known = desc->struct_size < sizeof *out ? desc->struct_size : sizeof *out;
+    for (size_t i = known; i < desc->struct_size; i++) {
+        MOE_REQUIRE(((const unsigned char *)desc)[i] == 0, MOE_E_VERSION,
+                    "%s: desc.struct_size = %zu, this library knows %zu, and byte %zu is set", call,
+                    desc->struct_size, sizeof *out, i);
+    }
+    memset(out, 0, sizeof *out);
+    memcpy(out, desc, known);
+    out->struct_size = sizeof *out;
+    return MOE_OK;
+}
+
+static moe_status check_range(int64_t value, int64_t low, int64_t high, const char *name,
+                              const char *call)
+{
+    MOE_REQUIRE(value >= low && value <= high, MOE_E_ARGUMENT,
+                "%s: desc.%s = %" PRId64 ", must be %" PRId64 "..%" PRId64, call, name, value, low,
+                high);
+    return MOE_OK;
+}
+
+static bool all_zero(const void *p, size_t bytes)
+{
+    const unsigned char *c = p;
+    for (size_t i = 0; i < bytes; i++) {
+        if (c[i] != 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool is_float(moe_dtype dtype)
+{
+    return dtype > 0 && dtype < 32 && (MOEI_DTYPE_BIT(dtype) & MOEI_DTYPES_FLOAT) != 0;
+}
+
+static moe_status check_sizes(moe_layer_desc *d, const char *call)
+{
+    MOE_TRY(check_range(d->hidden, 1, MAX_DIM, "hidden", call));
+    MOE_TRY(check_range(d->inter, 1, MAX_DIM, "inter", call));
+    MOE_TRY(check_range(d->num_experts, 1, MAX_EXPERTS, "num_experts", call));
+    MOE_TRY(check_range(d->latent, 0, MAX_DIM, "latent", call));
+    MOE_TRY(check_range(d->replicas, 0, MAX_EXPERTS, "replicas", call));
+    MOE_TRY(check_range(d->expert_map, 0, 1, "expert_map", call));
+    MOE_TRY(check_range(d->transposed, 0, 1, "transposed", call));
+    MOE_TRY(check_range(d->output_bias, 0, 1, "output_bias", call));
+    MOE_TRY(check_range(d->accumulate, 0, 1, "accumulate", call));
+    MOE_TRY(check_range(d->x_layout, MOE_X_TOKENS, MOE_X_SORTED, "x_layout", call));
+    MOE_TRY(check_range(d->out_mode, MOE_OUT_DEFAULT, MOE_OUT_LAYOUT, "out_mode", call));
+    MOE_TRY(check_range(d->determinism, MOE_DET_DEFAULT, MOE_DET_KERNEL, "determinism", call));
+    MOE_TRY(check_range(d->max_tokens, 0, INT32_MAX, "max_tokens", call));
+    const int32_t physical =
+        d->replicas > 0 ? d->replicas : d->num_experts + d->route.append_shared;
+    if (d->num_local_experts == 0) {
+        d->num_local_experts = physical;
+    }
+    MOE_TRY(check_range(d->num_local_experts, 1, MAX_EXPERTS, "num_local_experts", call));
+    MOE_REQUIRE(d->num_local_experts == physical || d->expert_map != 0 ||
+                    d->x_layout != MOE_X_TOKENS,
+                MOE_E_UNSUPPORTED,
+                "%s: desc.num_local_experts = %d of %d; set expert_map = 1 and give a map", call,
+                (int)d->num_local_experts, (int)physical);
+    return MOE_OK;
+}
+
+static moe_status check_routing(moe_layer_desc *d, const char *call)
+{
+    MOE_REQUIRE(d->routing != MOE_ROUTING_UNSET, MOE_E_UNSET, "%s: desc.routing is unset", call);
+    MOE_TRY(check_range(d->routing, MOE_ROUTING_FROM_LOGITS, MOE_ROUTING_PLACED, "routing", call));
+    MOE_REQUIRE((d->routing == MOE_ROUTING_PLACED) == (d->x_layout != MOE_X_TOKENS),
+                MOE_E_UNSUPPORTED,
+                "%s: desc.routing = %d with x_layout = %d; PLACED goes with BATCHED and SORTED, the "
+                "others with TOKENS",
+                call, (int)d->routing, (int)d->x_layout);
+    MOE_REQUIRE(d->weight_stage != MOE_WEIGHT_UNSET, MOE_E_UNSET, "%s: desc.weight_stage is unset",
+                call);
+    MOE_TRY(check_range(d->weight_stage, MOE_WEIGHT_OUTPUT, MOE_WEIGHT_NONE, "weight_stage", call));
+    d->ids_dtype = d->ids_dtype != 0 ? d->ids_dtype : MOE_I32;
+    d->weights_dtype = d->weights_dtype != 0 ? d->weights_dtype : MOE_F32;
+    MOE_REQUIRE(d->ids_dtype == MOE_I32 || d->ids_dtype == MOE_I64, MOE_E_DTYPE,
+                "%s: desc.ids_dtype = %s, must be int32 or int64", call,
+                moe_dtype_name(d->ids_dtype));
+    MOE_REQUIRE(d->weights_dtype == MOE_F32 || d->weights_dtype == MOE_BF16, MOE_E_DTYPE,
+                "%s: desc.weights_dtype = %s, must be f32 or bf16", call,
+                moe_dtype_name(d->weights_dtype));
+    if (d->routing == MOE_ROUTING_FROM_LOGITS) {
+        d->logits_dtype = d->logits_dtype != 0 ? d->logits_dtype : MOE_F32;
+        MOE_REQUIRE(is_float(d->logits_dtype), MOE_E_DTYPE,
+                    "%s: desc.logits_dtype = %s, must be f32, bf16 or f16", call,
+                    moe_dtype_name(d->logits_dtype));
+        MOE_TRY(moei_route_check(&d->route, d->num_experts, d->top_k, call));
+        MOE_REQUIRE(d->route.append_shared == 0 ||
+                        (d->route.zero_experts == 0 && d->replicas == 0),
+                    MOE_E_UNSUPPORTED,
+                    "%s: desc.route.append_shared = %d with zero_experts = %d, replicas = %d; a "
+                    "shared descriptor works",
+                    call, (int)d->route.append_shared, (int)d->route.zero_experts,
+                    (int)d->replicas);
+        return MOE_OK;
+    }
+    MOE_REQUIRE(d->logits_dtype == 0, MOE_E_UNSUPPORTED,
+                "%s: desc.logits_dtype = %s, but routing is not FROM_LOGITS", call,
+                moe_dtype_name(d->logits_dtype));
+    moe_route_desc rest = d->route;
+    if (d->routing == MOE_ROUTING_GIVEN) {
+        rest.zero_experts = 0; // given ids may name zero experts
+        MOE_TRY(check_range(d->route.zero_experts, 0, MAX_EXPERTS, "route.zero_experts", call));
+        MOE_TRY(check_range(d->top_k, 1, (int64_t)d->num_experts + d->route.zero_experts, "top_k",
+                            call));
+    } else {
+        MOE_TRY(check_range(d->top_k, 0, 0, "top_k (PLACED)", call));
+        MOE_TRY(check_range(d->expert_map, 0, 0, "expert_map (PLACED)", call));
+        MOE_TRY(check_range(d->replicas, 0, 0, "replicas (PLACED)", call));
+    }
+    MOE_REQUIRE(all_zero(&rest, sizeof rest), MOE_E_UNSUPPORTED,
+                "%s: desc.route has options set, but routing is %s; set them to 0", call,
+                d->routing == MOE_ROUTING_GIVEN ? "GIVEN" : "PLACED");
+    return MOE_OK;
+}
+
+static moe_status check_precision(moe_layer_desc *d, const char *call)
+{
+    MOE_REQUIRE(d->x_dtype != MOE_DTYPE_UNSET, MOE_E_UNSET, "%s: desc.x_dtype is unset", call);
+    const moe_dtype codes = moei_gemm_operand_dtype(&d->gemm[0], MOE_DTYPE_UNSET);
+    MOE_REQUIRE(is_float(d->x_dtype) || d->x_dtype == codes, MOE_E_DTYPE,
+                "%s: desc.x_dtype = %s, must be f32, bf16, f16%s%s", call,
+                moe_dtype_name(d->x_dtype), codes != 0 ? " or the codes of gemm[0].act, " : "",
+                codes != 0 ? moe_dtype_name(codes) : "");
+    if (is_float(d->x_dtype)) {
+        d->inter_dtype = d->inter_dtype != 0 ? d->inter_dtype : d->x_dtype;
+        d->partial_dtype = d->partial_dtype != 0 ? d->partial_dtype : d->x_dtype;
+        d->out_dtype = d->out_dtype != 0 ? d->out_dtype : d->x_dtype;
+    }
+    const struct {
+        moe_dtype dtype;
+        const char *name;
+    } fields[] = {{d->inter_dtype, "inter_dtype"},
+                  {d->partial_dtype, "partial_dtype"},
+                  {d->out_dtype, "out_dtype"}};
+    for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++) {
+        MOE_REQUIRE(fields[i].dtype != MOE_DTYPE_UNSET, MOE_E_UNSET,
+                    "%s: desc.%s is unset, and x arrives as %s codes", call, fields[i].name,
+                    moe_dtype_name(d->x_dtype));
+        MOE_REQUIRE(is_float(fields[i].dtype), MOE_E_DTYPE,
+                    "%s: desc.%s = %s, must be f32, bf16 or f16", call, fields[i].name,
+                    moe_dtype_name(fields[i].dtype));
+    }
+    MOE_REQUIRE(is_float(d->x_dtype) || d->latent == 0, MOE_E_UNSUPPORTED,
+                "%s: desc.latent = %" PRId64 " with x as %s codes; x must be f32, bf16 or f16",
+                call, d->latent, moe_dtype_name(d->x_dtype));
+    MOE_REQUIRE(is_float(d->x_dtype) || d->weight_stage != MOE_WEIGHT_INPUT, MOE_E_UNSUPPORTED,
+                "%s: desc.weight_stage = INPUT with x as %s codes; OUTPUT works", call,
+                moe_dtype_name(d->x_dtype));
+    MOE_REQUIRE(is_float(d->x_dtype) || d->route.zero_experts == 0, MOE_E_UNSUPPORTED,
+                "%s: desc.route.zero_experts = %d with x as %s codes; x must be f32, bf16 or f16",
+                call, (int)d->route.zero_experts, moe_dtype_name(d->x_dtype));
+    return MOE_OK;
+}
+
+static moe_status check_form(moe_layer_desc *d, const char *call)
+{
+    const bool tokens = d->x_layout == MOE_X_TOKENS;
+    if (d->out_mode == MOE_OUT_DEFAULT) {
+        d->out_mode = tokens ? MOE_OUT_COMBINED : MOE_OUT_LAYOUT;
+    }
+    MOE_REQUIRE(tokens == (d->out_mode != MOE_OUT_LAYOUT), MOE_E_UNSUPPORTED,
+                "%s: desc.out_mode = %d with x_layout = %d; COMBINED and SLOTS go with TOKENS, "
+                "LAYOUT with BATCHED and SORTED",
+                call, (int)d->out_mode, (int)d->x_layout);
+    const struct {
+        bool used;
+        const char *name;
+    } needs_combined[] = {{d->shared.count > 0, "shared.count"},
+                          {d->latent > 0, "latent"},
+                          {d->output_bias != 0, "output_bias"}};
+    for (size_t i = 0; i < sizeof needs_combined / sizeof needs_combined[0]; i++) {
+        MOE_REQUIRE(!needs_combined[i].used || d->out_mode == MOE_OUT_COMBINED, MOE_E_UNSUPPORTED,
+                    "%s: desc.%s is set with out_mode = %d; it needs COMBINED (%d)", call,
+                    needs_combined[i].name, (int)d->out_mode, MOE_OUT_COMBINED);
+    }
+    const int64_t slots_per_row =
+        tokens ? (int64_t)d->top_k + d->route.append_shared
+               : (d->x_layout == MOE_X_BATCHED ? (int64_t)d->num_local_experts : 1);
+    MOE_REQUIRE(d->max_tokens <= INT32_MAX / moei_i64_max(slots_per_row, 1), MOE_E_OVERFLOW,
+                "%s: desc.max_tokens = %" PRId64 " times %" PRId64
+                " rows each exceeds 2^31 - 1 rows",
+                call, d->max_tokens, slots_per_row);
+    return MOE_OK;
+}
+
+static moe_status check_shared(moe_layer_desc *d, const char *call)
+{
+    const moe_shared_desc *s = &d->shared;
+    MOE_TRY(check_range(s->count, 0, MAX_EXPERTS, "shared.count", call));
+    MOE_REQUIRE(s->count > 0 || all_zero(s, sizeof *s), MOE_E_UNSUPPORTED,
+                "%s: desc.shared has fields set, but shared.count = 0", call);
+    MOE_REQUIRE(d->route.shared_scores == (s->count > 0 && s->gate == MOE_SHARED_ROUTER_WEIGHTED &&
+                                                   d->routing == MOE_ROUTING_FROM_LOGITS
+                                               ? s->count
+                                               : 0),
+                MOE_E_UNSUPPORTED,
+                "%s: desc.route.shared_scores = %d with shared.count = %d and shared.gate = %d; they "
+                "go together with ROUTER_WEIGHTED (%d)",
+                call, (int)d->route.shared_scores, (int)s->count, (int)s->gate,
+                MOE_SHARED_ROUTER_WEIGHTED);
+    if (s->count == 0) {
+        return MOE_OK;
+    }
+    MOE_TRY(check_range(s->inter, 1, MAX_DIM, "shared.inter", call));
+    MOE_TRY(check_range(s->gate, MOE_SHARED_PLAIN, MOE_SHARED_ROUTER_WEIGHTED, "shared.gate", call));
+    MOE_TRY(check_range(s->transposed, 0, 1, "shared.transposed", call));
+    MOE_REQUIRE(is_float(d->x_dtype) || memcmp(&s->gemm[0].act, &d->gemm[0].act,
+                                               sizeof d->gemm[0].act) == 0,
+                MOE_E_UNSUPPORTED,
+                "%s: desc.shared.gemm[0].act is not gemm[0].act, with which x arrives quantised",
+                call);
+    MOE_REQUIRE(is_float(d->x_dtype) || s->gate != MOE_SHARED_SIGMOID, MOE_E_UNSUPPORTED,
+                "%s: desc.shared.gate = SIGMOID with x as %s codes; x must be f32, bf16 or f16", call,
+                moe_dtype_name(d->x_dtype));
+    return MOE_OK;
+}
+
+static moe_status init_mlp(const moe_plan *plan, bool shared, const char *call, moei_mlp *mlp)
+{
+    const moe_layer_desc *d = &plan->desc;
+    const moe_shared_desc *s = &d->shared;
+    static const char *const names[2][2] = {{"desc.gemm[0]", "desc.gemm[1]"},
+                                            {"desc.shared.gemm[0]", "desc.shared.gemm[1]"}};
+    mlp->count = shared ? s->count : d->num_local_experts;
+    mlp->width = !shared && d->latent > 0 ? d->latent : d->hidden;
+    mlp->inter = shared ? s->inter : d->inter;
+    mlp->act = shared ? (moei_activation_params){s->activation, s->alpha, s->beta, s->linear_beta,
+                                                 s->limit}
+                      : (moei_activation_params){d->activation, d->alpha, d->beta, d->linear_beta,
+                                                 d->limit};
+    mlp->gate_up = shared ? s->gate_up : d->gate_up;
+    mlp->transposed = (shared ? s->transposed : d->transposed) != 0;
+    MOE_TRY(moei_activation_check(&mlp->act, mlp->gate_up, call));
+    mlp->rows1 = moe_activation_gated(mlp->act.activation) != 0 ? 2 * mlp->inter : mlp->inter;
+    for (int g = 0; g < 2; g++) {
+        mlp->gemm[g] = shared ? s->gemm[g] : d->gemm[g];
+        MOE_TRY(moei_gemm_desc_check(&mlp->gemm[g], call, names[shared][g]));
+        if (mlp->gemm[g].act.spec != MOE_QUANT_NONE) {
+            moei_quant_resolve(&mlp->gemm[g].act);
+        }
+        const moe_dtype input = g == 0 ? d->x_dtype : d->inter_dtype;
+        mlp->operand[g] =
+            is_float(input) ? moei_gemm_operand_dtype(&mlp->gemm[g], input) : input;
+    }
+    return MOE_OK;
+}
+
+static int64_t max_rows(const moe_plan *plan)
+{
+    const moe_layer_desc *d = &plan->desc;
+    return d->x_layout == MOE_X_TOKENS
+               ? d->max_tokens * ((int64_t)d->top_k + d->route.append_shared)
+           : d->x_layout == MOE_X_BATCHED ? d->max_tokens * plan->routed.count
+                                          : d->max_tokens;
+}
+
+int moei_plan_steps(const moe_plan *plan, moei_plan_step steps[4])
+{
+    static const char *const names[4] = {"gate_up", "down", "shared gate_up", "shared down"};
+    int n = 0;
+    for (int shared = 0; shared < (plan->desc.shared.count > 0 ? 2 : 1); shared++) {
+        const moei_mlp *mlp = shared != 0 ? &plan->shared : &plan->routed;
+        const int64_t rows = shared != 0 ? plan->desc.max_tokens * mlp->count : max_rows(plan);
+        for (int g = 0; g < 2; g++) {
+            const moei_ggemm_problem problem = {
+                .m_max = rows,
+                .n = g == 0 ? mlp->rows1 : mlp->width,
+                .k = g == 0 ? mlp->width : mlp->inter,
+                .experts = mlp->count,
+                .gemm = &mlp->gemm[g],
+                .x_dtype = mlp->operand[g],
+                .y_dtype = g == 0 ? MOE_F32 : plan->desc.partial_dtype,
+                .transposed = mlp->transposed,
+            };
+            steps[n++] = (moei_plan_step){names[2 * shared + g], problem};
+        }
+    }
+    return n;
+}
+
+static moe_status choose_kernels(moe_plan *plan, const char *call)
+{
+    moei_plan_step steps[4];
+    const int n = moei_plan_steps(plan, steps);
+    for (int i = 0; i < n; i++) {
+        moei_mlp *mlp = i < 2 ? &plan->routed : &plan->shared;
+        MOE_TRY(moei_ggemm_select(plan->ctx, &steps[i].problem, call, steps[i].name,
+                                  &mlp->kernel[i % 2]));
+        if ((mlp->kernel[i % 2]->flags & MOEI_KERNEL_REF) != 0) {
+            plan->flags |= MOE_PLAN_USES_REF;
+        }
+    }
+    const moe_gemm_desc linear = {.weight_format = MOE_FORMAT_F32};
+    const moei_ggemm_problem problem = {.m_max = plan->desc.max_tokens,
+                                        .n = 1,
+                                        .k = plan->desc.hidden,
+                                        .experts = 1,
+                                        .gemm = &linear,
+                                        .x_dtype = MOE_F32,
+                                        .y_dtype = MOE_F32};
+    return moei_ggemm_select(plan->ctx, &problem, call, "linear", &plan->linear);
+}
+
+// The level that every step holds; refuses one that is below what the descriptor asks.
+static moe_status check_level(moe_plan *plan, const char *call)
+{
+    static const char *const names[] = {"DEFAULT", "NONE", "RUN", "BATCH", "KERNEL"};
+    moe_layer_desc *d = &plan->desc;
+    if (d->determinism == MOE_DET_DEFAULT) {
+        d->determinism = MOE_DET_BATCH;
+    }
+    plan->level = MOE_DET_KERNEL;
+    moei_plan_step steps[4];
+    const int n = moei_plan_steps(plan, steps);
+    for (int i = 0; i < n; i++) {
+        const moe_gemm_desc *gemm = steps[i].problem.gemm;
+        const moei_mlp *mlp = i < 2 ? &plan->routed : &plan->shared;
+        if (gemm->act.spec != MOE_QUANT_NONE) {
+            const moe_determinism level = moei_quant_level(&gemm->act);
+            MOE_REQUIRE(level >= d->determinism, MOE_E_LEVEL,
+                        "%s: %s: quantiser %s spans tokens and holds level %s, desc.determinism = "
+                        "%s; a scale per token or group, or a static scale, works",
+                        call, steps[i].name, moe_quant_name(gemm->act.spec), names[level],
+                        names[d->determinism]);
+            plan->level = level < plan->level ? level : plan->level;
+        }
+        if (!moei_arith_get(mlp->kernel[i % 2]->arith)->consistent) {
+            MOE_REQUIRE(d->determinism < MOE_DET_KERNEL, MOE_E_LEVEL,
+                        "%s: %s: class %s is not CONSISTENT, desc.determinism = KERNEL; BATCH works",
+                        call, steps[i].name, moei_arith_get(mlp->kernel[i % 2]->arith)->name);
+            plan->level = plan->level > MOE_DET_BATCH ? MOE_DET_BATCH : plan->level;
+        }
+    }
+    return MOE_OK;
+}
+
+moe_status moei_plan_init(const moe_context *ctx, const moe_layer_desc *desc, const char *call,
+                          moe_plan *plan)
+{
+    memset(plan, 0, sizeof *plan);
+    plan->ctx = ctx;
+    moe_layer_desc *d = &plan->desc;
+    MOE_TRY(read_desc(desc, call, d));
+    MOE_TRY(check_sizes(d, call));
+    for (int g = 0; g < 2; g++) {
+        MOE_TRY(moei_gemm_desc_check(&d->gemm[g], call, g == 0 ? "desc.gemm[0]" : "desc.gemm[1]"));
+    }
+    MOE_TRY(check_routing(d, call));
+    MOE_TRY(check_precision(d, call));
+    MOE_TRY(check_form(d, call));
+    MOE_TRY(check_shared(d, call));
+    MOE_TRY(init_mlp(plan, false, call, &plan->routed));
+    if (d->shared.count > 0) {
+        MOE_TRY(init_mlp(plan, true, call, &plan->shared));
+    }
+    MOE_TRY(choose_kernels(plan, call));
+    MOE_TRY(check_level(plan, call));
+    plan->max_workspace = moei_layer_workspace(plan, d->max_tokens);
+    MOE_REQUIRE(plan->max_workspace != SIZE_MAX, MOE_E_OVERFLOW,
+                "%s: the workspace for %" PRId64 " tokens exceeds %zu bytes", call, d->max_tokens,
+                SIZE_MAX);
+    MOE_REQUIRE(d->workspace_cap == 0 || plan->max_workspace <= d->workspace_cap, MOE_E_WORKSPACE,
+                "%s: the workspace for %" PRId64 " tokens is %zu bytes, desc.workspace_cap = %zu; "
+                "lower max_tokens",
+                call, d->max_tokens, plan->max_workspace, d->workspace_cap);
+    return MOE_OK;
+}
+
+moe_status moe_plan_create(moe_context *ctx, const moe_layer_desc *desc, moe_plan **out)
+{
+    const char *call = "moe_plan_create";
+    moe_plan plan;
+    MOE_REQUIRE(ctx != NULL && out != NULL, MOE_E_ARGUMENT, "%s: %s is NULL", call,
+                ctx == NULL ? "ctx" : "out");
+    MOE_TRY(moei_plan_init(ctx, desc, call, &plan));
+    moe_plan *kept = moei_alloc(ctx, sizeof *kept, 64);
+    MOE_REQUIRE(kept != NULL, MOE_E_NO_MEMORY, "%s: no memory for %zu bytes", call, sizeof *kept);
+    *kept = plan;
+    *out = kept;
+    return MOE_OK;
+}
+
+void moe_plan_destroy(moe_plan *plan)
+{
+    if (plan != NULL) {
+        moei_free(plan->ctx, plan, sizeof *plan);
+    }
+}
+
+moe_status moe_plan_workspace(const moe_plan *plan, int64_t num_tokens, size_t *bytes,
+                              size_t *align)
+{
+    const char *call = "moe_plan_workspace";
+    MOE_REQUIRE(plan != NULL && bytes != NULL && align != NULL, MOE_E_ARGUMENT,
+                "%s: an argument is NULL", call);
+    MOE_REQUIRE(num_tokens >= 0 && num_tokens <= plan->desc.max_tokens, MOE_E_ARGUMENT,
+                "%s: num_tokens = %" PRId64 ", must be 0..%" PRId64 " (max_tokens)", call,
+                num_tokens, plan->desc.max_tokens);
+    *bytes = moei_layer_workspace(plan, num_tokens);
+    *align = MOEI_ARENA_ALIGN;
+    return MOE_OK;
+}
+
+moe_determinism moe_plan_level(const moe_plan *plan)
+{
+    return plan->level;
+}
+
+uint32_t moe_plan_flags(const moe_plan *plan)
+{
+    return plan->flags;
+}

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a plan and a layer's weights hold; shared by plan.c, layer.c, weights.c and explain.c.
+#ifndef MOEI_API_PLAN_INTERNAL_H
+#define MOEI_API_PLAN_INTERNAL_H
+
+#include "core/arena.h"
+#include "core/check.h"
+#include "core/tensor.h"
+#include "moe/plan.h"
+#include "moe/weights.h"
+#include "ops/combine.h"
+#include "ops/ggemm.h"
+#include "ops/glu.h"
+#include "ops/operand.h"
+#include "ops/place.h"
+#include "ops/quantize.h"
+#include "ops/route.h"
+#include "ops/sort.h"
+
+/// One stack of expert MLPs: the routed experts, or the shared ones. The two run the same steps.
+typedef struct moei_mlp {
+    int32_t count;
+    int64_t width; // inputs and outputs of an expert: H, or L where experts are latent
+    int64_t inter;
+    int64_t rows1; // outputs of the first product: 2 * inter, or inter without a gate
+    moei_activation_params act;
+    moe_gate_up gate_up;
+    bool transposed;
+    moe_gemm_desc gemm[2]; // quantisers resolved
+    moe_dtype operand[2];  // element type that each product reads
+    const moei_kernel *kernel[2];
+} moei_mlp;
+
+struct moe_plan {
+    const moe_context *ctx;
+    moe_layer_desc desc; // defaults resolved
+    moei_mlp routed, shared;
+    const moei_kernel *linear; // latent transforms, shared gate: float weights, one group
+    moe_determinism level;
+    uint32_t flags;
+    size_t max_workspace;
+};
+
+/// Steps of a descriptor whose kernels are selected by problem.
+typedef struct moei_plan_step {
+    const char *name; // "gate_up", "down", "shared gate_up", "shared down"
+    moei_ggemm_problem problem;
+} moei_plan_step;
+
+/// The grouped products of a plan, in order; returns how many (at most 4).
+int moei_plan_steps(const moe_plan *plan, moei_plan_step steps[4]);
+
+/// Checks a descriptor, resolves its defaults and selects kernels; allocates nothing. `call` heads
+/// messages.
+moe_status moei_plan_init(const moe_context *ctx, const moe_layer_desc *desc, const char *call,
+                          moe_plan *plan);
+
+/// Bytes of the workspace for num_tokens; SIZE_MAX on overflow. (layer.c lists the buffers.)
+size_t moei_layer_workspace(const moe_plan *plan, int64_t num_tokens);
+
+/// True where the step's input comes from a quantiser that the layer runs (not the caller's codes).
+static inline bool moei_mlp_quantizes(const moei_mlp *mlp, int gemm)
+{
+    return mlp->gemm[gemm].act.spec != MOE_QUANT_NONE;
+}
+
+/// A layer's weights. Packed ones lie in the caller's memory in canonical, compact form.
+struct moe_weights {
+    const moe_plan *plan;
+    size_t self_bytes;
+    bool wrapped;
+    moei_matrices gemm[2];
+    moei_matrices shared[2];
+    moei_matrices shared_gate, latent_in, latent_out; // float formats, one matrix each
+    void *output_bias;
+    moe_dtype output_bias_dtype;
+    float *act_scale[4]; // packed copies of the given activation scales: gemm, then shared
+    bool has_shared[2], has_shared_gate, has_latent_in, has_latent_out, has_output_bias;
+    unsigned char has_expert[]; // [local experts]: bit 0 gate_up, bit 1 down
+};
+
+/// STATE, naming what is missing, unless every tensor that the plan calls for is there.
+moe_status moei_weights_check_complete(const moe_weights *weights, const char *call);
+
+#endif

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+// ggemm, portable: every weight format, every activation format, every arithmetic class.
+//
+// A task is MR rows x NR outputs of one expert. Per chunk of k (the class's chunk or fold), W's
+// codes are decoded once to f32 [chunk][NR] and x's rows to [MR][chunk]; then each row runs NR
+// independent chains over the chunk, ascending, which the compiler vectorises along n. Limits:
+// FMA latency (one row's NR chains are four AVX registers); the decode is amortised over MR rows.
+#include "backends/cpu/ref/ref.h"
+#include "numerics/hd.h"
+#include "ops/ggemm.h"
+#include "quant/elements.h"
+
+#define MR 32
+#define NR 32
+#define CHUNK 256
+
+typedef struct tile {
+    float w[CHUNK][NR];
+    float x[MR][CHUNK];
+    float acc[MR][NR];
+} tile;
+
+// Row of x for row i of expert e, within x's batch e where rows come in groups.
+static int64_t x_row_of(const moek_ggemm_args *a, int64_t i)
+{
+    return a->row_index != NULL ? a->row_index[i] / a->row_divisor : i;
+}
+
+static const uint8_t *x_of(const moek_ggemm_args *a, int32_t e, int64_t i)
+{
+    const int64_t batch = a->offsets == NULL ? e * a->x.batch_stride : 0;
+    return a->x.data + batch + x_row_of(a, i) * a->x.row_stride;
+}
+
+static int64_t y_row_of(const moek_ggemm_args *a, int64_t i)
+{
+    return a->out_index != NULL ? a->out_index[i] : i;
+}
+
+static uint8_t *y_of(const moek_ggemm_args *a, int32_t e, int64_t i)
+{
+    const int64_t batch = a->offsets == NULL ? e * a->y_batch_stride : 0;
+    return a->y + batch + y_row_of(a, i) * a->y_row_stride;
+}
+
+static float row_weight_of(const moek_ggemm_args *a, int32_t e, int64_t i)
+{
+    const int64_t batch = a->offsets == NULL ? e * a->weight_batch_stride : 0;
+    return a->row_weight[batch + y_row_of(a, i) * a->weight_row_stride];
+}
+
+// Part (gate or up) of row n of the matrix, where scales differ between the two.
+static int part_of(const moei_matrices *w, int32_t parts, int64_t n)
+{
+    return parts < 2 ? 0 : w->interleaved_parts ? (int)(n & 1) : n >= w->part_rows;
+}
+
+static float weight_scale(const moei_matrices *w, int32_t e, int64_t n, int64_t k)
+{
+    int64_t row = part_of(w, w->scale_parts, n);
+    if (w->block_n > 0) {
+        // Blocks of rows begin anew at the second part: gate and up were quantised apart.
+        const int64_t part = n / w->part_rows;
+        row = part * moei_i64_ceil_div(w->part_rows, w->block_n) + n % w->part_rows / w->block_n;
+    }
+    const int64_t column = w->block_k > 0 ? k / w->block_k : 0;
+    return moei_load_one(w->scale_dtype, w->scales,
+                         (int64_t)e * w->scale_e_stride + row * w->scale_n_stride +
+                             column * w->scale_k_stride);
+}
+
+static float zero_point(const moei_matrices *w, int32_t e, int64_t n, int64_t k)
+{
+    if (w->zeros == NULL) {
+        return (float)w->format->zero_point;
+    }
+    const int64_t group = k / w->block_k;
+    if (w->zeros_packed) {
+        const uint8_t byte =
+            w->zeros[(int64_t)e * w->zero_e_stride + n / 2 * w->zero_n_stride + group];
+        return (float)(n % 2 == 0 ? byte & 15 : byte >> 4);
+    }
+    return (float)w->zeros[(int64_t)e * w->zero_e_stride + n * w->zero_n_stride + group];
+}
+
+// Scale of x for row i of expert e at element k.
+static float operand_scale(const moek_ggemm_args *a, int32_t e, int64_t i, int64_t k)
+{
+    const moei_operand *x = &a->x;
+    const int64_t group = x->group > 0 ? k / x->group : 0;
+    const int64_t at = (a->offsets == NULL ? e * x->scale_batch_stride : 0) +
+                       x_row_of(a, i) * x->scale_row_stride;
+    if (x->packed) {
+        const uint8_t *word =
+            (const uint8_t *)x->scales + 4 * (at + group / 4 * x->scale_k_stride);
+        return moei_e8m0_to_f32(word[group % 4]);
+    }
+    return moei_load_one(x->scale_dtype, x->scales, at + group * x->scale_k_stride);
+}
+
+// w[kk][nn] = code(n0 + nn, k0 + kk) - zero point; columns past n1 are 0.
+static void decode_weights(const moei_matrices *w, int32_t e, int64_t n0, int64_t n1, int64_t k0,
+                           int64_t kc, float out[CHUNK][NR])
+{
+    const uint8_t *base = w->values + (int64_t)e * w->value_e_stride;
+    const moe_dtype elem = w->format->elem;
+    const int64_t nc = n1 - n0;
+    float line[CHUNK > NR ? CHUNK : NR];
+    if (nc < NR) {
+        memset(out, 0, (size_t)kc * sizeof out[0]);
+    }
+    if (w->value_k_stride == 0) { // rows of k lie packed
+        for (int64_t nn = 0; nn < nc; nn++) {
+            moei_load_f32(elem, base + (n0 + nn) * w->value_n_stride, k0, kc, line);
+            for (int64_t kk = 0; kk < kc; kk++) {
+                out[kk][nn] = line[kk];
+            }
+        }
+    } else { // transposed: rows of n lie packed
+        for (int64_t kk = 0; kk < kc; kk++) {
+            moei_load_f32(elem, base + (k0 + kk) * w->value_k_stride, n0, nc, line);
+            memcpy(out[kk], line, (size_t)nc * sizeof line[0]);
+        }
+    }
+    if (w->format->zero_point >= 0) {
+        for (int64_t kk = 0; kk < kc; kk++) {
+            for (int64_t nn = 0; nn < nc; nn++) {
+                out[kk][nn] -= zero_point(w, e, n0 + nn, k0 + kk);
+            }
+        }
+    }
+}
+
+// One chunk of one row: NR chains, ascending k, from +0.
+static inline void chain(const float *restrict x, float (*restrict w)[NR], int64_t kc,
+                         float *restrict sum)
+{
+    for (int nn = 0; nn < NR; nn++) {
+        sum[nn] = 0.0f;
+    }
+    for (int64_t kk = 0; kk < kc; kk++) {
+        const float xv = x[kk];
+        for (int nn = 0; nn < NR; nn++) {
+            sum[nn] = moei_fmaf(xv, w[kk][nn], sum[nn]);
+        }
+    }
+}
+
+// What follows the sum, in the order that ops/ggemm.h states.
+static void finish(const moek_ggemm_args *a, int32_t e, int64_t i, int64_t n0, int64_t n1,
+                   float *acc)
+{
+    const moei_matrices *w = &a->w;
+    const float row_scale = a->x.scales != NULL && a->x.group == 0
+                                ? operand_scale(a, e, i, 0)
+                                : 1.0f;
+    const float row_weight = a->row_weight != NULL ? row_weight_of(a, e, i) : 1.0f;
+    for (int64_t n = n0; n < n1; n++) {
+        float v = acc[n - n0];
+        if (a->x.scales != NULL && a->x.group == 0) {
+            v *= row_scale;
+        }
+        if (w->scales != NULL && w->block_k == 0) {
+            v *= weight_scale(w, e, n, 0);
+        }
+        if (w->scale2 != NULL) {
+            v *= w->scale2[(int64_t)e * w->scale2_e_stride + part_of(w, w->scale2_parts, n)];
+        }
+        if (a->x.scale2 != NULL) {
+            v = moei_divf(v, a->x.scale2[0]);
+        }
+        if (w->bias != NULL) {
+            v += moei_load_one(w->bias_dtype, w->bias, (int64_t)e * w->bias_e_stride + n);
+        }
+        if (a->row_weight != NULL) {
+            v *= row_weight;
+        }
+        acc[n - n0] = v;
+    }
+    uint8_t *y = y_of(a, e, i) + n0 * moe_dtype_bits(a->y_dtype) / 8;
+    moei_store_f32(a->y_dtype, y, n1 - n0, acc);
+}
+
+// chunk: elements of k per chain; fold: the scale of a chunk is applied to its sum.
+static inline void block(const moek_ggemm_args *a, int32_t e, int64_t i0, int64_t i1, int64_t n0,
+                         int64_t n1, int64_t chunk, bool fold)
+{
+    tile t;
+    const int64_t rows = i1 - i0;
+    const bool fold_w = fold && a->w.scales != NULL && a->w.block_k > 0;
+    const bool fold_x = fold && a->x.scales != NULL && a->x.group > 0;
+    memset(t.acc, 0, (size_t)rows * sizeof t.acc[0]);
+    for (int64_t k0 = 0; k0 < a->w.k; k0 += chunk) {
+        const int64_t kc = moei_i64_min(chunk, a->w.k - k0);
+        float scale[NR];
+        decode_weights(&a->w, e, n0, n1, k0, kc, t.w);
+        for (int nn = 0; nn < NR; nn++) {
+            scale[nn] = fold_w && nn < n1 - n0 ? weight_scale(&a->w, e, n0 + nn, k0) : 1.0f;
+        }
+        for (int64_t r = 0; r < rows; r++) {
+            float sum[NR];
+            moei_load_f32(a->x.dtype, x_of(a, e, i0 + r), k0, kc, t.x[r]);
+            chain(t.x[r], t.w, kc, sum);
+            if (!fold) {
+                for (int nn = 0; nn < NR; nn++) {
+                    t.acc[r][nn] += sum[nn];
+                }
+                continue;
+            }
+            const float x_scale = fold_x ? operand_scale(a, e, i0 + r, k0) : 1.0f;
+            for (int nn = 0; nn < NR; nn++) {
+                t.acc[r][nn] = moei_fmaf(sum[nn] * x_scale, scale[nn], t.acc[r][nn]);
+            }
+        }
+    }
+    for (int64_t r = 0; r < rows; r++) {
+        finish(a, e, i0 + r, n0, n1, t.acc[r]);
+    }
+}
+
+static inline void blocks(const moek_ggemm_args *a, int32_t e, int64_t i0, int64_t i1, int64_t n0,
+                          int64_t n1, int64_t chunk, bool fold)
+{
+    for (int64_t i = i0; i < i1; i += MR) {
+        for (int64_t n = n0; n < n1; n += NR) {
+            block(a, e, i, moei_i64_min(i + MR, i1), n, moei_i64_min(n + NR, n1), chunk, fold);
+        }
+    }
+}
+
+#define CHAIN_KERNEL(suffix, chunk, fold)                                                          \
+    moek_ggemm_fn MOEI_REF2(moek_ggemm_any_any_any, suffix);                                       \
+    void MOEI_REF2(moek_ggemm_any_any_any, suffix)(const moek_ggemm_args *args, int32_t e,         \
+                                                   int64_t i0, int64_t i1, int64_t n0, int64_t n1) \
+    {                                                                                              \
+        blocks(args, e, i0, i1, n0, n1, chunk, fold);                                              \
+    }
+CHAIN_KERNEL(_c256, 256, false)
+CHAIN_KERNEL(_b16, 16, true)
+CHAIN_KERNEL(_b32, 32, true)
+CHAIN_KERNEL(_b64, 64, true)
+CHAIN_KERNEL(_b128, 128, true)
+
+// Codes of both operands are integers of at most 8 bits: a chunk's sum is exact in f32 (256 *
+// 128 * 255 < 2^23), and the chunks add up in 64-bit integers.
+static void block_i32(const moek_ggemm_args *a, int32_t e, int64_t i0, int64_t i1, int64_t n0,
+                      int64_t n1)
+{
+    tile t;
+    int64_t total[MR][NR];
+    const int64_t rows = i1 - i0;
+    memset(total, 0, (size_t)rows * sizeof total[0]);
+    for (int64_t k0 = 0; k0 < a->w.k; k0 += CHUNK) {
+        const int64_t kc = moei_i64_min(CHUNK, a->w.k - k0);
+        decode_weights(&a->w, e, n0, n1, k0, kc, t.w);
+        for (int64_t r = 0; r < rows; r++) {
+            float sum[NR];
+            moei_load_f32(a->x.dtype, x_of(a, e, i0 + r), k0, kc, t.x[r]);
+            chain(t.x[r], t.w, kc, sum);
+            for (int nn = 0; nn < NR; nn++) {
+                total[r][nn] += (int64_t)sum[nn];
+            }
+        }
+    }
+    for (int64_t r = 0; r < rows; r++) {
+        float acc[NR];
+        for (int nn = 0; nn < NR; nn++) {
+            acc[nn] = (float)total[r][nn];
+        }
+        finish(a, e, i0 + r, n0, n1, acc);
+    }
+}
+
+moek_ggemm_fn MOEI_REF2(moek_ggemm_any_any_any, _i32);
+void MOEI_REF2(moek_ggemm_any_any_any, _i32)(const moek_ggemm_args *args, int32_t e, int64_t i0,
+                                             int64_t i1, int64_t n0, int64_t n1)
+{
+    for (int64_t i = i0; i < i1; i += MR) {
+        for (int64_t n = n0; n < n1; n += NR) {
+            block_i32(args, e, i, moei_i64_min(i + MR, i1), n, moei_i64_min(n + NR, n1));
+        }
+    }
+}

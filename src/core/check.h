@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// The four macros with which calls fail, and the assertion forms. No others exist.
+#ifndef MOEI_CORE_CHECK_H
+#define MOEI_CORE_CHECK_H
+
+#include <assert.h>
+
+#include "moe/status.h"
+
+#if defined(__GNUC__)
+#define MOEI_COLD __attribute__((cold))
+#else
+#define MOEI_COLD
+#endif
+
+#define MOEI_PRINTF(format_index, first) MOE_PRINTF(format_index, first)
+
+/// Records the thread's message and returns `code`: `return moei_fail(MOE_E_SHAPE, "moe_run: ...")`.
+/// Messages name the call, the field and both values. Exported as moe_fail, so that libmoe_io and
+/// plugins write into the same place.
+#define moei_fail moe_fail
+
+/// A caller's mistake: always checked, returns.
+#define MOE_REQUIRE(condition, code, ...)                                                          \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            return moei_fail((code), __VA_ARGS__);                                                 \
+        }                                                                                          \
+    } while (0)
+
+/// Our own invariant: checked in builds without NDEBUG.
+#define MOE_ASSERT(condition) assert(condition)
+
+/// What `supports` or a check has already proved: asserted with assertions on, a hint without.
+#ifdef NDEBUG
+#define MOE_ASSUME(condition)                                                                      \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            __builtin_unreachable();                                                               \
+        }                                                                                          \
+    } while (0)
+#else
+#define MOE_ASSUME(condition) assert(condition)
+#endif
+
+/// Forwards a failure.
+#define MOE_TRY(expression)                                                                        \
+    do {                                                                                           \
+        const moe_status moei_try_status = (expression);                                           \
+        if (moei_try_status != MOE_OK) {                                                           \
+            return moei_try_status;                                                                \
+        }                                                                                          \
+    } while (0)
+
+#endif

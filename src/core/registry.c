@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+// Selection over a table of kernels, and the texts of refusals.
+#include "core/registry.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+
+#include "core/isa.h"
+
+static const moei_arith_info ariths[MOEI_NUM_ARITH] = {
+#define MOE_ARITH(ID, name, bits, truncating, products, chunk, consistent, text)                   \
+    {#name, bits, (truncating) != 0, products, chunk, (consistent) != 0, text},
+#include "core/arith.def"
+#undef MOE_ARITH
+};
+
+const moei_arith_info *moei_arith_get(moei_arith arith)
+{
+    return &ariths[arith];
+}
+
+const char *moei_op_name(moei_op op)
+{
+    static const char *const names[MOEI_NUM_OPS] = {"route", "place", "sort",   "quantize",
+                                                    "ggemm", "glu",   "combine"};
+    return op < MOEI_NUM_OPS ? names[op] : "unknown op";
+}
+
+typedef enum value_kind {
+    KIND_NUMBER,
+    KIND_ISA,
+    KIND_DTYPE,
+    KIND_FORMAT,
+    KIND_ARITH,
+    KIND_LEVEL,
+    KIND_QUANT
+} value_kind;
+
+static const char *level_name(int64_t level)
+{
+    static const char *const names[] = {"DEFAULT", "NONE", "RUN", "BATCH", "KERNEL"};
+    return level >= 0 && level <= MOE_DET_KERNEL ? names[level] : "unknown";
+}
+
+static const char *value_text(value_kind kind, int64_t value, char *buffer, size_t capacity)
+{
+    switch (kind) {
+    case KIND_ISA:
+        return moei_isa_text((uint64_t)value, buffer, capacity);
+    case KIND_DTYPE:
+        return moe_dtype_name((moe_dtype)value);
+    case KIND_FORMAT:
+        return moe_format_name((moe_format)value);
+    case KIND_ARITH:
+        return moei_arith_get((moei_arith)value)->name;
+    case KIND_LEVEL:
+        return level_name(value);
+    case KIND_QUANT:
+        return moe_quant_name((moe_quant_spec)value);
+    case KIND_NUMBER:
+        break;
+    }
+    (void)snprintf(buffer, capacity, "%" PRId64, value);
+    return buffer;
+}
+
+const char *moei_whynot_text(const moei_whynot *why, char *buffer, size_t capacity)
+{
+    static const struct {
+        value_kind kind;
+        const char *text;
+    } rows[MOEI_NUM_WHYNOT] = {
+#define MOE_WHYNOT(ID, kind, text) {KIND_##kind, text},
+#include "core/whynot.def"
+#undef MOE_WHYNOT
+    };
+    char have[64];
+    char need[64];
+    char *at = buffer;
+    size_t left = capacity;
+    const char *values[2] = {value_text(rows[why->code].kind, why->have, have, sizeof have),
+                             value_text(rows[why->code].kind, why->need, need, sizeof need)};
+    int next = 0;
+    for (const char *c = rows[why->code].text; *c != '\0' && left > 1; c++) {
+        if (c[0] == '%' && c[1] == 's' && next < 2) {
+            const int n = snprintf(at, left, "%s", values[next++]);
+            const size_t used = n > 0 && (size_t)n < left ? (size_t)n : left - 1;
+            at += used;
+            left -= used;
+            c++;
+        } else {
+            *at++ = *c;
+            left--;
+        }
+    }
+    if (capacity > 0) {
+        *at = '\0';
+    }
+    return buffer;
+}
+
+bool moei_registry_supports(const moei_kernel *kernel, uint64_t isa,
+                            const moei_ggemm_problem *problem, moei_whynot *why)
+{
+    if ((kernel->isa & ~isa) != 0) {
+        *why = (moei_whynot){MOEI_WHYNOT_ISA, (int64_t)isa, (int64_t)kernel->isa};
+        return false;
+    }
+    if (problem != NULL && kernel->supports != NULL) {
+        return kernel->supports(kernel, problem, why);
+    }
+    return true;
+}
+
+int moei_registry_select(const moei_kernel *kernels, size_t count, moei_op op, uint64_t isa,
+                         const moei_ggemm_problem *problem, moei_whynot *why)
+{
+    int best = -1;
+    double best_cost = 0.0;
+    for (size_t i = 0; i < count; i++) {
+        if (kernels[i].op != op || !moei_registry_supports(&kernels[i], isa, problem, why)) {
+            continue;
+        }
+        const double cost = kernels[i].cost != NULL ? kernels[i].cost(&kernels[i], problem) : 0.0;
+        if (best < 0 || cost < best_cost) {
+            best = (int)i;
+            best_cost = cost;
+        }
+    }
+    return best;
+}

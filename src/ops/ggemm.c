@@ -1,0 +1,426 @@
+// SPDX-License-Identifier: Apache-2.0
+// ggemm: shape rules, checks of views, and the public call.
+#include "ops/ggemm.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+
+#include "core/tensor.h"
+#include "moe/ops.h"
+#include "ops/operand.h"
+#include "quant/elements.h"
+#include "quant/specs.h"
+
+moe_dtype moei_gemm_operand_dtype(const moe_gemm_desc *gemm, moe_dtype x_dtype)
+{
+    moe_quant_desc act = gemm->act;
+    if (act.spec == MOE_QUANT_NONE) {
+        return x_dtype;
+    }
+    moei_quant_resolve(&act);
+    return act.elem;
+}
+
+int64_t moei_ggemm_fold(const moei_ggemm_problem *problem)
+{
+    const moei_format_info *info = moei_format(problem->gemm->weight_format);
+    const int64_t w = info->scale_dtypes != 0 ? moei_gemm_block_k(info, problem->gemm) : 0;
+    int64_t x = 0;
+    if (problem->gemm->act.spec != MOE_QUANT_NONE) {
+        moe_quant_desc act = problem->gemm->act;
+        moei_quant_resolve(&act);
+        x = act.group;
+    }
+    if (w == 0 || x == 0) {
+        return moei_i64_max(w, x);
+    }
+    const int64_t fine = moei_i64_min(w, x);
+    return moei_i64_max(w, x) % fine == 0 ? fine : -1;
+}
+
+moei_arith moei_ggemm_arith(const moei_ggemm_problem *problem)
+{
+    const moei_format_info *info = moei_format(problem->gemm->weight_format);
+    switch (moei_ggemm_fold(problem)) {
+    case 0:
+        return problem->x_dtype == MOE_I8 && info->elem == MOE_I8 ? MOEI_ARITH_I32
+                                                                  : MOEI_ARITH_FMA_C256;
+    case 16:
+        return MOEI_ARITH_FMA_B16;
+    case 32:
+        return MOEI_ARITH_FMA_B32;
+    case 64:
+        return MOEI_ARITH_FMA_B64;
+    case 128:
+        return MOEI_ARITH_FMA_B128;
+    default:
+        return MOEI_NUM_ARITH;
+    }
+}
+
+// Adds a leading dimension of 1 to a view that left it out.
+static moe_tensor with_expert_dim(const moe_tensor *t, int ndim)
+{
+    moe_tensor r = *t;
+    if (t->ndim == ndim - 1) {
+        for (int i = ndim - 1; i > 0; i--) {
+            r.shape[i] = t->shape[i - 1];
+            r.stride[i] = t->stride[i - 1];
+        }
+        r.shape[0] = 1;
+        r.stride[0] = 1;
+        r.ndim = ndim;
+    }
+    return r;
+}
+
+// Blocks of packed codes, [n, N, groups, bytes], are rows of groups * bytes where they are compact.
+static moe_tensor join_blocks(const moe_tensor *t)
+{
+    moe_tensor r = *t;
+    if (t->ndim == 4 && t->dtype == MOE_U8 && t->stride[3] == 1 && t->stride[2] == t->shape[3]) {
+        r.ndim = 3;
+        r.shape[2] = t->shape[2] * t->shape[3];
+        r.stride[2] = 1;
+    }
+    return r;
+}
+
+static moe_status fill_values(const moe_matrix_source *source, bool transposed, const char *call,
+                              const char *name, moei_matrices *out)
+{
+    const moe_dtype elem = out->format->elem;
+    const int bits = moe_dtype_bits(elem);
+    const moe_tensor joined = join_blocks(&source->values);
+    const moe_tensor t = with_expert_dim(&joined, 3);
+    // Code bytes often come as U8 (or I8), whatever they mean; the descriptor says what they are.
+    const bool as_bytes = bits <= 8 && t.dtype != elem && (t.dtype == MOE_U8 || t.dtype == MOE_I8);
+    MOE_REQUIRE(!transposed || bits >= 8, MOE_E_UNSUPPORTED,
+                "%s: %s is %s, %d bits an element; transposed = 1 needs whole bytes: transpose it",
+                call, name, out->format->name, bits);
+    const int64_t inner = transposed ? out->n : out->k;
+    const int64_t shape[3] = {out->count, transposed ? out->k : out->n,
+                              as_bytes ? moei_elem_bytes(elem, inner) : inner};
+    const uint32_t mask = MOEI_DTYPE_BIT(elem) |
+                          (bits <= 8 ? MOEI_DTYPE_BIT(MOE_U8) | MOEI_DTYPE_BIT(MOE_I8) : 0u);
+    MOE_TRY(moei_tensor_check(&t, call, name, mask, 3, shape));
+    out->values = moei_tensor_data(&t);
+    out->value_e_stride = moei_tensor_stride_bytes(&t, 0);
+    out->value_n_stride = transposed ? bits / 8 : moei_tensor_stride_bytes(&t, 1);
+    out->value_k_stride = transposed ? moei_tensor_stride_bytes(&t, 1) : 0;
+    return MOE_OK;
+}
+
+// One number per expert, or one for gate and one for up: [n], [n, 1], [n, 2].
+static moe_status check_parts(const moe_tensor *t, uint32_t mask, int32_t count, bool gated,
+                              const char *call, const char *name, int32_t *parts)
+{
+    const bool two = t->ndim == 2 && t->shape[1] == 2 && gated;
+    const int64_t shape[2] = {count, two ? 2 : 1};
+    *parts = two ? 2 : 1;
+    return moei_tensor_check_any_order(t, call, name, mask, t->ndim == 1 ? 1 : 2, shape);
+}
+
+static moe_status fill_scales(const moe_matrix_source *source, const moe_gemm_desc *gemm,
+                              bool gated, const char *call, const char *name, moei_matrices *out)
+{
+    const moei_format_info *info = out->format;
+    char label[64];
+    (void)snprintf(label, sizeof label, "%s scales", name);
+    if (info->scale_dtypes == 0) {
+        MOE_REQUIRE(source->scales.data == NULL, MOE_E_ARGUMENT,
+                    "%s: %s are given, format %s has none", call, label, info->name);
+        return MOE_OK;
+    }
+    const moe_dtype dtype =
+        gemm->weight_scale_dtype != 0 ? gemm->weight_scale_dtype : moei_format_scale_dtype(info);
+    uint32_t mask = MOEI_DTYPE_BIT(dtype);
+    if (moe_dtype_bits(dtype) == 8) {
+        mask |= MOEI_DTYPE_BIT(MOE_U8);
+    }
+    moe_tensor t = source->scales;
+    out->block_n = info->block_n;
+    out->block_k = moei_gemm_block_k(info, gemm);
+    if (info->block_n == 0) {
+        MOE_TRY(check_parts(&t, mask, out->count, gated, call, label, &out->scale_parts));
+        out->scale_n_stride = t.ndim == 2 ? t.stride[1] : 0;
+    } else {
+        const int64_t parts = out->n / out->part_rows;
+        const int64_t rows = parts * moei_i64_ceil_div(out->part_rows, out->block_n);
+        const int64_t columns = out->block_k > 0 ? moei_i64_ceil_div(out->k, out->block_k) : 1;
+        const int64_t shape[3] = {out->count, rows, columns};
+        if (out->block_k == 0 && t.ndim == 2 && t.shape[1] == out->n) {
+            t.ndim = 3; // channel scales [n, N]
+            t.shape[2] = 1;
+            t.stride[2] = 1;
+        } else if (out->block_k == 0 && t.ndim == 1 && out->count == 1) {
+            t.ndim = 2; // [N] of a single expert
+            t.shape[1] = 1;
+            t.stride[1] = 1;
+        }
+        t = with_expert_dim(&t, 3);
+        MOE_TRY(moei_tensor_check_any_order(&t, call, label, mask, 3, shape));
+        out->scale_n_stride = t.stride[1];
+        out->scale_k_stride = t.stride[2];
+    }
+    out->scales = moei_tensor_data(&t);
+    out->scale_dtype = dtype;
+    out->scale_e_stride = t.stride[0];
+    return MOE_OK;
+}
+
+static moe_status fill_scale2(const moe_matrix_source *source, bool gated, const char *call,
+                              const char *name, moei_matrices *out)
+{
+    char label[64];
+    (void)snprintf(label, sizeof label, "%s second-level scale", name);
+    if (!out->format->scale2) {
+        MOE_REQUIRE(source->scale2.data == NULL, MOE_E_ARGUMENT,
+                    "%s: %s is given, format %s has none", call, label, out->format->name);
+        return MOE_OK;
+    }
+    const moe_tensor *t = &source->scale2;
+    MOE_TRY(check_parts(t, MOEI_DTYPE_BIT(MOE_F32), out->count, gated, call, label,
+                        &out->scale2_parts));
+    MOE_REQUIRE(out->scale2_parts == 1 || t->stride[1] == 1, MOE_E_SHAPE,
+                "%s: %s has stride %" PRId64 " between gate and up, must be 1", call, label,
+                t->stride[1]);
+    out->scale2 = (const float *)(const void *)moei_tensor_data(t);
+    out->scale2_e_stride = t->stride[0];
+    return MOE_OK;
+}
+
+static moe_status fill_zeros(const moe_matrix_source *source, const moe_gemm_desc *gemm,
+                             const char *call, const char *name, moei_matrices *out)
+{
+    char label[64];
+    (void)snprintf(label, sizeof label, "%s zero points", name);
+    if (gemm->zero_points == 0) {
+        MOE_REQUIRE(source->zero_points.data == NULL, MOE_E_ARGUMENT,
+                    "%s: %s are given, the descriptor says zero_points = 0", call, label);
+        return MOE_OK;
+    }
+    const moe_tensor t = with_expert_dim(&source->zero_points, 3);
+    const int64_t groups = moei_i64_ceil_div(out->k, out->block_k);
+    const bool packed = t.ndim == 3 && out->format->elem == MOE_UINT4 &&
+                        t.shape[1] == moei_i64_ceil_div(out->n, 2) && t.shape[1] != out->n;
+    const int64_t shape[3] = {out->count, packed ? t.shape[1] : out->n, groups};
+    MOE_TRY(moei_tensor_check(&t, call, label, MOEI_DTYPE_BIT(MOE_U8), 3, shape));
+    out->zeros = moei_tensor_data(&t);
+    out->zeros_packed = packed;
+    out->zero_e_stride = t.stride[0];
+    out->zero_n_stride = t.stride[1];
+    return MOE_OK;
+}
+
+static moe_status fill_bias(const moe_matrix_source *source, const moe_gemm_desc *gemm,
+                            const char *call, const char *name, moei_matrices *out)
+{
+    char label[64];
+    (void)snprintf(label, sizeof label, "%s bias", name);
+    if (gemm->bias == 0) {
+        MOE_REQUIRE(source->bias.data == NULL, MOE_E_ARGUMENT,
+                    "%s: %s is given, the descriptor says bias = 0", call, label);
+        return MOE_OK;
+    }
+    const moe_tensor t = with_expert_dim(&source->bias, 2);
+    const int64_t shape[2] = {out->count, out->n};
+    MOE_TRY(moei_tensor_check(&t, call, label, MOEI_DTYPES_FLOAT, 2, shape));
+    out->bias = moei_tensor_data(&t);
+    out->bias_dtype = t.dtype;
+    out->bias_e_stride = t.stride[0];
+    return MOE_OK;
+}
+
+static moe_status fill_act_scale(const moe_matrix_source *source, const moe_gemm_desc *gemm,
+                                 const char *call, const char *name, moei_matrices *out)
+{
+    char label[64];
+    const bool needed = moei_quant_needs_given_scale(&gemm->act);
+    (void)snprintf(label, sizeof label, "%s activation scale", name);
+    MOE_REQUIRE(needed || source->act_scale.data == NULL, MOE_E_ARGUMENT,
+                "%s: %s is given, quantiser %s takes none", call, label,
+                moe_quant_name(gemm->act.spec));
+    if (needed) {
+        const int64_t shape[1] = {1};
+        MOE_TRY(moei_tensor_check(&source->act_scale, call, label, MOEI_DTYPE_BIT(MOE_F32),
+                                  source->act_scale.ndim == 0 ? 0 : 1, shape));
+        out->act_scale = (const float *)(const void *)moei_tensor_data(&source->act_scale);
+    }
+    return MOE_OK;
+}
+
+moe_status moei_matrices_from_source(const moe_matrix_source *source, const moe_gemm_desc *gemm,
+                                     int32_t count, int64_t n, int64_t k, bool transposed,
+                                     moe_gate_up gate_up, const char *call, const char *name,
+                                     moei_matrices *out)
+{
+    const bool gated = gate_up != MOE_GATE_UP_UNSET;
+    moei_matrices m = {0};
+    m.format = moei_format(gemm->weight_format);
+    MOE_REQUIRE(m.format != NULL, MOE_E_UNSET, "%s: %s.weight_format is unset", call, name);
+    m.n = n;
+    m.k = k;
+    m.count = count;
+    m.interleaved_parts =
+        gate_up == MOE_GATE_UP_INTERLEAVED || gate_up == MOE_UP_GATE_INTERLEAVED;
+    m.part_rows = gated && !m.interleaved_parts ? n / 2 : n;
+    if (n == 0 || k == 0) {
+        m.part_rows = moei_i64_max(m.part_rows, 1);
+    }
+    MOE_TRY(fill_values(source, transposed, call, name, &m));
+    MOE_TRY(fill_scales(source, gemm, gated, call, name, &m));
+    MOE_TRY(fill_scale2(source, gated, call, name, &m));
+    MOE_TRY(fill_zeros(source, gemm, call, name, &m));
+    MOE_TRY(fill_bias(source, gemm, call, name, &m));
+    MOE_TRY(fill_act_scale(source, gemm, call, name, &m));
+    *out = m;
+    return MOE_OK;
+}
+
+moe_status moei_gemm_desc_check(const moe_gemm_desc *gemm, const char *call, const char *name)
+{
+    const moei_format_info *info = moei_format(gemm->weight_format);
+    MOE_REQUIRE(gemm->weight_format != MOE_FORMAT_UNSET, MOE_E_UNSET,
+                "%s: %s.weight_format is unset", call, name);
+    MOE_REQUIRE(info != NULL, MOE_E_ARGUMENT, "%s: %s.weight_format = %d is not a format", call,
+                name, (int)gemm->weight_format);
+    MOE_REQUIRE(gemm->weight_scale_dtype >= 0 && gemm->weight_scale_dtype < 32 &&
+                    (gemm->weight_scale_dtype == 0 ||
+                     (info->scale_dtypes & MOEI_DTYPE_BIT(gemm->weight_scale_dtype)) != 0),
+                MOE_E_UNSUPPORTED, "%s: %s.weight_scale_dtype = %s, format %s has %s", call, name,
+                moe_dtype_name(gemm->weight_scale_dtype), info->name,
+                info->scale_dtypes != 0 ? moe_dtype_name(moei_format_scale_dtype(info))
+                                        : "no scales");
+    MOE_REQUIRE(gemm->weight_group == 0 || info->free_group, MOE_E_UNSUPPORTED,
+                "%s: %s.weight_group = %d, format %s has a fixed group of %d", call, name,
+                (int)gemm->weight_group, info->name, (int)info->block_k);
+    MOE_REQUIRE(gemm->weight_group >= 0, MOE_E_ARGUMENT,
+                "%s: %s.weight_group = %d, must be 16, 32, 64 or 128", call, name,
+                (int)gemm->weight_group);
+    MOE_REQUIRE(gemm->zero_points == 0 || gemm->zero_points == 1, MOE_E_ARGUMENT,
+                "%s: %s.zero_points = %d, must be 0 or 1", call, name, (int)gemm->zero_points);
+    MOE_REQUIRE(gemm->zero_points == 0 || info->zero_point >= 0, MOE_E_UNSUPPORTED,
+                "%s: %s.zero_points = 1, format %s has none; int4_group and uint8_group do", call,
+                name, info->name);
+    MOE_REQUIRE(gemm->bias == 0 || gemm->bias == 1, MOE_E_ARGUMENT,
+                "%s: %s.bias = %d, must be 0 or 1", call, name, (int)gemm->bias);
+    MOE_TRY(moei_quant_check(&gemm->act, call)); // NONE too: its parameters must be 0
+    return moei_quant_check_act(&gemm->act, call, name);
+}
+
+moe_status moei_ggemm_select(const moe_context *ctx, const moei_ggemm_problem *problem,
+                             const char *call, const char *name, const moei_kernel **out)
+{
+    moei_whynot why = {MOEI_WHYNOT_NONE, 0, 0};
+    char text[160];
+    const int row = moei_registry_select(ctx->backend->kernels, ctx->backend->num_kernels,
+                                         MOEI_OP_GGEMM, ctx->isa, problem, &why);
+    MOE_REQUIRE(moei_ggemm_fold(problem) >= 0, MOE_E_NO_KERNEL,
+                "%s: %s: weight scales change every %d elements of k, those of the input every %d; "
+                "one must divide the other",
+                call, name,
+                (int)moei_gemm_block_k(moei_format(problem->gemm->weight_format), problem->gemm),
+                (int)problem->gemm->act.group);
+    MOE_REQUIRE(row >= 0, MOE_E_NO_KERNEL, "%s: %s: no kernel for %s x %s; nearest: %s", call, name,
+                moe_dtype_name(problem->x_dtype), moe_format_name(problem->gemm->weight_format),
+                moei_whynot_text(&why, text, sizeof text));
+    *out = &ctx->backend->kernels[row];
+    return MOE_OK;
+}
+
+static moe_status check_offsets(const moe_tensor *offsets, int32_t count, const char *call,
+                                int64_t *rows)
+{
+    const int64_t shape[1] = {(int64_t)count + 1};
+    MOE_TRY(moei_tensor_check(offsets, call, "offsets", MOEI_DTYPE_BIT(MOE_I32), 1, shape));
+    const int32_t *p = (const int32_t *)(const void *)moei_tensor_data(offsets);
+    MOE_REQUIRE(p[0] == 0, MOE_E_VALUE, "%s: offsets[0] = %d, must be 0", call, (int)p[0]);
+    for (int32_t e = 0; e < count; e++) {
+        MOE_REQUIRE(p[e] <= p[e + 1], MOE_E_VALUE, "%s: offsets[%d] = %d exceeds offsets[%d] = %d",
+                    call, (int)e, (int)p[e], (int)e + 1, (int)p[e + 1]);
+    }
+    *rows = p[count];
+    return MOE_OK;
+}
+
+static moe_status check_index(const moe_tensor *index, int64_t rows, int64_t limit,
+                              const char *call, const char *name, const int32_t **out)
+{
+    *out = NULL;
+    if (!moei_tensor_present(index)) {
+        MOE_REQUIRE(rows <= limit, MOE_E_SHAPE, "%s: %" PRId64 " rows, but %s has %" PRId64, call,
+                    rows, name, limit);
+        return MOE_OK;
+    }
+    const int64_t shape[1] = {-1};
+    MOE_TRY(moei_tensor_check(index, call, name, MOEI_DTYPE_BIT(MOE_I32), 1, shape));
+    MOE_REQUIRE(index->shape[0] >= rows, MOE_E_SHAPE, "%s: %s has %" PRId64 " entries for %" PRId64
+                " rows", call, name, index->shape[0], rows);
+    const int32_t *p = (const int32_t *)(const void *)moei_tensor_data(index);
+    for (int64_t i = 0; i < rows; i++) {
+        MOE_REQUIRE(p[i] >= 0 && p[i] < limit, MOE_E_VALUE,
+                    "%s: %s[%" PRId64 "] = %d, must be 0..%" PRId64, call, name, i, (int)p[i],
+                    limit - 1);
+    }
+    *out = p;
+    return MOE_OK;
+}
+
+moe_status moe_ggemm(const moe_context *ctx, const moe_ggemm_args *args, void *stream)
+{
+    const char *call = "moe_ggemm";
+    MOE_REQUIRE(ctx != NULL && args != NULL, MOE_E_ARGUMENT, "%s: %s is NULL", call,
+                ctx == NULL ? "ctx" : "args");
+    MOE_REQUIRE(args->struct_size == sizeof *args, MOE_E_VERSION,
+                "%s: args.struct_size = %zu, this library knows %zu", call, args->struct_size,
+                sizeof *args);
+    MOE_TRY(moei_gemm_desc_check(&args->gemm, call, "args.gemm"));
+    const int64_t any[2] = {-1, -1};
+    MOE_TRY(moei_tensor_check(&args->y, call, "y", MOEI_DTYPES_FLOAT, 2, any));
+    moek_ggemm_args a = {0};
+    int32_t count = 1;
+    int64_t rows = args->y.shape[0];
+    if (moei_tensor_present(&args->offsets)) {
+        MOE_REQUIRE(args->offsets.ndim == 1 && args->offsets.shape[0] >= 1 &&
+                        args->offsets.shape[0] <= 4097,
+                    MOE_E_SHAPE, "%s: offsets has %" PRId64 " entries, must be 2..4097", call,
+                    args->offsets.ndim == 1 ? args->offsets.shape[0] : -1);
+        count = (int32_t)args->offsets.shape[0] - 1;
+        MOE_TRY(check_offsets(&args->offsets, count, call, &rows));
+        a.offsets = (const int32_t *)(const void *)moei_tensor_data(&args->offsets);
+    } else {
+        MOE_REQUIRE(!moei_tensor_present(&args->row_index) &&
+                        !moei_tensor_present(&args->out_index),
+                    MOE_E_ARGUMENT, "%s: row_index or out_index is given without offsets [2]",
+                    call);
+    }
+    int64_t x_rows;
+    int64_t k = -1;
+    MOE_TRY(moei_operand_from_tensors(&args->x, &args->x_scales, &args->weights.act_scale,
+                                      &args->gemm.act, call, &a.x, &x_rows, &k));
+    MOE_TRY(moei_matrices_from_source(&args->weights, &args->gemm, count, args->y.shape[1], k,
+                                      args->transposed != 0, MOE_GATE_UP_UNSET, call, "weights",
+                                      &a.w));
+    MOE_REQUIRE(!moei_tensor_overlap(&args->x, &args->y), MOE_E_OVERLAP, "%s: y overlaps x", call);
+    MOE_TRY(check_index(&args->row_index, rows, x_rows, call, "row_index", &a.row_index));
+    MOE_TRY(check_index(&args->out_index, rows, args->y.shape[0], call, "out_index", &a.out_index));
+    if (moei_tensor_present(&args->row_weight)) {
+        MOE_TRY(moei_tensor_check(&args->row_weight, call, "row_weight", MOEI_DTYPE_BIT(MOE_F32), 1,
+                                  args->y.shape));
+        a.row_weight = (const float *)(const void *)moei_tensor_data(&args->row_weight);
+    }
+    a.rows = rows;
+    a.row_divisor = 1;
+    a.weight_row_stride = 1;
+    a.y = moei_tensor_data(&args->y);
+    a.y_dtype = args->y.dtype;
+    a.y_row_stride = moei_tensor_stride_bytes(&args->y, 0);
+    const moei_ggemm_problem problem = {rows,          a.w.n,         k, count, &args->gemm,
+                                        a.x.dtype, a.y_dtype, args->transposed != 0};
+    const moei_kernel *kernel = NULL;
+    MOE_TRY(moei_ggemm_select(ctx, &problem, call, "args.gemm", &kernel));
+    const moei_exec exec = {ctx, stream};
+    moei_count_run(ctx, kernel);
+    return ctx->backend->ggemm(&exec, kernel, &a);
+}

@@ -1,0 +1,648 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every ggemm row, over every weight format and activation format that its arithmetic class takes.
+// A case is drawn from the seed, the class and its number alone, so that rows of one class get the
+// same problems and must give the same bits.
+#include "checkmoe/check_ggemm.h"
+
+#include <float.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "float64/ggemm.h"
+#include "moe/ops.h"
+#include "ops/ggemm.h"
+#include "ops/operand.h"
+#include "quant/elements.h"
+
+#define MAX_EXPERTS 5
+#define POISON 0xA5
+
+const char *moec_fill_name(moec_fill fill)
+{
+    static const char *const names[MOEC_NUM_FILLS] = {"exact",  "normal", "heavy",
+                                                      "cancel", "tiny",   "special"};
+    return names[fill];
+}
+
+typedef struct ggemm_case {
+    // shape
+    moe_gemm_desc gemm;
+    const moei_format_info *info;
+    moe_quant_desc act; // resolved; spec NONE: floats
+    moec_fill fill;
+    int32_t experts;
+    int64_t n, k, rows;
+    int32_t counts[MAX_EXPERTS];
+    int32_t offsets[MAX_EXPERTS + 1];
+    bool transposed, scatter, row_weights;
+    moe_gate_up gate_up; // parts for tensor scales
+    moe_dtype x_dtype, y_dtype;
+    // data
+    moec_guard values, scales, scale2, zeros, bias, x, x_scales, act_scale, y, index, out_index,
+        weights;
+    int64_t y_stride; // elements
+    float64_ggemm oracle;
+    char text[256];
+} ggemm_case;
+
+// ---- drawing codes ----------------------------------------------------------------------------------
+
+static double decode(moe_dtype dtype, const void *data, int64_t i)
+{
+    return (double)moei_load_one(dtype, data, i);
+}
+
+static void put_code(moe_dtype dtype, unsigned char *row, int64_t i, uint32_t code)
+{
+    switch (moe_dtype_bits(dtype)) {
+    case 4:
+        moei_set_u4(row, (size_t)i, (uint8_t)(code & 15));
+        break;
+    case 6:
+        moei_set_u6(row, (size_t)i, (uint8_t)(code & 63));
+        break;
+    case 8:
+        row[i] = (unsigned char)code;
+        break;
+    case 16: {
+        const uint16_t half = (uint16_t)code;
+        memcpy(row + 2 * i, &half, sizeof half);
+        break;
+    }
+    default:
+        memcpy(row + 4 * i, &code, sizeof code);
+        break;
+    }
+}
+
+static uint32_t encode_float(moe_dtype dtype, float value)
+{
+    return dtype == MOE_F32    ? moei_f32_bits(value)
+           : dtype == MOE_BF16 ? moei_f32_to_bf16(value)
+                               : moei_f32_to_f16(value);
+}
+
+static bool is_wide(moe_dtype dtype)
+{
+    return dtype == MOE_F32 || dtype == MOE_BF16 || dtype == MOE_F16;
+}
+
+// Draws element i of a row so that, less `zero`, it suits the fill.
+static void draw(moec_rng *rng, moec_fill fill, moe_dtype dtype, unsigned char *row, int64_t i,
+                 double zero, bool outlier)
+{
+    if (is_wide(dtype)) {
+        double value = fill == MOEC_EXACT ? (double)(moec_below(rng, 9) - 4) : moec_normal(rng);
+        value *= fill == MOEC_HEAVY && outlier ? 100.0 : 1.0;
+        value *= fill == MOEC_TINY ? (dtype == MOE_F16 ? 0x1p-20 : 0x1p-70) : 1.0;
+        if (fill == MOEC_SPECIAL && moec_below(rng, 40) == 0) {
+            static const double specials[] = {-0.0, 0.0, 0x1p-130, 1e30, -1e30, INFINITY, -INFINITY, NAN};
+            value = specials[moec_below(rng, moec_below(rng, 4) == 0 ? 8 : 4)];
+        }
+        put_code(dtype, row, i, encode_float(dtype, (float)value));
+        return;
+    }
+    for (;;) {
+        const uint32_t code = (uint32_t)moec_next(rng);
+        put_code(dtype, row, i, code);
+        const double value = decode(dtype, row, i) - zero;
+        if (fill == MOEC_EXACT && (value != floor(value) || fabs(value) > 4.0)) {
+            continue;
+        }
+        if (fill != MOEC_SPECIAL && !isfinite(value)) {
+            continue;
+        }
+        return;
+    }
+}
+
+static void draw_scale(moec_rng *rng, moec_fill fill, moe_dtype dtype, void *data, int64_t i)
+{
+    unsigned char *row = data;
+    const int power = (int)moec_below(rng, 3) - 1;
+    if (dtype == MOE_E8M0) {
+        row[i] = fill == MOEC_EXACT  ? (unsigned char)(127 + power)
+                 : fill == MOEC_TINY ? (unsigned char)moec_below(rng, 60)
+                                     : (unsigned char)(100 + moec_below(rng, 40));
+        if (fill == MOEC_SPECIAL && moec_below(rng, 30) == 0) {
+            row[i] = moec_below(rng, 2) == 0 ? 0xFF : 0;
+        }
+    } else if (dtype == MOE_E4M3FN) {
+        row[i] = fill == MOEC_EXACT ? moei_f32_to_e4m3fn(ldexpf(1.0f, power), MOEI_OVERFLOW_NAN)
+                                    : (unsigned char)moec_below(rng, 0x7F);
+    } else {
+        double value = fill == MOEC_EXACT ? ldexp(1.0, power) : 0.01 + 0.1 * fabs(moec_normal(rng));
+        value *= fill == MOEC_TINY ? 0x1p-60 : 1.0;
+        put_code(dtype, row, i, encode_float(dtype, (float)value));
+    }
+}
+
+// ---- building a case --------------------------------------------------------------------------------
+
+static bool take(moec_guard *guard, size_t bytes, bool at_end)
+{
+    if (!moec_guard_alloc(guard, bytes, at_end)) {
+        return false;
+    }
+    memset(guard->data, 0, bytes);
+    return true;
+}
+
+// Weight codes as doubles go to the oracle: (code - zero) * scale * scale2.
+static bool build_weights(ggemm_case *c, moec_rng *rng, bool at_end)
+{
+    const moei_format_info *info = c->info;
+    const int64_t block_k = moei_gemm_block_k(info, &c->gemm);
+    const int64_t inner = moei_elem_bytes(info->elem, c->transposed ? c->n : c->k);
+    const int64_t outer = c->transposed ? c->k : c->n;
+    const bool halves = c->gate_up == MOE_GATE_FIRST || c->gate_up == MOE_UP_FIRST;
+    const int64_t part_rows = halves ? c->n / 2 : c->n;
+    const int64_t parts = c->gate_up != MOE_GATE_UP_UNSET ? 2 : 1;
+    const int64_t srows = info->block_n == 0 ? parts
+                                             : (halves ? 2 : 1) * ((part_rows + info->block_n - 1) /
+                                                                   info->block_n);
+    const int64_t scolumns = block_k > 0 ? (c->k + block_k - 1) / block_k : 1;
+    const moe_dtype sdtype =
+        c->gemm.weight_scale_dtype != 0 ? c->gemm.weight_scale_dtype : moei_format_scale_dtype(info);
+    const size_t sbytes = (size_t)moe_dtype_bits(sdtype) / 8;
+    const int64_t groups = block_k > 0 ? scolumns : 1;
+    if (!take(&c->values, (size_t)(c->experts * outer * inner), at_end) ||
+        !take(&c->scales, (size_t)(c->experts * srows * scolumns) * sbytes, at_end) ||
+        !take(&c->scale2, (size_t)(c->experts * parts) * sizeof(float), at_end) ||
+        !take(&c->zeros, (size_t)(c->experts * c->n * groups), at_end) ||
+        !take(&c->bias, (size_t)(c->experts * c->n) * 4, at_end)) {
+        return false;
+    }
+    float *scale2 = (float *)(void *)c->scale2.data;
+    for (int64_t i = 0; i < c->experts * parts; i++) {
+        scale2[i] = c->fill == MOEC_EXACT ? 2.0f : 0.5f + (float)moec_below(rng, 100) * 0.01f;
+    }
+    for (int64_t i = 0; sbytes > 0 && i < c->experts * srows * scolumns; i++) {
+        draw_scale(rng, c->fill, sdtype, c->scales.data, i);
+    }
+    for (int64_t i = 0; i < c->experts * c->n * groups; i++) {
+        c->zeros.data[i] = (unsigned char)(info->zero_point < 0 ? 0
+                                           : c->gemm.zero_points != 0
+                                               ? info->zero_point - 2 + moec_below(rng, 5)
+                                               : info->zero_point);
+    }
+    for (int64_t i = 0; i < c->experts * c->n; i++) {
+        draw(rng, c->fill == MOEC_TINY ? MOEC_NORMAL : c->fill, MOE_F32, c->bias.data, i, 0.0, false);
+    }
+    for (int32_t e = 0; e < c->experts; e++) {
+        for (int64_t n = 0; n < c->n; n++) {
+            const int64_t part = parts == 1 ? 0 : halves ? n / part_rows : n % 2;
+            for (int64_t k = 0; k < c->k; k++) {
+                const int64_t zero_at = (e * c->n + n) * groups + (block_k > 0 ? k / block_k : 0);
+                const double zero = info->zero_point < 0 ? 0.0 : (double)c->zeros.data[zero_at];
+                unsigned char *row =
+                    c->values.data + (e * outer + (c->transposed ? k : n)) * inner;
+                const int64_t i = c->transposed ? n : k;
+                draw(rng, c->fill, info->elem, row, i, zero, k % 17 == 3);
+                double value = decode(info->elem, row, i) - zero;
+                if (sbytes > 0) {
+                    const int64_t srow =
+                        info->block_n == 0
+                            ? part
+                            : (halves ? n / part_rows : 0) *
+                                      ((part_rows + info->block_n - 1) / info->block_n) +
+                                  (halves ? n % part_rows : n) / info->block_n;
+                    const int64_t at = (e * srows + srow) * scolumns + (block_k > 0 ? k / block_k : 0);
+                    value *= decode(sdtype, c->scales.data, at);
+                }
+                if (info->scale2) {
+                    value *= (double)scale2[e * parts + part];
+                }
+                c->oracle.w[(e * c->n + n) * c->k + k] = value;
+            }
+            c->oracle.bias[e * c->n + n] =
+                c->gemm.bias != 0 ? decode(MOE_F32, c->bias.data, e * c->n + n) : 0.0;
+        }
+    }
+    return true;
+}
+
+static bool build_x(ggemm_case *c, moec_rng *rng, bool at_end)
+{
+    const moe_dtype elem = c->x_dtype;
+    const int64_t row_bytes = moei_elem_bytes(elem, c->k);
+    const moei_scale_shape s = c->act.spec != MOE_QUANT_NONE
+                                   ? moei_quant_scale_shape(&c->act, 1, c->rows, c->k)
+                                   : (moei_scale_shape){.dtype = MOE_F32, .rows = 1, .columns = 1, .elems = 1};
+    const int64_t bytes = moe_dtype_bits(s.dtype) / 8;
+    if (!take(&c->x, (size_t)(c->rows * row_bytes), at_end) ||
+        !take(&c->x_scales, s.elems * (size_t)bytes, at_end) ||
+        !take(&c->act_scale, sizeof(float), at_end)) {
+        return false;
+    }
+    float *act_scale = (float *)(void *)c->act_scale.data;
+    *act_scale = c->fill == MOEC_EXACT ? 2.0f : 0.75f;
+    const bool packed = c->act.scale_type == MOE_SCALE_UE8M0_PACKED;
+    for (size_t i = 0; i < s.elems * (packed ? 4u : 1u); i++) {
+        draw_scale(rng, c->fill, packed ? MOE_E8M0 : s.dtype, c->x_scales.data, (int64_t)i);
+    }
+    const bool given = c->act.spec != MOE_QUANT_NONE && moei_quant_needs_given_scale(&c->act);
+    const bool global = c->act.spec != MOE_QUANT_NONE && moei_quant_has_global_scale(&c->act);
+    for (int64_t r = 0; r < c->rows; r++) {
+        unsigned char *row = c->x.data + r * row_bytes;
+        for (int64_t k = 0; k < c->k; k++) {
+            draw(rng, c->fill, elem, row, k, 0.0, k % 17 == 3);
+            if (c->fill == MOEC_CANCEL && k >= (c->k + 1) / 2) {
+                const double first = decode(elem, row, k - (c->k + 1) / 2);
+                if (is_wide(elem)) {
+                    put_code(elem, row, k, encode_float(elem, (float)-first));
+                }
+            }
+            double value = decode(elem, row, k);
+            if (c->act.spec != MOE_QUANT_NONE && !(given && !global)) {
+                const int64_t group = c->act.group > 0 ? k / c->act.group : 0;
+                value *= packed ? (double)moei_e8m0_to_f32(
+                                      c->x_scales.data[4 * (r * s.row_stride + group / 4 * s.k_stride) +
+                                                       group % 4])
+                                : decode(s.dtype, c->x_scales.data,
+                                         r * s.row_stride + group * s.k_stride);
+            }
+            value *= given && !global ? (double)*act_scale : 1.0;
+            value /= global ? (double)*act_scale : 1.0;
+            c->oracle.x[r * c->k + k] = value;
+        }
+    }
+    return true;
+}
+
+static void build_rows(ggemm_case *c, moec_rng *rng)
+{
+    int32_t *index = (int32_t *)(void *)c->index.data;
+    int32_t *out_index = (int32_t *)(void *)c->out_index.data;
+    float *weights = (float *)(void *)c->weights.data;
+    for (int64_t i = 0; i < c->rows; i++) {
+        index[i] = (int32_t)moec_below(rng, c->rows);
+        out_index[i] = (int32_t)i;
+        weights[i] = c->fill == MOEC_EXACT ? (i % 2 == 0 ? 0.5f : 2.0f)
+                                           : (float)(0.1 + fabs(moec_normal(rng)));
+    }
+    for (int64_t i = c->rows - 1; c->scatter && i > 0; i--) { // a permutation
+        const int64_t j = moec_below(rng, i + 1);
+        const int32_t t = out_index[i];
+        out_index[i] = out_index[j];
+        out_index[j] = t;
+    }
+}
+
+static void free_case(ggemm_case *c)
+{
+    moec_guard *guards[] = {&c->values,  &c->scales,    &c->scale2, &c->zeros, &c->bias,
+                            &c->x,       &c->x_scales,  &c->act_scale, &c->y, &c->index,
+                            &c->out_index, &c->weights};
+    for (size_t i = 0; i < sizeof guards / sizeof guards[0]; i++) {
+        moec_guard_free(guards[i]);
+    }
+    float64_ggemm_free(&c->oracle);
+}
+
+static const int64_t k_sizes[] = {1, 2, 3, 5, 16, 17, 31, 32, 33, 64, 96, 127, 128, 129, 160, 255, 256, 257, 320, 520};
+
+static bool build_case(ggemm_case *c, moec_rng *rng)
+{
+    const bool at_end = moec_below(rng, 2) == 0;
+    c->experts = 1 + (int32_t)moec_below(rng, MAX_EXPERTS);
+    c->n = 1 + moec_below(rng, 70);
+    c->k = k_sizes[moec_below(rng, (int64_t)(sizeof k_sizes / sizeof k_sizes[0]))];
+    c->transposed = moe_dtype_bits(c->info->elem) >= 8 && moec_below(rng, 3) == 0;
+    c->scatter = moec_below(rng, 2) == 0;
+    c->row_weights = moec_below(rng, 2) == 0;
+    c->gemm.bias = (int32_t)moec_below(rng, 2);
+    c->gemm.zero_points = c->info->zero_point >= 0 ? (int32_t)moec_below(rng, 2) : 0;
+    static const moe_dtype y_dtypes[] = {MOE_F32, MOE_BF16, MOE_F16};
+    c->y_dtype = y_dtypes[moec_below(rng, 3)];
+    if (moec_below(rng, 2) == 0) {
+        c->n += c->n % 2;
+        c->gate_up = 1 + (moe_gate_up)moec_below(rng, 4);
+    }
+    for (int32_t e = 0; e < c->experts; e++) {
+        c->counts[e] = (int32_t)(moec_below(rng, 3) == 0 ? 0 : moec_below(rng, 40));
+        c->offsets[e + 1] = c->offsets[e] + c->counts[e];
+    }
+    c->rows = c->offsets[c->experts];
+    c->y_stride = c->n + 3;
+    (void)snprintf(c->text, sizeof c->text,
+                   "%s x %s (%s) -> %s, %s, e=%d rows=%lld n=%lld k=%lld%s%s%s%s gate_up=%d",
+                   c->act.spec != MOE_QUANT_NONE ? moe_quant_name(c->act.spec)
+                                                 : moe_dtype_name(c->x_dtype),
+                   c->info->name, moe_dtype_name(c->gemm.weight_scale_dtype),
+                   moe_dtype_name(c->y_dtype), moec_fill_name(c->fill), (int)c->experts,
+                   (long long)c->rows, (long long)c->n, (long long)c->k,
+                   c->transposed ? " transposed" : "", c->scatter ? " scatter" : "",
+                   c->gemm.bias != 0 ? " bias" : "", c->gemm.zero_points != 0 ? " zeros" : "",
+                   (int)c->gate_up);
+    const size_t rows = (size_t)c->rows;
+    return float64_ggemm_alloc(&c->oracle, c->experts, c->rows, c->n, c->k) &&
+           take(&c->index, rows * 4, at_end) && take(&c->out_index, rows * 4, at_end) &&
+           take(&c->weights, rows * 4, at_end) &&
+           take(&c->y, rows * (size_t)c->y_stride * (size_t)moe_dtype_bits(c->y_dtype) / 8,
+                at_end) &&
+           build_weights(c, rng, at_end) && build_x(c, rng, at_end) && (build_rows(c, rng), true);
+}
+
+// ---- running ----------------------------------------------------------------------------------------
+
+static moe_tensor scale_view(const ggemm_case *c)
+{
+    const moe_dtype dtype = c->gemm.weight_scale_dtype != 0 ? c->gemm.weight_scale_dtype
+                                                            : moei_format_scale_dtype(c->info);
+    const bool halves = c->gate_up == MOE_GATE_FIRST || c->gate_up == MOE_UP_FIRST;
+    const int64_t block_k = moei_gemm_block_k(c->info, &c->gemm);
+    const int64_t columns = block_k > 0 ? (c->k + block_k - 1) / block_k : 1;
+    if (c->info->scale_dtypes == 0) {
+        return (moe_tensor){0};
+    }
+    if (c->info->block_n == 0) {
+        return moe_tensor_2d(c->scales.data, dtype, c->experts,
+                             c->gate_up != MOE_GATE_UP_UNSET ? 2 : 1);
+    }
+    const int64_t part = halves ? c->n / 2 : c->n;
+    const int64_t rows = (halves ? 2 : 1) * ((part + c->info->block_n - 1) / c->info->block_n);
+    return moe_tensor_3d(c->scales.data, dtype, c->experts, rows, columns);
+}
+
+static moe_status make_args(const ggemm_case *c, moek_ggemm_args *a)
+{
+    moe_matrix_source s = {0};
+    const int64_t parts = c->gate_up != MOE_GATE_UP_UNSET ? 2 : 1;
+    const int64_t block_k = moei_gemm_block_k(c->info, &c->gemm);
+    s.values = c->transposed
+                   ? moe_tensor_3d(c->values.data, c->info->elem, c->experts, c->k, c->n)
+                   : moe_tensor_3d(c->values.data, MOE_U8, c->experts, c->n,
+                                   moei_elem_bytes(c->info->elem, c->k));
+    if (!c->transposed && moe_dtype_bits(c->info->elem) > 8) {
+        s.values = moe_tensor_3d(c->values.data, c->info->elem, c->experts, c->n, c->k);
+    }
+    s.scales = scale_view(c);
+    if (c->info->scale2) {
+        s.scale2 = moe_tensor_2d(c->scale2.data, MOE_F32, c->experts, parts);
+    }
+    if (c->gemm.zero_points != 0) {
+        s.zero_points = moe_tensor_3d(c->zeros.data, MOE_U8, c->experts, c->n,
+                                      (c->k + block_k - 1) / block_k);
+    }
+    if (c->gemm.bias != 0) {
+        s.bias = moe_tensor_2d(c->bias.data, MOE_F32, c->experts, c->n);
+    }
+    const moe_tensor act_scale = moe_tensor_1d(c->act_scale.data, MOE_F32, 1);
+    if (moei_quant_needs_given_scale(&c->gemm.act)) {
+        s.act_scale = act_scale;
+    }
+    memset(a, 0, sizeof *a);
+    MOE_TRY(moei_matrices_from_source(&s, &c->gemm, c->experts, c->n, c->k, c->transposed,
+                                      c->gate_up, "check", "weights", &a->w));
+    const moe_tensor x = moe_dtype_bits(c->x_dtype) < 8
+                             ? moe_tensor_2d(c->x.data, MOE_U8, c->rows,
+                                             moei_elem_bytes(c->x_dtype, c->k))
+                             : moe_tensor_2d(c->x.data, c->x_dtype, c->rows, c->k);
+    moe_tensor x_scales = {0};
+    if (c->act.spec != MOE_QUANT_NONE) {
+        const moei_scale_shape shape = moei_quant_scale_shape(&c->act, 1, c->rows, c->k);
+        if (shape.row_stride == 0) {
+            x_scales = moe_tensor_1d(c->x_scales.data, shape.dtype, 1);
+        } else {
+            x_scales = moe_tensor_2d(c->x_scales.data, shape.dtype, shape.rows, shape.columns);
+            x_scales.stride[0] = shape.row_stride;
+            x_scales.stride[1] = shape.k_stride;
+        }
+        if (moei_quant_needs_given_scale(&c->act) && !moei_quant_has_global_scale(&c->act)) {
+            x_scales = (moe_tensor){0};
+        }
+    }
+    int64_t rows;
+    int64_t k = c->k;
+    MOE_TRY(moei_operand_from_tensors(&x, &x_scales, &act_scale, &c->gemm.act, "check", &a->x, &rows,
+                                      &k));
+    a->offsets = c->offsets;
+    a->rows = c->rows;
+    a->row_index = (const int32_t *)(const void *)c->index.data;
+    a->row_divisor = 1;
+    a->out_index = c->scatter ? (const int32_t *)(const void *)c->out_index.data : NULL;
+    a->row_weight = c->row_weights ? (const float *)(const void *)c->weights.data : NULL;
+    a->weight_row_stride = 1;
+    a->y = c->y.data;
+    a->y_dtype = c->y_dtype;
+    a->y_row_stride = c->y_stride * moe_dtype_bits(c->y_dtype) / 8;
+    return MOE_OK;
+}
+
+static uint64_t hash_inputs(const ggemm_case *c)
+{
+    const moec_guard *guards[] = {&c->values,   &c->scales,    &c->scale2, &c->zeros,    &c->bias, &c->x,
+                                  &c->x_scales, &c->act_scale, &c->index,  &c->out_index, &c->weights};
+    uint64_t hash = 0;
+    for (size_t i = 0; i < sizeof guards / sizeof guards[0]; i++) {
+        hash = hash * 31 + moec_hash(guards[i]->data, guards[i]->bytes);
+    }
+    return hash;
+}
+
+// The result of row i, column n, against float64.
+static double worst_ratio(const ggemm_case *c, const moei_arith_info *arith, char *where, size_t size)
+{
+    double worst = 0.0;
+    const int32_t *index = (const int32_t *)(const void *)c->index.data;
+    const int32_t *out_index = (const int32_t *)(const void *)c->out_index.data;
+    const float *weights = (const float *)(const void *)c->weights.data;
+    for (int32_t e = 0; e < c->experts; e++) {
+        for (int64_t i = c->offsets[e]; i < c->offsets[e + 1]; i++) {
+            const int64_t y_row = c->scatter ? out_index[i] : i;
+            const double weight = c->row_weights ? (double)weights[y_row] : 1.0;
+            for (int64_t n = 0; n < c->n; n++) {
+                double magnitude;
+                const double want = float64_ggemm_element(&c->oracle, e, index[i], n, weight, &magnitude);
+                const double have = decode(c->y_dtype, c->y.data, y_row * c->y_stride + n);
+                double bound = float64_ggemm_bound(arith->chunk, arith->fraction_bits, c->k, magnitude,
+                                                   want, c->y_dtype);
+                if (c->fill == MOEC_EXACT) {
+                    bound = float64_half_ulp(want, c->y_dtype);
+                }
+                double ratio;
+                if (isnan(want) || isnan(have)) {
+                    // Products beyond f32's range may meet as inf - inf.
+                    const bool overflow = isnan(have) && magnitude > (double)FLT_MAX;
+                    ratio = (isnan(want) && isnan(have)) || overflow ? 0.0 : HUGE_VAL;
+                } else if (isinf(want) || isinf(have)) {
+                    // Beyond the range of f32, or of y: infinity of the right sign.
+                    const double limit = c->y_dtype == MOE_F16 ? 65504.0 : (double)FLT_MAX;
+                    const bool may = fabs(want) + bound > limit || magnitude > (double)FLT_MAX;
+                    ratio = (isinf(want) && have == want) ||
+                                    (may && (isinf(have) || fabs(want) >= limit))
+                                ? 0.0
+                                : HUGE_VAL;
+                } else {
+                    const double error = fabs(have - want);
+                    ratio = error == 0.0 ? 0.0 : bound > 0.0 ? error / bound : HUGE_VAL;
+                }
+                if (!(ratio <= worst)) {
+                    worst = ratio;
+                    (void)snprintf(where, size, "row %lld col %lld: have %.9g, want %.17g, bound %.3g",
+                                   (long long)y_row, (long long)n, have, want, bound);
+                }
+            }
+        }
+    }
+    return worst;
+}
+
+static bool padding_intact(const ggemm_case *c)
+{
+    const size_t bytes = (size_t)moe_dtype_bits(c->y_dtype) / 8;
+    for (int64_t r = 0; r < c->rows; r++) {
+        const unsigned char *row = c->y.data + (size_t)(r * c->y_stride) * bytes;
+        for (size_t b = (size_t)c->n * bytes; b < (size_t)c->y_stride * bytes; b++) {
+            if (row[b] != POISON) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+#define MAX_CASES 4096
+static uint64_t class_hash[MOEI_NUM_ARITH][MAX_CASES];
+static const char *class_row[MOEI_NUM_ARITH][MAX_CASES];
+
+static void run_case(moec_run *run, const moei_kernel *kernel, ggemm_case *c, int number)
+{
+    const moei_exec exec = {run->ctx, NULL};
+    const moei_backend *backend = run->ctx->backend;
+    moek_ggemm_args a;
+    char where[200] = "";
+    const moe_status status = make_args(c, &a);
+    if (!moec_check(run, status == MOE_OK, kernel->name, "%s: %s: %s", kernel->name, c->text,
+                    moe_last_error())) {
+        return;
+    }
+    const uint64_t inputs = hash_inputs(c);
+    memset(c->y.data, POISON, c->y.bytes);
+    moei_count_run(run->ctx, kernel);
+    (void)backend->ggemm(&exec, kernel, &a);
+    const double ratio = worst_ratio(c, moei_arith_get(kernel->arith), where, sizeof where);
+    moec_check(run, ratio <= 1.0, kernel->name, "%s: %s: error %.3g x bound at %s", kernel->name,
+               c->text, ratio, where);
+    moec_check(run, padding_intact(c), kernel->name, "%s: %s: wrote past its columns", kernel->name,
+               c->text);
+    const uint64_t first = moec_hash(c->y.data, c->y.bytes);
+    memset(c->y.data, POISON, c->y.bytes);
+    (void)backend->ggemm(&exec, kernel, &a);
+    moec_check(run, moec_hash(c->y.data, c->y.bytes) == first, kernel->name,
+               "%s: %s: two runs differ", kernel->name, c->text);
+    // Batch invariance: every row alone, in one group of its expert.
+    memset(c->y.data, POISON, c->y.bytes);
+    for (int32_t e = 0; e < c->experts; e++) {
+        moek_ggemm_fn *fn = (moek_ggemm_fn *)kernel->fn;
+        for (int64_t i = c->offsets[e]; i < c->offsets[e + 1]; i++) {
+            fn(&a, e, i, i + 1, 0, c->n);
+        }
+    }
+    moec_check(run, moec_hash(c->y.data, c->y.bytes) == first, kernel->name,
+               "%s: %s: rows alone differ from rows together", kernel->name, c->text);
+    moec_check(run, hash_inputs(c) == inputs, kernel->name, "%s: %s: an input changed", kernel->name,
+               c->text);
+    if (number < MAX_CASES) {
+        const char *other = class_row[kernel->arith][number];
+        moec_check(run, other == NULL || class_hash[kernel->arith][number] == first, kernel->name,
+                   "%s: %s: bits differ from %s of the same class", kernel->name, c->text,
+                   other != NULL ? other : "");
+        class_hash[kernel->arith][number] = first;
+        class_row[kernel->arith][number] = kernel->name;
+    }
+}
+
+// Activation forms: floats, and one quantiser of each scale form.
+static const moe_quant_desc act_forms[] = {
+    {.spec = MOE_QUANT_NONE},
+    {.spec = MOE_QUANT_FP8_TOKEN},
+    {.spec = MOE_QUANT_FP8_STATIC},
+    {.spec = MOE_QUANT_FP8_GROUP_DIV},
+    {.spec = MOE_QUANT_FP8_GROUP_RECIP, .scale_type = MOE_SCALE_UE8M0_PACKED, .scale_layout = MOE_SCALE_LAYOUT_COLUMN},
+    {.spec = MOE_QUANT_FP8_GROUP_DIV, .group = 64, .scale_layout = MOE_SCALE_LAYOUT_COLUMN},
+    {.spec = MOE_QUANT_INT8_TOKEN},
+    {.spec = MOE_QUANT_INT8_STATIC},
+    {.spec = MOE_QUANT_MX_FLOOR, .elem = MOE_E2M1},
+    {.spec = MOE_QUANT_MX_FLOOR, .elem = MOE_E4M3FN},
+    {.spec = MOE_QUANT_MX_EVEN, .elem = MOE_E3M2},
+    {.spec = MOE_QUANT_NVFP4},
+    {.spec = MOE_QUANT_I8B32},
+    {.spec = MOE_QUANT_I16B32},
+};
+
+static void check_problem(moec_run *run, const moei_kernel *kernel, const moe_gemm_desc *gemm,
+                          moe_dtype x_dtype, int *number, int repeats)
+{
+    const moei_ggemm_problem problem = {.m_max = 1,
+                                        .n = 1,
+                                        .k = 256,
+                                        .experts = 1,
+                                        .gemm = gemm,
+                                        .x_dtype = x_dtype,
+                                        .y_dtype = MOE_F32};
+    moei_whynot why;
+    if (!moei_registry_supports(kernel, run->ctx->isa, &problem, &why)) {
+        return;
+    }
+    for (int fill = 0; fill < MOEC_NUM_FILLS; fill++) {
+        for (int r = 0; r < repeats; r++, (*number)++) {
+            moec_rng rng = {run->options->seed * 1000003u + (uint64_t)kernel->arith * 65537u +
+                            (uint64_t)*number};
+            ggemm_case *c = calloc(1, sizeof *c);
+            if (c == NULL) {
+                return;
+            }
+            c->gemm = *gemm;
+            c->info = moei_format(gemm->weight_format);
+            c->act = gemm->act;
+            if (c->act.spec != MOE_QUANT_NONE) {
+                moei_quant_resolve(&c->act);
+                c->gemm.act = c->act;
+            }
+            c->fill = (moec_fill)fill;
+            c->x_dtype = x_dtype;
+            if (moec_check(run, build_case(c, &rng), kernel->name, "%s: no memory for a case",
+                           kernel->name)) {
+                run_case(run, kernel, c, *number);
+            }
+            free_case(c);
+            free(c);
+        }
+    }
+}
+
+void moec_check_ggemm(moec_run *run, const moei_kernel *kernel)
+{
+    const moei_format_info *info;
+    int number = 0;
+    for (size_t f = 0; (info = moei_format_at(f)) != NULL; f++) {
+        for (size_t v = 0; v < sizeof act_forms / sizeof act_forms[0]; v++) {
+            static const moe_dtype floats[] = {MOE_F32, MOE_BF16, MOE_F16};
+            static const int32_t groups[] = {0, 32, 64, 16};
+            for (int g = 0; g < (info->free_group ? 4 : 1); g++) {
+                for (moe_dtype s = MOE_DTYPE_UNSET; s <= MOE_E8M0; s++) {
+                    if (s != MOE_DTYPE_UNSET && (info->scale_dtypes & (1u << s)) == 0) {
+                        continue;
+                    }
+                    const moe_gemm_desc gemm = {.weight_format = info->format,
+                                                .weight_scale_dtype = s,
+                                                .weight_group = groups[g],
+                                                .act = act_forms[v]};
+                    if (act_forms[v].spec == MOE_QUANT_NONE) {
+                        for (int d = 0; d < 3; d++) {
+                            check_problem(run, kernel, &gemm, floats[d], &number, s == 0 ? 1 : 0);
+                        }
+                    } else {
+                        check_problem(run, kernel, &gemm,
+                                      moei_gemm_operand_dtype(&gemm, MOE_DTYPE_UNSET), &number,
+                                      s == 0 || v == 1 ? 1 : 0);
+                    }
+                }
+            }
+        }
+    }
+    moec_check(run, number > 0, kernel->name, "%s: no case fits", kernel->name);
+}

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+// checkmoe: every kernel row x instruction set x cases, against float64, with guard pages, poison and
+// bit equality. The same library is `moe check` in the program that users have.
+#ifndef MOE_CHECKMOE_H
+#define MOE_CHECKMOE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "moe/moe.h"
+
+typedef struct moec_options {
+    const char *kernel; // glob over row names; NULL: all
+    const char *isa;    // ceiling; NULL: all of the machine
+    uint64_t seed;      // 0: 1
+    int32_t threads;    // 0: all
+    const char *program; // name in repro lines
+    bool verbose;       // a report for what passes, too
+} moec_options;
+
+typedef struct moec_counts {
+    unsigned long passed, failed, skipped;
+} moec_counts;
+
+/// Where checks report. Every failure prints what failed and one line that repeats it.
+typedef struct moec_run {
+    const moec_options *options;
+    FILE *out;
+    moec_counts *counts;
+    const moe_context *ctx;
+} moec_run;
+
+/// Counts a result; prints the message and the repro line where it is a failure. Returns `ok`.
+bool moec_check(moec_run *run, bool ok, const char *repro, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+
+/// Counts and prints a skip with its reason.
+void moec_skip(moec_run *run, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/// Walks all kernel rows. Returns 0, or -1 if the context could not be made.
+int moec_kernels_run(const moec_options *options, FILE *out, moec_counts *counts);
+
+/// Layer checks: invariance over batch split, permutation, companions and threads; padding; edges;
+/// through the public API.
+int moec_layer_run(const moec_options *options, FILE *out, moec_counts *counts);
+
+/// Glob with * and ?.
+bool moec_glob(const char *pattern, const char *text);
+
+// ---- random numbers -------------------------------------------------------------------------------
+
+typedef struct moec_rng {
+    uint64_t state;
+} moec_rng;
+
+static inline uint64_t moec_next(moec_rng *rng)
+{
+    uint64_t z = (rng->state += 0x9E3779B97F4A7C15u); // splitmix64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+}
+
+/// Uniform in [0, n).
+static inline int64_t moec_below(moec_rng *rng, int64_t n)
+{
+    return (int64_t)(moec_next(rng) % (uint64_t)n);
+}
+
+/// Roughly normal, mean 0, deviation 1.
+static inline double moec_normal(moec_rng *rng)
+{
+    double sum = -6.0;
+    for (int i = 0; i < 12; i++) {
+        sum += (double)(moec_next(rng) >> 11) * 0x1p-53;
+    }
+    return sum;
+}
+
+// ---- memory with guard pages ------------------------------------------------------------------------
+
+/// A buffer whose first or last byte touches a page that may not be read or written.
+typedef struct moec_guard {
+    unsigned char *data;
+    size_t bytes;
+    void *map;
+    size_t map_bytes;
+} moec_guard;
+
+/// at_end: data + bytes is the guard page; else data is the first byte after one. Returns false when
+/// the system refuses.
+bool moec_guard_alloc(moec_guard *guard, size_t bytes, bool at_end);
+void moec_guard_free(moec_guard *guard);
+
+/// FNV-1a over bytes: inputs are hashed before and after.
+uint64_t moec_hash(const void *bytes, size_t size);
+
+#endif

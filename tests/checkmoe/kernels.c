@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// Walks every kernel row of the context's backend; a row that the machine cannot run is skipped by
+// name, never passed.
+#include "checkmoe/check_ggemm.h"
+#include "checkmoe/check_rows.h"
+#include "checkmoe/checkmoe.h"
+#include "ops/backend.h"
+
+static void check_row(moec_run *run, const moei_kernel *kernel)
+{
+    moei_whynot why = {MOEI_WHYNOT_NONE, 0, 0};
+    char text[160];
+    if (!moei_registry_supports(kernel, run->ctx->isa, NULL, &why)) {
+        moec_skip(run, "%s: %s", kernel->name, moei_whynot_text(&why, text, sizeof text));
+        return;
+    }
+    const unsigned long failed = run->counts->failed;
+    const unsigned long passed = run->counts->passed;
+    switch (kernel->op) {
+    case MOEI_OP_GGEMM:
+        moec_check_ggemm(run, kernel);
+        break;
+    case MOEI_OP_GLU:
+        moec_check_glu(run, kernel);
+        break;
+    case MOEI_OP_COMBINE:
+        moec_check_combine(run, kernel);
+        break;
+    default:
+        return; // route, place, sort, quantize: bit-exact statements of their own, tests/unit
+    }
+    (void)fprintf(run->out, "%-44s %lu passed, %lu failed\n", kernel->name,
+                  run->counts->passed - passed, run->counts->failed - failed);
+}
+
+int moec_kernels_run(const moec_options *options, FILE *out, moec_counts *counts)
+{
+    moe_context_desc desc = moe_context_desc_default();
+    desc.isa = options->isa;
+    desc.num_threads = options->threads;
+    moe_context *ctx = NULL;
+    if (moe_context_create(&desc, &ctx) != MOE_OK) {
+        (void)fprintf(out, "%s\n", moe_last_error());
+        return -1;
+    }
+    moec_run run = {options, out, counts, ctx};
+    for (size_t i = 0; i < ctx->backend->num_kernels; i++) {
+        const moei_kernel *kernel = &ctx->backend->kernels[i];
+        if (moec_glob(options->kernel, kernel->name)) {
+            check_row(&run, kernel);
+        }
+    }
+    moe_context_destroy(ctx);
+    return 0;
+}

@@ -1,0 +1,77 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Writes what is generated from the tables: the format table of docs/formats.md and the support matrix of
+README.md. `--check` fails where a file is not what the tables say."""
+import os
+import re
+import subprocess
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def rows(path, macro):
+    """Arguments of every `macro(...)` row of a table file."""
+    text = re.sub(r"//[^\n]*", "", open(os.path.join(ROOT, path)).read())
+    for m in re.finditer(macro + r"\(((?:[^()\"]|\"[^\"]*\"|\([^()]*\))*)\)", text):
+        yield [a.strip().strip('"') for a in re.findall(r'\s*("[^"]*"|[^,]+)', m.group(1))]
+
+
+SCALES = {"S_NONE": "none", "S_F32": "f32", "S_FLOAT": "f32, bf16, f16", "S_BLOCK": "f32, bf16, e8m0",
+          "S_E8M0": "e8m0", "S_E4M3": "e4m3fn"}
+
+
+def extent(value, unit):
+    return "all " + unit if value == "0" else value
+
+
+def format_table():
+    out = ["| format | element | scale per (outputs x k) | scales | second level | zero point | source |",
+           "| --- | --- | --- | --- | --- | --- | --- |"]
+    for f in rows("src/quant/formats.def", "MOE_FORMAT_ROW"):
+        _, name, elem, bn, bk, scales, scale2, zero, free, source = f
+        elem = elem.replace("MOE_", "").lower().replace("i8", "int8").replace("u8", "uint8")
+        group = "none" if scales == "S_NONE" else "%s x %s%s" % (
+            extent(bn, "n"), extent(bk, "k"), " (free)" if free == "1" else "")
+        out.append("| %s | %s | %s | %s | %s | %s | %s |" % (
+            name, elem, group, SCALES[scales], "f32" if scale2 == "1" else "-",
+            "-" if zero == "-1" else zero + ", or given", source))
+    return "\n".join(out)
+
+
+def support_matrix():
+    backends = [r[0] for r in rows("src/backends/backends.def", "MOE_BACKEND")]
+    ops = ["route", "place", "sort", "quantize", "ggemm", "glu", "combine"]
+    text = open(os.path.join(ROOT, "src/backends/cpu/kernels.def")).read()
+    out = ["| op | cpu ref | cpu ref_fma (AVX2) | cpu avx2, avx512, amx, neon | cuda | hip |",
+           "| --- | --- | --- | --- | --- | --- |"]
+    assert backends == ["cpu"], "teach this table the new backend"
+    for op in ops:
+        n = len(re.findall(r"MOE_KERNEL\(%s," % op, text))
+        assert n > 0, op
+        out.append("| %s | run | run | absent | absent | absent |" % op)
+    formats = ", ".join(f[1] for f in rows("src/quant/formats.def", "MOE_FORMAT_ROW"))
+    out += ["", "*run*: executed by every `make check`. Weight formats of ggemm, on every backend: " + formats + "."]
+    return "\n".join(out)
+
+
+def splice(path, tag, body, check):
+    full = os.path.join(ROOT, path)
+    text = open(full).read()
+    begin, end = "<!-- %s: generated -->" % tag, "<!-- end %s -->" % tag
+    i, j = text.index(begin) + len(begin), text.index(end)
+    new = text[:i] + "\n" + body + "\n" + text[j:]
+    if new == text:
+        return True
+    if check:
+        print("%s: the table \"%s\" is stale; run tools/gen_support_table.py" % (path, tag))
+        return False
+    open(full, "w").write(new)
+    return True
+
+
+if __name__ == "__main__":
+    check = "--check" in sys.argv[1:]
+    ok = splice("docs/formats.md", "formats", format_table(), check)
+    ok = splice("README.md", "support", support_matrix(), check) and ok
+    sys.exit(0 if ok else 1)

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Sees to it that the Debian packages of a build are there: says which are missing, installs them when
+# root, else prints the one line that does.
+set -euo pipefail
+want="gcc g++ cmake make pkg-config libjansson-dev"
+missing=""
+for p in $want; do
+    case $p in
+    gcc | g++ | cmake | make) command -v "$p" > /dev/null || missing="$missing $p" ;;
+    *) dpkg-query -W -f='${Status}' "$p" 2> /dev/null | grep -q "ok installed" \
+        || missing="$missing $p" ;;
+    esac
+done
+[ -z "$missing" ] && exit 0
+echo "packages needed:$missing"
+if [ "$(id -u)" = 0 ]; then
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq && apt-get install -y -qq --no-install-recommends $missing > /dev/null
+    echo "packages installed:$missing"
+else
+    echo "install them with: sudo apt-get install$missing"
+    exit 1
+fi
