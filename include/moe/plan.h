@@ -136,8 +136,8 @@ typedef struct moe_layer_desc {
     int32_t expert_map;    ///< 1: args.expert_map is required
     int32_t replicas;      ///< physical experts; > 0: args.replica_table and replica_count required
     moe_dtype logits_dtype;  ///< FROM_LOGITS; 0: f32
-    moe_dtype ids_dtype;     ///< of given or returned ids; 0: I32
-    moe_dtype weights_dtype; ///< of given or returned weights; 0: f32
+    moe_dtype ids_dtype;     ///< of given or returned ids; 0: I32. PLACED: 0
+    moe_dtype weights_dtype; ///< of given or returned weights; 0: f32. PLACED: f32
     moe_weight_stage weight_stage;
 
     // The experts
@@ -151,7 +151,8 @@ typedef struct moe_layer_desc {
 
     // Precision and form
     moe_dtype x_dtype;       ///< f32, bf16, f16, or the element type of gemm[0].act
-    moe_dtype inter_dtype;   ///< of h; 0: x's (h quantises straight from f32 with gemm[1].act)
+    moe_dtype inter_dtype;   ///< of h; 0: x's. Where gemm[1].act quantises h, that is straight from
+                             ///< f32: 0 or f32
     moe_dtype partial_dtype; ///< of each slot's result; 0: x's
     moe_dtype out_dtype;     ///< 0: x's
     moe_x_layout x_layout;

@@ -25,6 +25,19 @@ static void put(text *t, const char *format, ...)
     t->length += n > 0 ? (size_t)n : 0;
 }
 
+// "name": value in the nine digits that name every f32, whatever the process's locale writes between
+// units and tenths.
+static void put_number(text *t, const char *name, float value)
+{
+    char digits[32];
+    (void)snprintf(digits, sizeof digits, "%.9g", (double)value);
+    for (char *c = digits; *c != '\0'; c++) {
+        const bool known = (*c >= '0' && *c <= '9') || *c == '-' || *c == '+' || *c == 'e';
+        *c = known ? *c : '.';
+    }
+    put(t, "\"%s\": %s, ", name, digits);
+}
+
 static moe_status check_buffer(const moe_plan *plan, char *buffer, size_t capacity,
                                const char *call)
 {
@@ -45,14 +58,10 @@ static const char *level_name(moe_determinism level)
 
 // ---- support query ----------------------------------------------------------------------------------
 
-static const moei_kernel *chosen_kernel(const moe_plan *plan, int step)
-{
-    return step < 2 ? plan->routed.kernel[step] : plan->shared.kernel[step - 2];
-}
-
-static int visit_op(const moe_context *ctx, moei_op op,
+static int visit_op(const moe_plan *plan, moei_op op, bool runs,
                     int (*visit)(void *, const moe_support *), void *self)
 {
+    const moe_context *ctx = plan->ctx;
     const moei_backend *backend = ctx->backend;
     for (size_t i = 0; i < backend->num_kernels; i++) {
         const moei_kernel *kernel = &backend->kernels[i];
@@ -65,14 +74,15 @@ static int visit_op(const moe_context *ctx, moei_op op,
         const moe_support support = {.kernel = kernel->name,
                                      .step = moei_op_name(op),
                                      .supported = supported,
-                                     .chosen = kernel == ctx->op_kernel[op],
+                                     .chosen = runs && kernel == ctx->op_kernel[op],
                                      .code = (int32_t)why.code,
                                      .have = why.have,
                                      .need = why.need,
                                      .text = moei_whynot_text(&why, reason, sizeof reason),
                                      .arith = moei_arith_get(kernel->arith)->name,
                                      .level = MOE_DET_KERNEL,
-                                     .graph_safe = (kernel->flags & MOEI_KERNEL_GRAPH_SAFE) != 0};
+                                     .graph_safe = (kernel->flags & MOEI_KERNEL_GRAPH_SAFE) != 0,
+                                     .workspace_bytes = plan->max_workspace};
         const int stop = visit(self, &support);
         if (stop != 0) {
             return stop;
@@ -127,17 +137,20 @@ moe_status moe_query_support(const moe_context *ctx, const moe_layer_desc *desc,
         status != MOE_E_WORKSPACE) {
         return status;
     }
-    moei_plan_step steps[4];
+    moei_plan_step steps[MOEI_PLAN_STEPS];
     const int n = moei_plan_steps(&plan, steps);
     for (int op = 0; op < MOEI_NUM_OPS; op++) {
         if (op == MOEI_OP_GGEMM) {
             for (int i = 0; i < n; i++) {
-                const moei_kernel *chosen = status == MOE_OK ? chosen_kernel(&plan, i) : NULL;
+                const moei_kernel *chosen =
+                    status == MOE_OK ? moei_plan_kernel(&plan, &steps[i]) : NULL;
                 if (visit_step(&plan, &steps[i], chosen, visit, self) != 0) {
                     return status;
                 }
             }
-        } else if (visit_op(ctx, (moei_op)op, visit, self) != 0) {
+        } else if (visit_op(&plan, (moei_op)op,
+                            status == MOE_OK && moei_plan_uses(&plan, (moei_op)op), visit,
+                            self) != 0) {
             return status;
         }
     }
@@ -178,13 +191,13 @@ moe_status moe_plan_explain(const moe_plan *plan, char *buffer, size_t capacity,
 {
     MOE_TRY(check_buffer(plan, buffer, capacity, "moe_plan_explain"));
     text t = {buffer, capacity, 0};
-    moei_plan_step steps[4];
+    moei_plan_step steps[MOEI_PLAN_STEPS];
     const int n = moei_plan_steps(plan, steps);
     for (int i = 0; i < n; i++) {
-        explain_step(plan, &steps[i], chosen_kernel(plan, i), &t);
+        explain_step(plan, &steps[i], moei_plan_kernel(plan, &steps[i]), &t);
     }
     for (int op = 0; op < MOEI_NUM_OPS; op++) {
-        if (op != MOEI_OP_GGEMM) {
+        if (op != MOEI_OP_GGEMM && moei_plan_uses(plan, (moei_op)op)) {
             put(&t, "%s\n *  %-44s runs\n", moei_op_name((moei_op)op),
                 plan->ctx->op_kernel[op]->name);
         }
@@ -203,24 +216,63 @@ moe_status moe_plan_explain(const moe_plan *plan, char *buffer, size_t capacity,
 
 // ---- describe -----------------------------------------------------------------------------------------
 
+// Enumerators are written as their numbers where they have no name in the API.
+static void describe_quant(const moe_quant_desc *q, text *t)
+{
+    put(t, "{\"spec\": \"%s\", \"elem\": \"%s\", \"group\": %d, ", moe_quant_name(q->spec),
+        moe_dtype_name(q->elem), (int)q->group);
+    put_number(t, "amax_bound", q->amax_bound);
+    put(t, "\"scale_type\": %d, \"scale_layout\": %d}", (int)q->scale_type,
+        (int)q->scale_layout);
+}
+
 static void describe_mlp(const moei_mlp *mlp, const char *name, text *t)
 {
     put(t,
         "\"%s\": {\"experts\": %d, \"width\": %" PRId64 ", \"inter\": %" PRId64
-        ", \"activation\": \"%s\", \"gate_up\": %d, \"transposed\": %s, \"products\": [",
-        name, (int)mlp->count, mlp->width, mlp->inter, moe_activation_name(mlp->act.activation),
-        (int)mlp->gate_up, mlp->transposed ? "true" : "false");
+        ", \"activation\": \"%s\", ",
+        name, (int)mlp->count, mlp->width, mlp->inter, moe_activation_name(mlp->act.activation));
+    put_number(t, "alpha", mlp->act.alpha);
+    put_number(t, "beta", mlp->act.beta);
+    put_number(t, "linear_beta", mlp->act.linear_beta);
+    put_number(t, "limit", mlp->act.limit);
+    put(t, "\"gate_up\": %d, \"transposed\": %d, \"products\": [", (int)mlp->gate_up,
+        (int)mlp->transposed);
     for (int g = 0; g < 2; g++) {
+        const moe_gemm_desc *gemm = &mlp->gemm[g];
+        const moei_format_info *info = moei_format(gemm->weight_format);
+        const moe_dtype scales = gemm->weight_scale_dtype != 0 ? gemm->weight_scale_dtype
+                                                               : moei_format_scale_dtype(info);
+        put(t, "%s{\"input\": \"%s\", \"quantiser\": ", g > 0 ? ", " : "",
+            moe_dtype_name(mlp->operand[g]));
+        describe_quant(&gemm->act, t);
         put(t,
-            "%s{\"input\": \"%s\", \"quantiser\": \"%s\", \"weights\": \"%s\", \"bias\": %s, "
-            "\"arith\": \"%s\", \"kernel\": \"%s\"}",
-            g > 0 ? ", " : "", moe_dtype_name(mlp->operand[g]),
-            mlp->gemm[g].act.spec == MOE_QUANT_NONE ? "none"
-                                                    : moe_quant_name(mlp->gemm[g].act.spec),
-            moe_format_name(mlp->gemm[g].weight_format), mlp->gemm[g].bias != 0 ? "true" : "false",
-            moei_arith_get(mlp->kernel[g]->arith)->name, mlp->kernel[g]->name);
+            ", \"weights\": \"%s\", \"scales\": \"%s\", \"group\": %d, \"zero_points\": %d, "
+            "\"bias\": %d, \"arith\": \"%s\", \"kernel\": \"%s\"}",
+            info->name, moe_dtype_name(scales), (int)moei_gemm_block_k(info, gemm),
+            (int)gemm->zero_points, (int)gemm->bias, moei_arith_get(mlp->kernel[g]->arith)->name,
+            mlp->kernel[g]->name);
     }
     put(t, "]}");
+}
+
+static void describe_route(const moe_route_desc *route, text *t)
+{
+    moe_route_desc r = *route;
+    moei_route_resolve(&r);
+    put(t, "\"route\": {\"scoring\": %d, \"select_on\": %d, \"renormalise\": %d, ",
+        (int)r.scoring, (int)r.select_on, (int)r.renormalise);
+    put_number(t, "renorm_eps", r.renorm_eps);
+    put_number(t, "scale", r.scale);
+    put_number(t, "jitter_eps", r.jitter_eps);
+    put(t,
+        "\"correction_bias\": %d, \"scale_tensor\": %d, \"num_groups\": %d, "
+        "\"top_groups\": %d, \"group_score\": %d, \"group_mask_zero\": %d, "
+        "\"zero_experts\": %d, \"shared_scores\": %d, \"renorm_shared\": %d, "
+        "\"hash_table\": %d, \"append_shared\": %d}, ",
+        (int)r.correction_bias, (int)r.scale_tensor, (int)r.num_groups, (int)r.top_groups,
+        (int)r.group_score, (int)r.group_mask_zero, (int)r.zero_experts, (int)r.shared_scores,
+        (int)r.renorm_shared, (int)r.hash_table, (int)r.append_shared);
 }
 
 moe_status moe_plan_describe(const moe_plan *plan, char *buffer, size_t capacity, size_t *needed)
@@ -231,23 +283,34 @@ moe_status moe_plan_describe(const moe_plan *plan, char *buffer, size_t capacity
     put(&t,
         "{\"version\": \"%s\", \"backend\": \"%s\", \"max_tokens\": %" PRId64
         ", \"hidden\": %" PRId64 ", \"latent\": %" PRId64
-        ", \"num_experts\": %d, \"top_k\": %d, \"routing\": %d, \"scoring\": %d, "
-        "\"weight_stage\": %d, \"x_layout\": %d, \"out_mode\": %d, \"accumulate\": %d, ",
+        ", \"num_experts\": %d, \"num_local_experts\": %d, \"top_k\": %d, \"routing\": %d, ",
         moe_version_string(), plan->ctx->backend->name, d->max_tokens, d->hidden, d->latent,
-        (int)d->num_experts, (int)d->top_k, (int)d->routing, (int)d->route.scoring,
-        (int)d->weight_stage, (int)d->x_layout, (int)d->out_mode, (int)d->accumulate);
+        (int)d->num_experts, (int)d->num_local_experts, (int)d->top_k, (int)d->routing);
+    describe_route(&d->route, &t);
     put(&t,
+        "\"expert_map\": %d, \"replicas\": %d, \"weight_stage\": %d, \"x_layout\": %d, "
+        "\"out_mode\": %d, \"accumulate\": %d, \"output_bias\": %d, ",
+        (int)d->expert_map, (int)d->replicas, (int)d->weight_stage, (int)d->x_layout,
+        (int)d->out_mode, (int)d->accumulate, (int)d->output_bias);
+    put(&t,
+        "\"logits_dtype\": \"%s\", \"ids_dtype\": \"%s\", \"weights_dtype\": \"%s\", "
         "\"x_dtype\": \"%s\", \"inter_dtype\": \"%s\", \"partial_dtype\": \"%s\", "
         "\"out_dtype\": \"%s\", ",
-        moe_dtype_name(d->x_dtype), moe_dtype_name(d->inter_dtype),
-        moe_dtype_name(d->partial_dtype), moe_dtype_name(d->out_dtype));
+        moe_dtype_name(d->logits_dtype), moe_dtype_name(d->ids_dtype),
+        moe_dtype_name(d->weights_dtype), moe_dtype_name(d->x_dtype),
+        moe_dtype_name(d->inter_dtype), moe_dtype_name(d->partial_dtype),
+        moe_dtype_name(d->out_dtype));
     describe_mlp(&plan->routed, "routed", &t);
     if (d->shared.count > 0) {
         put(&t, ", ");
         describe_mlp(&plan->shared, "shared", &t);
+        put(&t, ", \"shared_gate\": %d", (int)d->shared.gate);
     }
-    put(&t, ", \"level\": \"%s\", \"uses_ref\": %s, \"workspace_bytes\": %zu}",
-        level_name(plan->level), (plan->flags & MOE_PLAN_USES_REF) != 0 ? "true" : "false",
+    put(&t,
+        ", \"determinism\": \"%s\", \"level\": \"%s\", \"uses_ref\": %s, "
+        "\"workspace_cap\": %zu, \"workspace_bytes\": %zu}",
+        level_name(d->determinism), level_name(plan->level),
+        (plan->flags & MOE_PLAN_USES_REF) != 0 ? "true" : "false", d->workspace_cap,
         plan->max_workspace);
     if (needed != NULL) {
         *needed = t.length;

@@ -318,8 +318,7 @@ static moe_status check_x(run *r)
 
 static bool out_is_direct(const run *r)
 {
-    return r->desc->out_mode == MOE_OUT_LAYOUT && r->desc->accumulate == 0 &&
-           r->desc->out_dtype == r->desc->partial_dtype;
+    return moei_plan_writes_out_directly(r->plan);
 }
 
 static moe_status check_outputs(const run *r)
@@ -475,8 +474,8 @@ static moe_status sort_step(const run *r)
 }
 
 // y[rows, n] = x . W^T for one float matrix: latent transforms and the shared experts' gate.
-static moe_status linear_step(const run *r, const moei_matrices *w, const moei_operand *x, void *y,
-                              moe_dtype y_dtype)
+static moe_status linear_step(const run *r, moei_linear map, const moei_matrices *w,
+                              const moei_operand *x, void *y, moe_dtype y_dtype)
 {
     moek_ggemm_args a = {.w = *w,
                          .x = *x,
@@ -485,8 +484,8 @@ static moe_status linear_step(const run *r, const moei_matrices *w, const moei_o
                          .y = y,
                          .y_dtype = y_dtype,
                          .y_row_stride = w->n * (int64_t)dtype_bytes(y_dtype)};
-    moei_count_run(r->exec.ctx, r->plan->linear);
-    return r->exec.ctx->backend->ggemm(&r->exec, r->plan->linear, &a);
+    moei_count_run(r->exec.ctx, r->plan->linear[map]);
+    return r->exec.ctx->backend->ggemm(&r->exec, r->plan->linear[map], &a);
 }
 
 static moei_operand float_operand(const void *data, moe_dtype dtype, int64_t k, int64_t rows)
@@ -690,7 +689,8 @@ static moe_status routed_step(run *r, moei_operand x)
 // sigmoid(gate . x), one scalar per token, in place over the logits.
 static moe_status shared_gate_step(const run *r)
 {
-    MOE_TRY(linear_step(r, &r->weights->shared_gate, &r->x, r->b.shared_gate, MOE_F32));
+    MOE_TRY(linear_step(r, MOEI_LINEAR_SHARED_GATE, &r->weights->shared_gate, &r->x, r->b.shared_gate,
+                        MOE_F32));
     const moek_glu_args sigmoid = {.act = {.activation = MOEI_ACT_SIGMOID},
                                    .x = (const uint8_t *)r->b.shared_gate,
                                    .x_dtype = MOE_F32,
@@ -803,7 +803,8 @@ static moe_status combine_step(const run *r, const moei_operand *x)
     c.out_token_stride = row;
     MOE_TRY(backend->combine(&r->exec, kernel, &c));
     const moei_operand sum = float_operand(r->b.latent_sum, d->partial_dtype, d->latent, r->tokens);
-    MOE_TRY(linear_step(r, &r->weights->latent_out, &sum, r->b.latent_out, MOE_F32));
+    MOE_TRY(linear_step(r, MOEI_LINEAR_LATENT_OUT, &r->weights->latent_out, &sum, r->b.latent_out,
+                        MOE_F32));
     moek_combine_args tail = {.tokens = r->tokens,
                               .width = d->hidden,
                               .slots_per_token = 1,
@@ -916,7 +917,8 @@ moe_status moe_run(const moe_plan *plan, const moe_weights *weights, const moe_r
     }
     moei_operand x = r.x;
     if (plan->desc.latent > 0) {
-        MOE_TRY(linear_step(&r, &weights->latent_in, &r.x, r.b.latent, plan->desc.x_dtype));
+        MOE_TRY(linear_step(&r, MOEI_LINEAR_LATENT_IN, &weights->latent_in, &r.x, r.b.latent,
+                            plan->desc.x_dtype));
         x = float_operand(r.b.latent, plan->desc.x_dtype, plan->desc.latent, r.tokens);
     }
     MOE_TRY(routed_step(&r, x));

@@ -69,6 +69,7 @@ static moe_status check_sizes(moe_layer_desc *d, const char *call)
     MOE_TRY(check_range(d->out_mode, MOE_OUT_DEFAULT, MOE_OUT_LAYOUT, "out_mode", call));
     MOE_TRY(check_range(d->determinism, MOE_DET_DEFAULT, MOE_DET_KERNEL, "determinism", call));
     MOE_TRY(check_range(d->max_tokens, 0, INT32_MAX, "max_tokens", call));
+    MOE_TRY(check_range(d->route.append_shared, 0, MAX_EXPERTS, "route.append_shared", call));
     const int32_t physical =
         d->replicas > 0 ? d->replicas : d->num_experts + d->route.append_shared;
     if (d->num_local_experts == 0) {
@@ -95,6 +96,13 @@ static moe_status check_routing(moe_layer_desc *d, const char *call)
     MOE_REQUIRE(d->weight_stage != MOE_WEIGHT_UNSET, MOE_E_UNSET, "%s: desc.weight_stage is unset",
                 call);
     MOE_TRY(check_range(d->weight_stage, MOE_WEIGHT_OUTPUT, MOE_WEIGHT_NONE, "weight_stage", call));
+    MOE_REQUIRE(d->routing != MOE_ROUTING_PLACED || d->ids_dtype == 0, MOE_E_UNSUPPORTED,
+                "%s: desc.ids_dtype = %s, but routing is PLACED, which has no ids; set it to 0", call,
+                moe_dtype_name(d->ids_dtype));
+    MOE_REQUIRE(d->routing != MOE_ROUTING_PLACED || d->weights_dtype == 0 ||
+                    d->weights_dtype == MOE_F32,
+                MOE_E_UNSUPPORTED, "%s: desc.weights_dtype = %s, but routing is PLACED; f32 works",
+                call, moe_dtype_name(d->weights_dtype));
     d->ids_dtype = d->ids_dtype != 0 ? d->ids_dtype : MOE_I32;
     d->weights_dtype = d->weights_dtype != 0 ? d->weights_dtype : MOE_F32;
     MOE_REQUIRE(d->ids_dtype == MOE_I32 || d->ids_dtype == MOE_I64, MOE_E_DTYPE,
@@ -146,6 +154,15 @@ static moe_status check_precision(moe_layer_desc *d, const char *call)
                 "%s: desc.x_dtype = %s, must be f32, bf16, f16%s%s", call,
                 moe_dtype_name(d->x_dtype), codes != 0 ? " or the codes of gemm[0].act, " : "",
                 codes != 0 ? moe_dtype_name(codes) : "");
+    // Where every second product quantises h, h is f32 until then.
+    if (d->gemm[1].act.spec != MOE_QUANT_NONE &&
+        (d->shared.count == 0 || d->shared.gemm[1].act.spec != MOE_QUANT_NONE)) {
+        MOE_REQUIRE(d->inter_dtype == 0 || d->inter_dtype == MOE_F32, MOE_E_UNSUPPORTED,
+                    "%s: desc.inter_dtype = %s, but gemm[1].act = %s quantises h from f32; 0 and f32 "
+                    "work",
+                    call, moe_dtype_name(d->inter_dtype), moe_quant_name(d->gemm[1].act.spec));
+        d->inter_dtype = MOE_F32;
+    }
     if (is_float(d->x_dtype)) {
         d->inter_dtype = d->inter_dtype != 0 ? d->inter_dtype : d->x_dtype;
         d->partial_dtype = d->partial_dtype != 0 ? d->partial_dtype : d->x_dtype;
@@ -165,6 +182,12 @@ static moe_status check_precision(moe_layer_desc *d, const char *call)
                     "%s: desc.%s = %s, must be f32, bf16 or f16", call, fields[i].name,
                     moe_dtype_name(fields[i].dtype));
     }
+    MOE_REQUIRE(is_float(d->x_dtype) || moei_quant_needs_given_scale(&d->gemm[0].act) ||
+                    !moei_quant_has_global_scale(&d->gemm[0].act),
+                MOE_E_UNSUPPORTED,
+                "%s: desc.x_dtype = %s with gemm[0].act = %s, whose global scale is computed with the "
+                "codes; nvfp4, with a given one, works",
+                call, moe_dtype_name(d->x_dtype), moe_quant_name(d->gemm[0].act.spec));
     MOE_REQUIRE(is_float(d->x_dtype) || d->latent == 0, MOE_E_UNSUPPORTED,
                 "%s: desc.latent = %" PRId64 " with x as %s codes; x must be f32, bf16 or f16",
                 call, d->latent, moe_dtype_name(d->x_dtype));
@@ -260,6 +283,12 @@ static moe_status init_mlp(const moe_plan *plan, bool shared, const char *call, 
     for (int g = 0; g < 2; g++) {
         mlp->gemm[g] = shared ? s->gemm[g] : d->gemm[g];
         MOE_TRY(moei_gemm_desc_check(&mlp->gemm[g], call, names[shared][g]));
+        const moe_dtype elem = moei_format(mlp->gemm[g].weight_format)->elem;
+        MOE_REQUIRE(!mlp->transposed || moe_dtype_bits(elem) >= 8, MOE_E_UNSUPPORTED,
+                    "%s: desc.%stransposed = 1 with %s.weight_format = %s, %d bits an element; it "
+                    "needs whole bytes: transpose the weights",
+                    call, shared ? "shared." : "", names[shared][g],
+                    moe_format_name(mlp->gemm[g].weight_format), moe_dtype_bits(elem));
         if (mlp->gemm[g].act.spec != MOE_QUANT_NONE) {
             moei_quant_resolve(&mlp->gemm[g].act);
         }
@@ -279,8 +308,23 @@ static int64_t max_rows(const moe_plan *plan)
                                           : d->max_tokens;
 }
 
-int moei_plan_steps(const moe_plan *plan, moei_plan_step steps[4])
+// n outputs of k inputs for every token.
+static moei_ggemm_problem linear_problem(const moe_plan *plan, int64_t n, int64_t k, moe_dtype x,
+                                         moe_dtype y)
 {
+    static const moe_gemm_desc f32 = {.weight_format = MOE_FORMAT_F32};
+    return (moei_ggemm_problem){.m_max = plan->desc.max_tokens,
+                                .n = n,
+                                .k = k,
+                                .experts = 1,
+                                .gemm = &f32,
+                                .x_dtype = x,
+                                .y_dtype = y};
+}
+
+int moei_plan_steps(const moe_plan *plan, moei_plan_step steps[MOEI_PLAN_STEPS])
+{
+    const moe_layer_desc *d = &plan->desc;
     static const char *const names[4] = {"gate_up", "down", "shared gate_up", "shared down"};
     int n = 0;
     for (int shared = 0; shared < (plan->desc.shared.count > 0 ? 2 : 1); shared++) {
@@ -297,33 +341,66 @@ int moei_plan_steps(const moe_plan *plan, moei_plan_step steps[4])
                 .y_dtype = g == 0 ? MOE_F32 : plan->desc.partial_dtype,
                 .transposed = mlp->transposed,
             };
-            steps[n++] = (moei_plan_step){names[2 * shared + g], problem};
+            steps[n++] = (moei_plan_step){names[2 * shared + g], 2 * shared + g, problem};
         }
+    }
+    if (d->latent > 0) {
+        steps[n++] = (moei_plan_step){
+            "latent in", 4 + MOEI_LINEAR_LATENT_IN,
+            linear_problem(plan, d->latent, d->hidden, d->x_dtype, d->x_dtype)};
+        steps[n++] = (moei_plan_step){
+            "latent out", 4 + MOEI_LINEAR_LATENT_OUT,
+            linear_problem(plan, d->hidden, d->latent, d->partial_dtype, MOE_F32)};
+    }
+    if (d->shared.count > 0 && d->shared.gate == MOE_SHARED_SIGMOID) {
+        steps[n++] =
+            (moei_plan_step){"shared gate", 4 + MOEI_LINEAR_SHARED_GATE,
+                             linear_problem(plan, 1, d->hidden, d->x_dtype, MOE_F32)};
     }
     return n;
 }
 
+bool moei_plan_uses(const moe_plan *plan, moei_op op)
+{
+    const moe_layer_desc *d = &plan->desc;
+    const bool tokens = d->x_layout == MOE_X_TOKENS;
+    switch (op) {
+    case MOEI_OP_ROUTE:
+        return d->routing == MOE_ROUTING_FROM_LOGITS;
+    case MOEI_OP_PLACE:
+    case MOEI_OP_SORT:
+        return tokens;
+    case MOEI_OP_QUANTIZE:
+        return (is_float(d->x_dtype) && moei_mlp_quantizes(&plan->routed, 0)) ||
+               moei_mlp_quantizes(&plan->routed, 1) ||
+               (d->shared.count > 0 &&
+                ((is_float(d->x_dtype) && moei_mlp_quantizes(&plan->shared, 0)) ||
+                 moei_mlp_quantizes(&plan->shared, 1)));
+    case MOEI_OP_COMBINE:
+        return d->weight_stage == MOE_WEIGHT_INPUT || !moei_plan_writes_out_directly(plan);
+    default:
+        return true;
+    }
+}
+
 static moe_status choose_kernels(moe_plan *plan, const char *call)
 {
-    moei_plan_step steps[4];
+    moei_plan_step steps[MOEI_PLAN_STEPS];
     const int n = moei_plan_steps(plan, steps);
     for (int i = 0; i < n; i++) {
-        moei_mlp *mlp = i < 2 ? &plan->routed : &plan->shared;
-        MOE_TRY(moei_ggemm_select(plan->ctx, &steps[i].problem, call, steps[i].name,
-                                  &mlp->kernel[i % 2]));
-        if ((mlp->kernel[i % 2]->flags & MOEI_KERNEL_REF) != 0) {
+        const moei_kernel *kernel = NULL;
+        const int slot = steps[i].slot;
+        MOE_TRY(moei_ggemm_select(plan->ctx, &steps[i].problem, call, steps[i].name, &kernel));
+        if (slot >= 4) {
+            plan->linear[slot - 4] = kernel;
+            continue;
+        }
+        (slot < 2 ? &plan->routed : &plan->shared)->kernel[slot % 2] = kernel;
+        if ((kernel->flags & MOEI_KERNEL_REF) != 0) {
             plan->flags |= MOE_PLAN_USES_REF;
         }
     }
-    const moe_gemm_desc linear = {.weight_format = MOE_FORMAT_F32};
-    const moei_ggemm_problem problem = {.m_max = plan->desc.max_tokens,
-                                        .n = 1,
-                                        .k = plan->desc.hidden,
-                                        .experts = 1,
-                                        .gemm = &linear,
-                                        .x_dtype = MOE_F32,
-                                        .y_dtype = MOE_F32};
-    return moei_ggemm_select(plan->ctx, &problem, call, "linear", &plan->linear);
+    return MOE_OK;
 }
 
 // The level that every step holds; refuses one that is below what the descriptor asks.
@@ -335,11 +412,11 @@ static moe_status check_level(moe_plan *plan, const char *call)
         d->determinism = MOE_DET_BATCH;
     }
     plan->level = MOE_DET_KERNEL;
-    moei_plan_step steps[4];
+    moei_plan_step steps[MOEI_PLAN_STEPS];
     const int n = moei_plan_steps(plan, steps);
     for (int i = 0; i < n; i++) {
         const moe_gemm_desc *gemm = steps[i].problem.gemm;
-        const moei_mlp *mlp = i < 2 ? &plan->routed : &plan->shared;
+        const moei_arith_info *arith = moei_arith_get(moei_plan_kernel(plan, &steps[i])->arith);
         if (gemm->act.spec != MOE_QUANT_NONE) {
             const moe_determinism level = moei_quant_level(&gemm->act);
             MOE_REQUIRE(level >= d->determinism, MOE_E_LEVEL,
@@ -349,10 +426,10 @@ static moe_status check_level(moe_plan *plan, const char *call)
                         names[d->determinism]);
             plan->level = level < plan->level ? level : plan->level;
         }
-        if (!moei_arith_get(mlp->kernel[i % 2]->arith)->consistent) {
+        if (!arith->consistent) {
             MOE_REQUIRE(d->determinism < MOE_DET_KERNEL, MOE_E_LEVEL,
                         "%s: %s: class %s is not CONSISTENT, desc.determinism = KERNEL; BATCH works",
-                        call, steps[i].name, moei_arith_get(mlp->kernel[i % 2]->arith)->name);
+                        call, steps[i].name, arith->name);
             plan->level = plan->level > MOE_DET_BATCH ? MOE_DET_BATCH : plan->level;
         }
     }

@@ -31,24 +31,53 @@ typedef struct moei_mlp {
     const moei_kernel *kernel[2];
 } moei_mlp;
 
+/// Linear maps over all tokens, in float weights.
+typedef enum moei_linear {
+    MOEI_LINEAR_LATENT_IN,
+    MOEI_LINEAR_LATENT_OUT,
+    MOEI_LINEAR_SHARED_GATE,
+    MOEI_NUM_LINEAR
+} moei_linear;
+
 struct moe_plan {
     const moe_context *ctx;
     moe_layer_desc desc; // defaults resolved
     moei_mlp routed, shared;
-    const moei_kernel *linear; // latent transforms, shared gate: float weights, one group
+    const moei_kernel *linear[MOEI_NUM_LINEAR]; // NULL where the plan has no such map
     moe_determinism level;
     uint32_t flags;
     size_t max_workspace;
 };
 
-/// Steps of a descriptor whose kernels are selected by problem.
+/// A product of a plan, whose kernel is selected by problem.
 typedef struct moei_plan_step {
-    const char *name; // "gate_up", "down", "shared gate_up", "shared down"
+    const char *name; // "gate_up", "down", "shared gate_up", "shared down", "latent in"...
+    int slot;         // 0, 1 routed; 2, 3 shared; 4 + a moei_linear
     moei_ggemm_problem problem;
 } moei_plan_step;
 
-/// The grouped products of a plan, in order; returns how many (at most 4).
-int moei_plan_steps(const moe_plan *plan, moei_plan_step steps[4]);
+#define MOEI_PLAN_STEPS (4 + MOEI_NUM_LINEAR)
+
+/// The products of a plan, in order; returns how many.
+int moei_plan_steps(const moe_plan *plan, moei_plan_step steps[MOEI_PLAN_STEPS]);
+
+/// The kernel that a plan runs for a step.
+static inline const moei_kernel *moei_plan_kernel(const moe_plan *plan, const moei_plan_step *step)
+{
+    return step->slot < 2   ? plan->routed.kernel[step->slot]
+           : step->slot < 4 ? plan->shared.kernel[step->slot - 2]
+                            : plan->linear[step->slot - 4];
+}
+
+/// True where a run of the plan calls an op other than a product.
+bool moei_plan_uses(const moe_plan *plan, moei_op op);
+
+/// True where the second product writes out itself: rows stay where they are, nothing is added.
+static inline bool moei_plan_writes_out_directly(const moe_plan *plan)
+{
+    return plan->desc.out_mode == MOE_OUT_LAYOUT && plan->desc.accumulate == 0 &&
+           plan->desc.out_dtype == plan->desc.partial_dtype;
+}
 
 /// Checks a descriptor, resolves its defaults and selects kernels; allocates nothing. `call` heads
 /// messages.

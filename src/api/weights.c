@@ -502,6 +502,32 @@ moe_status moe_weights_update(moe_weights *weights, int32_t expert,
     return pack(weights, expert, 1, source, "moe_weights_update");
 }
 
+// A linear map that stays in the caller's type must be one that the plan's kernel reads.
+static moe_status check_wrapped_linears(const moe_plan *plan, const checked_source *s,
+                                        const char *call)
+{
+    const moei_matrices *maps[MOEI_NUM_LINEAR] = {&s->latent_in, &s->latent_out, &s->shared_gate};
+    moei_plan_step steps[MOEI_PLAN_STEPS];
+    const int n = moei_plan_steps(plan, steps);
+    for (int i = 0; i < n; i++) {
+        const moei_matrices *map = steps[i].slot >= 4 ? maps[steps[i].slot - 4] : NULL;
+        if (map == NULL || map->values == NULL) {
+            continue;
+        }
+        const moei_kernel *kernel = moei_plan_kernel(plan, &steps[i]);
+        const moe_gemm_desc gemm = {.weight_format = map->format->format};
+        moei_ggemm_problem problem = steps[i].problem;
+        moei_whynot why = {MOEI_WHYNOT_NONE, 0, 0};
+        char text[160];
+        problem.gemm = &gemm;
+        MOE_REQUIRE(moei_registry_supports(kernel, plan->ctx->isa, &problem, &why),
+                    MOE_E_UNSUPPORTED, "%s: %s is %s, kernel %s: %s; use moe_weights_pack", call,
+                    steps[i].name, map->format->name, kernel->name,
+                    moei_whynot_text(&why, text, sizeof text));
+    }
+    return MOE_OK;
+}
+
 moe_status moe_weights_wrap(const moe_plan *plan, const moe_weights_source *source,
                             moe_weights **out)
 {
@@ -518,6 +544,7 @@ moe_status moe_weights_wrap(const moe_plan *plan, const moe_weights_source *sour
                     plan->routed.kernel[g]->name);
     }
     MOE_TRY(check_source(plan, source, 0, plan->routed.count, call, &s));
+    MOE_TRY(check_wrapped_linears(plan, &s, call));
     moe_weights *w = NULL;
     MOE_TRY(allocate_self(plan, call, &w));
     w->wrapped = true;

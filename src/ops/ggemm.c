@@ -295,7 +295,9 @@ moe_status moei_gemm_desc_check(const moe_gemm_desc *gemm, const char *call, con
     MOE_REQUIRE(gemm->weight_group == 0 || info->free_group, MOE_E_UNSUPPORTED,
                 "%s: %s.weight_group = %d, format %s has a fixed group of %d", call, name,
                 (int)gemm->weight_group, info->name, (int)info->block_k);
-    MOE_REQUIRE(gemm->weight_group >= 0, MOE_E_ARGUMENT,
+    MOE_REQUIRE(gemm->weight_group == 0 || gemm->weight_group == 16 || gemm->weight_group == 32 ||
+                    gemm->weight_group == 64 || gemm->weight_group == 128,
+                MOE_E_UNSUPPORTED,
                 "%s: %s.weight_group = %d, must be 16, 32, 64 or 128", call, name,
                 (int)gemm->weight_group);
     MOE_REQUIRE(gemm->zero_points == 0 || gemm->zero_points == 1, MOE_E_ARGUMENT,
@@ -317,8 +319,8 @@ moe_status moei_ggemm_select(const moe_context *ctx, const moei_ggemm_problem *p
     const int row = moei_registry_select(ctx->backend->kernels, ctx->backend->num_kernels,
                                          MOEI_OP_GGEMM, ctx->isa, problem, &why);
     MOE_REQUIRE(moei_ggemm_fold(problem) >= 0, MOE_E_NO_KERNEL,
-                "%s: %s: weight scales change every %d elements of k, those of the input every %d; "
-                "one must divide the other",
+                "%s: %s: weight scales change every %d elements of k, those of the input every %d "
+                "(act.group); one must divide the other",
                 call, name,
                 (int)moei_gemm_block_k(moei_format(problem->gemm->weight_format), problem->gemm),
                 (int)problem->gemm->act.group);

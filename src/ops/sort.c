@@ -197,8 +197,7 @@ static moe_status number_rows(const moe_batched_args *args, const char *call, in
                                                           : ((const int32_t *)ids)[at];
             int32_t row = -1;
             if (id >= 0 && id < experts) {
-                row = counts[id] < room ? (int32_t)(id * room + counts[id]) : -1;
-                counts[id]++;
+                row = (int32_t)(id * room + counts[id]++); // no row where `room` is exceeded
             }
             rows[t * top_k + j] = row;
         }

@@ -36,10 +36,26 @@ static inline void moei_load_f32(moe_dtype dtype, const uint8_t *row, int64_t i0
     for (int64_t i = 0; i < n; i++) {                                                              \
         out[i] = convert(row[i0 + i]);                                                             \
     }
+// 4-bit codes: one look-up each, two codes a byte.
+#define LOAD_U4(table)                                                                             \
+    int64_t i = 0;                                                                                 \
+    if ((i0 & 1) != 0 && n > 0) {                                                                  \
+        out[i++] = (table)[row[i0 >> 1] >> 4];                                                     \
+    }                                                                                              \
+    for (; i + 1 < n; i += 2) {                                                                    \
+        const uint8_t byte = row[(i0 + i) >> 1];                                                   \
+        out[i] = (table)[byte & 15];                                                               \
+        out[i + 1] = (table)[byte >> 4];                                                           \
+    }                                                                                              \
+    if (i < n) {                                                                                   \
+        out[i] = (table)[row[(i0 + i) >> 1] & 15];                                                 \
+    }
 #define LOAD_PACKED(get, convert)                                                                  \
     for (int64_t i = 0; i < n; i++) {                                                              \
         out[i] = convert(get(row, (size_t)(i0 + i)));                                              \
     }
+    static const float e2m1[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
+                                   -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
     switch (dtype) {
     case MOE_F32:
         memcpy(out, row + 4 * i0, (size_t)n * sizeof *out);
@@ -71,9 +87,10 @@ static inline void moei_load_f32(moe_dtype dtype, const uint8_t *row, int64_t i0
     case MOE_U8:
         LOAD_8((float))
         break;
-    case MOE_E2M1:
-        LOAD_PACKED(moei_get_u4, moei_e2m1_to_f32)
+    case MOE_E2M1: {
+        LOAD_U4(e2m1)
         break;
+    }
     case MOE_E2M3:
         LOAD_PACKED(moei_get_u6, moei_e2m3_to_f32)
         break;
@@ -95,6 +112,7 @@ static inline void moei_load_f32(moe_dtype dtype, const uint8_t *row, int64_t i0
     }
 #undef LOAD_16
 #undef LOAD_8
+#undef LOAD_U4
 #undef LOAD_PACKED
 }
 

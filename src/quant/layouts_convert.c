@@ -127,8 +127,20 @@ static void fill_codes(const moei_matrix *d, const moei_plane *part, int64_t row
         moei_layout_fill(part, row, row + 1, c0, c1, bits / 8, code);
         return;
     }
-    for (int64_t c = c0; c < c1; c++) {
-        set_code(part->data + row * part->r_stride, bits, c, code);
+    uint8_t *bytes = part->data + row * part->r_stride;
+    int64_t c = c0;
+    if (code == 0) {
+        return; // copy_codes has cleared the row
+    }
+    for (; c < c1 && c % 2 != 0; c++) {
+        set_code(bytes, bits, c, code);
+    }
+    if (bits == 4 && c < c1) {
+        memset(bytes + c / 2, code * 0x11, (size_t)((c1 - c) / 2));
+        c += (c1 - c) / 2 * 2;
+    }
+    for (; c < c1; c++) {
+        set_code(bytes, bits, c, code);
     }
 }
 

@@ -158,35 +158,47 @@ static moe_status fault(const dialect *d, const pair *p, int ndim, bool experts,
 
 // ---- tensors ------------------------------------------------------------------------------------
 
+// Whether a row has a code without a counterpart: 0x7F with either sign, or `refused`.
+static bool row_has_fault(const uint8_t *row, int64_t step, int64_t n, unsigned refused)
+{
+    unsigned faults = 0;
+    if (step == 1) { // apart, for compilers vectorise it
+        for (int64_t c = 0; c < n; c++) {
+            faults |= (unsigned)((row[c] & 0x7Fu) == 0x7Fu) | (unsigned)(row[c] == refused);
+        }
+        return faults != 0;
+    }
+    for (int64_t c = 0; c < n; c++) {
+        faults |=
+            (unsigned)((row[c * step] & 0x7Fu) == 0x7Fu) | (unsigned)(row[c * step] == refused);
+    }
+    return faults != 0;
+}
+
 static moe_status check_codes(const dialect *d, const pair *p, int ndim, bool experts)
 {
     const moe_tensor *t = &p->src;
-    const unsigned refused = d->to_fnuz ? 0x7Fu : 0x80u; // besides both signs of 0x7F
     int64_t i[MOE_MAX_DIMS] = {0};
     if (!has_elements(t)) {
         return MOE_OK;
     }
     do {
         i[3] = 0;
-        const uint8_t *row = element(t, i);
-        unsigned faults = 0;
-        for (int64_t c = 0; c < t->shape[3]; c++) {
-            const unsigned code = row[c * t->stride[3]];
-            faults |= (unsigned)((code & 0x7Fu) == 0x7Fu) | (unsigned)(code == refused);
+        if (!row_has_fault(element(t, i), t->stride[3], t->shape[3], d->to_fnuz ? 0x7Fu : 0x80u)) {
+            continue;
         }
-        while (faults != 0) {
+        for (; i[3] < t->shape[3]; i[3]++) {
             const uint8_t *code = element(t, i);
             const char *why = code_fault(d, *code);
             if (why != NULL) {
                 return fault(d, p, ndim, experts, i, code, why);
             }
-            i[3]++;
         }
     } while (next_index(t, i, 3));
     return MOE_OK;
 }
 
-// Both ways: checked codes of e4m3fnuz map to themselves.
+// Both ways: checked codes of e4m3fnuz map to themselves. Source and result may be the same memory.
 static void convert_codes(const pair *p)
 {
     int64_t i[MOE_MAX_DIMS] = {0};
@@ -194,13 +206,19 @@ static void convert_codes(const pair *p)
         return;
     }
     do {
+        int nan;
         i[3] = 0;
         const uint8_t *from = element(&p->src, i);
         uint8_t *to = element(&p->dst, i);
-        for (int64_t c = 0; c < p->src.shape[3]; c++) {
-            int nan;
-            to[c * p->dst.stride[3]] =
-                moei_e4m3fn_to_e4m3fnuz_code(from[c * p->src.stride[3]], &nan);
+        const int64_t n = p->src.shape[3];
+        if (p->src.stride[3] == 1) { // a result always has stride 1
+            for (int64_t c = 0; c < n; c++) {
+                to[c] = moei_e4m3fn_to_e4m3fnuz_code(from[c], &nan);
+            }
+            continue;
+        }
+        for (int64_t c = 0; c < n; c++) {
+            to[c] = moei_e4m3fn_to_e4m3fnuz_code(from[c * p->src.stride[3]], &nan);
         }
     } while (next_index(&p->src, i, 3));
 }

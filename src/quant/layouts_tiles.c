@@ -1,58 +1,77 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tiled orders of a matrix's bytes. A tiling is one row of the table below: the multiples that it
-// needs, the run of bytes of a row that stays together, and the place of a run.
+// needs, the run of bytes of a row that stays together, and the place of a run, which is a sum of
+// what its row and what its column contribute.
 #include <inttypes.h>
 #include <stdbool.h>
 #include <string.h>
 
 #include "quant/layouts.h"
 
-// r: row; c: byte of the row, a multiple of the run; rows, bytes: the padded extents.
-typedef int64_t (*place_fn)(int64_t r, int64_t c, int64_t rows, int64_t bytes);
-
 // 32 rows x 8 columns become 256 bytes, from which lane 16 (c % 4) + r % 16 of a wave loads the
 // four at 4 lane: rows r and r + 16 of column c, then of column c + 4.
-static int64_t place_cdna4(int64_t r, int64_t c, int64_t rows, int64_t bytes)
+static int64_t cdna4_row(int64_t r, int64_t row_bytes)
+{
+    return r / 32 * 32 * row_bytes + r % 16 * 4 + r / 16 % 2;
+}
+
+static int64_t cdna4_col(int64_t c, int64_t rows)
 {
     (void)rows;
-    return r / 32 * 32 * bytes + c / 8 * 256 + c % 4 * 64 + r % 16 * 4 + c / 4 % 2 * 2 + r / 16 % 2;
+    return c / 8 * 256 + c % 4 * 64 + c / 4 % 2 * 2;
 }
 
 // 128 rows x 4 columns become 512 bytes: 16 for each of 32 rows, four for it and the three rows 32,
 // 64 and 96 below.
-static int64_t place_128x4(int64_t r, int64_t c, int64_t rows, int64_t bytes)
+static int64_t b128x4_row(int64_t r, int64_t row_bytes)
 {
-    (void)rows;
-    return (r / 128 * (bytes / 4) + c / 4) * 512 + r % 32 * 16 + r % 128 / 32 * 4;
+    return r / 128 * 128 * row_bytes + r % 32 * 16 + r % 128 / 32 * 4;
 }
 
-// Columns of four: all rows of the first, all rows of the second, ...
-static int64_t place_hopper(int64_t r, int64_t c, int64_t rows, int64_t bytes)
-{
-    (void)bytes;
-    return c / 4 * 4 * rows + r * 4;
-}
-
-// 16 rows x 16 bytes become 256 bytes; a row's tiles follow each other.
-static int64_t place_16x16(int64_t r, int64_t c, int64_t rows, int64_t bytes)
+static int64_t b128x4_col(int64_t c, int64_t rows)
 {
     (void)rows;
-    return r / 16 * 16 * bytes + c / 16 * 256 + r % 16 * 16;
+    return c / 4 * 512;
+}
+
+// Four columns at a time: all rows of the first four, all rows of the next, ...
+static int64_t hopper_row(int64_t r, int64_t row_bytes)
+{
+    (void)row_bytes;
+    return r * 4;
+}
+
+static int64_t hopper_col(int64_t c, int64_t rows)
+{
+    return c / 4 * 4 * rows;
+}
+
+// 16 rows x 16 bytes become 256 bytes; the tiles of 16 rows follow each other.
+static int64_t w16x16_row(int64_t r, int64_t row_bytes)
+{
+    return r / 16 * 16 * row_bytes + r % 16 * 16;
+}
+
+static int64_t w16x16_col(int64_t c, int64_t rows)
+{
+    (void)rows;
+    return c / 16 * 256;
 }
 
 typedef struct tiling_info {
     const char *name;
     int64_t row_multiple, col_multiple; // in rows and elements (packed: bytes)
     int64_t run;                        // bytes of a row that stay together
-    place_fn place;
-    bool weights; // else scales: one byte an element, may be padded
+    int64_t (*row)(int64_t r, int64_t row_bytes);
+    int64_t (*col)(int64_t c, int64_t rows); // c: byte of the row, a multiple of the run
+    bool weights;                            // else scales: a byte an element, may be padded
 } tiling_info;
 
 static const tiling_info tilings[] = {
-    [MOE_TILING_CDNA4_SCALES] = {"CDNA4_SCALES", 32, 8, 1, place_cdna4, false},
-    [MOE_TILING_128X4_SCALES] = {"128X4_SCALES", 128, 4, 4, place_128x4, false},
-    [MOE_TILING_HOPPER_SCALES] = {"HOPPER_SCALES", 1, 4, 4, place_hopper, false},
-    [MOE_TILING_16X16_WEIGHTS] = {"16X16_WEIGHTS", 16, 32, 16, place_16x16, true},
+    [MOE_TILING_CDNA4_SCALES] = {"CDNA4_SCALES", 32, 8, 1, cdna4_row, cdna4_col, false},
+    [MOE_TILING_128X4_SCALES] = {"128X4_SCALES", 128, 4, 4, b128x4_row, b128x4_col, false},
+    [MOE_TILING_HOPPER_SCALES] = {"HOPPER_SCALES", 1, 4, 4, hopper_row, hopper_col, false},
+    [MOE_TILING_16X16_WEIGHTS] = {"16X16_WEIGHTS", 16, 32, 16, w16x16_row, w16x16_col, true},
 };
 
 static moe_status find_tiling(moe_tiling tiling, const char *call, const tiling_info **out)
@@ -152,6 +171,25 @@ static moe_status check_tiles(const tiling_info *info, const moe_tensor *plain,
     return MOE_OK;
 }
 
+// The sizes of whole runs as constants: calls of memcpy would cost more than the copies.
+static void copy_run(uint8_t *to, const uint8_t *from, int64_t bytes)
+{
+    switch (bytes) {
+    case 1:
+        *to = *from;
+        break;
+    case 4:
+        memcpy(to, from, 4);
+        break;
+    case 16:
+        memcpy(to, from, 16);
+        break;
+    default:
+        memcpy(to, from, (size_t)bytes);
+        break;
+    }
+}
+
 static uint8_t *expert_of(const moe_tensor *t, int64_t e)
 {
     return moei_tensor_data(t) + e * moei_tensor_stride_bytes(t, 0);
@@ -172,13 +210,16 @@ moe_status moe_layout_tile(moe_tiling tiling, const moe_tensor *src, const moe_t
         uint8_t *to = expert_of(&v.tiled, e);
         for (int64_t r = 0; r < v.tiled.shape[1]; r++) {
             const int64_t have = r < v.plain.shape[1] ? v.plain_bytes : 0;
+            uint8_t *row = to + info->row(r, v.tiled_bytes);
             for (int64_t c = 0; c < v.tiled_bytes; c += info->run) {
-                uint8_t *run = to + info->place(r, c, v.tiled.shape[1], v.tiled_bytes);
+                uint8_t *run = row + info->col(c, v.tiled.shape[1]);
                 const int64_t old = moei_i64_max(0, moei_i64_min(info->run, have - c));
                 if (old > 0) {
-                    memcpy(run, from + r * step + c, (size_t)old);
+                    copy_run(run, from + r * step + c, old);
                 }
-                memset(run + old, 0, (size_t)(info->run - old));
+                if (old < info->run) {
+                    memset(run + old, 0, (size_t)(info->run - old));
+                }
             }
         }
     }
@@ -197,9 +238,10 @@ moe_status moe_layout_untile(moe_tiling tiling, const moe_tensor *src, const moe
         const uint8_t *from = expert_of(&v.tiled, e);
         uint8_t *to = expert_of(&v.plain, e);
         for (int64_t r = 0; r < v.plain.shape[1]; r++) {
+            const uint8_t *row = from + info->row(r, v.tiled_bytes);
             for (int64_t c = 0; c < v.plain_bytes; c += info->run) {
-                memcpy(to + r * step + c, from + info->place(r, c, v.tiled.shape[1], v.tiled_bytes),
-                       (size_t)moei_i64_min(info->run, v.plain_bytes - c));
+                copy_run(to + r * step + c, row + info->col(c, v.tiled.shape[1]),
+                         moei_i64_min(info->run, v.plain_bytes - c));
             }
         }
     }

@@ -22,7 +22,7 @@ typedef struct layer_case {
     int num_blocks;
 } layer_case;
 
-/// A small layer that every field has a sensible value in: E = 8, k = 2, H = 64, I = 32, bf16.
+/// A small layer: E = 8, k = 2, H = 144, I = 136, bf16 throughout, softmax routing.
 moe_layer_desc layer_case_base(void);
 
 /// Fills a case for a plan made from `desc`: weights packed, arguments for `tokens` tokens, outputs
@@ -35,8 +35,12 @@ moe_status layer_case_run(layer_case *c);
 /// Fills every output with a pattern that no result has.
 void layer_case_poison(layer_case *c);
 
-/// A number over the shapes, types and bytes of all outputs.
-uint64_t layer_case_hash(const layer_case *c);
+/// A number over the bytes of all outputs.
+uint64_t layer_case_outputs(const layer_case *c);
+
+/// A number over what a run takes and gives: presence, types, shapes and strides of its views, and
+/// the bytes of packed weights.
+uint64_t layer_case_forms(const layer_case *c);
 
 /// True if every byte of every output still holds the pattern.
 int layer_case_untouched(const layer_case *c);

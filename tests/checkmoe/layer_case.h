@@ -33,6 +33,8 @@ typedef struct moec_stack {
     int64_t rows;          // stored rows: n, or k where transposed
     int64_t row_stride;    // bytes from row to row
     moe_dtype scale_dtype; // 0: none
+    moe_dtype scale_view;  // or U8 for bytes
+    bool scale_by_column;  // scales of a column lie together
     int64_t scale_rows, scale_columns;
     int32_t scale_parts;  // tensor scales: per expert
     int32_t scale2_parts; // 0: none
@@ -106,11 +108,20 @@ void moec_layer_free(moec_layer_case *c);
 /// Redraws the data of the routed experts alone (same shapes).
 bool moec_layer_redraw_experts(moec_layer_case *c, moec_rng *rng);
 
+/// Experts whose weights the case has.
+int32_t moec_layer_local_count(const moec_layer_case *c);
+
 /// Slots of a token: top_k and the appended experts.
 int32_t moec_layer_slots(const moec_layer_case *c);
 
 /// Whether a token's bits may depend on its index in the batch: replicas that differ.
 bool moec_layer_by_index(const moec_layer_case *c);
+
+/// Whether the appended experts have weights, or 1.
+static inline bool moec_layer_has_append_gate(const moec_layer_case *c)
+{
+    return c->desc.route.append_shared > 0 && c->seed % 2 == 1;
+}
 
 /// Whether x is f32, bf16 or f16.
 bool moec_is_float(moe_dtype dtype);
@@ -146,41 +157,45 @@ uint64_t moec_layer_hash(const moec_layer_case *c);
 // ---- runs -------------------------------------------------------------------------------------------
 
 /// How the memory of a run is laid out; the results must not depend on it.
-typedef struct moec_layer_style {
+typedef struct moec_batch_style {
     bool at_end;           // guard pages after the data, else before
     unsigned char poison;  // of workspace, padding of out, absent rows
     int32_t extra;         // rows past those that are there, elements past a row
-} moec_layer_style;
+} moec_batch_style;
 
-typedef struct moec_layer_run {
+typedef struct moec_batch {
     const moec_layer_case *c;
     const int32_t *items;
     int32_t n;
     moe_run_args args;
-    int64_t *row; // [n]: row of out
+    int64_t rows;   // of a group: tokens, or rows of an expert
+    int32_t groups; // BATCHED: experts; else 1
+    int32_t *group; // [n]: where the items lie
+    int64_t *row;   // [n]: within the group
+    moec_batch_style style;
     moec_guard x, x_scales, logits, ids, weights, shared_weights, token_ids, append_gate;
     moec_guard correction_bias, scale_tensor, hash_table, expert_map, replica_table, replica_count;
     moec_guard counts, offsets, num_valid;
     moec_guard out, out_ids, out_weights, out_counts, load, workspace;
-    unsigned char *before; // copy of out, then of out_ids and out_weights, as poisoned
+    unsigned char *before; // copies of out, out_ids and out_weights as they were
     uint64_t inputs;       // hash
     size_t workspace_bytes;
-} moec_layer_run;
+} moec_batch;
 
 /// Lays the items out as the descriptor says. PLACED: they must be in the order of their experts.
-bool moec_run_build(moec_layer_run *r, const moec_layer_case *c, const int32_t *items, int32_t n,
-                    const moec_layer_style *style);
-void moec_run_free(moec_layer_run *r);
+bool moec_batch_build(moec_batch *r, const moec_layer_case *c, const int32_t *items, int32_t n,
+                      const moec_batch_style *style);
+void moec_batch_free(moec_batch *r);
 
-/// Runs; the workspace is exactly as large as the plan says, and poisoned.
-moe_status moec_run_execute(moec_layer_run *r, const moe_plan *plan, const moe_weights *weights,
-                            const moec_layer_style *style);
+/// Runs; the workspace is exactly as large as the plan says, and poisoned. A second call puts the
+/// outputs back first.
+moe_status moec_batch_execute(moec_batch *r, const moe_plan *plan, const moe_weights *weights);
 
 /// Copies item results out, [n, out_row_elems] of out's dtype.
-void moec_run_collect(const moec_layer_run *r, unsigned char *results);
+void moec_batch_collect(const moec_batch *r, unsigned char *results);
 
 /// True if nothing but the items' elements was written, and no input; else says where in `what`.
-bool moec_run_intact(const moec_layer_run *r, const char **what);
+bool moec_batch_intact(const moec_batch *r, const char **what);
 
 size_t moec_layer_result_bytes(const moec_layer_case *c, int32_t n);
 
@@ -225,7 +240,7 @@ bool moec_layer_judged(const moec_layer_case *c);
 
 /// Checks out_ids, out_weights, out_counts and load of a run against plain statements; says what is
 /// wrong in `text`.
-bool moec_layer_check_routing(const moec_layer_run *r, const moec_routing *routing, char *text,
+bool moec_layer_check_routing(const moec_batch *r, const moec_routing *routing, char *text,
                               size_t size);
 
 #endif

@@ -57,6 +57,9 @@ const char *moec_json_string(const json_t *object, const char *key);
 /// The item "<stem>.T<tokens>" of a case, also where the file says that it equals another one.
 int moec_case_item(const struct moec_case *c, const char *stem, int64_t tokens, moe_tensor *out);
 
+/// The tensor with a checkpoint name; `self` is the case (a moe_shape_fn).
+moe_status moec_case_weight(void *self, const char *name, moe_tensor *out);
+
 /// The tensor of a role; absent (and 0) where the case has no such role.
 int moec_case_role(struct moec_case *c, const char *role, moe_tensor *out);
 

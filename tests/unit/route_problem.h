@@ -49,9 +49,9 @@ typedef struct problem {
     int32_t *hash_table; // [vocabulary, top_k]
     int32_t *token_ids;  // [tokens]
     // out
-    int32_t *ids;    // [tokens, slots]
-    float *weights;  // [tokens, slots]
-    float *shared;   // [tokens, shared_scores]
+    int32_t *ids;   // [tokens, slots]
+    float *weights; // [tokens, slots]
+    float *shared;  // [tokens, shared_scores]
 } problem;
 
 static inline void *problem_array(int64_t n, size_t size)

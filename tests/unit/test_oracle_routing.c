@@ -24,7 +24,7 @@ static moe_context *ctx;
 static moe_file *file;
 static const char *case_name;
 static const json_t *case_json;
-static long held;     // comparisons of the case
+static long held; // comparisons of the case
 static long compared;
 static char notes[512];
 
@@ -61,8 +61,8 @@ static void note(const char *format, ...)
 typedef struct item {
     bool found;
     int64_t rows, columns, count;
-    float *f;    // of float types
-    int64_t *i;  // of integer types
+    float *f;   // of float types
+    int64_t *i; // of integer types
     moe_tensor view;
 } item;
 
@@ -297,8 +297,8 @@ static void check_nonfinite(const item *logits, const char *device, int64_t *rep
     problem selected;
     const bool found = ids.found && values.found && after.found && before.found;
     EXPECT(found, "items missing%s", device);
-    if (found && run(&selected, logits, route_desc(MOE_SCORING_SOFTMAX_SELECTED, MOE_RENORM_NONE),
-                     n, k)) {
+    if (found &&
+        run(&selected, logits, route_desc(MOE_SCORING_SOFTMAX_SELECTED, MOE_RENORM_NONE), n, k)) {
         (void)run(&all, logits, route_desc(MOE_SCORING_SOFTMAX, MOE_RENORM_NONE), n, k);
         for (int64_t t = 0; t < logits->rows; t++) {
             const float *row = logits->f + t * n;
@@ -416,9 +416,9 @@ static void check_blocks(const moe_tensor *ids, int32_t experts, int32_t block, 
             while (b < used / block && owner[b] < e) {
                 b++;
             }
-            EXPECT(offsets->i[at * offsets->columns + e] == b, "blocks of %d: expert %d at %" PRId64
-                   ", expected %d", (int)block, (int)e, offsets->i[at * offsets->columns + e],
-                   (int)b);
+            EXPECT(offsets->i[at * offsets->columns + e] == b,
+                   "blocks of %d: expert %d at %" PRId64 ", expected %d", (int)block, (int)e,
+                   offsets->i[at * offsets->columns + e], (int)b);
         }
     }
     free(slots);
@@ -567,17 +567,16 @@ static void triton_case(const item *logits, bool tuple)
     forms_alloc(&s, &ids, &values, experts);
     check_selection(logits, &ids, &values);
     const moe_tensor id_view = moe_tensor_2d(s.ids, MOE_I32, s.tokens, s.top_k);
-    const moe_tensor weight_view = moe_tensor_2d((const char *)values.view.data +
-                                                     values.view.byte_offset,
-                                                 values.view.dtype, s.tokens, s.top_k);
+    const moe_tensor weight_view =
+        moe_tensor_2d((const char *)values.view.data + values.view.byte_offset, values.view.dtype,
+                      s.tokens, s.top_k);
     EXPECT(moe_routing_to_sparse(&id_view, &weight_view, experts, &s.view) == MOE_OK, "%s",
            moe_last_error());
     item words = load(bits);
     EXPECT(words.found && words.count == s.tokens * s.words, "bit matrix of %d words",
            (int)words.count);
     for (int64_t i = 0; i < words.count; i++) {
-        const uint32_t word =
-            s.bits[i / s.words + i % s.words * s.view.bitmatrix.stride[1]];
+        const uint32_t word = s.bits[i / s.words + i % s.words * s.view.bitmatrix.stride[1]];
         EXPECT(word == (uint32_t)words.i[i], "word %d: %08x, expected %08x", (int)i, word,
                (uint32_t)words.i[i]);
     }
@@ -695,9 +694,8 @@ static const char *block_case(void)
 {
     moe_layer_desc d = moe_layer_desc_default();
     char *text = json_dumps(case_json, JSON_COMPACT);
-    const moe_status s =
-        moe_layer_desc_from_semantics(text != NULL ? text : "", text != NULL ? strlen(text) : 0,
-                                      find_shape, NULL, &d);
+    const moe_status s = moe_layer_desc_from_semantics(
+        text != NULL ? text : "", text != NULL ? strlen(text) : 0, find_shape, NULL, &d);
     char prefix[128];
     int sizes = 0;
     free(text);
@@ -801,7 +799,8 @@ int main(int argc, char **argv)
 {
     ctx = route_context(NULL, 2);
     if (argc < 2 || !CHECK(ctx != NULL, "no context: %s", moe_last_error())) {
-        (void)fprintf(stderr, "usage: test_oracle_routing ROUTING.safetensors [BLOCKS.safetensors]\n");
+        (void)fprintf(stderr,
+                      "usage: test_oracle_routing ROUTING.safetensors [BLOCKS.safetensors]\n");
         moe_context_destroy(ctx);
         return 2;
     }

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Routing: every rule of docs/routing.md by example, random problems against the float64 statement,
 // and bit equality over builds, threads, batches, dtypes and strides.
-#include "unit/test.h"
-
 #include "float64/route.h"
 #include "numerics/bf16.h"
 #include "numerics/f16.h"
 #include "numerics/math.h"
 #include "unit/route_problem.h"
+#include "unit/test.h"
 
 #define INF HUGE_VALF
 
@@ -108,10 +107,9 @@ static void test_random(void)
 {
     static const struct {
         int32_t experts, top_k;
-    } shapes[] = {{1, 1},    {2, 1},   {2, 2},    {3, 2},     {8, 2},    {16, 4},
-                  {31, 5},   {32, 4},  {33, 33},  {60, 4},    {64, 6},   {128, 8},
-                  {160, 6},  {256, 8}, {384, 8},  {512, 10},  {512, 22}, {1000, 7},
-                  {1024, 22}, {2048, 6}, {4096, 8}};
+    } shapes[] = {{1, 1},   {2, 1},    {2, 2},    {3, 2},    {8, 2},     {16, 4},   {31, 5},
+                  {32, 4},  {33, 33},  {60, 4},   {64, 6},   {128, 8},   {160, 6},  {256, 8},
+                  {384, 8}, {512, 10}, {512, 22}, {1000, 7}, {1024, 22}, {2048, 6}, {4096, 8}};
     static const int64_t tokens[] = {0, 1, 7, 33};
     uint64_t seed = 1;
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
@@ -188,7 +186,7 @@ static void test_random_groups(void)
 {
     static const struct {
         int32_t experts, groups, top_groups, top_k;
-    } shapes[] = {{64, 8, 4, 6}, {32, 4, 2, 2}, {32, 4, 2, 6}, {256, 8, 4, 8}, {16, 2, 1, 4},
+    } shapes[] = {{64, 8, 4, 6}, {32, 4, 2, 2}, {32, 4, 2, 6},     {256, 8, 4, 8}, {16, 2, 1, 4},
                   {60, 6, 6, 4}, {8, 8, 2, 2},  {1024, 16, 4, 22}, {96, 3, 1, 32}};
     uint64_t seed = 1000;
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
@@ -253,15 +251,15 @@ static void expect_token(const char *what, moe_route_desc desc, int32_t experts,
                       (int)p.ids[j], (int)ids[j]);
                 CHECK(weights[j] != weights[j] ||
                           fabs((double)p.weights[j] - (double)weights[j]) <= 1e-6,
-                      "%s: slot %d: weight %.9g, expected %.9g", what, (int)j,
-                      (double)p.weights[j], (double)weights[j]);
+                      "%s: slot %d: weight %.9g, expected %.9g", what, (int)j, (double)p.weights[j],
+                      (double)weights[j]);
             }
         }
     }
     problem_free(&p);
 }
 
-#define IDS(...) ((const int32_t[]){__VA_ARGS__})
+#define IDS(...)    ((const int32_t[]){__VA_ARGS__})
 #define FLOATS(...) ((const float[]){__VA_ARGS__})
 
 static void test_ties(void)
@@ -358,6 +356,8 @@ static void test_nonfinite(void)
     expect_token("+inf is kept", selected, 3, 2, FLOATS(0, 1, INF), NULL, IDS(2, 1), FLOATS(0, 0));
     expect_token("+inf, sigmoid", route_desc(MOE_SCORING_SIGMOID_SELECTED, MOE_RENORM_NONE), 3, 2,
                  FLOATS(0, INF, nan), NULL, IDS(1, 0), FLOATS(1, .5f));
+    expect_token("NaN, sigmoid", route_desc(MOE_SCORING_SIGMOID_SELECTED, MOE_RENORM_NONE), 3, 3,
+                 FLOATS(0, INF, nan), NULL, IDS(1, 0, 2), FLOATS(1, .5f, 0));
     expect_token("all -inf, selected", selected, 3, 2, FLOATS(-INF, -INF, -INF), NULL, IDS(0, 1),
                  FLOATS(0, 0));
     const moe_route_desc mixer = route_desc(MOE_SCORING_SPARSEMIXER, MOE_RENORM_NONE);
@@ -384,8 +384,8 @@ static void test_groups(void)
     d.group_score = MOE_GROUP_SCORE_TOP2_SUM;
     expect_token("sum of two", d, 6, 2, FLOATS(3, -3, 1, 1, 2, 2), NULL, IDS(4, 5), FLOATS(1, 1));
     // Groups are scored by keys, bias included.
-    expect_token("bias moves a group", d, 6, 2, FLOATS(3, -3, 1, 1, 2, 2),
-                 FLOATS(0, 0, 1, 1, 0, 0), IDS(2, 3), FLOATS(1, 1));
+    expect_token("bias moves a group", d, 6, 2, FLOATS(3, -3, 1, 1, 2, 2), FLOATS(0, 0, 1, 1, 0, 0),
+                 IDS(2, 3), FLOATS(1, 1));
     // Dropped groups: -inf, or 0 where keys may be below.
     d.top_groups = 2;
     d.renormalise = MOE_RENORM_NONE;
@@ -396,6 +396,9 @@ static void test_groups(void)
     d.group_mask_zero = 1;
     expect_token("mask 0", d, 6, 4, FLOATS(0, 0, 0, 0, 0, 0), low, IDS(0, 1, 4, 5),
                  FLOATS(.5f, .5f, .5f, .5f));
+    // .. but a logit that is not finite stays -inf, in a dropped group too.
+    expect_token("mask 0, not over a mask", d, 6, 5, FLOATS(0, 0, 0, 0, -INF, 0), low,
+                 IDS(0, 1, 5, 2, 3), FLOATS(.5f, .5f, .5f, .5f, .5f));
     d.group_mask_zero = 0;
     // An expert whose logit is not finite has key -inf, and score 0.
     d.group_score = MOE_GROUP_SCORE_MAX;
@@ -436,19 +439,19 @@ static void test_normalisation(void)
     }
     // k = 1: exactly 1, whatever the score; and the scale exactly once, after the division.
     for (int i = 0; i < 200; i++) {
-        problem p = {.desc = route_desc(i % 2 ? MOE_SCORING_SIGMOID : MOE_SCORING_SOFTMAX,
-                                        MOE_RENORM_SUM),
-                     .experts = 7,
-                     .top_k = 1,
-                     .tokens = 1};
+        problem p = {
+            .desc = route_desc(i % 2 ? MOE_SCORING_SIGMOID : MOE_SCORING_SOFTMAX, MOE_RENORM_SUM),
+            .experts = 7,
+            .top_k = 1,
+            .tokens = 1};
         rng r = {(uint64_t)i};
         p.desc.scale = i % 4 < 2 ? 0.0f : 2.4460001f;
         problem_alloc(&p);
         problem_fill(&p, &r, 3.0f);
         CHECK(problem_run(ctx_ref, &p) == MOE_OK, "%s", moe_last_error());
         const float expected = i % 4 < 2 ? 1.0f : 2.4460001f;
-        CHECK(p.weights[0] == expected, "k = 1, renormalised: %.9g, not %.9g",
-              (double)p.weights[0], (double)expected);
+        CHECK(p.weights[0] == expected, "k = 1, renormalised: %.9g, not %.9g", (double)p.weights[0],
+              (double)expected);
         problem_free(&p);
     }
     // Scaled weights are the unscaled ones times the factors, to the bit, in this order.
@@ -467,8 +470,8 @@ static void test_normalisation(void)
     p.scale_tensor = 0.3f;
     CHECK(problem_run(ctx_ref, &p) == MOE_OK, "%s", moe_last_error());
     for (int i = 0; i < 66; i++) {
-        CHECK(p.weights[i] == plain[i] * 1.7f * 0.3f, "scaled: %.9g of %.9g",
-              (double)p.weights[i], (double)plain[i]);
+        CHECK(p.weights[i] == plain[i] * 1.7f * 0.3f, "scaled: %.9g of %.9g", (double)p.weights[i],
+              (double)plain[i]);
     }
     problem_free(&p);
 }
@@ -615,7 +618,7 @@ static void test_hash(void)
     problem_fill(&p, &r, 1.0f);
     const int32_t tokens[7] = {0, 1, -1, 50, 2147483647, -2147483647 - 1, 2};
     memcpy(p.token_ids, tokens, sizeof tokens);
-    const int32_t table[9] = {5, 0, 2, /**/ -1, 6, 3, /**/ 4, 4, 1};
+    const int32_t table[9] = {5, 0, 2, /**/ -3, 6, 3, /**/ 4, 4, 1};
     memcpy(p.hash_table, table, sizeof table);
     CHECK(problem_run(ctx_fma, &p) == MOE_OK, "%s", moe_last_error());
     for (int t = 0; t < 7; t++) {
@@ -715,7 +718,7 @@ static void test_replicas(void)
     problem_fill(&p, &r, 1.0f);
     CHECK(problem_run(ctx_ref, &p) == MOE_OK, "%s", moe_last_error());
     // 9 physical experts; bad entries: a count of 0, one past the slots, an id out of range.
-    int32_t table[18] = {0, 6, 7, /**/ 1, 8, -1, /**/ 2, -1, -1, /**/ 3, -1, -1,
+    int32_t table[18] = {0,      6,  7,  /**/ 1, 8,  -1, /**/ 2, -1, -1, /**/ 3, -1, -1,
                          /**/ 4, -1, -1, /**/ 9, -1, -1};
     int32_t count[6] = {3, 2, 1, 0, 4, 1};
     int32_t map[9] = {-1, 0, 1, 2, 3, 4, 5, -1, 6};

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // What moe_route and moe_routing_validate refuse, and that the message names the field and both
 // values. A refused call writes nothing.
+#include "ops/route.h"
 #include "unit/route_problem.h"
 #include "unit/test.h"
-
-#include "ops/route.h"
 
 static moe_context *ctx;
 
@@ -104,10 +103,10 @@ static void test_contradictions(void)
            (D.scoring = MOE_SCORING_SPARSEMIXER, b.a.top_k = 2, D.renormalise = 1,
             D.correction_bias = 1),
            MOE_E_UNSUPPORTED, "correction_bias = 1", "sparsemixer");
-    REFUSE("sparsemixer with hash",
-           (D.scoring = MOE_SCORING_SPARSEMIXER, b.a.top_k = 2, D.renormalise = 1,
-            D.hash_table = 1),
-           MOE_E_ARGUMENT, "hash_table = 1", "sparsemixer");
+    REFUSE(
+        "sparsemixer with hash",
+        (D.scoring = MOE_SCORING_SPARSEMIXER, b.a.top_k = 2, D.renormalise = 1, D.hash_table = 1),
+        MOE_E_ARGUMENT, "hash_table = 1", "sparsemixer");
     REFUSE("jitter elsewhere", D.jitter_eps = 0.5f, MOE_E_ARGUMENT, "jitter_eps = 0.5", "sigmoid");
     REFUSE("select on scores",
            (D.scoring = MOE_SCORING_SOFTMAX_SELECTED, D.select_on = MOE_SELECT_SCORES),
@@ -178,9 +177,9 @@ static void test_views(void)
     REFUSE("ids dtype", b.a.ids.dtype = MOE_U32, MOE_E_DTYPE, "ids is uint32", "int32");
     REFUSE("weights dtype", b.a.weights.dtype = MOE_F16, MOE_E_DTYPE, "weights is f16", "bf16");
     REFUSE("weights rows", b.a.weights.shape[0] = 4, MOE_E_SHAPE, "weights", "[4, 4]");
-    REFUSE("shared weights missing", (D.shared_scores = 1, b.a.logits.shape[1] = 17,
-                                      b.a.logits.shape[0] = 2, b.a.ids.shape[0] = 2,
-                                      b.a.weights.shape[0] = 2),
+    REFUSE("shared weights missing",
+           (D.shared_scores = 1, b.a.logits.shape[1] = 17, b.a.logits.shape[0] = 2,
+            b.a.ids.shape[0] = 2, b.a.weights.shape[0] = 2),
            MOE_E_ARGUMENT, "shared_weights is absent", "shared_scores");
     REFUSE("gate not asked for", b.a.shared_gate = moe_tensor_2d(b.gate, MOE_F32, 3, 1),
            MOE_E_ARGUMENT, "shared_gate is given", "append_shared");

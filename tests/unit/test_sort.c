@@ -140,8 +140,9 @@ static void test_random_sorts(void)
 {
     static const struct {
         int64_t tokens, top_k, experts;
-    } shapes[] = {{0, 4, 8},    {1, 1, 1},   {1, 4, 128}, {7, 2, 8},   {33, 8, 64}, {64, 6, 60},
-                  {128, 4, 32}, {50, 22, 512}, {9, 3, 1},  {300, 4, 17}, {5, 10, 8192}, {16, 0, 4}};
+    } shapes[] = {{0, 4, 8},   {1, 1, 1},    {1, 4, 128},   {7, 2, 8},
+                  {33, 8, 64}, {64, 6, 60},  {128, 4, 32},  {50, 22, 512},
+                  {9, 3, 1},   {300, 4, 17}, {5, 10, 8192}, {16, 0, 4}};
     static const int32_t blocks[] = {0, 1, 2, 16, 64, 0, 7, 128};
     for (int i = 0; i < 12 * 8 * 4; i++) {
         sorting s = {.tokens = shapes[i % 12].tokens,
@@ -282,8 +283,8 @@ static void test_refusals(void)
            MOE_E_OVERFLOW, "ids");
     REFUSE("offsets", 0, a.offsets.shape[0] = 4, MOE_E_SHAPE, "[5]");
     REFUSE("slots", 0, a.slots.shape[0] = 9, MOE_E_SHAPE, "slots is int32 [9], must be int32 [10]");
-    REFUSE("blocks in the contiguous form", 0,
-           a.block_experts = moe_tensor_1d(room, MOE_I32, 1), MOE_E_ARGUMENT, "block_experts");
+    REFUSE("blocks in the contiguous form", 0, a.block_experts = moe_tensor_1d(room, MOE_I32, 1),
+           MOE_E_ARGUMENT, "block_experts");
     REFUSE("num_padded in the contiguous form", 0, a.num_padded = moe_tensor_1d(room, MOE_I32, 1),
            MOE_E_ARGUMENT, "num_padded");
     REFUSE("offsets in blocks", 8, a.offsets = moe_tensor_1d(room, MOE_I32, 5), MOE_E_ARGUMENT,
@@ -404,8 +405,8 @@ static void test_batched(void)
     bad.ids = moe_tensor_2d(ids, MOE_I32, 0, K);
     bad.x.shape[0] = 0;
     bad.rows.shape[0] = 0;
-    CHECK(moe_gather_batched(contexts[0], &bad, NULL) == MOE_OK && counts[2] == 0,
-          "no tokens: %s", moe_last_error());
+    CHECK(moe_gather_batched(contexts[0], &bad, NULL) == MOE_OK && counts[2] == 0, "no tokens: %s",
+          moe_last_error());
 }
 
 // ---- The bit matrix form ----------------------------------------------------------------------
@@ -563,10 +564,10 @@ static void test_sparse_refusals(void)
           moe_last_error());
     CHECK(moe_routing_from_sparse(&s.view, 6, &back_view, NULL) == MOE_OK, "%s", moe_last_error());
     // Everything that the two halves of the form can disagree about.
-    int32_t *const cells[] = {&s.counts[2],  &s.offsets[0],  &s.offsets[3], &s.gather[4],
-                              &s.gather[0],  &s.scatter[5],  &s.scatter[0], &s.scatter[10],
-                              &s.counts[5],  &s.offsets[6],  (int32_t *)&s.bits[0],
-                              (int32_t *)&s.bits[3]};
+    int32_t *const cells[] = {&s.counts[2],  &s.offsets[0],         &s.offsets[3],
+                              &s.gather[4],  &s.gather[0],          &s.scatter[5],
+                              &s.scatter[0], &s.scatter[10],        &s.counts[5],
+                              &s.offsets[6], (int32_t *)&s.bits[0], (int32_t *)&s.bits[3]};
     const int32_t values[] = {7, 1, -1, 0, 12, 3, -1, 0, INT32_MAX, 13, 0x2B, 0x11 | 1 << 30};
     for (size_t i = 0; i < sizeof cells / sizeof cells[0]; i++) {
         const int32_t old = *cells[i];
@@ -577,6 +578,15 @@ static void test_sparse_refusals(void)
         *cells[i] = old;
     }
     CHECK(moe_routing_from_sparse(&s.view, 6, &back_view, NULL) == MOE_OK, "%s", moe_last_error());
+    // All of it moved up by one position: consistent, but for where it begins.
+    memmove(s.gather + 1, s.gather, 11 * sizeof(int32_t));
+    for (int i = 0; i < 12; i++) {
+        s.scatter[i] += s.scatter[i] >= 0;
+        s.offsets[i < 7 ? i : 6] += i < 7;
+    }
+    CHECK(moe_routing_from_sparse(&s.view, 6, &back_view, NULL) == MOE_E_VALUE &&
+              strstr(moe_last_error(), "offsets[0] = 1") != NULL,
+          "\"%s\"", moe_last_error());
     // A weight rounds once to bf16.
     moe_routing_sparse bf16 = s.view;
     bf16.gate_scale = moe_tensor_1d(half, MOE_BF16, 12);

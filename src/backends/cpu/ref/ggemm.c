@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // ggemm, portable: every weight format, every activation format, every arithmetic class.
 //
-// A task is MR rows x NR outputs of one expert. Per chunk of k (the class's chunk or fold), W's
-// codes are decoded once to f32 [chunk][NR] and x's rows to [MR][chunk]; then each row runs NR
-// independent chains over the chunk, ascending, which the compiler vectorises along n. Limits:
-// FMA latency (one row's NR chains are four AVX registers); the decode is amortised over MR rows.
+// A task is MR rows x NR outputs of one expert. Per CHUNK of k, W's codes are decoded once to f32
+// [CHUNK][NR] and x's rows to [MR][CHUNK]; then each row runs NR independent chains over the chunk (or
+// over each block that shares a scale), ascending, side by side along n. Two rows at a time fill the
+// FMA pipes (eight chains of eight lanes). Limit: the decode, which MR rows share.
+#include "backends/cpu/ref/lanes.h"
 #include "backends/cpu/ref/ref.h"
 #include "numerics/hd.h"
 #include "ops/ggemm.h"
@@ -131,19 +132,55 @@ static void decode_weights(const moei_matrices *w, int32_t e, int64_t n0, int64_
     }
 }
 
-// One chunk of one row: NR chains, ascending k, from +0.
+// One chunk of one row, or of two, whose loads of w are shared: NR chains each, ascending k, from +0.
 static inline void chain(const float *restrict x, float (*restrict w)[NR], int64_t kc,
                          float *restrict sum)
 {
-    for (int nn = 0; nn < NR; nn++) {
-        sum[nn] = 0.0f;
-    }
+    lanes s0 = lanes_zero();
+    lanes s1 = lanes_zero();
+    lanes s2 = lanes_zero();
+    lanes s3 = lanes_zero();
     for (int64_t kk = 0; kk < kc; kk++) {
-        const float xv = x[kk];
-        for (int nn = 0; nn < NR; nn++) {
-            sum[nn] = moei_fmaf(xv, w[kk][nn], sum[nn]);
-        }
+        s0 = lanes_fma(x[kk], &w[kk][0], s0);
+        s1 = lanes_fma(x[kk], &w[kk][8], s1);
+        s2 = lanes_fma(x[kk], &w[kk][16], s2);
+        s3 = lanes_fma(x[kk], &w[kk][24], s3);
     }
+    lanes_store(sum, s0);
+    lanes_store(sum + 8, s1);
+    lanes_store(sum + 16, s2);
+    lanes_store(sum + 24, s3);
+}
+
+static inline void chain2(const float *restrict x, const float *restrict y,
+                          float (*restrict w)[NR], int64_t kc, float *restrict sum)
+{
+    lanes s0 = lanes_zero();
+    lanes s1 = lanes_zero();
+    lanes s2 = lanes_zero();
+    lanes s3 = lanes_zero();
+    lanes t0 = lanes_zero();
+    lanes t1 = lanes_zero();
+    lanes t2 = lanes_zero();
+    lanes t3 = lanes_zero();
+    for (int64_t kk = 0; kk < kc; kk++) {
+        s0 = lanes_fma(x[kk], &w[kk][0], s0);
+        t0 = lanes_fma(y[kk], &w[kk][0], t0);
+        s1 = lanes_fma(x[kk], &w[kk][8], s1);
+        t1 = lanes_fma(y[kk], &w[kk][8], t1);
+        s2 = lanes_fma(x[kk], &w[kk][16], s2);
+        t2 = lanes_fma(y[kk], &w[kk][16], t2);
+        s3 = lanes_fma(x[kk], &w[kk][24], s3);
+        t3 = lanes_fma(y[kk], &w[kk][24], t3);
+    }
+    lanes_store(sum, s0);
+    lanes_store(sum + 8, s1);
+    lanes_store(sum + 16, s2);
+    lanes_store(sum + 24, s3);
+    lanes_store(sum + 32, t0);
+    lanes_store(sum + 40, t1);
+    lanes_store(sum + 48, t2);
+    lanes_store(sum + 56, t3);
 }
 
 // What follows the sum, in the order that ops/ggemm.h states.
@@ -181,7 +218,18 @@ static void finish(const moek_ggemm_args *a, int32_t e, int64_t i, int64_t n0, i
     moei_store_f32(a->y_dtype, y, n1 - n0, acc);
 }
 
-// chunk: elements of k per chain; fold: the scale of a chunk is applied to its sum.
+// Adds a chunk's sums: as they are, or folded with the scales of x and W.
+static inline void add_chunk(const moek_ggemm_args *a, int32_t e, int64_t i, int64_t k0, bool fold,
+                             bool fold_x, const float *restrict sum, const float *restrict scale,
+                             float *restrict acc)
+{
+    const float x_scale = fold_x ? operand_scale(a, e, i, k0) : 1.0f;
+    for (int nn = 0; nn < NR; nn++) {
+        acc[nn] = fold ? moei_fmaf(sum[nn] * x_scale, scale[nn], acc[nn]) : acc[nn] + sum[nn];
+    }
+}
+
+// chunk: elements of k per chain, a divisor of CHUNK; fold: a chunk's scale is applied to its sum.
 static inline void block(const moek_ggemm_args *a, int32_t e, int64_t i0, int64_t i1, int64_t n0,
                          int64_t n1, int64_t chunk, bool fold)
 {
@@ -190,26 +238,28 @@ static inline void block(const moek_ggemm_args *a, int32_t e, int64_t i0, int64_
     const bool fold_w = fold && a->w.scales != NULL && a->w.block_k > 0;
     const bool fold_x = fold && a->x.scales != NULL && a->x.group > 0;
     memset(t.acc, 0, (size_t)rows * sizeof t.acc[0]);
-    for (int64_t k0 = 0; k0 < a->w.k; k0 += chunk) {
-        const int64_t kc = moei_i64_min(chunk, a->w.k - k0);
-        float scale[NR];
+    for (int64_t k0 = 0; k0 < a->w.k; k0 += CHUNK) {
+        const int64_t kc = moei_i64_min(CHUNK, a->w.k - k0);
         decode_weights(&a->w, e, n0, n1, k0, kc, t.w);
-        for (int nn = 0; nn < NR; nn++) {
-            scale[nn] = fold_w && nn < n1 - n0 ? weight_scale(&a->w, e, n0 + nn, k0) : 1.0f;
-        }
         for (int64_t r = 0; r < rows; r++) {
-            float sum[NR];
             moei_load_f32(a->x.dtype, x_of(a, e, i0 + r), k0, kc, t.x[r]);
-            chain(t.x[r], t.w, kc, sum);
-            if (!fold) {
-                for (int nn = 0; nn < NR; nn++) {
-                    t.acc[r][nn] += sum[nn];
-                }
-                continue;
-            }
-            const float x_scale = fold_x ? operand_scale(a, e, i0 + r, k0) : 1.0f;
+        }
+        for (int64_t k = 0; k < kc; k += chunk) {
+            const int64_t n = moei_i64_min(chunk, kc - k);
+            float scale[NR];
             for (int nn = 0; nn < NR; nn++) {
-                t.acc[r][nn] = moei_fmaf(sum[nn] * x_scale, scale[nn], t.acc[r][nn]);
+                scale[nn] = fold_w && nn < n1 - n0 ? weight_scale(&a->w, e, n0 + nn, k0 + k) : 1.0f;
+            }
+            for (int64_t r = 0; r < rows; r += 2) {
+                float sum[2][NR];
+                if (r + 1 < rows) {
+                    chain2(&t.x[r][k], &t.x[r + 1][k], &t.w[k], n, sum[0]);
+                } else {
+                    chain(&t.x[r][k], &t.w[k], n, sum[0]);
+                }
+                for (int64_t h = 0; h < 2 && r + h < rows; h++) {
+                    add_chunk(a, e, i0 + r + h, k0 + k, fold, fold_x, sum[h], scale, t.acc[r + h]);
+                }
             }
         }
     }

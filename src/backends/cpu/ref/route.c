@@ -267,23 +267,22 @@ static void look_up(const moek_route_args *a, int64_t t, row *w)
     }
 }
 
-// Softmax over the chosen logits, sums in slot order.
+// Softmax over the chosen logits, sums in slot order. An absent slot counts as -inf.
 static void softmax_selected(int32_t k, row *w)
 {
     float m = minus_infinity();
     float sum = 0.0f;
     for (int32_t j = 0; j < k; j++) {
-        const float logit =
-            w->id[j] >= 0 ? nan_to_minus_infinity(w->logit[w->id[j]]) : minus_infinity();
-        w->weight[j] = logit;
-        m = logit > m ? logit : m;
+        const int32_t id = w->id[j];
+        w->weight[j] = id >= 0 ? nan_to_minus_infinity(w->logit[id]) : minus_infinity();
+        m = w->weight[j] > m ? w->weight[j] : m;
     }
     for (int32_t j = 0; j < k; j++) {
-        w->weight[j] = w->id[j] >= 0 ? moei_expf(w->weight[j] - m) : 0.0f;
+        w->weight[j] = moei_expf(w->weight[j] - m);
         sum += w->weight[j];
     }
     for (int32_t j = 0; j < k; j++) {
-        w->weight[j] = w->id[j] >= 0 ? finite_or_zero(moei_divf(w->weight[j], sum)) : 0.0f;
+        w->weight[j] = finite_or_zero(moei_divf(w->weight[j], sum));
     }
 }
 

@@ -17,12 +17,6 @@ static int32_t expert_of(const moek_sort_args *a, int64_t t, int32_t j)
     return id >= 0 && id < a->num_experts ? (int32_t)id : -1;
 }
 
-static int64_t valid_tokens(const moek_sort_args *a)
-{
-    const int64_t limit = a->num_valid == NULL ? a->tokens : a->num_valid[0];
-    return limit < 0 ? 0 : limit < a->tokens ? limit : a->tokens;
-}
-
 static void store_count(const moek_sort_args *a, int32_t e, int32_t count)
 {
     if (a->counts != NULL && a->count_dtype == MOE_I64) {
@@ -71,7 +65,8 @@ void MOEI_REF(moek_sort_i32)(const moek_sort_args *args)
 {
     const moek_sort_args *a = args;
     const int64_t num_slots = a->tokens * a->top_k;
-    const int64_t valid = valid_tokens(a);
+    const int64_t limit = a->num_valid == NULL ? a->tokens : a->num_valid[0];
+    const int64_t valid = limit < a->tokens ? limit : a->tokens; // negative: none
     int32_t cursor[MOEI_SORT_MAX_EXPERTS];
     for (int32_t e = 0; e < a->num_experts; e++) {
         cursor[e] = 0;
