@@ -19,8 +19,7 @@ static const struct {
 
 static bool read_shape(const char *text, moe_layer_desc *d)
 {
-    long long v[4];
-    char end;
+    int64_t v[4] = {0, 0, 0, 0};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         if (strcmp(text, shapes[i].name) == 0) {
             d->hidden = shapes[i].hidden;
@@ -30,14 +29,19 @@ static bool read_shape(const char *text, moe_layer_desc *d)
             return true;
         }
     }
-    if (sscanf(text, "%lld,%lld,%lld,%lld%c", &v[0], &v[1], &v[2], &v[3], &end) != 4 || v[2] < 0 ||
-        v[2] > INT32_MAX || v[3] < 0 || v[3] > INT32_MAX) {
-        (void)fprintf(stderr, "moe: --shape \"%s\" is neither H,I,E,k nor one of", text);
-        for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
-            (void)fprintf(stderr, " %s", shapes[i].name);
+    const char *at = text;
+    for (int i = 0; i < 4; i++) {
+        char *end = NULL;
+        v[i] = strtoll(at, &end, 10);
+        if (end == at || *end != (i < 3 ? ',' : '\0') || v[i] < 0 || v[i] > INT32_MAX) {
+            (void)fprintf(stderr, "moe: --shape \"%s\" is neither H,I,E,k nor one of", text);
+            for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++) {
+                (void)fprintf(stderr, " %s", shapes[s].name);
+            }
+            (void)fprintf(stderr, "\n");
+            return false;
         }
-        (void)fprintf(stderr, "\n");
-        return false;
+        at = end + 1;
     }
     d->hidden = v[0];
     d->inter = v[1];

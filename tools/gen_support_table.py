@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes what is generated from the tables: the format table of docs/formats.md and the support matrix of
-README.md. `--check` fails where a file is not what the tables say."""
+"""Writes what is generated from the tables: the format table of docs/formats.md, the support matrix of
+README.md, and its copy of the first example. `--check` fails where a file is not what the tables say."""
 import os
 import re
-import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -55,6 +54,11 @@ def support_matrix():
     return "\n".join(out)
 
 
+def example():
+    text = open(os.path.join(ROOT, "examples/01_first_layer.c")).read()
+    return "```c\n" + text.strip() + "\n```"
+
+
 def splice(path, tag, body, check):
     full = os.path.join(ROOT, path)
     text = open(full).read()
@@ -74,4 +78,5 @@ if __name__ == "__main__":
     check = "--check" in sys.argv[1:]
     ok = splice("docs/formats.md", "formats", format_table(), check)
     ok = splice("README.md", "support", support_matrix(), check) and ok
+    ok = splice("README.md", "example", example(), check) and ok
     sys.exit(0 if ok else 1)

@@ -54,9 +54,11 @@ static inline moe_matrix_layout moe_matrix_layout_default(void)
 ///               point: its code), scale bytes 0 (a finite scale: 0, E8M0 2^-127), zero points the
 ///               format's, biases 0. Smaller: cut, whatever the part that goes holds
 /// Views that are absent in both `src` and `dst` are left out; act_scale is copied. Sub-byte
-/// formats cannot be transposed. Where 128-row blocks share a scale, gate and up halves need
-/// I % 128 = 0, and do not convert to interleaved rows: a block there mixes both.
-/// Errors: ARGUMENT, UNSET, SHAPE, DTYPE, OVERLAP, OVERFLOW, VERSION, UNSUPPORTED. Since 0.1.
+/// formats cannot be transposed. Where blocks of 128 rows share a scale, changing the order or the
+/// number of rows of gate and up halves needs I % 128 = 0 on both sides, and halves do not become
+/// interleaved rows, whose blocks hold both.
+/// Errors: ARGUMENT, UNSET, SHAPE, DTYPE, OVERLAP, OVERFLOW, VERSION, UNSUPPORTED; VALUE: columns
+/// are added to a group whose zero point is not a code. Since 0.1.
 MOE_API moe_status moe_layout_convert(const moe_matrix_layout *from, const moe_matrix_source *src,
                                       const moe_matrix_layout *to, const moe_matrix_source *dst);
 

@@ -51,11 +51,7 @@ enum {
 /// Which key selects: the score (default) or the raw logit. SELECTED scorings and sparsemixer
 /// always select on logits.
 typedef int32_t moe_select_on;
-enum {
-    MOE_SELECT_DEFAULT = 0,
-    MOE_SELECT_SCORES = 1,
-    MOE_SELECT_LOGITS = 2
-};
+enum { MOE_SELECT_DEFAULT = 0, MOE_SELECT_SCORES = 1, MOE_SELECT_LOGITS = 2 };
 
 /// Routing options. Rules that hold for every scoring (docs/routing.md has them all):
 /// - Scores are computed in f32 whatever the logits' dtype; sums over experts are 32 partial sums
@@ -100,8 +96,8 @@ typedef struct moe_route_desc {
 typedef struct moe_route_args {
     size_t struct_size;
     moe_route_desc desc;
-    int32_t num_experts; ///< E, 1..4096; R + n at most 8192
-    int32_t top_k;       ///< k, 1..E + zero_experts
+    int32_t num_experts;        ///< E, 1..4096; R + n at most 8192
+    int32_t top_k;              ///< k, 1..E + zero_experts
     moe_tensor logits;          ///< [T, R] f32, bf16 or f16; last stride 1
     moe_tensor correction_bias; ///< f32 [E + zero_experts]
     moe_tensor scale_tensor;    ///< f32 [1]
@@ -167,19 +163,19 @@ MOE_API moe_status moe_routing_from_sparse(const moe_routing_sparse *sparse, int
 /// Arguments of moe_sort: a stable counting sort of slots by expert.
 typedef struct moe_sort_args {
     size_t struct_size;
-    int32_t num_experts; ///< E of this rank, 1..8192: ids outside [0, E) are absent
-    int32_t block;       ///< block-aligned form: block size B; 0: contiguous form
-    moe_tensor ids;      ///< [T, k] I32 or I64
-    moe_tensor num_valid; ///< optional I32 [1]: tokens at or past it are absent
-    moe_tensor offsets;  ///< contiguous: out I32 [E + 1]
-    moe_tensor slots;    ///< contiguous: out I32 [T*k], sorted position -> flat slot t*k + j;
-                         ///< T*k past offsets[E]. Block-aligned: [P], sentinel T*k
-    moe_tensor positions; ///< optional out I32 [T*k]: flat slot -> sorted position, -1 absent
+    int32_t num_experts;      ///< E of this rank, 1..8192: ids outside [0, E) are absent
+    int32_t block;            ///< block-aligned form: block size B; 0: contiguous form
+    moe_tensor ids;           ///< [T, k] I32 or I64
+    moe_tensor num_valid;     ///< optional I32 [1]: tokens at or past it are absent
+    moe_tensor offsets;       ///< contiguous: out I32 [E + 1]
+    moe_tensor slots;         ///< contiguous: out I32 [T*k], sorted position -> flat slot t*k + j;
+                              ///< T*k past offsets[E]. Block-aligned: [P], sentinel T*k
+    moe_tensor positions;     ///< optional out I32 [T*k]: flat slot -> sorted position, -1 absent
     moe_tensor block_experts; ///< block-aligned: out I32 [ceil(P/B)], -1 past the end
     moe_tensor num_padded;    ///< block-aligned: out I32 [1] = sum of counts rounded up to B
     moe_tensor counts;        ///< optional out I32 or I64 [E]
-    moe_tensor expert_map; ///< optional I32 [global E]: ids are global; offsets, counts and
-                           ///< block_experts are local, slots of remote experts are absent
+    moe_tensor expert_map;    ///< optional I32 [global E]: ids are global; offsets, counts and
+                              ///< block_experts are local, slots of remote experts are absent
 } moe_sort_args;
 
 /// Contiguous and block-aligned forms (vLLM's moe_align_block_size with ignore_invalid_experts, and

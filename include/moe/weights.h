@@ -19,7 +19,7 @@ typedef struct moe_matrix_source {
     moe_tensor zero_points; ///< U8 or UINT4: [n, N, ceil(K/g)], or U8 [n, ceil(N/2), ceil(K/g)] with
                             ///< row 2i in the low nibble
     moe_tensor bias;      ///< [n, N] f32, bf16 or f16
-    moe_tensor act_scale; ///< static activation scale or NVFP4 global: f32 [1]
+    moe_tensor act_scale; ///< static activation scale or NVFP4 global: f32 [1], one for all experts
 } moe_matrix_source;
 
 /// A layer's tensors. A part of the descriptor that is not given here must come in another call.
@@ -72,7 +72,7 @@ MOE_API moe_status moe_weights_update(moe_weights *weights, int32_t expert,
                                       const moe_weights_source *source);
 
 /// The inverse of pack: writes expert `first` .. into the canonical views of `out` (those with
-/// data). Errors: SHAPE, DTYPE, STATE. Since 0.1.
+/// data), once all have been checked. Errors: SHAPE, DTYPE, STATE, ARGUMENT, VERSION. Since 0.1.
 MOE_API moe_status moe_weights_unpack(const moe_weights *weights, int32_t first,
                                       const moe_weights_source *out);
 

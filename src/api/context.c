@@ -29,9 +29,6 @@ static const moe_allocator default_allocator = {NULL, default_alloc, default_fre
 static moe_status check_desc(const moe_context_desc *desc)
 {
     const char *call = "moe_context_create";
-    MOE_REQUIRE(desc->struct_size == sizeof *desc, MOE_E_VERSION,
-                "%s: desc.struct_size = %zu, this library knows %zu", call, desc->struct_size,
-                sizeof *desc);
     MOE_REQUIRE(desc->num_threads >= 0, MOE_E_ARGUMENT,
                 "%s: desc.num_threads = %d, must be 0 (all) or more", call,
                 (int)desc->num_threads);
@@ -40,6 +37,13 @@ static moe_status check_desc(const moe_context_desc *desc)
                 MOE_E_ARGUMENT, "%s: desc.allocator lacks alloc or free", call);
     MOE_REQUIRE(desc->pool == NULL || (desc->pool->size != NULL && desc->pool->parallel_for != NULL),
                 MOE_E_ARGUMENT, "%s: desc.pool lacks size or parallel_for", call);
+    MOE_REQUIRE(desc->pool == NULL || desc->num_threads == 0, MOE_E_ARGUMENT,
+                "%s: desc.num_threads = %d, but desc.pool is given and has a size of its own; set it "
+                "to 0",
+                call, (int)desc->num_threads);
+    const bool cpu = desc->device == MOE_DEVICE_UNSET || desc->device == MOE_DEVICE_CPU;
+    MOE_REQUIRE(!cpu || desc->device_id == 0, MOE_E_ARGUMENT,
+                "%s: desc.device_id = %d, device \"cpu\" has 0 only", call, (int)desc->device_id);
     return MOE_OK;
 }
 
@@ -59,10 +63,13 @@ static moe_status choose_isa(const moe_context_desc *desc, uint64_t detected, ui
 
 moe_status moe_context_create(const moe_context_desc *desc, moe_context **out)
 {
-    const moe_context_desc defaults = moe_context_desc_default();
+    moe_context_desc known = moe_context_desc_default();
     char text[256];
     MOE_REQUIRE(out != NULL, MOE_E_ARGUMENT, "moe_context_create: out is NULL");
-    desc = desc != NULL ? desc : &defaults;
+    if (desc != NULL) {
+        MOE_TRY(moei_struct_read(desc, &known, sizeof known, "moe_context_create", "desc"));
+    }
+    desc = &known;
     MOE_TRY(check_desc(desc));
     const moe_device_type device = desc->device != MOE_DEVICE_UNSET ? desc->device : MOE_DEVICE_CPU;
     const moei_backend *backend = moei_backend_for(device);

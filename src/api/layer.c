@@ -162,7 +162,8 @@ typedef struct run {
     const moe_plan *plan;
     const moe_layer_desc *desc;
     const moe_weights *weights;
-    const moe_run_args *args;
+    moe_run_args args;
+    moek_route_args route; // FROM_LOGITS
     moei_exec exec;
     int64_t tokens;
     int32_t top_k; // slots per token
@@ -173,16 +174,57 @@ typedef struct run {
 
 #define CALL "moe_run"
 
+#define NUM_VIEWS 23
+
+// Every view of a run, and the workspace. What is not written is read.
+static void list_views(const moe_run_args *a, const moe_tensor *workspace,
+                       moei_view views[NUM_VIEWS])
+{
+    const moei_view all[NUM_VIEWS] = {
+        {workspace, "workspace", true},
+        {&a->out, "args.out", true},
+        {&a->out_ids, "args.out_ids", true},
+        {&a->out_weights, "args.out_weights", true},
+        {&a->out_counts, "args.out_counts", true},
+        {&a->load, "args.load", true},
+        {&a->x, "args.x", false},
+        {&a->x_scales, "args.x_scales", false},
+        {&a->logits, "args.logits", false},
+        {&a->ids, "args.ids", false},
+        {&a->weights, "args.weights", false},
+        {&a->shared_weights, "args.shared_weights", false},
+        {&a->correction_bias, "args.correction_bias", false},
+        {&a->scale_tensor, "args.scale_tensor", false},
+        {&a->hash_table, "args.hash_table", false},
+        {&a->token_ids, "args.token_ids", false},
+        {&a->append_gate, "args.append_gate", false},
+        {&a->expert_map, "args.expert_map", false},
+        {&a->replica_table, "args.replica_table", false},
+        {&a->replica_count, "args.replica_count", false},
+        {&a->counts, "args.counts", false},
+        {&a->offsets, "args.offsets", false},
+        {&a->num_valid, "args.num_valid", false},
+    };
+    memcpy(views, all, sizeof all);
+}
+
 static moe_status check_absent(const moe_tensor *t, const char *name, const char *why)
 {
     MOE_REQUIRE(t->data == NULL, MOE_E_ARGUMENT, CALL ": args.%s is given, but %s", name, why);
     return MOE_OK;
 }
 
+// What the kernels read as whole elements is aligned to them; x, its scales and out need not be.
+static moe_status check_view(const moe_tensor *t, const char *name, uint32_t dtypes, int ndim,
+                             const int64_t *shape)
+{
+    return moei_route_view_check(t, CALL, name, dtypes, ndim, shape);
+}
+
 static moe_status check_routing_args(const run *r)
 {
     const moe_layer_desc *d = r->desc;
-    const moe_run_args *a = r->args;
+    const moe_run_args *a = &r->args;
     const bool from_logits = d->routing == MOE_ROUTING_FROM_LOGITS;
     const bool given = d->routing == MOE_ROUTING_GIVEN;
     const int64_t shape[2] = {r->tokens, d->top_k};
@@ -196,21 +238,22 @@ static moe_status check_routing_args(const run *r)
         MOE_TRY(check_absent(&a->append_gate, "append_gate", why));
     }
     if (given) {
-        MOE_TRY(moei_tensor_check(&a->ids, CALL, "args.ids", MOEI_DTYPE_BIT(d->ids_dtype), 2,
+        MOE_TRY(check_view(&a->ids, "args.ids", MOEI_DTYPE_BIT(d->ids_dtype), 2,
                                   shape));
         if (d->weight_stage == MOE_WEIGHT_NONE) {
             MOE_TRY(check_absent(&a->weights, "weights", "the descriptor's weight_stage is NONE"));
         } else {
-            MOE_TRY(moei_tensor_check(&a->weights, CALL, "args.weights",
-                                      MOEI_DTYPE_BIT(d->weights_dtype), 2, shape));
+            MOE_TRY(check_view(&a->weights, "args.weights", MOEI_DTYPE_BIT(d->weights_dtype), 2, shape));
         }
     } else {
         MOE_TRY(check_absent(&a->ids, "ids", "the descriptor's routing is not GIVEN"));
     }
+    if (from_logits) {
+        MOE_TRY(check_absent(&a->weights, "weights", "the descriptor's routing is FROM_LOGITS"));
+    }
     if (given && d->shared.count > 0 && d->shared.gate == MOE_SHARED_ROUTER_WEIGHTED) {
         const int64_t shared_shape[2] = {r->tokens, d->shared.count};
-        MOE_TRY(moei_tensor_check(&a->shared_weights, CALL, "args.shared_weights",
-                                  MOEI_DTYPE_BIT(MOE_F32), 2, shared_shape));
+        MOE_TRY(check_view(&a->shared_weights, "args.shared_weights", MOEI_DTYPE_BIT(MOE_F32), 2, shared_shape));
     } else {
         MOE_TRY(check_absent(&a->shared_weights, "shared_weights",
                              "no given routing weighs the shared experts"));
@@ -218,17 +261,15 @@ static moe_status check_routing_args(const run *r)
     if (d->expert_map != 0) {
         const int64_t physical =
             d->replicas > 0 ? d->replicas : d->num_experts + d->route.append_shared;
-        MOE_TRY(moei_tensor_check(&a->expert_map, CALL, "args.expert_map", MOEI_DTYPE_BIT(MOE_I32),
+        MOE_TRY(check_view(&a->expert_map, "args.expert_map", MOEI_DTYPE_BIT(MOE_I32),
                                   1, &physical));
     } else {
         MOE_TRY(check_absent(&a->expert_map, "expert_map", "the descriptor's expert_map is 0"));
     }
     if (d->replicas > 0) {
         const int64_t table[2] = {d->num_experts, -1};
-        MOE_TRY(moei_tensor_check(&a->replica_table, CALL, "args.replica_table",
-                                  MOEI_DTYPE_BIT(MOE_I32), 2, table));
-        MOE_TRY(moei_tensor_check(&a->replica_count, CALL, "args.replica_count",
-                                  MOEI_DTYPE_BIT(MOE_I32), 1, table));
+        MOE_TRY(check_view(&a->replica_table, "args.replica_table", MOEI_DTYPE_BIT(MOE_I32), 2, table));
+        MOE_TRY(check_view(&a->replica_count, "args.replica_count", MOEI_DTYPE_BIT(MOE_I32), 1, table));
     } else {
         MOE_TRY(check_absent(&a->replica_table, "replica_table", "the descriptor's replicas is 0"));
         MOE_TRY(check_absent(&a->replica_count, "replica_count", "the descriptor's replicas is 0"));
@@ -240,10 +281,10 @@ static moe_status check_routing_args(const run *r)
 static moe_status check_placement(const run *r)
 {
     const moe_layer_desc *d = r->desc;
-    const moe_run_args *a = r->args;
+    const moe_run_args *a = &r->args;
     const int64_t experts = r->plan->routed.count;
     if (d->x_layout == MOE_X_BATCHED) {
-        MOE_TRY(moei_tensor_check(&a->counts, CALL, "args.counts", MOEI_DTYPE_BIT(MOE_I32), 1,
+        MOE_TRY(check_view(&a->counts, "args.counts", MOEI_DTYPE_BIT(MOE_I32), 1,
                                   &experts));
         MOE_TRY(moei_counts_check((const int32_t *)(const void *)moei_tensor_data(&a->counts),
                                   experts, r->tokens, CALL));
@@ -252,7 +293,7 @@ static moe_status check_placement(const run *r)
     }
     if (d->x_layout == MOE_X_SORTED) {
         const int64_t entries = experts + 1;
-        MOE_TRY(moei_tensor_check(&a->offsets, CALL, "args.offsets", MOEI_DTYPE_BIT(MOE_I32), 1,
+        MOE_TRY(check_view(&a->offsets, "args.offsets", MOEI_DTYPE_BIT(MOE_I32), 1,
                                   &entries));
         const int32_t *p = (const int32_t *)(const void *)moei_tensor_data(&a->offsets);
         for (int64_t e = 0; e < experts; e++) {
@@ -272,7 +313,7 @@ static moe_status check_placement(const run *r)
     }
     const bool batched = d->x_layout == MOE_X_BATCHED;
     const int64_t shape[2] = {batched ? experts : r->tokens, r->tokens};
-    MOE_TRY(moei_tensor_check(&a->weights, CALL, "args.weights", MOEI_DTYPE_BIT(MOE_F32),
+    MOE_TRY(check_view(&a->weights, "args.weights", MOEI_DTYPE_BIT(MOE_F32),
                               batched ? 2 : 1, shape));
     MOE_REQUIRE(!batched || a->weights.stride[0] == r->tokens, MOE_E_SHAPE,
                 CALL ": args.weights has stride %" PRId64 " between experts, must be %" PRId64,
@@ -283,7 +324,7 @@ static moe_status check_placement(const run *r)
 static moe_status check_x(run *r)
 {
     const moe_layer_desc *d = r->desc;
-    const moe_tensor *x = &r->args->x;
+    const moe_tensor *x = &r->args.x;
     const bool batched = d->x_layout == MOE_X_BATCHED;
     const moe_quant_desc none = {0};
     const moe_quant_desc *act = x_is_float(r->plan) ? &none : &d->gemm[0].act;
@@ -295,7 +336,7 @@ static moe_status check_x(run *r)
     }
     MOE_REQUIRE(x->ndim == (batched ? 3 : 2), MOE_E_SHAPE,
                 CALL ": args.x has %d dimensions, x_layout says %d", (int)x->ndim, batched ? 3 : 2);
-    MOE_TRY(moei_operand_from_tensors(x, &r->args->x_scales, &given_scale, act, CALL, &r->x, &rows,
+    MOE_TRY(moei_operand_from_tensors(x, &r->args.x_scales, &given_scale, act, CALL, &r->x, &rows,
                                       &k));
     MOE_REQUIRE(r->x.dtype == d->x_dtype, MOE_E_DTYPE, CALL ": args.x is %s, the plan takes %s",
                 moe_dtype_name(x->dtype), moe_dtype_name(d->x_dtype));
@@ -324,7 +365,7 @@ static bool out_is_direct(const run *r)
 static moe_status check_outputs(const run *r)
 {
     const moe_layer_desc *d = r->desc;
-    const moe_run_args *a = r->args;
+    const moe_run_args *a = &r->args;
     const int64_t experts = r->plan->routed.count;
     const uint32_t dtype = MOEI_DTYPE_BIT(d->out_dtype);
     const int64_t combined[2] = {r->tokens, d->hidden};
@@ -341,16 +382,7 @@ static moe_status check_outputs(const run *r)
                 CALL ": args.out has stride %" PRId64 " between experts, must be %" PRId64
                      " where out_dtype differs from partial_dtype or accumulate is set",
                 a->out.stride[0], a->out.shape[1] * a->out.stride[1]);
-    const struct {
-        const moe_tensor *t;
-        const char *name;
-    } inputs[] = {{&a->x, "x"},         {&a->x_scales, "x_scales"}, {&a->logits, "logits"},
-                  {&a->ids, "ids"},     {&a->weights, "weights"},   {&a->counts, "counts"},
-                  {&a->offsets, "offsets"}};
-    for (size_t i = 0; i < sizeof inputs / sizeof inputs[0]; i++) {
-        MOE_REQUIRE(!moei_tensor_overlap(&a->out, inputs[i].t), MOE_E_OVERLAP,
-                    CALL ": args.out overlaps args.%s", inputs[i].name);
-    }
+    MOE_TRY(moei_tensor_check_unfolded(&a->out, CALL, "args.out"));
     const bool placed = d->routing == MOE_ROUTING_PLACED;
     if (placed) {
         const char *why = "the descriptor's routing is PLACED";
@@ -363,27 +395,27 @@ static moe_status check_outputs(const run *r)
     }
     const int64_t per_slot[2] = {r->tokens, r->top_k};
     if (a->out_ids.data != NULL) {
-        MOE_TRY(moei_tensor_check(&a->out_ids, CALL, "args.out_ids", MOEI_DTYPE_BIT(d->ids_dtype),
+        MOE_TRY(check_view(&a->out_ids, "args.out_ids", MOEI_DTYPE_BIT(d->ids_dtype),
                                   2, per_slot));
+        MOE_TRY(moei_tensor_check_unfolded(&a->out_ids, CALL, "args.out_ids"));
     }
     if (a->out_weights.data != NULL) {
-        MOE_TRY(moei_tensor_check(&a->out_weights, CALL, "args.out_weights",
-                                  MOEI_DTYPE_BIT(d->weights_dtype), 2, per_slot));
+        MOE_TRY(check_view(&a->out_weights, "args.out_weights", MOEI_DTYPE_BIT(d->weights_dtype), 2, per_slot));
+        MOE_TRY(moei_tensor_check_unfolded(&a->out_weights, CALL, "args.out_weights"));
     }
     if (a->out_counts.data != NULL) {
-        MOE_TRY(moei_tensor_check(&a->out_counts, CALL, "args.out_counts", MOEI_DTYPE_BIT(MOE_I64),
+        MOE_TRY(check_view(&a->out_counts, "args.out_counts", MOEI_DTYPE_BIT(MOE_I64),
                                   1, &experts));
     }
     if (a->load.data != NULL) {
         const int64_t physical =
             d->replicas > 0 ? d->replicas : d->num_experts + d->route.append_shared;
-        MOE_TRY(moei_tensor_check(&a->load, CALL, "args.load", MOEI_DTYPE_BIT(MOE_I32), 1,
+        MOE_TRY(check_view(&a->load, "args.load", MOEI_DTYPE_BIT(MOE_I32), 1,
                                   &physical));
     }
     if (a->num_valid.data != NULL) {
         const int64_t one = 1;
-        MOE_TRY(moei_tensor_check(&a->num_valid, CALL, "args.num_valid", MOEI_DTYPE_BIT(MOE_I32),
-                                  a->num_valid.ndim == 0 ? 0 : 1, &one));
+        MOE_TRY(check_view(&a->num_valid, "args.num_valid", MOEI_DTYPE_BIT(MOE_I32), 1, &one));
     }
     return MOE_OK;
 }
@@ -397,9 +429,10 @@ static const moei_kernel *kernel_of(const run *r, moei_op op)
     return kernel;
 }
 
-static moe_status route_step(const run *r)
+// Checks the router's views and fills its kernels' arguments, now that the workspace is placed.
+static moe_status prepare_route(run *r)
 {
-    const moe_run_args *a = r->args;
+    const moe_run_args *a = &r->args;
     moe_route_args route;
     memset(&route, 0, sizeof route);
     route.struct_size = sizeof route;
@@ -419,13 +452,21 @@ static moe_status route_step(const run *r)
         route.shared_weights = moe_tensor_2d(r->b.shared_scores, MOE_F32, r->tokens,
                                              r->desc->route.shared_scores);
     }
-    return moe_route(r->exec.ctx, &route, r->exec.stream);
+    const uint32_t dtype = MOEI_DTYPE_BIT(r->desc->logits_dtype);
+    const int64_t shape[2] = {r->tokens, moei_route_rows(&route.desc, route.num_experts)};
+    MOE_TRY(check_view(&a->logits, "args.logits", dtype, 2, shape));
+    return moei_route_prepare(&route, CALL, &r->route);
+}
+
+static moe_status route_step(const run *r)
+{
+    return r->exec.ctx->backend->route(&r->exec, kernel_of(r, MOEI_OP_ROUTE), &r->route);
 }
 
 static moe_status place_step(const run *r)
 {
     const moe_layer_desc *d = r->desc;
-    const moe_run_args *a = r->args;
+    const moe_run_args *a = &r->args;
     const bool given = d->routing == MOE_ROUTING_GIVEN;
     moek_place_args p = {
         .tokens = r->tokens,
@@ -469,7 +510,7 @@ static moe_status sort_step(const run *r)
     sort.ids = moe_tensor_2d(r->b.local_ids, MOE_I32, r->tokens, r->top_k);
     sort.offsets = moe_tensor_1d(r->b.offsets, MOE_I32, (int64_t)r->plan->routed.count + 1);
     sort.slots = moe_tensor_1d(r->b.slots, MOE_I32, r->tokens * r->top_k);
-    sort.counts = r->args->out_counts;
+    sort.counts = r->args.out_counts;
     return moe_sort(r->exec.ctx, &sort, r->exec.stream);
 }
 
@@ -512,16 +553,16 @@ static moe_status weigh_input_step(const run *r, moei_operand *x)
             .num_valid = by_token               ? r->num_valid
                          : batched              ? NULL
                                                 : (const int32_t *)(const void *)moei_tensor_data(
-                                         &r->args->offsets) +
+                                         &r->args.offsets) +
                                          r->plan->routed.count,
             .batch_counts =
-                batched ? (const int32_t *)(const void *)moei_tensor_data(&r->args->counts) : NULL,
+                batched ? (const int32_t *)(const void *)moei_tensor_data(&r->args.counts) : NULL,
             .batch_rows = r->tokens,
             .slots = x->data,
             .slot_dtype = d->x_dtype,
             .slot_token_stride = x->row_stride,
             .weights = by_token ? (const void *)(r->b.weights + j)
-                                : (const void *)moei_tensor_data(&r->args->weights),
+                                : (const void *)moei_tensor_data(&r->args.weights),
             .weight_dtype = MOE_F32,
             .weight_token_stride = per_token,
             .out = (uint8_t *)r->b.weighted_x + j * row,
@@ -541,6 +582,7 @@ typedef struct mlp_rows {
     const int32_t *offsets; // sorted rows, else NULL
     const int32_t *counts;  // rows of each batch, else NULL
     const int32_t *total;   // device-side number of sorted rows, else NULL
+    const int32_t *valid;   // device-side number of rows of a batch that are there, else NULL
     const int32_t *gather;  // sorted row -> slot of x, else NULL
     int32_t gather_divisor;
     const int32_t *scatter; // sorted row -> row of y, else NULL
@@ -552,7 +594,7 @@ typedef struct mlp_rows {
 
 // Quantises rows into the buffers that carve_quantize placed.
 static moe_status quantize_step(const run *r, moek_quantize_args *q, const moei_operand *x,
-                                const int32_t *counts, const int32_t *total,
+                                const int32_t *counts, const int32_t *total, int32_t total_rows,
                                 const float *act_scale)
 {
     q->x = (uint8_t *)(uintptr_t)x->data;
@@ -561,6 +603,7 @@ static moe_status quantize_step(const run *r, moek_quantize_args *q, const moei_
     q->x_batch_stride = x->batch_stride;
     q->counts = counts;
     q->total = total;
+    q->total_rows = total_rows;
     if (act_scale != NULL && moei_quant_has_global_scale(&q->quant)) {
         q->global_scale = (float *)(uintptr_t)act_scale;
     } else if (act_scale != NULL) {
@@ -610,7 +653,9 @@ static moe_status mlp_step(const run *r, const moei_mlp *mlp, const moei_matrice
     MOE_TRY(backend->glu(&r->exec, kernel_of(r, MOEI_OP_GLU), &glu));
 
     if (quantize_h) {
-        MOE_TRY(quantize_step(r, &b->h_quant, &h, rows->counts, rows->total, w[1].act_scale));
+        MOE_TRY(quantize_step(r, &b->h_quant, &h, rows->counts,
+                              rows->total != NULL ? rows->total : rows->valid, 1,
+                              w[1].act_scale));
         h = moei_operand_from_quantize(&b->h_quant);
     }
     moek_ggemm_args second = {.w = w[1],
@@ -653,10 +698,10 @@ static moe_status routed_step(run *r, moei_operand x)
         rows.scatter = r->b.slots;
     } else if (d->x_layout == MOE_X_BATCHED) {
         rows.batches = mlp->count;
-        rows.counts = (const int32_t *)(const void *)moei_tensor_data(&r->args->counts);
+        rows.counts = (const int32_t *)(const void *)moei_tensor_data(&r->args.counts);
         rows.weight_batch_stride = r->tokens;
     } else {
-        rows.offsets = (const int32_t *)(const void *)moei_tensor_data(&r->args->offsets);
+        rows.offsets = (const int32_t *)(const void *)moei_tensor_data(&r->args.offsets);
     }
     if (rows.offsets != NULL) {
         rows.total = rows.offsets + mlp->count;
@@ -664,12 +709,12 @@ static moe_status routed_step(run *r, moei_operand x)
     if (d->weight_stage == MOE_WEIGHT_OUTPUT) {
         rows.row_weight = by_token
                               ? r->b.weights
-                              : (const float *)(const void *)moei_tensor_data(&r->args->weights);
+                              : (const float *)(const void *)moei_tensor_data(&r->args.weights);
     }
     if (out_is_direct(r)) {
-        rows.y = moei_tensor_data(&r->args->out);
-        rows.y_row_stride = moei_tensor_stride_bytes(&r->args->out, r->args->out.ndim - 2);
-        rows.y_batch_stride = moei_tensor_stride_bytes(&r->args->out, 0);
+        rows.y = moei_tensor_data(&r->args.out);
+        rows.y_row_stride = moei_tensor_stride_bytes(&r->args.out, r->args.out.ndim - 2);
+        rows.y_batch_stride = moei_tensor_stride_bytes(&r->args.out, 0);
     } else {
         y_in_workspace(r, mlp, b, &rows);
     }
@@ -677,10 +722,12 @@ static moe_status routed_step(run *r, moei_operand x)
         MOE_TRY(weigh_input_step(r, &x));
     }
     if (x_is_float(r->plan) && moei_mlp_quantizes(mlp, 0)) {
-        const int32_t *total = !by_token                             ? rows.total
-                               : d->weight_stage == MOE_WEIGHT_INPUT ? NULL
-                                                                     : r->num_valid;
-        MOE_TRY(quantize_step(r, &b->in, &x, rows.counts, total, r->weights->gemm[0].act_scale));
+        // Rows past the valid tokens hold nothing, and a scale that spans rows must not see them.
+        const int32_t *total = by_token ? r->num_valid : rows.total;
+        const int32_t per_token =
+            by_token && d->weight_stage == MOE_WEIGHT_INPUT ? r->top_k : 1;
+        MOE_TRY(quantize_step(r, &b->in, &x, rows.counts, total, per_token,
+                              r->weights->gemm[0].act_scale));
         x = moei_operand_from_quantize(&b->in);
     }
     return mlp_step(r, mlp, r->weights->gemm, b, &rows, &x);
@@ -713,7 +760,10 @@ static moe_status shared_step(run *r)
     moei_operand x = r->x;
     x.batch_stride = 0; // every shared expert reads the same rows
     x.scale_batch_stride = 0;
-    mlp_rows rows = {.batches = mlp->count, .rows = r->tokens, .gather_divisor = 1};
+    mlp_rows rows = {.batches = mlp->count,
+                     .rows = r->tokens,
+                     .valid = r->num_valid,
+                     .gather_divisor = 1};
     if (d->shared.gate == MOE_SHARED_SIGMOID) {
         MOE_TRY(shared_gate_step(r));
         rows.row_weight = r->b.shared_gate;
@@ -721,14 +771,15 @@ static moe_status shared_step(run *r)
     } else if (d->shared.gate == MOE_SHARED_ROUTER_WEIGHTED) {
         const bool given = d->routing == MOE_ROUTING_GIVEN;
         rows.row_weight = given ? (const float *)(const void *)moei_tensor_data(
-                                      &r->args->shared_weights)
+                                      &r->args.shared_weights)
                                 : r->b.shared_scores;
         rows.weight_batch_stride = 1;
-        rows.weight_row_stride = given ? r->args->shared_weights.stride[0] : mlp->count;
+        rows.weight_row_stride = given ? r->args.shared_weights.stride[0] : mlp->count;
     }
     y_in_workspace(r, mlp, b, &rows);
     if (x_is_float(r->plan) && moei_mlp_quantizes(mlp, 0)) {
-        MOE_TRY(quantize_step(r, &b->in, &x, NULL, r->num_valid, r->weights->shared[0].act_scale));
+        MOE_TRY(quantize_step(r, &b->in, &x, NULL, r->num_valid, 1,
+                              r->weights->shared[0].act_scale));
         x = moei_operand_from_quantize(&b->in);
         x.batch_stride = 0;
         x.scale_batch_stride = 0;
@@ -781,9 +832,9 @@ static void add_tail(const run *r, moek_combine_args *c)
         c->num_shared = d->shared.count;
     }
     c->accumulate = d->accumulate != 0;
-    c->out = moei_tensor_data(&r->args->out);
+    c->out = moei_tensor_data(&r->args.out);
     c->out_dtype = d->out_dtype;
-    c->out_token_stride = moei_tensor_stride_bytes(&r->args->out, 0);
+    c->out_token_stride = moei_tensor_stride_bytes(&r->args.out, 0);
 }
 
 static moe_status combine_step(const run *r, const moei_operand *x)
@@ -829,9 +880,9 @@ static moe_status slots_step(const run *r, const moei_operand *x)
         c.router_ids = c.router_ids != NULL ? c.router_ids + j : NULL;
         c.identity_weights = c.identity_weights != NULL ? c.identity_weights + j : NULL;
         c.accumulate = d->accumulate != 0;
-        c.out = moei_tensor_data(&r->args->out) + j * moei_tensor_stride_bytes(&r->args->out, 1);
+        c.out = moei_tensor_data(&r->args.out) + j * moei_tensor_stride_bytes(&r->args.out, 1);
         c.out_dtype = d->out_dtype;
-        c.out_token_stride = moei_tensor_stride_bytes(&r->args->out, 0);
+        c.out_token_stride = moei_tensor_stride_bytes(&r->args.out, 0);
         MOE_TRY(r->exec.ctx->backend->combine(&r->exec, kernel, &c));
     }
     return MOE_OK;
@@ -842,34 +893,37 @@ static moe_status layout_step(const run *r)
 {
     const moe_layer_desc *d = r->desc;
     const bool batched = d->x_layout == MOE_X_BATCHED;
-    const int32_t *offsets = (const int32_t *)(const void *)moei_tensor_data(&r->args->offsets);
+    const int32_t *offsets = (const int32_t *)(const void *)moei_tensor_data(&r->args.offsets);
     const moek_combine_args c = {
         .tokens = batched ? r->tokens * r->plan->routed.count : r->tokens,
         .width = d->hidden,
         .slots_per_token = 1,
         .num_valid = batched ? NULL : offsets + r->plan->routed.count,
         .batch_counts =
-            batched ? (const int32_t *)(const void *)moei_tensor_data(&r->args->counts) : NULL,
+            batched ? (const int32_t *)(const void *)moei_tensor_data(&r->args.counts) : NULL,
         .batch_rows = r->tokens,
         .slots = r->b.routed.y,
         .slot_dtype = d->partial_dtype,
         .slot_token_stride = d->hidden * (int64_t)dtype_bytes(d->partial_dtype),
         .accumulate = d->accumulate != 0,
-        .out = moei_tensor_data(&r->args->out),
+        .out = moei_tensor_data(&r->args.out),
         .out_dtype = d->out_dtype,
-        .out_token_stride = moei_tensor_stride_bytes(&r->args->out, r->args->out.ndim - 2),
+        .out_token_stride = moei_tensor_stride_bytes(&r->args.out, r->args.out.ndim - 2),
     };
     return r->exec.ctx->backend->combine(&r->exec, kernel_of(r, MOEI_OP_COMBINE), &c);
 }
 
 // ---- the run ----------------------------------------------------------------------------------------
 
-static moe_status check_run(run *r, const void *workspace, size_t bytes)
+// Checks everything and places the buffers; nothing has been written when it fails.
+static moe_status prepare(run *r, void *workspace, size_t bytes)
 {
     const moe_plan *plan = r->plan;
-    const moe_run_args *a = r->args;
-    MOE_REQUIRE(a->struct_size == sizeof *a, MOE_E_VERSION,
-                CALL ": args.struct_size = %zu, this library knows %zu", a->struct_size, sizeof *a);
+    const moe_run_args *a = &r->args;
+    moei_view views[NUM_VIEWS];
+    moe_tensor whole = moe_tensor_1d(workspace, MOE_U8, 0);
+    list_views(a, &whole, views);
+    MOE_TRY(moei_views_check_device(views, NUM_VIEWS, plan->ctx->backend->device, CALL));
     MOE_REQUIRE(r->weights->plan == plan, MOE_E_ARGUMENT,
                 CALL ": the weights were made for another plan");
     MOE_REQUIRE(a->num_tokens >= 0 && a->num_tokens <= plan->desc.max_tokens, MOE_E_ARGUMENT,
@@ -889,7 +943,13 @@ static moe_status check_run(run *r, const void *workspace, size_t bytes)
                 workspace == NULL ? 0 : bytes, r->tokens, need);
     MOE_REQUIRE((uintptr_t)workspace % MOEI_ARENA_ALIGN == 0, MOE_E_ALIGNMENT,
                 CALL ": workspace is not aligned to %d bytes", MOEI_ARENA_ALIGN);
-    return MOE_OK;
+    moei_arena arena = {workspace, 0};
+    carve(&arena, plan, r->tokens, &r->b);
+    if (r->desc->routing == MOE_ROUTING_FROM_LOGITS) {
+        MOE_TRY(prepare_route(r));
+    }
+    whole.shape[0] = need < INT64_MAX ? (int64_t)need : INT64_MAX;
+    return moei_views_check_overlap(views, NUM_VIEWS, CALL);
 }
 
 moe_status moe_run(const moe_plan *plan, const moe_weights *weights, const moe_run_args *args,
@@ -899,14 +959,14 @@ moe_status moe_run(const moe_plan *plan, const moe_weights *weights, const moe_r
                 plan == NULL      ? "plan"
                 : weights == NULL ? "weights"
                                   : "args");
-    run r = {.plan = plan,
-             .desc = &plan->desc,
-             .weights = weights,
-             .args = args,
-             .exec = {plan->ctx, stream}};
-    MOE_TRY(check_run(&r, workspace, bytes));
-    moei_arena arena = {workspace, 0};
-    carve(&arena, plan, r.tokens, &r.b);
+    run r;
+    memset(&r, 0, sizeof r);
+    r.plan = plan;
+    r.desc = &plan->desc;
+    r.weights = weights;
+    r.exec = (moei_exec){plan->ctx, stream};
+    MOE_TRY(moei_op_begin(plan->ctx, args, &r.args, sizeof r.args, stream, CALL));
+    MOE_TRY(prepare(&r, workspace, bytes));
 
     if (plan->desc.x_layout == MOE_X_TOKENS) {
         if (plan->desc.routing == MOE_ROUTING_FROM_LOGITS) {

@@ -9,26 +9,6 @@
 #define MAX_DIM (1 << 20)
 #define MAX_EXPERTS 4096
 
-// A caller built against older headers has a shorter struct; against newer ones a longer, whose
-// unknown tail must be zero.
-static moe_status read_desc(const moe_layer_desc *desc, const char *call, moe_layer_desc *out)
-{
-    MOE_REQUIRE(desc != NULL, MOE_E_ARGUMENT, "%s: desc is NULL", call);
-    MOE_REQUIRE(desc->struct_size >= sizeof desc->struct_size, MOE_E_VERSION,
-                "%s: desc.struct_size = %zu; start from moe_layer_desc_default()", call,
-                desc->struct_size);
-    const size_t known = desc->struct_size < sizeof *out ? desc->struct_size : sizeof *out;
-    for (size_t i = known; i < desc->struct_size; i++) {
-        MOE_REQUIRE(((const unsigned char *)desc)[i] == 0, MOE_E_VERSION,
-                    "%s: desc.struct_size = %zu, this library knows %zu, and byte %zu is set", call,
-                    desc->struct_size, sizeof *out, i);
-    }
-    memset(out, 0, sizeof *out);
-    memcpy(out, desc, known);
-    out->struct_size = sizeof *out;
-    return MOE_OK;
-}
-
 static moe_status check_range(int64_t value, int64_t low, int64_t high, const char *name,
                               const char *call)
 {
@@ -442,7 +422,8 @@ moe_status moei_plan_init(const moe_context *ctx, const moe_layer_desc *desc, co
     memset(plan, 0, sizeof *plan);
     plan->ctx = ctx;
     moe_layer_desc *d = &plan->desc;
-    MOE_TRY(read_desc(desc, call, d));
+    MOE_REQUIRE(desc != NULL, MOE_E_ARGUMENT, "%s: desc is NULL", call);
+    MOE_TRY(moei_struct_read(desc, d, sizeof *d, call, "desc"));
     MOE_TRY(check_sizes(d, call));
     for (int g = 0; g < 2; g++) {
         MOE_TRY(moei_gemm_desc_check(&d->gemm[g], call, g == 0 ? "desc.gemm[0]" : "desc.gemm[1]"));

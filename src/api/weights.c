@@ -154,6 +154,11 @@ moe_status moe_weights_create(const moe_plan *plan, void *memory, size_t bytes, 
     MOE_TRY(allocate_self(plan, call, &w));
     moei_arena arena = {memory, 0};
     layout_all(&arena, plan, w);
+    for (int i = 0; i < 4; i++) {
+        if (w->act_scale[i] != NULL) {
+            *w->act_scale[i] = 0.0f;
+        }
+    }
     *out = w;
     return MOE_OK;
 }
@@ -194,16 +199,17 @@ static moe_status check_scales(const moei_matrices *m, int32_t first, const char
             }
         }
         for (int32_t p = 0; m->scale2 != NULL && p < m->scale2_parts; p++) {
-            const float s = m->scale2[e * m->scale2_e_stride + p];
+            const float s = moei_load_one(MOE_F32, m->scale2, e * m->scale2_e_stride + p);
             MOE_REQUIRE(isfinite(s), MOE_E_VALUE,
                         "%s: %s second-level scale of expert %d is %s, must be finite", call, name,
                         (int)(first + e), isnan(s) ? "NaN" : "infinite");
         }
     }
     if (m->act_scale != NULL) {
-        MOE_REQUIRE(isfinite(m->act_scale[0]) && m->act_scale[0] > 0.0f, MOE_E_VALUE,
+        const float s = moei_load_one(MOE_F32, m->act_scale, 0);
+        MOE_REQUIRE(isfinite(s) && s > 0.0f, MOE_E_VALUE,
                     "%s: %s activation scale is %g, must be finite and above 0", call, name,
-                    (double)m->act_scale[0]);
+                    (double)s);
     }
     return MOE_OK;
 }
@@ -288,8 +294,8 @@ static void copy_expert(const moei_matrices *s, int32_t se, const moei_matrices 
     if (s->scale2 != NULL) {
         for (int32_t p = 0; p < d->scale2_parts; p++) {
             const int32_t from = s->scale2_parts == 1 ? 0 : p;
-            ((float *)(uintptr_t)d->scale2)[de * d->scale2_e_stride + p] =
-                s->scale2[se * s->scale2_e_stride + from];
+            uint8_t *to = (uint8_t *)(uintptr_t)(d->scale2 + de * d->scale2_e_stride + p);
+            memcpy(to, s->scale2 + se * s->scale2_e_stride + from, sizeof(float));
         }
     }
     if (s->zeros != NULL) {
@@ -302,18 +308,45 @@ static void copy_expert(const moei_matrices *s, int32_t se, const moei_matrices 
 
 // ---- sources ----------------------------------------------------------------------------------------
 
+static const char *const stack_names[4] = {"gate_up", "down", "shared gate_up", "shared down"};
+
 static bool source_present(const moe_matrix_source *source)
 {
     return source->values.data != NULL;
+}
+
+// All views of a source, for the checks that concern each: on the plan's device, and none of a
+// matrix whose values are absent.
+static moe_status check_source_views(const moe_plan *plan, const moe_weights_source *source,
+                                     const char *call)
+{
+    for (int i = 0; i < 4; i++) {
+        const moe_matrix_source *m = i < 2 ? &source->gemm[i] : &source->shared[i - 2];
+        const moei_view views[] = {{&m->values, stack_names[i], false},
+                                   {&m->scales, "scales", false},
+                                   {&m->scale2, "scale2", false},
+                                   {&m->zero_points, "zero_points", false},
+                                   {&m->bias, "bias", false},
+                                   {&m->act_scale, "act_scale", false}};
+        MOE_TRY(moei_views_check_device(views, 6, plan->ctx->backend->device, call));
+        for (int v = 1; v < 6; v++) {
+            MOE_REQUIRE(source_present(m) || views[v].tensor->data == NULL, MOE_E_ARGUMENT,
+                        "%s: %s %s is given without values", call, stack_names[i], views[v].name);
+        }
+    }
+    const moei_view rest[] = {{&source->shared_gate, "shared_gate", false},
+                              {&source->latent_in, "latent_in", false},
+                              {&source->latent_out, "latent_out", false},
+                              {&source->output_bias, "output_bias", false}};
+    return moei_views_check_device(rest, 4, plan->ctx->backend->device, call);
 }
 
 static moe_status stack_from_source(const moe_plan *plan, const moe_matrix_source *source,
                                     bool shared, int g, int32_t count, const char *call,
                                     moei_matrices *out)
 {
-    static const char *const names[4] = {"gate_up", "down", "shared gate_up", "shared down"};
     const moei_mlp *mlp = shared ? &plan->shared : &plan->routed;
-    const char *name = names[(shared ? 2 : 0) + g];
+    const char *name = stack_names[(shared ? 2 : 0) + g];
     const int64_t n = g == 0 ? mlp->rows1 : mlp->width;
     const int64_t k = g == 0 ? mlp->width : mlp->inter;
     return moei_matrices_from_source(source, &mlp->gemm[g], count, n, k, mlp->transposed,
@@ -373,9 +406,10 @@ static moe_status check_source(const moe_plan *plan, const moe_weights_source *s
     const moe_layer_desc *d = &plan->desc;
     memset(out, 0, sizeof *out);
     MOE_REQUIRE(source != NULL, MOE_E_ARGUMENT, "%s: source is NULL", call);
-    MOE_REQUIRE(source->struct_size == sizeof *source, MOE_E_VERSION,
-                "%s: source.struct_size = %zu, this library knows %zu", call, source->struct_size,
-                sizeof *source);
+    moe_weights_source known;
+    MOE_TRY(moei_struct_read(source, &known, sizeof known, call, "source"));
+    source = &known;
+    MOE_TRY(check_source_views(plan, source, call));
     for (int g = 0; g < 2; g++) {
         const moe_tensor *values = &source->gemm[g].values;
         if (source_present(&source->gemm[g])) {
@@ -385,8 +419,7 @@ static moe_status check_source(const moe_plan *plan, const moe_weights_source *s
                                                                            : (int32_t)values->shape[0];
             MOE_REQUIRE(first >= 0 && n >= 0 && first + (int64_t)n <= plan->routed.count,
                         MOE_E_SHAPE, "%s: experts %d .. %" PRId64 ", the plan has %d", call,
-                        (int)first, first + (int64_t)values->shape[0] - 1,
-                        (int)plan->routed.count);
+                        (int)first, first + (int64_t)n - 1, (int)plan->routed.count);
             MOE_REQUIRE(!out->has_gemm[0] || out->count == n, MOE_E_SHAPE,
                         "%s: gate_up has %d experts, down has %d", call, (int)out->count, (int)n);
             out->count = n;
@@ -440,11 +473,41 @@ static moe_status check_source(const moe_plan *plan, const moe_weights_source *s
     return MOE_OK;
 }
 
-static void store_act_scale(float *to, const moei_matrices *m)
+// One activation scale serves the whole layer: the first call sets it, later ones must agree. 0 is
+// unset; calls for different experts may come from several threads.
+static moe_status claim_act_scale(float *to, const moei_matrices *m, const char *call,
+                                  const char *name)
 {
-    if (to != NULL && m->act_scale != NULL) {
-        *to = m->act_scale[0];
+    if (to == NULL || m->act_scale == NULL) {
+        return MOE_OK;
     }
+    const float given = moei_load_one(MOE_F32, m->act_scale, 0);
+    uint32_t bits;
+    uint32_t before = 0;
+    memcpy(&bits, &given, sizeof bits);
+    if (__atomic_compare_exchange_n((uint32_t *)(void *)to, &before, bits, false, __ATOMIC_RELAXED,
+                                    __ATOMIC_RELAXED) ||
+        before == bits) {
+        return MOE_OK;
+    }
+    float earlier;
+    memcpy(&earlier, &before, sizeof earlier);
+    return moei_fail(MOE_E_VALUE,
+                     "%s: %s activation scale is %.9g, an earlier call gave %.9g; a layer has one", call,
+                     name, (double)given, (double)earlier);
+}
+
+static moe_status claim_act_scales(moe_weights *w, const checked_source *s, const char *call)
+{
+    for (int g = 0; g < 2; g++) {
+        if (s->has_gemm[g]) {
+            MOE_TRY(claim_act_scale(w->act_scale[g], &s->gemm[g], call, stack_names[g]));
+        }
+        if (s->has_shared[g]) {
+            MOE_TRY(claim_act_scale(w->act_scale[2 + g], &s->shared[g], call, stack_names[2 + g]));
+        }
+    }
+    return MOE_OK;
 }
 
 static moe_status pack(moe_weights *w, int32_t first, int32_t count,
@@ -455,21 +518,16 @@ static moe_status pack(moe_weights *w, int32_t first, int32_t count,
     MOE_REQUIRE(!w->wrapped, MOE_E_STATE,
                 "%s: the weights wrap the caller's tensors; change those instead", call);
     MOE_TRY(check_source(w->plan, source, first, count, call, &s));
+    MOE_TRY(claim_act_scales(w, &s, call));
     for (int g = 0; g < 2; g++) {
         for (int32_t e = 0; s.has_gemm[g] && e < s.count; e++) {
             copy_expert(&s.gemm[g], e, &w->gemm[g], first + e);
             w->has_expert[first + e] = (unsigned char)(w->has_expert[first + e] | 1u << g);
         }
-        if (s.has_gemm[g]) {
-            store_act_scale(w->act_scale[g], &s.gemm[g]);
-        }
         for (int32_t e = 0; s.has_shared[g] && e < w->plan->shared.count; e++) {
             copy_expert(&s.shared[g], e, &w->shared[g], e);
         }
-        if (s.has_shared[g]) {
-            store_act_scale(w->act_scale[2 + g], &s.shared[g]);
-            w->has_shared[g] = true;
-        }
+        w->has_shared[g] = w->has_shared[g] || s.has_shared[g];
     }
     if (s.has_shared_gate) {
         widen_linear(&s.shared_gate, &w->shared_gate);
@@ -545,6 +603,10 @@ moe_status moe_weights_wrap(const moe_plan *plan, const moe_weights_source *sour
     }
     MOE_TRY(check_source(plan, source, 0, plan->routed.count, call, &s));
     MOE_TRY(check_wrapped_linears(plan, &s, call));
+    for (int g = 0; g < 2; g++) {
+        MOE_TRY(moei_matrices_check_aligned(&s.gemm[g], call, stack_names[g]));
+        MOE_TRY(moei_matrices_check_aligned(&s.shared[g], call, stack_names[2 + g]));
+    }
     moe_weights *w = NULL;
     MOE_TRY(allocate_self(plan, call, &w));
     w->wrapped = true;
@@ -574,37 +636,137 @@ moe_status moe_weights_wrap(const moe_plan *plan, const moe_weights_source *sour
     return MOE_OK;
 }
 
+// Views of one scale for gate and up take two only where these are the same.
+static moe_status check_parts(const moei_matrices *from, int32_t e, const moei_matrices *to,
+                              const char *call, const char *name)
+{
+    const size_t bytes = (size_t)moe_dtype_bits(from->scale_dtype) / 8;
+    if (from->scales != NULL && from->block_n == 0 && from->scale_parts > to->scale_parts) {
+        const uint8_t *at = (const uint8_t *)from->scales +
+                            (size_t)(e * from->scale_e_stride) * bytes;
+        MOE_REQUIRE(memcmp(at, at + (size_t)from->scale_n_stride * bytes, bytes) == 0, MOE_E_SHAPE,
+                    "%s: %s scales of gate and up differ, the view is [n]; [n, 2] works", call,
+                    name);
+    }
+    if (from->scale2 != NULL && from->scale2_parts > to->scale2_parts) {
+        const float *at = from->scale2 + e * from->scale2_e_stride;
+        MOE_REQUIRE(memcmp(at, at + 1, sizeof *at) == 0, MOE_E_SHAPE,
+                    "%s: %s second-level scales of gate and up differ, the view is [n]; [n, 2] works",
+                    call, name);
+    }
+    return MOE_OK;
+}
+
+// A source to write to, checked against what has been packed: experts [first, first + n).
+static moe_status check_target(const moe_weights *w, const moe_weights_source *out, int32_t first,
+                               const char *call, checked_source *to)
+{
+    const moe_plan *plan = w->plan;
+    for (int g = 0; g < 2; g++) {
+        if (source_present(&out->gemm[g])) {
+            const moe_tensor *v = &out->gemm[g].values;
+            const int64_t count = v->ndim <= 2 ? 1 : v->shape[0];
+            MOE_REQUIRE(first >= 0 && count >= 0 && count <= plan->routed.count - first, MOE_E_SHAPE,
+                        "%s: experts %d .. %" PRId64 ", the plan has %d", call, (int)first,
+                        first + count - 1, (int)plan->routed.count);
+            MOE_TRY(stack_from_source(plan, &out->gemm[g], false, g, (int32_t)count, call,
+                                      &to->gemm[g]));
+            for (int32_t e = 0; e < (int32_t)count; e++) {
+                MOE_REQUIRE((w->has_expert[first + e] & 1u << g) != 0, MOE_E_STATE,
+                            "%s: %s of expert %d has not been packed", call, stack_names[g],
+                            (int)(first + e));
+                MOE_TRY(check_parts(&w->gemm[g], first + e, &to->gemm[g], call, stack_names[g]));
+            }
+            to->has_gemm[g] = true;
+        }
+        if (source_present(&out->shared[g])) {
+            MOE_REQUIRE(w->has_shared[g], MOE_E_STATE,
+                        "%s: the shared experts have not been packed", call);
+            MOE_TRY(stack_from_source(plan, &out->shared[g], true, g, plan->shared.count, call,
+                                      &to->shared[g]));
+            for (int32_t e = 0; e < plan->shared.count; e++) {
+                MOE_TRY(check_parts(&w->shared[g], e, &to->shared[g], call, stack_names[2 + g]));
+            }
+            to->has_shared[g] = true;
+        }
+    }
+    const struct {
+        const moe_tensor *t;
+        const moei_matrices *from;
+        bool have;
+        const char *name;
+        moei_matrices *to;
+    } maps[] = {
+        {&out->shared_gate, &w->shared_gate, w->has_shared_gate, "shared_gate", &to->shared_gate},
+        {&out->latent_in, &w->latent_in, w->has_latent_in, "latent_in", &to->latent_in},
+        {&out->latent_out, &w->latent_out, w->has_latent_out, "latent_out", &to->latent_out}};
+    for (size_t i = 0; i < sizeof maps / sizeof maps[0]; i++) {
+        if (maps[i].t->data != NULL) {
+            MOE_REQUIRE(maps[i].have, MOE_E_STATE, "%s: %s has not been packed", call, maps[i].name);
+            MOE_TRY(linear_from_tensor(maps[i].t, maps[i].from->n, maps[i].from->k, call,
+                                       maps[i].name, maps[i].to));
+        }
+    }
+    if (out->output_bias.data != NULL) {
+        MOE_REQUIRE(w->has_output_bias, MOE_E_STATE, "%s: output_bias has not been packed", call);
+        MOE_TRY(moei_tensor_check(&out->output_bias, call, "output_bias", MOEI_DTYPES_FLOAT, 1,
+                                  &plan->desc.hidden));
+    }
+    return MOE_OK;
+}
+
+static void copy_act_scale(const moei_matrices *from, const moei_matrices *to)
+{
+    if (to->act_scale != NULL) {
+        memcpy((uint8_t *)(uintptr_t)to->act_scale, from->act_scale, sizeof(float));
+    }
+}
+
+static void copy_floats(moe_dtype from_type, const void *from, moe_dtype to_type, uint8_t *to,
+                        int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        const float value = moei_load_one(from_type, from, i);
+        moei_store_f32(to_type, to + i * moe_dtype_bits(to_type) / 8, 1, &value);
+    }
+}
+
+static void copy_linear(const moei_matrices *from, const moei_matrices *to)
+{
+    for (int64_t n = 0; to->values != NULL && n < to->n; n++) {
+        copy_floats(from->format->elem, from->values + n * from->value_n_stride, to->format->elem,
+                    (uint8_t *)(uintptr_t)to->values + n * to->value_n_stride, to->k);
+    }
+}
+
 moe_status moe_weights_unpack(const moe_weights *weights, int32_t first,
                               const moe_weights_source *out)
 {
     const char *call = "moe_weights_unpack";
+    moe_weights_source known;
+    checked_source to;
+    memset(&to, 0, sizeof to);
     MOE_REQUIRE(weights != NULL && out != NULL, MOE_E_ARGUMENT, "%s: %s is NULL", call,
                 weights == NULL ? "weights" : "out");
-    const moe_plan *plan = weights->plan;
+    MOE_TRY(moei_struct_read(out, &known, sizeof known, call, "out"));
+    MOE_TRY(check_source_views(weights->plan, &known, call));
+    MOE_TRY(check_target(weights, &known, first, call, &to));
     for (int g = 0; g < 2; g++) {
-        moei_matrices d;
-        if (source_present(&out->gemm[g])) {
-            const moe_tensor *v = &out->gemm[g].values;
-            const int64_t count = v->ndim <= 2 ? 1 : v->shape[0];
-            MOE_REQUIRE(first >= 0 && count <= plan->routed.count - first, MOE_E_SHAPE,
-                        "%s: experts %d .. %" PRId64 ", the plan has %d", call, (int)first,
-                        first + count - 1, (int)plan->routed.count);
-            MOE_TRY(stack_from_source(plan, &out->gemm[g], false, g, (int32_t)count, call, &d));
-            for (int32_t e = 0; e < (int32_t)count; e++) {
-                MOE_REQUIRE((weights->has_expert[first + e] & 1u << g) != 0, MOE_E_STATE,
-                            "%s: expert %d has not been packed", call, (int)(first + e));
-                copy_expert(&weights->gemm[g], first + e, &d, e);
-            }
+        for (int32_t e = 0; to.has_gemm[g] && e < to.gemm[g].count; e++) {
+            copy_expert(&weights->gemm[g], first + e, &to.gemm[g], e);
         }
-        if (source_present(&out->shared[g])) {
-            MOE_REQUIRE(weights->has_shared[g], MOE_E_STATE,
-                        "%s: the shared experts have not been packed", call);
-            MOE_TRY(stack_from_source(plan, &out->shared[g], true, g, plan->shared.count, call,
-                                      &d));
-            for (int32_t e = 0; e < plan->shared.count; e++) {
-                copy_expert(&weights->shared[g], e, &d, e);
-            }
+        for (int32_t e = 0; to.has_shared[g] && e < to.shared[g].count; e++) {
+            copy_expert(&weights->shared[g], e, &to.shared[g], e);
         }
+        copy_act_scale(&weights->gemm[g], &to.gemm[g]);
+        copy_act_scale(&weights->shared[g], &to.shared[g]);
+    }
+    copy_linear(&weights->shared_gate, &to.shared_gate);
+    copy_linear(&weights->latent_in, &to.latent_in);
+    copy_linear(&weights->latent_out, &to.latent_out);
+    if (known.output_bias.data != NULL) {
+        copy_floats(weights->output_bias_dtype, weights->output_bias, known.output_bias.dtype,
+                    moei_tensor_data(&known.output_bias), weights->plan->desc.hidden);
     }
     return MOE_OK;
 }

@@ -4,6 +4,7 @@
 #define MOEI_CORE_CHECK_H
 
 #include <assert.h>
+#include <stddef.h>
 
 #include "moe/status.h"
 
@@ -20,11 +21,18 @@
 /// plugins write into the same place.
 #define moei_fail moe_fail
 
+/// Copies a caller's struct, whose first member is its struct_size, into one of `known` bytes. From
+/// older headers it is shorter: what it lacks is 0. From newer ones it is longer: what this library
+/// does not know must be 0. VERSION otherwise; `call` and `name` head the message.
+moe_status moei_struct_read(const void *from, void *to, size_t known, const char *call,
+                            const char *name);
+
 /// A caller's mistake: always checked, returns.
 #define MOE_REQUIRE(condition, code, ...)                                                          \
     do {                                                                                           \
         if (!(condition)) {                                                                        \
-            return moei_fail((code), __VA_ARGS__);                                                 \
+            (void)moei_fail((code), __VA_ARGS__);                                                  \
+            return (code); /* seen by static analysers, unlike moe_fail's body */                  \
         }                                                                                          \
     } while (0)
 

@@ -15,6 +15,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -222,28 +223,37 @@ void moei_pool_destroy(moei_pool *pool)
     pool->allocator->free(pool->allocator->self, pool, pool->bytes);
 }
 
-// Whole CPUs that a cgroup quota allows, or `limit` if there is none.
+// The first two whole numbers of a file; what is no number ("max") reads as -1.
+static void read_numbers(const char *path, long long *first, long long *second)
+{
+    char line[64] = "";
+    FILE *file = fopen(path, "re");
+    *first = -1;
+    *second = -1;
+    if (file == NULL) {
+        return;
+    }
+    if (fgets(line, sizeof line, file) != NULL) {
+        char *end = line;
+        const long long a = strtoll(line, &end, 10);
+        if (end != line) {
+            *first = a;
+            *second = strtoll(end, NULL, 10);
+        }
+    }
+    (void)fclose(file);
+}
+
+// Whole CPUs that a cgroup quota allows (version 2, else 1), or `limit` if there is none.
 static int quota_limit(int limit)
 {
-    long long quota = -1;
-    long long period = 0;
-    FILE *file = fopen("/sys/fs/cgroup/cpu.max", "re");
-    if (file != NULL) {
-        if (fscanf(file, "%lld %lld", &quota, &period) != 2) {
-            quota = -1; // "max"
-        }
-        (void)fclose(file);
-    } else if ((file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "re")) != NULL) {
-        if (fscanf(file, "%lld", &quota) != 1) {
-            quota = -1;
-        }
-        (void)fclose(file);
-        if ((file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "re")) != NULL) {
-            if (fscanf(file, "%lld", &period) != 1) {
-                period = 0;
-            }
-            (void)fclose(file);
-        }
+    long long quota;
+    long long period;
+    long long unused;
+    read_numbers("/sys/fs/cgroup/cpu.max", &quota, &period);
+    if (quota < 0) {
+        read_numbers("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", &quota, &unused);
+        read_numbers("/sys/fs/cgroup/cpu/cpu.cfs_period_us", &period, &unused);
     }
     if (quota <= 0 || period <= 0) {
         return limit;

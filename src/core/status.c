@@ -2,6 +2,7 @@
 // Codes, names, and the per-thread message.
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "core/check.h"
 #include "moe/version.h"
@@ -17,6 +18,25 @@ moe_status moei_fail(moe_status code, const char *format, ...)
     (void)vsnprintf(last_message, sizeof last_message, format, args);
     va_end(args);
     return code;
+}
+
+moe_status moei_struct_read(const void *from, void *to, size_t known, const char *call,
+                            const char *name)
+{
+    size_t given;
+    memcpy(&given, from, sizeof given);
+    MOE_REQUIRE(given >= sizeof given, MOE_E_VERSION,
+                "%s: %s.struct_size = %zu, must be the size of the struct, here %zu", call, name,
+                given, known);
+    for (size_t i = known; i < given; i++) {
+        MOE_REQUIRE(((const unsigned char *)from)[i] == 0, MOE_E_VERSION,
+                    "%s: %s.struct_size = %zu, this library knows %zu, and byte %zu is set", call,
+                    name, given, known, i);
+    }
+    memset(to, 0, known);
+    memcpy(to, from, given < known ? given : known);
+    memcpy(to, &known, sizeof known);
+    return MOE_OK;
 }
 
 const char *moe_last_error(void)

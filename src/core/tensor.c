@@ -84,7 +84,12 @@ moe_status moei_tensor_check_any_order(const moe_tensor *t, const char *call, co
 {
     char have[96];
     char want[96];
-    MOE_REQUIRE(t->data != NULL, MOE_E_ARGUMENT, "%s: %s is absent (data NULL)", call, name);
+    bool empty = false; // then nothing is read, whatever the strides, and data may be NULL
+    for (int i = 0; i < t->ndim && i < MOE_MAX_DIMS; i++) {
+        empty = empty || t->shape[i] == 0;
+    }
+    MOE_REQUIRE(t->data != NULL || empty, MOE_E_ARGUMENT, "%s: %s is absent (data NULL)", call,
+                name);
     if (!dtype_known(t->dtype) || (mask & MOEI_DTYPE_BIT(t->dtype)) == 0) {
         dtype_mask_text(mask, want, sizeof want);
         return moei_fail(MOE_E_DTYPE, "%s: %s is %s, must be %s", call, name,
@@ -93,10 +98,6 @@ moe_status moei_tensor_check_any_order(const moe_tensor *t, const char *call, co
     MOE_REQUIRE(t->ndim == ndim, MOE_E_SHAPE, "%s: %s has %d dimensions, must have %d", call, name,
                 (int)t->ndim, ndim);
     int64_t span = 0;
-    bool empty = false; // then nothing is read, whatever the strides
-    for (int i = 0; i < ndim; i++) {
-        empty = empty || t->shape[i] == 0;
-    }
     for (int i = 0; i < ndim; i++) {
         if (t->shape[i] < 0 || (shape[i] >= 0 && t->shape[i] != shape[i])) {
             moe_tensor wanted = *t;
@@ -168,5 +169,73 @@ bool moei_tensor_overlap(const moe_tensor *a, const moe_tensor *b)
     }
     moei_tensor_span(a, &a0, &a1);
     moei_tensor_span(b, &b0, &b1);
-    return a0 < b1 && b0 < a1;
+    return a0 < a1 && b0 < b1 && a0 < b1 && b0 < a1; // an empty one shares nothing
+}
+
+moe_status moei_tensor_check_aligned(const moe_tensor *t, const char *call, const char *name)
+{
+    const uintptr_t bytes = (uintptr_t)(moe_dtype_bits(t->dtype) + 7) / 8;
+    const uintptr_t at = (uintptr_t)moei_tensor_data(t);
+    MOE_REQUIRE(at % bytes == 0, MOE_E_ALIGNMENT,
+                "%s: %s begins %d bytes past a multiple of its %d-byte elements", call, name,
+                (int)(at % bytes), (int)bytes);
+    return MOE_OK;
+}
+
+moe_status moei_tensor_check_unfolded(const moe_tensor *t, const char *call, const char *name)
+{
+    bool done[MOE_MAX_DIMS] = {false};
+    int64_t inner = 1;
+    for (int i = 0; i < t->ndim; i++) {
+        if (t->shape[i] == 0) {
+            return MOE_OK;
+        }
+    }
+    // From the dimension with the smallest stride on, each stride covers all that lies inside.
+    for (int n = 0; n < t->ndim; n++) {
+        int at = -1;
+        for (int i = 0; i < t->ndim; i++) {
+            if (!done[i] && (at < 0 || t->stride[i] < t->stride[at] ||
+                             (t->stride[i] == t->stride[at] && t->shape[i] <= 1))) {
+                at = i;
+            }
+        }
+        done[at] = true;
+        if (t->shape[at] > 1) {
+            MOE_REQUIRE(t->stride[at] >= inner, MOE_E_SHAPE,
+                        "%s: %s has stride %" PRId64 " in dimension %d, must be at least %" PRId64,
+                        call, name, t->stride[at], at, inner);
+            inner += (t->shape[at] - 1) * t->stride[at];
+        }
+    }
+    return MOE_OK;
+}
+
+moe_status moei_views_check_device(const moei_view *views, size_t count, moe_device_type device,
+                                   const char *call)
+{
+    for (size_t i = 0; i < count; i++) {
+        const moe_tensor *t = views[i].tensor;
+        if (t->data == NULL) {
+            continue;
+        }
+        MOE_REQUIRE(t->device == MOE_DEVICE_UNSET || t->device == device, MOE_E_ARGUMENT,
+                    "%s: %s lies on device \"%s\", the context's is \"%s\"", call, views[i].name,
+                    moe_device_name(t->device), moe_device_name(device));
+        MOE_REQUIRE(device != MOE_DEVICE_CPU || t->device_id == 0, MOE_E_ARGUMENT,
+                    "%s: %s has device_id = %d, device \"cpu\" has 0 only", call, views[i].name,
+                    (int)t->device_id);
+    }
+    return MOE_OK;
+}
+
+moe_status moei_views_check_overlap(const moei_view *views, size_t count, const char *call)
+{
+    for (size_t i = 0; i < count; i++) {
+        for (size_t j = 0; views[i].written && j < count; j++) {
+            MOE_REQUIRE(i == j || !moei_tensor_overlap(views[i].tensor, views[j].tensor),
+                        MOE_E_OVERLAP, "%s: %s overlaps %s", call, views[i].name, views[j].name);
+        }
+    }
+    return MOE_OK;
 }

@@ -40,6 +40,26 @@ moe_status moei_tensor_check_any_order(const moe_tensor *t, const char *call, co
 /// Half-open byte range that a checked view spans, as integers. Empty views span nothing.
 void moei_tensor_span(const moe_tensor *t, uintptr_t *begin, uintptr_t *end);
 
+/// ALIGNMENT unless the view's first byte lies at a multiple of its element's bytes.
+moe_status moei_tensor_check_aligned(const moe_tensor *t, const char *call, const char *name);
+
+/// SHAPE if two indices of a checked view lie in the same place: what is written must not.
+moe_status moei_tensor_check_unfolded(const moe_tensor *t, const char *call, const char *name);
+
+/// A view of a call, for the checks that concern all of them.
+typedef struct moei_view {
+    const moe_tensor *tensor;
+    const char *name;
+    bool written;
+} moei_view;
+
+/// ARGUMENT unless every present view lies on `device`, or leaves that open. Reads nothing else.
+moe_status moei_views_check_device(const moei_view *views, size_t count, moe_device_type device,
+                                   const char *call);
+
+/// OVERLAP if a written view shares a byte with another; all have been checked.
+moe_status moei_views_check_overlap(const moei_view *views, size_t count, const char *call);
+
 /// True if the spans of two checked views share a byte.
 bool moei_tensor_overlap(const moe_tensor *a, const moe_tensor *b);
 

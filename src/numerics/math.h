@@ -31,15 +31,22 @@ MOE_HD float moei_clampf(float x, float lo, float hi)
     return moei_selectf(c > hi, hi, c);
 }
 
-/// x * 2^k with one rounding, for 0.25 < |x| < 4 and -250 <= k <= 250: two exact factors, the first
-/// product cannot leave the normal range.
-MOE_HD float moei_scale_pow2(float x, int32_t k)
+/// x * y * 2^k, the product rounded before the scaling, so that only a result below the normal
+/// range is rounded twice. For 0.25 < |x| < 4 and |k| <= 250, or 0.01 < |x| < 4 and |k| <= 160: two
+/// exact factors, x times the first one cannot leave the normal range.
+MOE_HD float moei_mul_pow2(float x, float y, int32_t k)
 {
     uint32_t half = (uint32_t)(k + 512) >> 1; // k / 2 + 256, rounded down
     uint32_t rest = (uint32_t)(k + 512) - half;
     float s0 = moei_f32_from_bits((half - 256u + 127u) << 23);
     float s1 = moei_f32_from_bits((rest - 256u + 127u) << 23);
-    return x * s0 * s1;
+    return x * s0 * y * s1;
+}
+
+/// x * 2^k with one rounding, in the range of moei_mul_pow2.
+MOE_HD float moei_scale_pow2(float x, int32_t k)
+{
+    return moei_mul_pow2(x, 1.0f, k);
 }
 
 /// e^x = (p + lost) * 2^k with 0.7 < p < 1.42, for |x| <= 110 (no special values).
@@ -67,7 +74,8 @@ MOE_HD float moei_exp_parts(float x, int32_t *k, float *lost)
     return p;
 }
 
-/// 1 / d for 1 <= d <= 2, relative error below 1e-5: seed by subtraction of bits, two Newton steps.
+/// 1 / d for 1 <= d <= 16, relative error below 1e-5: a seed by subtraction of bits and two Newton
+/// steps.
 MOE_HD float moei_rcp_seed(float d)
 {
     float y = moei_f32_from_bits(0x7EF311C7u - moei_f32_bits(d));
@@ -180,6 +188,23 @@ MOE_HD float moei_log2f(float x)
     return moei_log_special(x, sum + moei_fmaf(u, f, lost));
 }
 
+/// 1 / (1 + v) or v / (1 + v), with v = (p + p_lost) * 2^k at most 1, in one rounding from that v.
+/// @param[in] negative  1: the result is the returned value times 2^k; 0: the returned value
+MOE_HD float moei_sigmoid_parts(int negative, float p, float p_lost, int32_t k)
+{
+    int32_t k_normal = k < -126 ? -126 : k;
+    float scale = moei_f32_from_bits((uint32_t)(k_normal + 127) << 23);
+    float v = p * scale;
+    float d = 1.0f + v;
+    float d_lost = moei_fmaf(p_lost, scale, v - (d - 1.0f));
+    float n = moei_selectf(negative, p, 1.0f);
+    float n_lost = moei_selectf(negative, p_lost, 0.0f);
+    float y = moei_rcp_seed(d);
+    float q = n * y;
+    float rest = moei_fmaf(-q, d, n) + moei_fmaf(-q, d_lost, n_lost);
+    return moei_fmaf(rest, y, q);
+}
+
 /// 1 / (1 + e^-x). Error 0.881 ulp. sigmoid(+-0) = 0.5, +inf gives 1, -inf gives +0; underflow
 /// passes through the subnormals to +0 (x <= -103.972084). No division: seed, two Newton steps, and
 /// one correction by the exact remainder.
@@ -191,18 +216,8 @@ MOE_HD float moei_sigmoidf(float x)
     int32_t k;
     float p_lost;
     float p = moei_exp_parts(a, &k, &p_lost);
-    int32_t k_normal = k < -126 ? -126 : k;
-    float scale = moei_f32_from_bits((uint32_t)(k_normal + 127) << 23);
-    float v = p * scale;
-    float d = 1.0f + v;
-    float d_lost = moei_fmaf(p_lost, scale, v - (d - 1.0f));
     int negative = (int32_t)moei_f32_bits(x) < 0;
-    float n = moei_selectf(negative, p, 1.0f);
-    float n_lost = moei_selectf(negative, p_lost, 0.0f);
-    float y = moei_rcp_seed(d);
-    float q = n * y;
-    float rest = moei_fmaf(-q, d, n) + moei_fmaf(-q, d_lost, n_lost);
-    q = moei_fmaf(rest, y, q);
+    float q = moei_sigmoid_parts(negative, p, p_lost, k);
     return moei_nan_from(x, moei_scale_pow2(q, negative * k));
 }
 
@@ -307,6 +322,66 @@ MOE_HD float moei_erff(float x)
     float far = 1.0f - erfc;
     uint32_t r = moei_f32_bits(moei_selectf(a < 1.0f, near, far)) | (bits & 0x80000000u);
     return moei_nan_from(x, moei_f32_from_bits(r));
+}
+
+/// erfc(a + a_lost) = q * 2^k with 0.03 < q < 0.9, for 0.7 <= a <= 10.35; below, q means nothing.
+/// @param[in]  a_lost  what the rounding of a dropped
+/// @param[in]  s       (a + a_lost)^2, rounded
+/// @param[in]  s_lost  what the rounding of s dropped
+/// @param[out] k       the power of two
+/// @return q
+MOE_HD float moei_erfc_parts(float a, float a_lost, float s, float s_lost, int32_t *k)
+{
+    // e^-s f(t) t with t = 1 / (1 + a): f = (1 + a) e^(a^2) erfc(a) falls from 0.86 to 0.61.
+    float p_lost;
+    float p = moei_exp_parts(-s, k, &p_lost);
+    p_lost = moei_fmaf(-s_lost, p, p_lost);
+    float d = 1.0f + a;
+    float d_lost = (a - (d - 1.0f)) + a_lost;
+    float t = moei_rcp_seed(d);
+    t = moei_fmaf(moei_fmaf(-d, t, 1.0f), t, t);
+    float u = t - 0.3125f;
+    float f = moei_fmaf(-2.53761673e+00f, u, 1.59708917e+00f);
+    f = moei_fmaf(f, u, 6.37097776e-01f);
+    f = moei_fmaf(f, u, -1.15976322e+00f);
+    f = moei_fmaf(f, u, 3.37091863e-01f);
+    f = moei_fmaf(f, u, 4.92049813e-01f);
+    f = moei_fmaf(f, u, -4.84908044e-01f);
+    f = moei_fmaf(f, u, -2.18279660e-01f);
+    f = moei_fmaf(f, u, 5.94651699e-01f);
+    float w = moei_fmaf(f, u, 7.53897488e-01f);
+    float w_lost = moei_fmaf(f, u, 7.53897488e-01f - w);
+    // The product, and the quotient by the exact remainder as in the sigmoid.
+    float n = p * w;
+    float n_lost = moei_fmaf(p, w, -n) + moei_fmaf(p, w_lost, p_lost * w);
+    float q = n * t;
+    float rest = moei_fmaf(-q, d, n) + moei_fmaf(-q, d_lost, n_lost);
+    return moei_fmaf(rest, t, q);
+}
+
+/// Complementary error function 1 - erf(x). Error ERFC ulp, also in the tail. erfc(+-0) = 1, -inf
+/// gives 2, +inf gives +0; underflow passes through the subnormals to +0 (x >= 10.0541954).
+MOE_HD float moei_erfcf(float x)
+{
+    float a = moei_f32_from_bits(moei_f32_bits(x) & 0x7FFFFFFFu);
+    a = moei_selectf(a > 10.25f, 10.25f, a);
+    float s = a * a;
+    // Below 0.75: 1 - x - x P(x^2), with what the first sum drops put back.
+    float p = moei_fmaf(-6.78096898e-04f, s, 5.11895446e-03f);
+    p = moei_fmaf(p, s, -2.68370248e-02f);
+    p = moei_fmaf(p, s, 1.12834290e-01f);
+    p = moei_fmaf(p, s, -3.76126230e-01f);
+    p = moei_fmaf(p, s, 1.28379166e-01f);
+    float sum = 1.0f - x;
+    float near = sum + moei_fmaf(-p, x, (1.0f - sum) - x);
+    // From 0.75: q 2^k for positive x, 2 - q 2^k for negative x, where 2^-126 stands for less.
+    int32_t k;
+    float q = moei_erfc_parts(a, 0.0f, s, moei_fmaf(a, a, -s), &k);
+    int32_t k_normal = k < -126 ? -126 : k;
+    float below = moei_fmaf(-q, moei_f32_from_bits((uint32_t)(k_normal + 127) << 23), 2.0f);
+    int tail = x >= 0.75f;
+    float y = moei_selectf(a < 0.75f, near, moei_selectf(tail, q, below));
+    return moei_nan_from(x, moei_scale_pow2(y, tail * k));
 }
 
 /// 1 / x without a division: the bits of the IEEE quotient for every x (NaN gives 0x7FC00000), so

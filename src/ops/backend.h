@@ -6,6 +6,7 @@
 
 #include <stdatomic.h>
 
+#include "core/check.h"
 #include "core/pool.h"
 #include "core/registry.h"
 
@@ -56,6 +57,17 @@ struct moe_context {
     const moei_backend *backend;
     const moei_kernel *op_kernel[MOEI_NUM_OPS]; // ops but ggemm have one kernel per context
 };
+
+/// Begins a public call of an op: its pointers, its stream, and a copy of its arguments.
+static inline moe_status moei_op_begin(const moe_context *ctx, const void *args, void *copy,
+                                       size_t known, const void *stream, const char *call)
+{
+    MOE_REQUIRE(ctx != NULL && args != NULL, MOE_E_ARGUMENT, "%s: %s is NULL", call,
+                ctx == NULL ? "ctx" : "args");
+    MOE_REQUIRE(stream == NULL || ctx->backend->device != MOE_DEVICE_CPU, MOE_E_ARGUMENT,
+                "%s: stream is given, device \"cpu\" has none; it must be NULL", call);
+    return moei_struct_read(args, copy, known, call, "args");
+}
 
 /// Counts a run of a kernel, for moe_kernel_info.runs.
 static inline void moei_count_run(const moe_context *ctx, const moei_kernel *kernel)

@@ -9,11 +9,17 @@
 moe_status moe_combine(const moe_context *ctx, const moe_combine_args *args, void *stream)
 {
     const char *call = "moe_combine";
-    MOE_REQUIRE(ctx != NULL && args != NULL, MOE_E_ARGUMENT, "%s: %s is NULL", call,
-                ctx == NULL ? "ctx" : "args");
-    MOE_REQUIRE(args->struct_size == sizeof *args, MOE_E_VERSION,
-                "%s: args.struct_size = %zu, this library knows %zu", call, args->struct_size,
-                sizeof *args);
+    moe_combine_args known;
+    MOE_TRY(moei_op_begin(ctx, args, &known, sizeof known, stream, call));
+    args = &known;
+    const moei_view views[] = {{&args->out, "out", true},
+                               {&args->slots, "slots", false},
+                               {&args->ids, "ids", false},
+                               {&args->weights, "weights", false},
+                               {&args->shared, "shared", false},
+                               {&args->bias, "bias", false}};
+    const size_t num_views = sizeof views / sizeof views[0];
+    MOE_TRY(moei_views_check_device(views, num_views, ctx->backend->device, call));
     MOE_REQUIRE(args->accumulate == 0 || args->accumulate == 1, MOE_E_ARGUMENT,
                 "%s: accumulate = %d, must be 0 or 1", call, (int)args->accumulate);
     const int64_t any[3] = {-1, -1, -1};
@@ -26,8 +32,7 @@ moe_status moe_combine(const moe_context *ctx, const moe_combine_args *args, voi
     const int64_t out_shape[2] = {tokens, width};
     const int64_t id_shape[2] = {tokens, top_k};
     MOE_TRY(moei_tensor_check(&args->out, call, "out", MOEI_DTYPES_FLOAT, 2, out_shape));
-    MOE_REQUIRE(!moei_tensor_overlap(&args->slots, &args->out), MOE_E_OVERLAP,
-                "%s: out overlaps slots", call);
+    MOE_TRY(moei_tensor_check_unfolded(&args->out, call, "out"));
     moek_combine_args a = {.tokens = tokens,
                            .width = width,
                            .slots_per_token = (int32_t)top_k,
@@ -54,8 +59,6 @@ moe_status moe_combine(const moe_context *ctx, const moe_combine_args *args, voi
     }
     if (moei_tensor_present(&args->shared)) {
         MOE_TRY(moei_tensor_check(&args->shared, call, "shared", MOEI_DTYPES_FLOAT, 2, out_shape));
-        MOE_REQUIRE(!moei_tensor_overlap(&args->shared, &args->out), MOE_E_OVERLAP,
-                    "%s: out overlaps shared", call);
         a.shared = moei_tensor_data(&args->shared);
         a.shared_dtype = args->shared.dtype;
         a.shared_token_stride = moei_tensor_stride_bytes(&args->shared, 0);
@@ -66,6 +69,7 @@ moe_status moe_combine(const moe_context *ctx, const moe_combine_args *args, voi
         a.bias = moei_tensor_data(&args->bias);
         a.bias_dtype = args->bias.dtype;
     }
+    MOE_TRY(moei_views_check_overlap(views, num_views, call));
     const moei_exec exec = {ctx, stream};
     moei_count_run(ctx, ctx->op_kernel[MOEI_OP_COMBINE]);
     return ctx->backend->combine(&exec, ctx->op_kernel[MOEI_OP_COMBINE], &a);

@@ -278,6 +278,17 @@ moe_status moei_matrices_from_source(const moe_matrix_source *source, const moe_
     return MOE_OK;
 }
 
+moe_status moei_matrices_check_aligned(const moei_matrices *m, const char *call, const char *name)
+{
+    MOE_REQUIRE((uintptr_t)m->scale2 % sizeof(float) == 0, MOE_E_ALIGNMENT,
+                "%s: %s second-level scale lies %d bytes past a multiple of 4", call, name,
+                (int)((uintptr_t)m->scale2 % sizeof(float)));
+    MOE_REQUIRE((uintptr_t)m->act_scale % sizeof(float) == 0, MOE_E_ALIGNMENT,
+                "%s: %s activation scale lies %d bytes past a multiple of 4", call, name,
+                (int)((uintptr_t)m->act_scale % sizeof(float)));
+    return MOE_OK;
+}
+
 moe_status moei_gemm_desc_check(const moe_gemm_desc *gemm, const char *call, const char *name)
 {
     const moei_format_info *info = moei_format(gemm->weight_format);
@@ -336,6 +347,7 @@ static moe_status check_offsets(const moe_tensor *offsets, int32_t count, const 
 {
     const int64_t shape[1] = {(int64_t)count + 1};
     MOE_TRY(moei_tensor_check(offsets, call, "offsets", MOEI_DTYPE_BIT(MOE_I32), 1, shape));
+    MOE_TRY(moei_tensor_check_aligned(offsets, call, "offsets"));
     const int32_t *p = (const int32_t *)(const void *)moei_tensor_data(offsets);
     MOE_REQUIRE(p[0] == 0, MOE_E_VALUE, "%s: offsets[0] = %d, must be 0", call, (int)p[0]);
     for (int32_t e = 0; e < count; e++) {
@@ -359,6 +371,7 @@ static moe_status check_index(const moe_tensor *index, int64_t rows, int64_t lim
     MOE_TRY(moei_tensor_check(index, call, name, MOEI_DTYPE_BIT(MOE_I32), 1, shape));
     MOE_REQUIRE(index->shape[0] >= rows, MOE_E_SHAPE, "%s: %s has %" PRId64 " entries for %" PRId64
                 " rows", call, name, index->shape[0], rows);
+    MOE_TRY(moei_tensor_check_aligned(index, call, name));
     const int32_t *p = (const int32_t *)(const void *)moei_tensor_data(index);
     for (int64_t i = 0; i < rows; i++) {
         MOE_REQUIRE(p[i] >= 0 && p[i] < limit, MOE_E_VALUE,
@@ -372,11 +385,26 @@ static moe_status check_index(const moe_tensor *index, int64_t rows, int64_t lim
 moe_status moe_ggemm(const moe_context *ctx, const moe_ggemm_args *args, void *stream)
 {
     const char *call = "moe_ggemm";
-    MOE_REQUIRE(ctx != NULL && args != NULL, MOE_E_ARGUMENT, "%s: %s is NULL", call,
-                ctx == NULL ? "ctx" : "args");
-    MOE_REQUIRE(args->struct_size == sizeof *args, MOE_E_VERSION,
-                "%s: args.struct_size = %zu, this library knows %zu", call, args->struct_size,
-                sizeof *args);
+    moe_ggemm_args known;
+    MOE_TRY(moei_op_begin(ctx, args, &known, sizeof known, stream, call));
+    args = &known;
+    const moei_view views[] = {{&args->y, "y", true},
+                               {&args->x, "x", false},
+                               {&args->x_scales, "x_scales", false},
+                               {&args->offsets, "offsets", false},
+                               {&args->row_index, "row_index", false},
+                               {&args->out_index, "out_index", false},
+                               {&args->row_weight, "row_weight", false},
+                               {&args->weights.values, "weights.values", false},
+                               {&args->weights.scales, "weights.scales", false},
+                               {&args->weights.scale2, "weights.scale2", false},
+                               {&args->weights.zero_points, "weights.zero_points", false},
+                               {&args->weights.bias, "weights.bias", false},
+                               {&args->weights.act_scale, "weights.act_scale", false}};
+    const size_t num_views = sizeof views / sizeof views[0];
+    MOE_TRY(moei_views_check_device(views, num_views, ctx->backend->device, call));
+    MOE_REQUIRE(args->transposed == 0 || args->transposed == 1, MOE_E_ARGUMENT,
+                "%s: args.transposed = %d, must be 0 or 1", call, (int)args->transposed);
     MOE_TRY(moei_gemm_desc_check(&args->gemm, call, "args.gemm"));
     const int64_t any[2] = {-1, -1};
     MOE_TRY(moei_tensor_check(&args->y, call, "y", MOEI_DTYPES_FLOAT, 2, any));
@@ -401,15 +429,25 @@ moe_status moe_ggemm(const moe_context *ctx, const moe_ggemm_args *args, void *s
     int64_t k = -1;
     MOE_TRY(moei_operand_from_tensors(&args->x, &args->x_scales, &args->weights.act_scale,
                                       &args->gemm.act, call, &a.x, &x_rows, &k));
-    MOE_TRY(moei_matrices_from_source(&args->weights, &args->gemm, count, args->y.shape[1], k,
+    moe_matrix_source weights = args->weights;
+    if (!moei_quant_needs_given_scale(&args->gemm.act) &&
+        moei_quant_has_global_scale(&args->gemm.act)) {
+        weights.act_scale.data = NULL; // came with the codes, belongs to x alone
+    }
+    MOE_TRY(moei_matrices_from_source(&weights, &args->gemm, count, args->y.shape[1], k,
                                       args->transposed != 0, MOE_GATE_UP_UNSET, call, "weights",
                                       &a.w));
-    MOE_REQUIRE(!moei_tensor_overlap(&args->x, &args->y), MOE_E_OVERLAP, "%s: y overlaps x", call);
+    MOE_TRY(moei_tensor_check_unfolded(&args->y, call, "y"));
+    MOE_TRY(moei_matrices_check_aligned(&a.w, call, "weights"));
+    if (a.x.scale2 != NULL) {
+        MOE_TRY(moei_tensor_check_aligned(&args->weights.act_scale, call, "weights.act_scale"));
+    }
     MOE_TRY(check_index(&args->row_index, rows, x_rows, call, "row_index", &a.row_index));
     MOE_TRY(check_index(&args->out_index, rows, args->y.shape[0], call, "out_index", &a.out_index));
     if (moei_tensor_present(&args->row_weight)) {
         MOE_TRY(moei_tensor_check(&args->row_weight, call, "row_weight", MOEI_DTYPE_BIT(MOE_F32), 1,
                                   args->y.shape));
+        MOE_TRY(moei_tensor_check_aligned(&args->row_weight, call, "row_weight"));
         a.row_weight = (const float *)(const void *)moei_tensor_data(&args->row_weight);
     }
     a.rows = rows;
@@ -422,6 +460,7 @@ moe_status moe_ggemm(const moe_context *ctx, const moe_ggemm_args *args, void *s
                                         a.x.dtype, a.y_dtype, args->transposed != 0};
     const moei_kernel *kernel = NULL;
     MOE_TRY(moei_ggemm_select(ctx, &problem, call, "args.gemm", &kernel));
+    MOE_TRY(moei_views_check_overlap(views, num_views, call));
     const moei_exec exec = {ctx, stream};
     moei_count_run(ctx, kernel);
     return ctx->backend->ggemm(&exec, kernel, &a);

@@ -98,6 +98,9 @@ moe_status moei_matrices_from_source(const moe_matrix_source *source, const moe_
                                      moe_gate_up gate_up, const char *call, const char *name,
                                      moei_matrices *out);
 
+/// ALIGNMENT unless what kernels read as whole floats is aligned. (Everything else may lie anywhere.)
+moe_status moei_matrices_check_aligned(const moei_matrices *m, const char *call, const char *name);
+
 /// Element type in which a product reads its input: x_dtype, or the code type of the quantiser.
 moe_dtype moei_gemm_operand_dtype(const moe_gemm_desc *gemm, moe_dtype x_dtype);
 

@@ -108,11 +108,12 @@ void moei_glu_order(moe_activation activation, moe_gate_up gate_up, int64_t inte
 moe_status moe_glu(const moe_context *ctx, const moe_glu_args *args, void *stream)
 {
     const char *call = "moe_glu";
-    MOE_REQUIRE(ctx != NULL && args != NULL, MOE_E_ARGUMENT, "%s: %s is NULL", call,
-                ctx == NULL ? "ctx" : "args");
-    MOE_REQUIRE(args->struct_size == sizeof *args, MOE_E_VERSION,
-                "%s: args.struct_size = %zu, this library knows %zu", call, args->struct_size,
-                sizeof *args);
+    moe_glu_args known;
+    MOE_TRY(moei_op_begin(ctx, args, &known, sizeof known, stream, call));
+    args = &known;
+    const moei_view views[] = {
+        {&args->y, "y", true}, {&args->x, "x", false}, {&args->counts, "counts", false}};
+    MOE_TRY(moei_views_check_device(views, 3, ctx->backend->device, call));
     const moei_activation_params act = {args->activation, args->alpha, args->beta,
                                         args->linear_beta, args->limit};
     MOE_TRY(moei_activation_check(&act, args->gate_up, call));
@@ -124,7 +125,7 @@ moe_status moe_glu(const moe_context *ctx, const moe_glu_args *args, void *strea
     int64_t shape[3] = {args->y.shape[0], args->y.shape[1], 0};
     shape[ndim - 1] = moe_activation_gated(args->activation) != 0 ? 2 * inter : inter;
     MOE_TRY(moei_tensor_check(&args->x, call, "x", MOEI_DTYPES_FLOAT, ndim, shape));
-    MOE_REQUIRE(!moei_tensor_overlap(&args->x, &args->y), MOE_E_OVERLAP, "%s: y overlaps x", call);
+    MOE_TRY(moei_tensor_check_unfolded(&args->y, call, "y"));
     MOE_REQUIRE(batched || !moei_tensor_present(&args->counts), MOE_E_ARGUMENT,
                 "%s: counts are given, y is 2-D; they need [E, Tmax, I]", call);
     moek_glu_args a = {.act = act,
@@ -146,10 +147,12 @@ moe_status moe_glu(const moe_context *ctx, const moe_glu_args *args, void *strea
         if (moei_tensor_present(&args->counts)) {
             MOE_TRY(moei_tensor_check(&args->counts, call, "counts", MOEI_DTYPE_BIT(MOE_I32), 1,
                                       args->y.shape));
+            MOE_TRY(moei_tensor_check_aligned(&args->counts, call, "counts"));
             a.counts = (const int32_t *)(const void *)moei_tensor_data(&args->counts);
             MOE_TRY(moei_counts_check(a.counts, a.batches, a.rows, call));
         }
     }
+    MOE_TRY(moei_views_check_overlap(views, 3, call));
     const moei_exec exec = {ctx, stream};
     moei_count_run(ctx, ctx->op_kernel[MOEI_OP_GLU]);
     return ctx->backend->glu(&exec, ctx->op_kernel[MOEI_OP_GLU], &a);

@@ -68,36 +68,6 @@ typedef struct request {
     moek_quantize_args args;
 } request;
 
-// A written view must not fold onto itself: going through its dimensions from the one with the
-// smallest stride, each stride covers all that lies inside. An empty view cannot.
-static moe_status check_unfolded(const moe_tensor *t, const char *call, const char *name)
-{
-    bool done[MOE_MAX_DIMS] = {false};
-    int64_t inner = 1;
-    for (int i = 0; i < t->ndim; i++) {
-        if (t->shape[i] == 0) {
-            return MOE_OK;
-        }
-    }
-    for (int n = 0; n < t->ndim; n++) {
-        int at = -1;
-        for (int i = 0; i < t->ndim; i++) {
-            if (!done[i] && (at < 0 || t->stride[i] < t->stride[at] ||
-                             (t->stride[i] == t->stride[at] && t->shape[i] <= 1))) {
-                at = i;
-            }
-        }
-        done[at] = true;
-        if (t->shape[at] > 1) {
-            MOE_REQUIRE(t->stride[at] >= inner, MOE_E_SHAPE,
-                        "%s: %s has stride %" PRId64 " in dimension %d, must be at least %" PRId64,
-                        call, name, t->stride[at], at, inner);
-            inner += (t->shape[at] - 1) * t->stride[at];
-        }
-    }
-    return MOE_OK;
-}
-
 static uint32_t dtype_or_bytes(moe_dtype dtype)
 {
     return MOEI_DTYPE_BIT(dtype) | (moe_dtype_bits(dtype) <= 8 ? MOEI_DTYPE_BIT(MOE_U8) : 0u);
@@ -113,7 +83,7 @@ static moe_status check_codes(request *r)
     const int64_t *shape = r->ndim == 3 ? shape3 : shape3 + 1;
     MOE_TRY(moei_tensor_check(r->q, r->call, "q", dtype_or_bytes(elem), r->ndim, shape));
     if (!r->inverse) {
-        MOE_TRY(check_unfolded(r->q, r->call, "q"));
+        MOE_TRY(moei_tensor_check_unfolded(r->q, r->call, "q"));
     }
     a->q = moei_tensor_data(r->q);
     a->q_row_stride = moei_tensor_stride_bytes(r->q, r->ndim - 2);
@@ -154,7 +124,7 @@ static moe_status check_scales(request *r)
                                         shape));
     MOE_TRY(check_layout(r, &t));
     if (!r->inverse) {
-        MOE_TRY(check_unfolded(&t, r->call, "scales"));
+        MOE_TRY(moei_tensor_check_unfolded(&t, r->call, "scales"));
     }
     a->scales = moei_tensor_data(&t);
     a->scale_batch_stride = r->ndim == 3 ? t.stride[0] : 0;
@@ -232,16 +202,25 @@ static moe_status check_distinct(const request *r)
 }
 
 // Checks r's views (halves: x holds gate and up) and fills r->args.
-static moe_status check_request(request *r, const moe_quant_desc *quant, int64_t halves)
+static moe_status check_request(const moe_context *ctx, request *r, const moe_quant_desc *quant,
+                                int64_t halves)
 {
     const int64_t any[3] = {-1, -1, -1};
+    const moe_tensor absent = {.data = NULL};
+    const moei_view views[] = {
+        {r->x, r->x_name, false},
+        {r->q, "q", true},
+        {r->scales, "scales", true},
+        {r->global_scale != NULL ? r->global_scale : &absent, "global_scale", true},
+        {r->counts, "counts", false}};
+    MOE_TRY(moei_views_check_device(views, 5, ctx->backend->device, r->call));
     MOE_REQUIRE(quant->spec != MOE_QUANT_NONE, MOE_E_UNSET, "%s: quant.spec is unset (0)", r->call);
     MOE_TRY(moei_quant_check(quant, r->call));
     r->args = moei_quantize_args_make(quant);
     r->ndim = r->x->ndim == 3 ? 3 : 2;
     MOE_TRY(moei_tensor_check(r->x, r->call, r->x_name, MOEI_DTYPES_FLOAT, r->ndim, any));
     if (r->inverse) {
-        MOE_TRY(check_unfolded(r->x, r->call, r->x_name));
+        MOE_TRY(moei_tensor_check_unfolded(r->x, r->call, r->x_name));
     }
     const int64_t width = r->x->shape[r->ndim - 1];
     MOE_REQUIRE(width % halves == 0, MOE_E_SHAPE,
@@ -269,10 +248,8 @@ static moe_status check_request(request *r, const moe_quant_desc *quant, int64_t
     return check_distinct(r);
 }
 
-static moe_status check_call(const moe_context *ctx, size_t have, size_t want, const char *call)
+static moe_status check_kernel(const moe_context *ctx, const char *call)
 {
-    MOE_REQUIRE(have == want, MOE_E_VERSION, "%s: args.struct_size = %zu, this library knows %zu",
-                call, have, want);
     MOE_REQUIRE(ctx->op_kernel[MOEI_OP_QUANTIZE] != NULL, MOE_E_NO_KERNEL,
                 "%s: the context's backend has no quantize kernel", call);
     return MOE_OK;
@@ -289,9 +266,10 @@ static moe_status run(const moe_context *ctx, const request *r, void *stream)
 static moe_status quantize_or_back(const moe_context *ctx, const moe_quantize_args *args,
                                    void *stream, const char *call, bool inverse)
 {
-    MOE_REQUIRE(ctx != NULL && args != NULL, MOE_E_ARGUMENT, "%s: %s is NULL", call,
-                ctx == NULL ? "ctx" : "args");
-    MOE_TRY(check_call(ctx, args->struct_size, sizeof *args, call));
+    moe_quantize_args known;
+    MOE_TRY(moei_op_begin(ctx, args, &known, sizeof known, stream, call));
+    MOE_TRY(check_kernel(ctx, call));
+    args = &known;
     request r = {.call = call,
                  .x = &args->x,
                  .x_name = "x",
@@ -300,7 +278,7 @@ static moe_status quantize_or_back(const moe_context *ctx, const moe_quantize_ar
                  .global_scale = &args->global_scale,
                  .counts = &args->counts,
                  .inverse = inverse};
-    MOE_TRY(check_request(&r, &args->quant, 1));
+    MOE_TRY(check_request(ctx, &r, &args->quant, 1));
     return run(ctx, &r, stream);
 }
 
@@ -318,9 +296,10 @@ moe_status moe_silu_mul_quantize(const moe_context *ctx, const moe_silu_mul_quan
                                  void *stream)
 {
     const char *call = "moe_silu_mul_quantize";
-    MOE_REQUIRE(ctx != NULL && args != NULL, MOE_E_ARGUMENT, "%s: %s is NULL", call,
-                ctx == NULL ? "ctx" : "args");
-    MOE_TRY(check_call(ctx, args->struct_size, sizeof *args, call));
+    moe_silu_mul_quantize_args known;
+    MOE_TRY(moei_op_begin(ctx, args, &known, sizeof known, stream, call));
+    MOE_TRY(check_kernel(ctx, call));
+    args = &known;
     const moe_quant_spec spec = args->quant.spec;
     MOE_REQUIRE(spec == MOE_QUANT_NONE || moei_quant_get(spec) == NULL ||
                     (spec >= MOE_QUANT_FP8_GROUP_DIV && spec <= MOE_QUANT_FP8_GROUP_DEEPGEMM),
@@ -340,7 +319,7 @@ moe_status moe_silu_mul_quantize(const moe_context *ctx, const moe_silu_mul_quan
                  .q = &args->q,
                  .scales = &args->scales,
                  .counts = &args->counts};
-    MOE_TRY(check_request(&r, &args->quant, 2));
+    MOE_TRY(check_request(ctx, &r, &args->quant, 2));
     r.args.silu_mul = true;
     r.args.round_steps = bf16_steps || args->round_steps == 1;
     r.args.up_offset = r.k;

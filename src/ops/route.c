@@ -235,12 +235,7 @@ moe_status moei_route_view_check(const moe_tensor *t, const char *call, const ch
                                  uint32_t dtypes, int ndim, const int64_t *shape)
 {
     MOE_TRY(moei_tensor_check(t, call, name, dtypes, ndim, shape));
-    const uintptr_t bytes = (uintptr_t)moe_dtype_bits(t->dtype) / 8;
-    const uintptr_t at = (uintptr_t)moei_tensor_data(t);
-    MOE_REQUIRE(at % bytes == 0, MOE_E_ALIGNMENT,
-                "%s: %s begins %d bytes past a multiple of its %d-byte elements", call, name,
-                (int)(at % bytes), (int)bytes);
-    return MOE_OK;
+    return moei_tensor_check_aligned(t, call, name);
 }
 
 // A view that the descriptor calls for must be there; one that it does not call for must not.
@@ -384,6 +379,8 @@ static moe_status fill_outputs(const moe_route_args *args, const char *call, moe
     const int64_t shared_shape[2] = {a->tokens, a->desc.shared_scores};
     MOE_TRY(moei_route_view_check(&args->ids, call, "ids", MOEI_DTYPES_ID, 2, shape));
     MOE_TRY(moei_route_view_check(&args->weights, call, "weights", MOEI_DTYPES_WEIGHT, 2, shape));
+    MOE_TRY(moei_tensor_check_unfolded(&args->ids, call, "ids"));
+    MOE_TRY(moei_tensor_check_unfolded(&args->weights, call, "weights"));
     a->ids = moei_tensor_data(&args->ids);
     a->id_dtype = args->ids.dtype;
     a->id_token_stride = args->ids.stride[0];
@@ -403,54 +400,46 @@ static moe_status fill_outputs(const moe_route_args *args, const char *call, moe
     if (a->desc.shared_scores > 0) {
         MOE_TRY(moei_route_view_check(&args->shared_weights, call, "shared_weights",
                                       MOEI_DTYPE_BIT(MOE_F32), 2, shared_shape));
+        MOE_TRY(moei_tensor_check_unfolded(&args->shared_weights, call, "shared_weights"));
         a->shared_weights = (float *)(void *)moei_tensor_data(&args->shared_weights);
         a->shared_weight_stride = args->shared_weights.stride[0];
     }
     return MOE_OK;
 }
 
-static moe_status check_overlaps(const moe_route_args *args, const char *call)
+moe_status moei_route_prepare(const moe_route_args *args, const char *call, moek_route_args *out)
 {
-    const struct {
-        const char *name;
-        const moe_tensor *t;
-    } views[] = {{"ids", &args->ids}, // the first four are written
-                 {"weights", &args->weights},
-                 {"shared_weights", &args->shared_weights},
-                 {"load", &args->load},
-                 {"logits", &args->logits},
-                 {"correction_bias", &args->correction_bias},
-                 {"scale_tensor", &args->scale_tensor},
-                 {"hash_table", &args->hash_table},
-                 {"token_ids", &args->token_ids},
-                 {"shared_gate", &args->shared_gate},
-                 {"expert_map", &args->expert_map},
-                 {"replica_table", &args->replica_table},
-                 {"replica_count", &args->replica_count},
-                 {"num_valid", &args->num_valid}};
-    for (size_t i = 0; i < 4; i++) {
-        for (size_t j = i + 1; j < sizeof views / sizeof views[0]; j++) {
-            MOE_REQUIRE(!moei_tensor_overlap(views[i].t, views[j].t), MOE_E_OVERLAP,
-                        "%s: %s overlaps %s", call, views[i].name, views[j].name);
-        }
-    }
-    return MOE_OK;
+    MOE_TRY(moei_route_check(&args->desc, args->num_experts, args->top_k, call));
+    MOE_TRY(fill_inputs(args, call, out));
+    MOE_TRY(fill_mapping(args, call, out));
+    return fill_outputs(args, call, out);
 }
 
 moe_status moe_route(const moe_context *ctx, const moe_route_args *args, void *stream)
 {
     const char *call = "moe_route";
-    MOE_REQUIRE(ctx != NULL && args != NULL, MOE_E_ARGUMENT, "%s: %s is NULL", call,
-                ctx == NULL ? "ctx" : "args");
-    MOE_REQUIRE(args->struct_size == sizeof *args, MOE_E_VERSION,
-                "%s: args.struct_size = %zu, this library knows %zu", call, args->struct_size,
-                sizeof *args);
-    MOE_TRY(moei_route_check(&args->desc, args->num_experts, args->top_k, call));
+    moe_route_args known;
     moek_route_args a;
-    MOE_TRY(fill_inputs(args, call, &a));
-    MOE_TRY(fill_mapping(args, call, &a));
-    MOE_TRY(fill_outputs(args, call, &a));
-    MOE_TRY(check_overlaps(args, call));
+    MOE_TRY(moei_op_begin(ctx, args, &known, sizeof known, stream, call));
+    args = &known;
+    const moei_view views[] = {{&args->ids, "ids", true},
+                               {&args->weights, "weights", true},
+                               {&args->shared_weights, "shared_weights", true},
+                               {&args->load, "load", true},
+                               {&args->logits, "logits", false},
+                               {&args->correction_bias, "correction_bias", false},
+                               {&args->scale_tensor, "scale_tensor", false},
+                               {&args->hash_table, "hash_table", false},
+                               {&args->token_ids, "token_ids", false},
+                               {&args->shared_gate, "shared_gate", false},
+                               {&args->expert_map, "expert_map", false},
+                               {&args->replica_table, "replica_table", false},
+                               {&args->replica_count, "replica_count", false},
+                               {&args->num_valid, "num_valid", false}};
+    const size_t num_views = sizeof views / sizeof views[0];
+    MOE_TRY(moei_views_check_device(views, num_views, ctx->backend->device, call));
+    MOE_TRY(moei_route_prepare(args, call, &a));
+    MOE_TRY(moei_views_check_overlap(views, num_views, call));
     const moei_exec exec = {ctx, stream};
     moei_count_run(ctx, ctx->op_kernel[MOEI_OP_ROUTE]);
     return ctx->backend->route(&exec, ctx->op_kernel[MOEI_OP_ROUTE], &a);

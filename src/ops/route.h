@@ -82,6 +82,10 @@ moe_status moei_route_check(const moe_route_desc *desc, int32_t num_experts, int
 /// Puts the defaults of a checked descriptor in place: scale 1, select_on SCORES or LOGITS.
 void moei_route_resolve(moe_route_desc *desc);
 
+/// Checks the arguments of moe_route, each by itself (overlaps are left to the caller), and fills
+/// those of the kernels; reads and writes no data.
+moe_status moei_route_prepare(const moe_route_args *args, const char *call, moek_route_args *out);
+
 /// moei_tensor_check, and ALIGNMENT where data are not aligned to whole elements.
 moe_status moei_route_view_check(const moe_tensor *t, const char *call, const char *name,
                                  uint32_t dtypes, int ndim, const int64_t *shape);

@@ -131,15 +131,8 @@ static moe_status check_sparse(const moe_routing_sparse *s, int64_t tokens, int6
     const int64_t ends = experts + 1;
     MOE_TRY(moei_tensor_check_any_order(&s->bitmatrix, call, "bitmatrix", MOEI_DTYPE_BIT(MOE_U32),
                                         2, bits_shape));
-    MOE_REQUIRE((uintptr_t)moei_tensor_data(&s->bitmatrix) % 4 == 0, MOE_E_ALIGNMENT,
-                "%s: bitmatrix begins %d bytes past a multiple of its 4-byte words", call,
-                (int)((uintptr_t)moei_tensor_data(&s->bitmatrix) % 4));
-    const int64_t *stride = s->bitmatrix.stride;
-    const int minor = stride[0] < stride[1] ? 0 : 1;
-    MOE_REQUIRE(tokens <= 1 || words <= 1 || stride[1 - minor] / stride[minor] >= bits_shape[minor],
-                MOE_E_OVERLAP,
-                "%s: bitmatrix has strides %" PRId64 ", %" PRId64 ": two of its words share memory",
-                call, stride[0], stride[1]);
+    MOE_TRY(moei_tensor_check_aligned(&s->bitmatrix, call, "bitmatrix"));
+    MOE_TRY(moei_tensor_check_unfolded(&s->bitmatrix, call, "bitmatrix"));
     MOE_TRY(moei_route_view_check(&s->counts, call, "counts", I32_BIT, 1, &experts));
     MOE_TRY(moei_route_view_check(&s->offsets, call, "offsets", I32_BIT, 1, &ends));
     MOE_TRY(moei_route_view_check(&s->gather, call, "gather", I32_BIT, 1, &num_slots));
@@ -309,6 +302,10 @@ moe_status moe_routing_from_sparse(const moe_routing_sparse *sparse, int32_t num
     MOE_TRY(check_sparse(sparse, ids->shape[0], num_slots, num_experts, call));
     MOE_REQUIRE(!given(weights) || given(&sparse->gate_scale), MOE_E_ARGUMENT,
                 "%s: weights is given, but gate_scale is absent", call);
+    MOE_TRY(moei_tensor_check_unfolded(ids, call, "ids"));
+    if (given(weights)) {
+        MOE_TRY(moei_tensor_check_unfolded(weights, call, "weights"));
+    }
     MOE_TRY(check_overlaps(sparse, ids, weights, false, call));
     MOE_TRY(place_ids(sparse, num_experts, call, ids));
     const int32_t *scatter = i32_data(&sparse->scatter);

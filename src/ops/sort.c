@@ -82,40 +82,26 @@ static moe_status fill_form(const moe_sort_args *args, const char *call, int64_t
     return MOE_OK;
 }
 
-static moe_status check_overlaps(const moe_sort_args *args, const char *call)
-{
-    const struct {
-        const char *name;
-        const moe_tensor *t;
-    } views[] = {{"offsets", &args->offsets}, // the first six are written
-                 {"slots", &args->slots},
-                 {"positions", &args->positions},
-                 {"block_experts", &args->block_experts},
-                 {"num_padded", &args->num_padded},
-                 {"counts", &args->counts},
-                 {"ids", &args->ids},
-                 {"num_valid", &args->num_valid},
-                 {"expert_map", &args->expert_map}};
-    for (size_t i = 0; i < 6; i++) {
-        for (size_t j = i + 1; j < sizeof views / sizeof views[0]; j++) {
-            MOE_REQUIRE(!moei_tensor_overlap(views[i].t, views[j].t), MOE_E_OVERLAP,
-                        "%s: %s overlaps %s", call, views[i].name, views[j].name);
-        }
-    }
-    return MOE_OK;
-}
-
 moe_status moe_sort(const moe_context *ctx, const moe_sort_args *args, void *stream)
 {
     const char *call = "moe_sort";
     int64_t num_slots;
     const int64_t any = -1;
     const int64_t one = 1;
-    MOE_REQUIRE(ctx != NULL && args != NULL, MOE_E_ARGUMENT, "%s: %s is NULL", call,
-                ctx == NULL ? "ctx" : "args");
-    MOE_REQUIRE(args->struct_size == sizeof *args, MOE_E_VERSION,
-                "%s: args.struct_size = %zu, this library knows %zu", call, args->struct_size,
-                sizeof *args);
+    moe_sort_args known;
+    MOE_TRY(moei_op_begin(ctx, args, &known, sizeof known, stream, call));
+    args = &known;
+    const moei_view views[] = {{&args->offsets, "offsets", true},
+                               {&args->slots, "slots", true},
+                               {&args->positions, "positions", true},
+                               {&args->block_experts, "block_experts", true},
+                               {&args->num_padded, "num_padded", true},
+                               {&args->counts, "counts", true},
+                               {&args->ids, "ids", false},
+                               {&args->num_valid, "num_valid", false},
+                               {&args->expert_map, "expert_map", false}};
+    const size_t num_views = sizeof views / sizeof views[0];
+    MOE_TRY(moei_views_check_device(views, num_views, ctx->backend->device, call));
     MOE_REQUIRE(args->num_experts >= 1 && args->num_experts <= MOEI_SORT_MAX_EXPERTS,
                 MOE_E_ARGUMENT, "%s: num_experts = %d, must be 1..%d", call, (int)args->num_experts,
                 MOEI_SORT_MAX_EXPERTS);
@@ -149,7 +135,7 @@ moe_status moe_sort(const moe_context *ctx, const moe_sort_args *args, void *str
         a.counts = moei_tensor_data(&args->counts);
         a.count_dtype = args->counts.dtype;
     }
-    MOE_TRY(check_overlaps(args, call));
+    MOE_TRY(moei_views_check_overlap(views, num_views, call));
     const moei_exec exec = {ctx, stream};
     moei_count_run(ctx, ctx->op_kernel[MOEI_OP_SORT]);
     return ctx->backend->sort(&exec, ctx->op_kernel[MOEI_OP_SORT], &a);
@@ -215,15 +201,18 @@ moe_status moe_gather_batched(const moe_context *ctx, const moe_batched_args *ar
     const char *call = "moe_gather_batched";
     int64_t num_slots;
     int64_t num_rows;
-    (void)stream;
-    MOE_REQUIRE(ctx != NULL && args != NULL, MOE_E_ARGUMENT, "%s: %s is NULL", call,
-                ctx == NULL ? "ctx" : "args");
-    MOE_REQUIRE(args->struct_size == sizeof *args, MOE_E_VERSION,
-                "%s: args.struct_size = %zu, this library knows %zu", call, args->struct_size,
-                sizeof *args);
+    moe_batched_args known;
+    MOE_TRY(moei_op_begin(ctx, args, &known, sizeof known, stream, call));
+    args = &known;
     MOE_REQUIRE(ctx->backend->device == MOE_DEVICE_CPU, MOE_E_UNSUPPORTED,
                 "%s: runs on device \"%s\" only, the context's is \"%s\"", call,
                 moe_device_name(MOE_DEVICE_CPU), moe_device_name(ctx->backend->device));
+    const moei_view views[] = {{&args->batched, "batched", true},
+                               {&args->counts, "counts", true},
+                               {&args->rows, "rows", true},
+                               {&args->ids, "ids", false},
+                               {&args->x, "x", false}};
+    MOE_TRY(moei_views_check_device(views, 5, ctx->backend->device, call));
     MOE_TRY(check_ids(&args->ids, call, &num_slots));
     const int64_t x_shape[2] = {args->ids.shape[0], -1};
     MOE_TRY(moei_tensor_check(&args->x, call, "x", UINT32_MAX & ~MOEI_DTYPE_BIT(MOE_DTYPE_UNSET), 2,
@@ -243,16 +232,10 @@ moe_status moe_gather_batched(const moe_context *ctx, const moe_batched_args *ar
                 args->x.shape[1], moe_dtype_name(args->x.dtype));
     MOE_TRY(moei_route_view_check(&args->counts, call, "counts", I32_BIT, 1, &experts));
     MOE_TRY(moei_route_view_check(&args->rows, call, "rows", I32_BIT, 1, &num_slots));
-    const moe_tensor *const views[] = {&args->batched, &args->counts, &args->rows, &args->ids,
-                                       &args->x};
-    const char *const names[] = {"batched", "counts", "rows", "ids", "x"};
-    for (size_t i = 0; i < 3; i++) {
-        for (size_t j = i + 1; j < 5; j++) {
-            MOE_REQUIRE(!moei_tensor_overlap(views[i], views[j]), MOE_E_OVERLAP,
-                        "%s: %s overlaps %s", call, names[i], names[j]);
-        }
-    }
+    MOE_TRY(moei_tensor_check_unfolded(&args->batched, call, "batched"));
+    MOE_TRY(moei_views_check_overlap(views, 5, call));
     int32_t *rows = i32_data(&args->rows);
+    MOE_ASSUME(rows != NULL);
     MOE_TRY(number_rows(args, call, rows));
     gather_job g = {rows,
                     args->ids.shape[1],

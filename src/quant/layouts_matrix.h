@@ -44,7 +44,7 @@ typedef struct moei_matrix {
 } moei_matrix;
 
 /// Scales of a row: ceil(cols / group), or 1.
-int64_t moei_scale_cols(int64_t group, const moe_matrix_layout *layout);
+int64_t moei_scale_cols(int64_t group, const moe_matrix_layout *m);
 
 /// Bytes of packed codes.
 int64_t moei_code_bytes(const moei_format_info *info, int64_t codes);

@@ -169,7 +169,8 @@ static void make_matrix(layer_case *c, const moe_gemm_desc *gemm, int64_t count,
             info->block_n == 0 ? 1 : n / part * moei_i64_ceil_div(part, info->block_n);
         const int64_t scales[3] = {count, rows, block_k > 0 ? moei_i64_ceil_div(k, block_k) : 1};
         (void)strcat(strcpy(label, name), ".scales");
-        m->scales = floats(c, label, dtype, info->block_n == 0 ? 1 : 3, scales, 0.01f, 0.05f);
+        const float s = info->elem == MOE_I8 || info->elem == MOE_U8 ? 0.0003f : 0.02f;
+        m->scales = floats(c, label, dtype, info->block_n == 0 ? 1 : 3, scales, s, 3.0f * s);
     }
     if (info->scale2) {
         (void)strcat(strcpy(label, name), ".scale2");

@@ -188,7 +188,7 @@ static const char *const contexts[] = {
     "latent",        "groups",         "no gate",           "slots",        "hash table",
     "sparsemixer",   "swigluoai",      "int4",              "zero experts", "replicas",
     "weigh input",   "append shared",  "f32 out",           "situ",         "swiglustep",
-    "given, shared", "sigmoid, bias",  "batched, codes",    "one local",    "mxfp4, quantised",
+    "given, shared", "sigmoid, bias",  "batched, codes",    "some local",    "mxfp4, quantised",
     "batched, f32",  "sorted, unweighed", "softmax selected", "nvfp4",      "int8 token",
 };
 #define NUM_CONTEXTS (int)(sizeof contexts / sizeof contexts[0])
@@ -224,7 +224,7 @@ static moe_layer_desc context(const char *name)
         d.latent = 48;
     } else if (IS("groups")) {
         d.num_experts = 16;
-        d.top_k = 3;
+        d.top_k = 7;
         d.route.scoring = MOE_SCORING_SIGMOID;
         d.route.correction_bias = 1;
         d.route.num_groups = 4;
@@ -277,8 +277,8 @@ static moe_layer_desc context(const char *name)
         d.route.scoring = MOE_SCORING_SIGMOID;
         d.route.correction_bias = 1;
         d.route.scale = 2.0f;
-    } else if (IS("one local")) {
-        d.num_local_experts = 3;
+    } else if (IS("some local")) {
+        d.num_local_experts = 6;
         d.expert_map = 1;
     } else if (IS("mxfp4, quantised")) {
         d.gemm[0].weight_format = d.gemm[1].weight_format = MOE_FORMAT_MXFP4;
@@ -452,6 +452,10 @@ static const char *why_neutral(const moe_layer_desc *d, const field *f, double v
     if (is(f, "route.scoring") && d->route.scoring == MOE_SCORING_SIGMOID &&
         value == MOE_SCORING_SIGMOID_SELECTED && d->route.correction_bias == 0) {
         return "scores rise with logits";
+    }
+    if (is(f, "route.scoring") && d->route.scoring == MOE_SCORING_SOFTMAX &&
+        value == MOE_SCORING_SOFTMAX_SELECTED && d->route.renormalise == MOE_RENORM_SUM) {
+        return "the same weights, but for their last bits";
     }
     if (is(f, "partial_dtype") && d->out_mode != MOE_OUT_COMBINED && value == MOE_F32 &&
         (d->out_mode == MOE_OUT_SLOTS || d->x_layout != MOE_X_TOKENS)) {

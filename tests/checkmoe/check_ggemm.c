@@ -97,7 +97,7 @@ static void draw(moec_rng *rng, moec_fill fill, moe_dtype dtype, unsigned char *
         value *= fill == MOEC_HEAVY && outlier ? 100.0 : 1.0;
         value *= fill == MOEC_TINY ? (dtype == MOE_F16 ? 0x1p-20 : 0x1p-70) : 1.0;
         if (fill == MOEC_SPECIAL && moec_below(rng, 40) == 0) {
-            static const double specials[] = {-0.0, 0.0, 0x1p-130, 1e30, -1e30, INFINITY, -INFINITY, NAN};
+            static const double specials[] = {-0.0, 0.0, 0x1p-130, 1e30, -1e30, HUGE_VAL, -HUGE_VAL, (double)NAN};
             value = specials[moec_below(rng, moec_below(rng, 4) == 0 ? 8 : 4)];
         }
         put_code(dtype, row, i, encode_float(dtype, (float)value));

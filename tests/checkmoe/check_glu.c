@@ -38,7 +38,13 @@ static float draw(moec_rng *rng, int fill)
     }
 }
 
-static void run_glu(moec_run *run, const moei_kernel *kernel, const glu_case *c, moec_rng *rng)
+// Results of the first row that ran a case: every other row must give the same bits.
+#define MAX_CASES 4096
+static uint64_t case_hash[MAX_CASES];
+static bool case_seen[MAX_CASES];
+
+static void run_glu(moec_run *run, const moei_kernel *kernel, const glu_case *c, moec_rng *rng,
+                    int number)
 {
     const bool gated = moe_activation_gated(c->act.activation) != 0;
     const int64_t width = gated ? 2 * c->inter : c->inter;
@@ -117,6 +123,12 @@ static void run_glu(moec_run *run, const moei_kernel *kernel, const glu_case *c,
     (void)run->ctx->backend->glu(&exec, kernel, &a);
     moec_check(run, moec_hash(y.data, y.bytes) == first && moec_hash(x.data, x.bytes) == before,
                kernel->name, "%s: %s: two runs differ, or x changed", kernel->name, c->text);
+    moec_check(run, number >= MAX_CASES || !case_seen[number] || case_hash[number] == first,
+               kernel->name, "%s: %s: bits differ from another row's", kernel->name, c->text);
+    if (number < MAX_CASES) {
+        case_hash[number] = first;
+        case_seen[number] = true;
+    }
     moec_guard_free(&x);
     moec_guard_free(&y);
 }
@@ -134,6 +146,7 @@ void moec_check_glu(moec_run *run, const moei_kernel *kernel)
         {MOE_ACT_GELU_NO_MUL, 0, 0, 0, 0},   {MOE_ACT_GELU_TANH_NO_MUL, 0, 0, 0, 0},
         {MOE_ACT_RELU2_NO_MUL, 0, 0, 0, 0}};
     moec_rng rng = {run->options->seed * 77u + 5u};
+    int number = 0;
     for (size_t i = 0; i < sizeof acts / sizeof acts[0]; i++) {
         const bool gated = moe_activation_gated(acts[i].activation) != 0;
         for (moe_gate_up order = gated ? 1 : 0; order <= (gated ? MOE_UP_GATE_INTERLEAVED : 0); order++) {
@@ -145,7 +158,7 @@ void moec_check_glu(moec_run *run, const moei_kernel *kernel)
                                    moe_activation_name(acts[i].activation), (int)order,
                                    moe_dtype_name(c.x_dtype), moe_dtype_name(c.y_dtype),
                                    (long long)c.inter, fill);
-                    run_glu(run, kernel, &c, &rng);
+                    run_glu(run, kernel, &c, &rng, number++);
                 }
             }
         }

@@ -98,7 +98,8 @@ static bool place_items(moec_batch *r)
         r->args.offsets = moe_tensor_1d(r->offsets.data, MOE_I32, (int64_t)experts + 1);
     } else if (c->use_valid) {
         // A number beyond the tokens that are there means all of them.
-        const int32_t valid = r->style.extra > 0 ? r->n : r->n + 3;
+        const int32_t none = c->seed % 2 == 0 ? 0 : -3; // a negative one: none
+        const int32_t valid = r->style.extra == 0 ? r->n + 3 : r->n > 0 ? r->n : none;
         ok = vector(r, &r->num_valid, &valid, sizeof valid);
         r->args.num_valid = moe_tensor_1d(r->num_valid.data, MOE_I32, 1);
     }
@@ -119,7 +120,7 @@ static bool build_x(moec_batch *r)
     l.row_stride = l.width + r->style.extra * unit;
     const bool free_groups = d->weight_stage != MOE_WEIGHT_INPUT;
     l.group_stride = (r->rows + (free_groups ? r->style.extra : 0)) * l.row_stride;
-    if (!allocate(r, &l, r->groups, r->rows, c->misaligned, 0xFF)) {
+    if (!allocate(r, &l, r->groups, r->rows, c->misaligned, r->style.poison)) {
         return false;
     }
     for (int32_t p = 0; p < r->n; p++) {
@@ -173,7 +174,7 @@ static bool build_x_scales(moec_batch *r)
     if (!moec_guard_alloc(&r->x_scales, (size_t)span * bytes, r->style.at_end)) {
         return false;
     }
-    memset(r->x_scales.data, 0xFF, r->x_scales.bytes);
+    memset(r->x_scales.data, r->style.poison, r->x_scales.bytes);
     for (int32_t p = 0; p < r->n; p++) {
         for (int64_t k = 0; k < s.columns; k++) {
             const int64_t at = r->group[p] * group + r->row[p] * row + k * column;
@@ -229,7 +230,8 @@ static bool build_given(moec_batch *r)
         return false;
     }
     const bool weighted = d->weight_stage != MOE_WEIGHT_NONE;
-    if (weighted && !build_table(r, &r->weights, &r->args.weights, weight_dtype, d->top_k, NULL, 0xFF)) {
+    if (weighted && !build_table(r, &r->weights, &r->args.weights, weight_dtype, d->top_k, NULL,
+                                 r->style.poison)) {
         return false;
     }
     for (int32_t p = 0; p < r->n; p++) {
@@ -247,7 +249,7 @@ static bool build_given(moec_batch *r)
     }
     return d->shared.count == 0 || d->shared.gate != MOE_SHARED_ROUTER_WEIGHTED ||
            build_table(r, &r->shared_weights, &r->args.shared_weights, MOE_F32, d->shared.count,
-                       c->shared_weights, 0xFF);
+                       c->shared_weights, r->style.poison);
 }
 
 static bool build_ids_vector(moec_batch *r, moec_guard *guard, bool wide, const int64_t *from,
@@ -272,7 +274,8 @@ static bool build_logits(moec_batch *r)
     const moe_layer_desc *d = &c->desc;
     const moe_dtype dtype = d->logits_dtype != 0 ? d->logits_dtype : MOE_F32;
     const int64_t keyed = (int64_t)d->num_experts + d->route.zero_experts;
-    bool ok = build_table(r, &r->logits, &r->args.logits, dtype, c->logit_columns, c->logits, 0xFF);
+    bool ok = build_table(r, &r->logits, &r->args.logits, dtype, c->logit_columns, c->logits,
+                          r->style.poison);
     if (ok && d->route.correction_bias != 0) {
         ok = vector(r, &r->correction_bias, c->correction_bias, (size_t)keyed * 4);
         r->args.correction_bias = moe_tensor_1d(r->correction_bias.data, MOE_F32, keyed);
@@ -291,7 +294,7 @@ static bool build_logits(moec_batch *r)
     }
     if (ok && moec_layer_has_append_gate(c)) {
         ok = build_table(r, &r->append_gate, &r->args.append_gate, MOE_F32, d->route.append_shared,
-                         c->append_gate, 0xFF);
+                         c->append_gate, r->style.poison);
     }
     return ok;
 }
@@ -323,7 +326,7 @@ static bool build_placed_weights(moec_batch *r)
         return true;
     }
     lines l = {.guard = &r->weights, .width = 4, .row_stride = 4, .group_stride = 4 * r->rows};
-    if (!allocate(r, &l, r->groups, r->rows, false, 0xFF)) {
+    if (!allocate(r, &l, r->groups, r->rows, false, r->style.poison)) {
         return false;
     }
     for (int32_t p = 0; p < r->n; p++) {

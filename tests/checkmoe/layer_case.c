@@ -22,6 +22,11 @@ static moe_dtype or_x(const moec_layer_case *c, moe_dtype dtype)
 
 moe_dtype moec_layer_inter_dtype(const moec_layer_case *c)
 {
+    const moe_layer_desc *d = &c->desc;
+    if (d->gemm[1].act.spec != MOE_QUANT_NONE &&
+        (d->shared.count == 0 || d->shared.gemm[1].act.spec != MOE_QUANT_NONE)) {
+        return MOE_F32;
+    }
     return or_x(c, c->desc.inter_dtype);
 }
 
@@ -240,6 +245,25 @@ static double draw_x(moec_rng *rng, moec_layer_fill fill, int64_t k, bool specia
                                                    : x;
 }
 
+// What a code of x stands for: exact in double.
+static double code_value(const moec_layer_case *c, const moe_quant_desc *act, int64_t row, int64_t k)
+{
+    const int64_t group = act->group > 0 ? k / act->group : 0;
+    const unsigned char *scales = c->x_scales + (size_t)row * c->x_scale_bytes;
+    double value = (double)moei_load_one(act->elem, c->x + (size_t)row * c->x_bytes, k);
+    float given = c->x_scale;
+    if (c->gemm[0].act_scale.data != NULL) {
+        memcpy(&given, c->gemm[0].act_scale.data, sizeof given);
+    }
+    if (c->x_scale_bytes == 0) {
+        return value * (double)given;
+    }
+    // Packed scales are bytes in the order of their groups.
+    const bool packed = act->scale_type == MOE_SCALE_UE8M0_PACKED;
+    value *= (double)moei_load_one(packed ? MOE_E8M0 : moei_scale_dtype(act->scale_type), scales, group);
+    return moei_quant_has_global_scale(act) ? value / (double)given : value;
+}
+
 // Codes and scales of x as a caller's quantiser would give them, from f32 rows.
 static bool quantise_x(moec_layer_case *c, moe_context *ctx, const float *x)
 {
@@ -254,7 +278,8 @@ static bool quantise_x(moec_layer_case *c, moe_context *ctx, const float *x)
     c->x_scale_bytes = s.row_stride == 0 ? 0 : (size_t)s.columns * dtype_bytes(s.dtype);
     c->x = calloc((size_t)rows + 1, c->x_bytes);
     c->x_scales = calloc((size_t)rows + 1, c->x_scale_bytes + sizeof(float));
-    if (c->x == NULL || c->x_scales == NULL) {
+    c->x_dense = calloc((size_t)(rows * d->hidden) + 1, sizeof(double));
+    if (c->x == NULL || c->x_scales == NULL || c->x_dense == NULL) {
         return false;
     }
     if (c->items == 0) {
@@ -273,7 +298,15 @@ static bool quantise_x(moec_layer_case *c, moe_context *ctx, const float *x)
             a.scales = given;
         }
     }
-    return moe_quantize(ctx, &a, NULL) == MOE_OK;
+    if (moe_quantize(ctx, &a, NULL) != MOE_OK) {
+        return false;
+    }
+    moe_quant_desc resolved = a.quant;
+    moei_quant_resolve(&resolved);
+    for (int64_t i = 0; i < rows * d->hidden; i++) {
+        c->x_dense[i] = code_value(c, &resolved, i / d->hidden, i % d->hidden);
+    }
+    return true;
 }
 
 static bool build_x(moec_layer_case *c, moe_context *ctx, moec_rng *rng)
@@ -314,7 +347,7 @@ static void draw_logits(moec_layer_case *c, moec_rng *rng)
     const moe_layer_desc *d = &c->desc;
     const moe_dtype dtype = d->logits_dtype != 0 ? d->logits_dtype : MOE_F32;
     const int32_t favourite = (int32_t)moec_below(rng, d->num_experts);
-    static const double specials[] = {HUGE_VAL, -HUGE_VAL, (double)NAN, -0.0, 80.0, -100.0};
+    static const double specials[] = {HUGE_VAL, -HUGE_VAL, (double)NAN, -0.0, 80.0, -80.0};
     for (int32_t t = 0; t < 2 * c->items; t++) {
         const bool special = (c->fill == MOEC_LAYER_SPECIAL || t >= c->items) && moec_below(rng, 3) == 0;
         for (int32_t e = 0; e < c->logit_columns; e++) {

@@ -76,7 +76,7 @@ typedef struct moec_layer_case {
     size_t x_bytes, x_scale_bytes; // of a row
     unsigned char *x, *x_scales;
     float x_scale;   // one for all rows (per tensor)
-    double *x_dense; // [2 items, H]; NULL where x arrives as codes
+    double *x_dense; // [2 items, H]; of codes: their values
     int32_t logit_columns;
     unsigned char *logits; // of desc.logits_dtype
     int64_t *ids, *token_ids;
@@ -159,7 +159,7 @@ uint64_t moec_layer_hash(const moec_layer_case *c);
 /// How the memory of a run is laid out; the results must not depend on it.
 typedef struct moec_batch_style {
     bool at_end;           // guard pages after the data, else before
-    unsigned char poison;  // of workspace, padding of out, absent rows
+    unsigned char poison;  // of workspace, padding and absent rows of inputs and out
     int32_t extra;         // rows past those that are there, elements past a row
 } moec_batch_style;
 
@@ -229,13 +229,13 @@ typedef struct moec_layer_stats {
     char where[160];
 } moec_layer_stats;
 
-/// Compares the results of items (at positions 0 ..) with float64. Only where no product quantises
-/// its input. `routing` settles choices that float64 cannot.
+/// Compares the results of items (at positions 0 ..) with float64, where moec_layer_judged.
+/// `routing` settles choices that float64 cannot.
 bool moec_layer_judge(const moec_layer_case *c, const moe_plan *plan, const int32_t *items,
                       int32_t n, const moec_routing *routing, const unsigned char *results,
                       moec_layer_stats *stats);
 
-/// True where the float64 statement covers the case.
+/// True where the float64 statement covers the case: nothing but the caller quantises.
 bool moec_layer_judged(const moec_layer_case *c);
 
 /// Checks out_ids, out_weights, out_counts and load of a run against plain statements; says what is

@@ -227,6 +227,17 @@ static moe_status sort_slots(composition *k)
 
 // ---- products ---------------------------------------------------------------------------------------
 
+// A view of packed codes that states how many there are: rows of whole elements and whole bytes.
+static moe_tensor new_codes(composition *k, moe_dtype elem, int64_t rows, int64_t columns)
+{
+    const int bits = moe_dtype_bits(elem);
+    const int64_t step = bits == 6 ? 4 : bits == 4 ? 2 : 1; // elements that end on a byte
+    const int64_t stride = (columns + step - 1) / step * step;
+    moe_tensor t = moe_tensor_2d(take(&k->heap, rows, (size_t)(stride * bits / 8)), elem, rows, columns);
+    t.stride[0] = stride;
+    return t;
+}
+
 static moe_status quantise(composition *k, const moe_quant_desc *act, const moec_stack *w,
                            const moe_tensor *x, operand *out)
 {
@@ -243,11 +254,8 @@ static moe_status quantise(composition *k, const moe_quant_desc *act, const moec
     const moei_scale_shape s = moei_quant_scale_shape(&a.quant, 1, rows, columns);
     moe_quant_desc resolved = a.quant;
     moei_quant_resolve(&resolved);
-    const bool bytes = moe_dtype_bits(resolved.elem) <= 8;
-    const int64_t row_bytes = moei_quant_row_bytes(resolved.elem, columns);
     a.x = *x;
-    a.q = moe_tensor_2d(take(&k->heap, rows, (size_t)row_bytes), bytes ? MOE_U8 : resolved.elem, rows,
-                        bytes ? row_bytes : columns);
+    a.q = new_codes(k, resolved.elem, rows, columns);
     if (w->act_scale.data != NULL) {
         out->given = moe_tensor_1d(w->act_scale.data, MOE_F32, 1);
     }
@@ -493,6 +501,26 @@ static moe_status linear(composition *k, const moec_linear *w, const moe_tensor 
     return product(k, &gemm, false, &s, &in, &all, y);
 }
 
+// x as codes, with the scales that came with it.
+static operand arrived_codes(composition *k, const moe_tensor *x)
+{
+    const moec_layer_case *c = k->c;
+    operand in = {.x = *x};
+    if (c->gemm[0].act_scale.data != NULL) {
+        in.given = moe_tensor_1d(c->gemm[0].act_scale.data, MOE_F32, 1);
+    }
+    if (c->x_scale_bytes > 0) {
+        const moei_scale_shape s =
+            moei_quant_scale_shape(&c->desc.gemm[0].act, 1, k->n, c->desc.hidden);
+        in.scales = moe_tensor_2d(
+            gather_rows(&k->heap, c->x_scales, c->x_scale_bytes, k->items, k->n), s.dtype, k->n,
+            s.columns);
+    } else if (in.given.data == NULL) {
+        in.scales = moe_tensor_1d(&c->x_scale, MOE_F32, 1);
+    }
+    return in;
+}
+
 // ---- routed experts ---------------------------------------------------------------------------------
 
 // One row per slot: x times the router's weight, in x's dtype.
@@ -557,20 +585,7 @@ static moe_status routed(composition *k, const moe_tensor *x, moe_tensor *y)
         }
         MOE_TRY(quantise(k, &d->gemm[0].act, &c->gemm[0], &weighted, &in));
     } else {
-        const size_t scale_bytes = dtype_bytes(c->x_scale_bytes > 0 ? MOE_U8 : MOE_F32);
-        (void)scale_bytes;
-        const moe_quant_desc act = d->gemm[0].act;
-        const moei_scale_shape s = moei_quant_scale_shape(&act, 1, k->n, d->hidden);
-        if (c->gemm[0].act_scale.data != NULL) {
-            in.given = moe_tensor_1d(c->gemm[0].act_scale.data, MOE_F32, 1);
-        }
-        if (c->x_scale_bytes > 0) {
-            in.scales = moe_tensor_2d(gather_rows(&k->heap, c->x_scales, c->x_scale_bytes, k->items,
-                                                  k->n),
-                                      s.dtype, k->n, s.columns);
-        } else if (in.given.data == NULL) {
-            in.scales = moe_tensor_1d(&c->x_scale, MOE_F32, 1);
-        }
+        in = arrived_codes(k, x);
     }
     int32_t *index = take(&k->heap, slots, sizeof *index);
     if (k->heap.full) {
@@ -618,7 +633,7 @@ static moe_status shared_weights(composition *k, const moe_tensor *x, moe_tensor
 }
 
 // All shared experts as one grouped product: expert e has rows e n .. e n + n - 1.
-static moe_status shared(composition *k, const moe_tensor *x, const operand *codes, moe_tensor *y)
+static moe_status shared(composition *k, const moe_tensor *x, moe_tensor *y)
 {
     const moec_layer_case *c = k->c;
     const moe_shared_desc *s = &c->desc.shared;
@@ -626,7 +641,7 @@ static moe_status shared(composition *k, const moe_tensor *x, const operand *cod
     const int64_t count = (int64_t)s->count * k->n;
     int32_t *offsets = take(&k->heap, (int64_t)s->count + 1, sizeof *offsets);
     int32_t *index = take(&k->heap, count, sizeof *index);
-    operand in = *codes;
+    operand in;
     rows first = {0};
     if (k->heap.full) {
         return MOE_E_NO_MEMORY;
@@ -644,9 +659,7 @@ static moe_status shared(composition *k, const moe_tensor *x, const operand *cod
     if (moec_is_float(c->desc.x_dtype)) {
         MOE_TRY(quantise(k, &s->gemm[0].act, &c->shared[0], x, &in));
     } else {
-        in.given = c->shared[0].act_scale.data != NULL
-                       ? moe_tensor_1d(c->gemm[0].act_scale.data, MOE_F32, 1)
-                       : (moe_tensor){0};
+        in = arrived_codes(k, x);
     }
     *y = new_tensor(k, moec_layer_partial_dtype(c), count, c->desc.hidden);
     return run_mlp(k, &m, &in, &first, &second, count, y);
@@ -741,10 +754,11 @@ static moe_status compose(composition *k, unsigned char *results)
     if (k->n == 0) {
         return MOE_OK;
     }
-    void *gathered = gather_rows(&k->heap, c->x, c->x_bytes, k->items, k->n);
-    const bool bytes = !moec_is_float(d->x_dtype) && moe_dtype_bits(d->x_dtype) <= 8;
-    moe_tensor x = bytes ? moe_tensor_2d(gathered, MOE_U8, k->n, (int64_t)c->x_bytes)
-                         : moe_tensor_2d(gathered, d->x_dtype, k->n, d->hidden);
+    const moe_tensor x = new_codes(k, d->x_dtype, k->n, d->hidden);
+    for (int32_t p = 0; !k->heap.full && p < k->n; p++) {
+        memcpy((unsigned char *)x.data + p * x.stride[0] * moe_dtype_bits(d->x_dtype) / 8,
+               c->x + (size_t)k->items[p] * c->x_bytes, c->x_bytes);
+    }
     moe_tensor inner = x;
     moe_tensor y;
     moe_tensor shared_y = {0};
@@ -753,16 +767,7 @@ static moe_status compose(composition *k, unsigned char *results)
     }
     MOE_TRY(routed(k, &inner, &y));
     if (d->shared.count > 0) {
-        operand codes = {.x = x};
-        if (c->x_scale_bytes > 0) {
-            const moei_scale_shape s = moei_quant_scale_shape(&d->gemm[0].act, 1, k->n, d->hidden);
-            codes.scales = moe_tensor_2d(
-                gather_rows(&k->heap, c->x_scales, c->x_scale_bytes, k->items, k->n), s.dtype, k->n,
-                s.columns);
-        } else if (!moec_is_float(d->x_dtype) && c->gemm[0].act_scale.data == NULL) {
-            codes.scales = moe_tensor_1d(&c->x_scale, MOE_F32, 1);
-        }
-        MOE_TRY(shared(k, &x, &codes, &shared_y));
+        MOE_TRY(shared(k, &x, &shared_y));
     }
     const bool sums = d->routing != MOE_ROUTING_PLACED && d->out_mode != MOE_OUT_SLOTS;
     return sums ? combined(k, &y, &shared_y, results) : per_slot(k, &y, results);

@@ -89,7 +89,7 @@ static void draw_act(moec_rng *rng, moe_gemm_desc *gemm)
     for (;;) {
         info = moei_quant_at((size_t)moec_below(rng, (int64_t)specs));
         moe_quant_desc act = {.spec = info->spec};
-        if (info->level == MOE_DET_RUN && !chance(rng, 30)) {
+        if (info->level == MOE_DET_RUN && !chance(rng, 50)) {
             continue;
         }
         act.elem = chance(rng, 70) ? (moe_dtype)moec_below(rng, 24) : 0;
@@ -281,10 +281,15 @@ static void draw_shared(moec_rng *rng, moe_layer_desc *d, moe_shared_gate gate)
     }
 }
 
+// Where every second product quantises h, there is no dtype of h but f32.
 static void draw_precision(moec_rng *rng, moe_layer_desc *d)
 {
     const bool must = !moec_is_float(d->x_dtype);
-    d->inter_dtype = must || chance(rng, 40) ? draw_float(rng) : 0;
+    const bool quantised = d->gemm[1].act.spec != MOE_QUANT_NONE &&
+                           (d->shared.count == 0 || d->shared.gemm[1].act.spec != MOE_QUANT_NONE);
+    d->inter_dtype = quantised                 ? (moe_dtype)(moec_below(rng, 2) * MOE_F32)
+                     : must || chance(rng, 40) ? draw_float(rng)
+                                               : 0;
     d->partial_dtype = must || chance(rng, 40) ? draw_float(rng) : 0;
     d->out_dtype = must || chance(rng, 40) ? draw_float(rng) : 0;
 }
@@ -374,7 +379,6 @@ void moec_layer_draw(moec_layer_case *c, moec_rng *rng, int number)
     d->x_dtype = draw_float(rng);
     draw_mlp(rng, &f, NULL);
     draw_quantisation(rng, d);
-    draw_precision(rng, d);
     const bool tokens = d->x_layout == MOE_X_TOKENS;
     const bool slots = tokens && chance(rng, 25);
     d->out_mode = slots             ? MOE_OUT_SLOTS
@@ -390,6 +394,7 @@ void moec_layer_draw(moec_layer_case *c, moec_rng *rng, int number)
     if (tokens && !slots) {
         draw_combined(rng, d, gate, shared);
     }
+    draw_precision(rng, d);
     d->accumulate = chance(rng, 25);
     c->one_expert = number == 5 || chance(rng, 6);
     c->use_valid = tokens && (number == 10 || chance(rng, 30));

@@ -95,6 +95,17 @@ static real multiply(real a, real b)
     return round_to(tidy(v, fabs(a.v) * b.e + fabs(b.v) * a.e + a.e * b.e), MOE_F32);
 }
 
+// Largest product that is finite: beside an infinity it must not overflow to the other one.
+static double largest_finite(const double *w, reals x, int64_t k)
+{
+    double most = 0.0;
+    for (int64_t i = 0; i < k; i++) {
+        const double product = fabs(w[i] * x.v[i]);
+        most = isfinite(product) && product > most ? product : most;
+    }
+    return most;
+}
+
 // (w . x + bias) * weight in f32, summed as the model says.
 static real dot(const double *w, reals x, int64_t k, const double *bias, real weight,
                 float64_model model)
@@ -110,6 +121,9 @@ static real dot(const double *w, reals x, int64_t k, const double *bias, real we
     sum += bias != NULL ? *bias : 0.0;
     all += bias != NULL ? fabs(*bias) : 0.0;
     real r = tidy(sum, isinf(sum) ? (carried < HUGE_VAL ? 0.0 : HUGE_VAL) : carried);
+    if (isinf(sum) && (double)k * largest_finite(w, x, k) > SURE_MAX) {
+        r = unknown;
+    }
     if (isfinite(sum) && !is_unknown(r)) {
         r.e += float64_ggemm_bound(model.chunk, model.fraction_bits, k, all, sum, MOE_F32);
         if (!(all <= SURE_MAX)) {
@@ -292,7 +306,7 @@ static void add_shared(const float64_layer *l, const float64_token *t, scratch *
 {
     real weight = {1.0, 0.0};
     if (l->shared_gate_kind == MOE_SHARED_SIGMOID) {
-        weight = sigmoid(dot(l->shared_gate, s->x, l->hidden, NULL, weight, l->linear));
+        weight = sigmoid(dot(l->shared_gate, s->x, l->hidden, NULL, weight, l->shared_gate_model));
     }
     for (int32_t e = 0; e < l->shared.count; e++) {
         if (l->shared_gate_kind == MOE_SHARED_ROUTER_WEIGHTED) {
@@ -327,7 +341,8 @@ static void combine(const float64_layer *l, const float64_token *t, reals x, scr
     for (int64_t n = 0; n < l->hidden; n++) {
         set(s->out, n,
             l->latent > 0
-                ? dot(l->latent_out + n * l->latent, s->sum, l->latent, NULL, one, l->linear)
+                ? dot(l->latent_out + n * l->latent, s->sum, l->latent, NULL, one,
+                      l->latent_out_model)
                 : get(s->sum, n));
         if (l->output_bias != NULL) {
             set(s->out, n, add(get(s->out, n), (real){l->output_bias[n], 0.0}));
@@ -380,7 +395,8 @@ bool float64_layer_token(const float64_layer *l, const float64_token *t)
     }
     reals x = s.x;
     for (int64_t n = 0; n < l->latent; n++) {
-        const real r = dot(l->latent_in + n * l->hidden, s.x, l->hidden, NULL, one, l->linear);
+        const real r =
+            dot(l->latent_in + n * l->hidden, s.x, l->hidden, NULL, one, l->latent_in_model);
         set(s.latent, n, round_to(r, l->x_dtype));
         x = s.latent;
     }

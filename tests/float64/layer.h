@@ -34,7 +34,7 @@ typedef struct float64_layer {
     const double *shared_gate;            // SIGMOID: [hidden]
     const double *latent_in, *latent_out; // [latent, hidden], [hidden, latent]
     const double *output_bias;            // [hidden]; NULL: none
-    float64_model linear;                 // of the three products with float matrices
+    float64_model shared_gate_model, latent_in_model, latent_out_model;
     moe_weight_stage weight_stage;
     moe_dtype x_dtype, inter_dtype, partial_dtype, out_dtype;
     bool combined; // false: one result per slot

@@ -55,7 +55,7 @@ static void softmax(const double *x, const bool *in, int32_t n, double chain, do
 
 static double lane_chain(int32_t n)
 {
-    return (n + 31) / 32 + 5;
+    return ceil((double)n / 32.0) + 5.0;
 }
 
 static void score_all(const float64_route *r, scores *s)
@@ -115,7 +115,7 @@ static void choose(float64_route *r, const double *key, const double *size, int3
 }
 
 // Keeps the best groups. False where too few have anything to choose.
-static bool keep_groups(float64_route *r, scores *s, double *key, double *size)
+static bool keep_groups(float64_route *r, scores *s, double *key, const double *size)
 {
     const moe_route_desc *d = r->desc;
     const int32_t width = r->num_experts / d->num_groups;
@@ -156,9 +156,11 @@ static bool keep_groups(float64_route *r, scores *s, double *key, double *size)
     for (int32_t i = 0; i < d->top_groups; i++) {
         kept[chosen[i]] = true;
     }
-    for (int32_t e = 0; e < r->num_experts; e++) {
-        if (!kept[e / width] && isfinite((double)r->logits[e])) {
-            key[e] = d->group_mask_zero ? 0.0 : -HUGE_VAL;
+    for (int32_t g = 0; g < d->num_groups; g++) {
+        for (int32_t e = g * width; !kept[g] && e < (g + 1) * width; e++) {
+            if (isfinite((double)r->logits[e])) {
+                key[e] = d->group_mask_zero ? 0.0 : -HUGE_VAL;
+            }
         }
     }
     return true;

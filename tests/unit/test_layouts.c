@@ -699,6 +699,10 @@ static void test_convert_refusals(void)
     REFUSED(moe_layout_convert(&from, &src, &to, &dst), MOE_E_OVERLAP, "dst.values", "src.values");
     dst = source_of(&d);
     dst.scales.data = NULL;
+    dst.act_scale.data = dst.bias.data;
+    REFUSED(moe_layout_convert(&from, &src, &to, &dst), MOE_E_OVERLAP, "dst.act_scale", "dst.bias");
+    dst = source_of(&d);
+    dst.scales.data = NULL;
     dst.values.stride[1] = 60;
     REFUSED(moe_layout_convert(&from, &src, &to, &dst), MOE_E_SHAPE, "60", "64");
     dst.values = moe_tensor_3d(d.boxes[VALUES].memory, MOE_E4M3FN, 1, 640, 63);

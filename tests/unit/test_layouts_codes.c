@@ -470,6 +470,16 @@ static void test_fnuz_refusals(void)
               message_has("dst.values", "src.values"),
           "one byte beside: %s", moe_last_error());
     dst = fp8_source(&b, MOE_U8, MOE_F32);
+    dst.scales.data = a.codes;
+    CHECK(moe_layout_to_fnuz(&src, &dst) == MOE_E_OVERLAP &&
+              message_has("dst.scales", "src.values"),
+          "scales over values: %s", moe_last_error());
+    dst = fp8_source(&b, MOE_U8, MOE_F32);
+    dst.scales.data = b.codes;
+    CHECK(moe_layout_to_fnuz(&src, &dst) == MOE_E_OVERLAP &&
+              message_has("dst.scales", "dst.values"),
+          "scales over values: %s", moe_last_error());
+    dst = fp8_source(&b, MOE_U8, MOE_F32);
     dst.scales = dst.values;
     CHECK(moe_layout_to_fnuz(&src, &dst) == MOE_E_DTYPE && message_has("dst.scales", "f32"), "%s",
           moe_last_error());
@@ -632,6 +642,27 @@ static void test_int4_reinterpretation(void)
     // Offset binary with the format's zero point 8: the nibble of value v is v + 8.
     CHECK(moei_format(MOE_FORMAT_INT4_GROUP)->zero_point == 8, "zero point is %d",
           (int)moei_format(MOE_FORMAT_INT4_GROUP)->zero_point);
+}
+
+// Nibbles past the last code are not read, and written as 0.
+static void test_int4_tails(void)
+{
+    uint32_t word = 0xFEDCBA98u;
+    uint8_t codes[3] = {POISON, POISON, POISON};
+    uint32_t back = 0xFFFFFFFFu;
+    const moe_tensor ct = moe_tensor_2d(&word, MOE_I32, 1, 1);
+    const moe_tensor odd = moe_tensor_2d(codes, MOE_UINT4, 1, 5);
+    const moe_tensor again = moe_tensor_2d(&back, MOE_I32, 1, 1);
+    CHECK(moe_layout_int4_values(MOE_INT4_COMPRESSED_TENSORS, &ct, MOE_INT4_CANONICAL, &odd) ==
+              MOE_OK,
+          "%s", moe_last_error());
+    CHECK(codes[0] == 0x98 && codes[1] == 0xBA && codes[2] == 0x0C, "bytes %02x %02x %02x",
+          codes[0], codes[1], codes[2]);
+    codes[2] = 0xFC;
+    CHECK(moe_layout_int4_values(MOE_INT4_CANONICAL, &odd, MOE_INT4_COMPRESSED_TENSORS, &again) ==
+                  MOE_OK &&
+              back == 0x000CBA98u,
+          "word %08" PRIx32 ": %s", back, moe_last_error());
 }
 
 static box make_zeros(const packing_case *p, int64_t e, int64_t n, int64_t g, spread sp)
@@ -878,6 +909,7 @@ int main(void)
     test_fnuz_refusals();
     test_int4_values();
     test_int4_reinterpretation();
+    test_int4_tails();
     test_int4_zero_points();
     test_int4_zero_point_limits();
     test_gptq_layer();

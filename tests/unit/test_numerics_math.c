@@ -31,7 +31,7 @@ typedef struct function {
     ref_t (*reference)(ref_t x);
     double bound;   // ulp, as math.h states it
     float lo, hi;   // where the function does its work, for a dense pass
-    int increasing; // monotone at the sampled distance
+    int direction;  // 1 increasing, -1 falling at the sampled distance; 0 neither
     uint64_t hash;  // of the results of the sweep
 } function;
 
@@ -50,6 +50,7 @@ DEFINE(sigmoidf)
 DEFINE(softplusf)
 DEFINE(tanhf)
 DEFINE(erff)
+DEFINE(erfcf)
 DEFINE(rcpf)
 
 static ref_t ref_exp(ref_t x)
@@ -93,6 +94,11 @@ static ref_t ref_erf(ref_t x)
     return REF(erf)(x);
 }
 
+static ref_t ref_erfc(ref_t x)
+{
+    return REF(erfc)(x);
+}
+
 static ref_t ref_rcp(ref_t x)
 {
     return 1 / x;
@@ -108,6 +114,7 @@ static const function functions[] = {
     {"softplusf", run_softplusf, ref_softplus, 1.0, -104.0f, 20.0f, 1, 0xFD3657562E0BD7D2},
     {"tanhf", run_tanhf, ref_tanh, 1.0, -10.0f, 10.0f, 1, 0x05040B9D73FF2CBC},
     {"erff", run_erff, ref_erf, 1.1, -4.5f, 4.5f, 1, 0x581815EF609E501A},
+    {"erfcf", run_erfcf, ref_erfc, 1.2, -4.5f, 10.3f, -1, 0xA17BA4B92E618364},
     {"rcpf", run_rcpf, ref_rcp, 0.5, 0.5f, 2.0f, 0, 0xF132DCDBCF29B792},
 };
 enum { N_FUNCTIONS = sizeof(functions) / sizeof(functions[0]) };
@@ -247,6 +254,11 @@ static const float edges[] = {
     -10.0f,
     4.0f,
     3.91999984f,
+    0.75f,
+    -0.75f,
+    9.19454956f,
+    10.0541954f,
+    10.25f,
     16.6355324f,
     17.3286819f,
     -16.6355324f,
@@ -278,7 +290,7 @@ static void measure_edges(const function *f, worst *w)
     }
 }
 
-static void check_increasing(const function *f)
+static void check_direction(const function *f)
 {
     // All floats from the least to the greatest, in steps that change x by 2^-11 relative.
     float x[2] = {-INFINITY, -INFINITY};
@@ -287,8 +299,8 @@ static void check_increasing(const function *f)
         x[0] = x[1];
         x[1] = i < 0 ? -float_of((uint32_t)-i) : float_of((uint32_t)i);
         f->run(x, y, 2);
-        if (y[0] > y[1]) {
-            CHECK(0, "%s falls between %a and %a", f->name, (double)x[0], (double)x[1]);
+        if (f->direction > 0 ? y[0] > y[1] : y[0] < y[1]) {
+            CHECK(0, "%s turns back between %a and %a", f->name, (double)x[0], (double)x[1]);
             return;
         }
     }
@@ -355,6 +367,11 @@ static void check_values(void)
     CHECK(same(moei_tanhf(-0.0f), -0.0f) && same(moei_erff(-0.0f), -0.0f), "odd functions of -0");
     CHECK(same(moei_tanhf(inf), 1.0f) && same(moei_tanhf(-inf), -1.0f), "tanh(+-inf)");
     CHECK(same(moei_erff(inf), 1.0f) && same(moei_erff(-inf), -1.0f), "erf(+-inf)");
+    CHECK(same(moei_erfcf(0.0f), 1.0f) && same(moei_erfcf(-0.0f), 1.0f), "erfc(+-0)");
+    CHECK(same(moei_erfcf(inf), 0.0f) && same(moei_erfcf(-inf), 2.0f), "erfc(+-inf)");
+    CHECK(same(moei_erfcf(10.0541945f), tiny) && same(moei_erfcf(10.0541954f), 0.0f),
+          "erfc around underflow: %a %a", (double)moei_erfcf(10.0541945f),
+          (double)moei_erfcf(10.0541954f));
     CHECK(same(moei_tanhf(tiny), tiny) && same(moei_erff(tiny), tiny), "subnormal arguments");
     CHECK(same(moei_rcpf(0.0f), inf) && same(moei_rcpf(-0.0f), -inf), "1 / +-0");
     CHECK(same(moei_rcpf(inf), 0.0f) && same(moei_rcpf(-inf), -0.0f), "1 / +-inf");
@@ -512,8 +529,8 @@ int main(int argc, char **argv)
                      (double)w.at, f->bound, (unsigned long long)hash);
         CHECK(w.error <= f->bound, "%s: %.4f ulp at %a", f->name, w.error, (double)w.at);
         CHECK(hash == f->hash, "%s: the bits of the sweep changed", f->name);
-        if (f->increasing) {
-            check_increasing(f);
+        if (f->direction != 0) {
+            check_direction(f);
         }
     }
     check_values();

@@ -86,7 +86,7 @@ static void test_fields(void)
     REFUSE("rows", D.zero_experts = 8177, MOE_E_ARGUMENT, "8193", "8192");
     REFUSE("overflowing rows", (D.zero_experts = INT32_MAX, D.append_shared = INT32_MAX),
            MOE_E_ARGUMENT, "2147483647", "8192");
-    REFUSE("struct_size", b.a.struct_size -= 8, MOE_E_VERSION, "struct_size", "knows");
+    REFUSE("struct_size", b.a.struct_size = 4, MOE_E_VERSION, "struct_size = 4", "size");
 }
 
 static void test_contradictions(void)
@@ -186,6 +186,8 @@ static void test_views(void)
     REFUSE("ids overlap weights", b.a.weights.data = b.p.ids, MOE_E_OVERLAP, "ids", "weights");
     REFUSE("weights overlap logits", b.a.weights.data = b.p.logits + 44, MOE_E_OVERLAP, "weights",
            "logits");
+    REFUSE("folded ids", b.a.ids.stride[0] = 3, MOE_E_SHAPE, "ids", "3");
+    REFUSE("folded weights", b.a.weights.stride[0] = 1, MOE_E_SHAPE, "weights", "1");
     REFUSE("replica table alone", b.a.replica_table = moe_tensor_2d(b.table, MOE_I32, 16, 4),
            MOE_E_ARGUMENT, "replica_table", "replica_count");
     REFUSE("replica count alone", b.a.replica_count = moe_tensor_1d(b.count, MOE_I32, 16),
@@ -241,6 +243,14 @@ static void test_accepted(void)
     CHECK(moe_route(ctx, &b.a, NULL) == MOE_OK, "one group: %s", moe_last_error());
     base_free(&b);
     base_init(&b);
+    // A caller whose struct ends before a field does not use it; here `load`, which would not fit.
+    b.a.load = moe_tensor_1d(b.load, MOE_I32, 3);
+    b.a.struct_size = offsetof(moe_route_args, load);
+    CHECK(moe_route(ctx, &b.a, NULL) == MOE_OK && b.load[0] == 0, "a shorter struct: %s",
+          moe_last_error());
+    b.a.struct_size = sizeof b.a;
+    b.a.load.data = NULL;
+    CHECK(moe_route(ctx, &b.a, &b) == MOE_E_ARGUMENT, "a stream on the CPU");
     moei_route_resolve(&D);
     CHECK(D.scale == 1.0f && D.select_on == MOE_SELECT_SCORES, "defaults: scale %g, select_on %d",
           (double)D.scale, (int)D.select_on);

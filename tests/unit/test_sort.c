@@ -631,7 +631,7 @@ static void test_sparse_refusals(void)
     sparse_alloc(&two, 4, 3, 40, true);
     two.view.bitmatrix.stride[1] = 3;
     two.view.gate_scale.data = NULL;
-    CHECK(moe_routing_to_sparse(&id_view, NULL, 40, &two.view) == MOE_E_OVERLAP, "strides 1, 3");
+    CHECK(moe_routing_to_sparse(&id_view, NULL, 40, &two.view) == MOE_E_SHAPE, "strides 1, 3");
     two.view.bitmatrix.stride[1] = 4;
     CHECK(moe_routing_to_sparse(&id_view, NULL, 40, &two.view) == MOE_OK, "%s", moe_last_error());
     sparse_free(&two);

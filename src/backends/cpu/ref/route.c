@@ -232,7 +232,7 @@ static bool mask_groups(const moek_route_args *a, row *w)
         }
     }
     for (int32_t g = 0; g < groups; g++) {
-        score[g] = group_score(a, w->key + g * size, size);
+        score[g] = group_score(a, w->key + (ptrdiff_t)g * size, size);
     }
     select_largest(score, groups, a->desc.top_groups, w->id);
     if (score[w->id[a->desc.top_groups - 1]] == minus_infinity()) {

@@ -1,0 +1,443 @@
+// SPDX-License-Identifier: Apache-2.0
+// Random cases of the whole layer through the public API: against float64, against the composition
+// of the public ops, and against itself in other batches, memory, threads and instruction sets.
+#include "checkmoe/check_layer.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "api/plan_internal.h"
+
+#define CASES 1600
+#define SIDE_CHECKS 16 // threads, fork and workspace: every so many cases
+
+// Poison: 0xFF makes NaN of every float type, LARGE a finite number beyond all others.
+#define LARGE 0x7B
+
+static const moec_batch_style base_style = {true, 0xFF, 1};
+
+// ---- contexts ---------------------------------------------------------------------------------------
+
+static void *counted_alloc(void *self, size_t bytes, size_t align)
+{
+    moec_layer_checks *k = self;
+    atomic_fetch_add(&k->allocations, 1);
+    return aligned_alloc(align, moei_size_align(bytes == 0 ? 1 : bytes, align));
+}
+
+static void counted_free(void *self, void *memory, size_t bytes)
+{
+    (void)self;
+    (void)bytes;
+    free(memory);
+}
+
+static bool make_contexts(moec_layer_checks *k, FILE *out)
+{
+    static const int32_t threads[MOEC_NUM_CTX] = {0, 1, 2, 7, 2};
+    const moe_allocator allocator = {k, counted_alloc, counted_free};
+    for (int i = 0; i < MOEC_NUM_CTX; i++) {
+        moe_context_desc desc = moe_context_desc_default();
+        desc.isa = i == MOEC_CTX_REF ? "ref" : k->run.options->isa;
+        desc.num_threads = i == MOEC_CTX_MAIN ? k->run.options->threads : threads[i];
+        desc.allocator = i == MOEC_CTX_MAIN ? &allocator : NULL;
+        if (moe_context_create(&desc, &k->ctx[i]) != MOE_OK) {
+            (void)fprintf(out, "%s\n", moe_last_error());
+            return false;
+        }
+    }
+    k->run.ctx = k->ctx[MOEC_CTX_MAIN];
+    return true;
+}
+
+// ---- plans ------------------------------------------------------------------------------------------
+
+static moe_status pack_all(const moec_layer_case *c, moec_rng *rng, moe_weights *weights)
+{
+    const int32_t experts = moec_layer_local_count(c);
+    moe_weights_source rest = moec_layer_source(c);
+    if (moec_below(rng, 3) == 0) {
+        return moe_weights_pack(weights, 0, &rest);
+    }
+    memset(rest.gemm, 0, sizeof rest.gemm);
+    MOE_TRY(moe_weights_pack(weights, 0, &rest));
+    const int32_t begin = (int32_t)moec_below(rng, experts);
+    for (int32_t i = 0; i < experts; i++) {
+        const int32_t e = (begin + i) % experts;
+        moe_weights_source one = moec_layer_expert_source(c, e);
+        if (moec_below(rng, 3) == 0) { // the two matrices of an expert may come apart
+            moe_weights_source half = one;
+            memset(&half.gemm[0], 0, sizeof half.gemm[0]);
+            memset(&one.gemm[1], 0, sizeof one.gemm[1]);
+            MOE_TRY(moe_weights_pack(weights, e, &half));
+        }
+        MOE_TRY(moe_weights_pack(weights, e, &one));
+    }
+    return MOE_OK;
+}
+
+void moec_unmake(moec_made *made)
+{
+    moe_weights_destroy(made->weights);
+    moe_plan_destroy(made->plan);
+    moec_guard_free(&made->memory);
+    memset(made, 0, sizeof *made);
+}
+
+static moe_status make(moe_context *ctx, const moec_layer_case *c, moec_rng *rng, moec_made *out)
+{
+    MOE_TRY(moe_plan_create(ctx, &c->desc, &out->plan));
+    if (rng == NULL) {
+        const moe_weights_source source = moec_layer_source(c);
+        return moe_weights_wrap(out->plan, &source, &out->weights);
+    }
+    size_t bytes = 0;
+    size_t align = 0;
+    MOE_TRY(moe_weights_bytes(out->plan, &bytes, &align));
+    const size_t room = moei_size_align(bytes, align);
+    if (!moec_guard_alloc(&out->memory, room, moec_below(rng, 2) == 0)) {
+        return MOE_E_NO_MEMORY;
+    }
+    memset(out->memory.data, 0xFF, room);
+    MOE_TRY(moe_weights_create(out->plan, out->memory.data, bytes, &out->weights));
+    return pack_all(c, rng, out->weights);
+}
+
+bool moec_make(moe_context *ctx, const moec_layer_case *c, moec_rng *rng, moec_made *out)
+{
+    memset(out, 0, sizeof *out);
+    if (make(ctx, c, rng, out) != MOE_OK) {
+        moec_unmake(out);
+        return false;
+    }
+    return true;
+}
+
+// ---- checks -----------------------------------------------------------------------------------------
+
+bool moec_layer_check(moec_layer_checks *k, const moec_layer_case *c, bool ok, const char *what)
+{
+    return moec_check(&k->run, ok, c->name, "%s: %s: %s", c->name, what, c->text);
+}
+
+// Runs a batch and checks that it wrote what it should and nothing else.
+static bool execute(moec_layer_checks *k, const moec_layer_case *c, const moec_made *made,
+                    moec_batch *batch, const char *what)
+{
+    char text[256];
+    const char *wrong = "";
+    const unsigned long allocations = atomic_load(&k->allocations);
+    const moe_status status = moec_batch_execute(batch, made->plan, made->weights);
+    (void)snprintf(text, sizeof text, "%s: %s", what, moe_last_error());
+    if (!moec_layer_check(k, c, status == MOE_OK, text)) {
+        return false;
+    }
+    const bool intact = moec_batch_intact(batch, &wrong);
+    (void)snprintf(text, sizeof text, "%s: %s", what, wrong);
+    moec_layer_check(k, c, intact, text);
+    (void)snprintf(text, sizeof text, "%s: the run allocated", what);
+    moec_layer_check(k, c, atomic_load(&k->allocations) == allocations, text);
+    return true;
+}
+
+unsigned char *moec_layer_results(moec_layer_checks *k, const moec_layer_case *c,
+                                  const moec_made *made, const int32_t *items, int32_t n,
+                                  const moec_batch_style *style, const char *what)
+{
+    moec_batch batch;
+    unsigned char *results = malloc(moec_layer_result_bytes(c, n) + 1);
+    bool ok = results != NULL && moec_batch_build(&batch, c, items, n, style);
+    ok = moec_layer_check(k, c, ok, "memory is short") && execute(k, c, made, &batch, what);
+    if (ok) {
+        moec_batch_collect(&batch, results);
+    } else {
+        free(results);
+        results = NULL;
+    }
+    moec_batch_free(&batch);
+    return results;
+}
+
+// Says which item and element of two results differ.
+static bool same_bits(moec_layer_checks *k, const moec_layer_case *c, const unsigned char *a,
+                      const unsigned char *b, int32_t n, const char *what)
+{
+    const size_t row = moec_layer_result_bytes(c, 1);
+    const size_t bytes = (size_t)moe_dtype_bits(moec_layer_out_dtype(c)) / 8;
+    char text[256];
+    for (size_t i = 0; i < (size_t)n * row; i++) {
+        if (a[i] != b[i]) {
+            const size_t first = i / bytes * bytes;
+            uint32_t x = 0;
+            uint32_t y = 0;
+            memcpy(&x, a + first, bytes);
+            memcpy(&y, b + first, bytes);
+            (void)snprintf(text, sizeof text, "%s: item %zu element %zu is 0x%X, was 0x%X", what,
+                           i / row, i % row / bytes, (unsigned)y, (unsigned)x);
+            return moec_layer_check(k, c, false, text);
+        }
+    }
+    return moec_layer_check(k, c, true, what);
+}
+
+static void judge(moec_layer_checks *k, const moec_layer_case *c, const moec_made *made,
+                  const int32_t *items, const moec_routing *routing, const unsigned char *results)
+{
+    moec_layer_stats stats;
+    char text[256];
+    if (!moec_layer_judged(c)) {
+        return;
+    }
+    if (!moec_layer_check(
+            k, c, moec_layer_judge(c, made->plan, items, c->items, routing, results, &stats),
+            "memory is short")) {
+        return;
+    }
+    k->judged++;
+    k->elements += stats.elements;
+    k->unsure += stats.unsure;
+    k->marginal += stats.marginal;
+    if (stats.ratio > k->worst) {
+        k->worst = stats.ratio;
+        (void)snprintf(k->worst_case, sizeof k->worst_case, "%s", c->name);
+    }
+    (void)snprintf(text, sizeof text, "error %.3g x bound at %s", stats.ratio, stats.where);
+    moec_layer_check(k, c, stats.ratio <= 1.0, text);
+}
+
+// The base run: its results go to `results`. Against float64, the composition, and a second time.
+static bool check_base(moec_layer_checks *k, const moec_layer_case *c, const moec_made *made,
+                       const int32_t *items, unsigned char *results)
+{
+    moec_batch batch;
+    moec_routing routing = {0};
+    char text[256] = "";
+    const size_t bytes = moec_layer_result_bytes(c, c->items);
+    unsigned char *other = calloc(bytes + 1, 1);
+    bool ok = other != NULL && moec_batch_build(&batch, c, items, c->items, &base_style) &&
+              moec_layer_route(k->ctx[MOEC_CTX_MAIN], c, items, c->items, &routing) == MOE_OK;
+    ok = moec_layer_check(k, c, ok, "no memory or no routing") && execute(k, c, made, &batch, "run");
+    if (ok) {
+        moec_batch_collect(&batch, results);
+        ok = moec_layer_check_routing(&batch, &routing, text, sizeof text);
+        moec_layer_check(k, c, ok, text);
+        judge(k, c, made, items, &routing, results);
+        const moe_status status =
+            moec_layer_compose(k->ctx[MOEC_CTX_MAIN], c, items, c->items, other);
+        (void)snprintf(text, sizeof text, "composition: %s", moe_last_error());
+        if (moec_layer_check(k, c, status == MOE_OK, text)) {
+            same_bits(k, c, other, results, c->items, "differs from the composition of the ops");
+        }
+        ok = execute(k, c, made, &batch, "second run");
+    }
+    if (ok) {
+        moec_batch_collect(&batch, other);
+        same_bits(k, c, results, other, c->items, "two runs differ");
+    }
+    moec_routing_free(&routing);
+    moec_batch_free(&batch);
+    free(other);
+    return ok;
+}
+
+// The results of other items, or of these in another order, against those of the base run.
+static void check_variant(moec_layer_checks *k, const moec_layer_case *c, const moec_made *made,
+                          const int32_t *items, int32_t n, const moec_batch_style *style,
+                          const unsigned char *base, const char *what)
+{
+    const size_t row = moec_layer_result_bytes(c, 1);
+    unsigned char *results = moec_layer_results(k, c, made, items, n, style, what);
+    char text[128];
+    for (int32_t p = 0; results != NULL && p < n; p++) {
+        if (items[p] < c->items) {
+            (void)snprintf(text, sizeof text, "%s (item %d)", what, (int)items[p]);
+            if (!same_bits(k, c, base + (size_t)items[p] * row, results + (size_t)p * row, 1, text)) {
+                break;
+            }
+        }
+    }
+    free(results);
+}
+
+// A permutation; where rows lie by expert, one within each expert's.
+static void permute(const moec_layer_case *c, moec_rng *rng, int32_t *items)
+{
+    const bool placed = c->desc.routing == MOE_ROUTING_PLACED;
+    for (int32_t i = c->items - 1; i > 0; i--) {
+        const int32_t j = (int32_t)moec_below(rng, i + 1);
+        if (!placed || c->expert[items[i]] == c->expert[items[j]]) {
+            const int32_t t = items[i];
+            items[i] = items[j];
+            items[j] = t;
+        }
+    }
+}
+
+static void check_batches(moec_layer_checks *k, const moec_layer_case *c, const moec_made *made,
+                          moec_rng *rng, const unsigned char *base)
+{
+    const moec_batch_style style = {false, LARGE, 2};
+    int32_t *items = calloc((size_t)c->items + 1, sizeof *items);
+    if (items == NULL || moec_layer_spans_tokens(c)) {
+        free(items);
+        return;
+    }
+    for (int32_t i = 0; i < c->items; i++) {
+        items[i] = moec_below(rng, 2) == 0 ? i : i + c->items;
+    }
+    check_variant(k, c, made, items, c->items, &style, base, "other companions change a token");
+    for (int32_t i = 0; i < c->items; i++) {
+        items[i] = i;
+    }
+    if (!moec_layer_by_index(c)) {
+        const int32_t half = (int32_t)moec_below(rng, c->items + 1);
+        check_variant(k, c, made, items, half, &style, base, "a split batch differs");
+        check_variant(k, c, made, items + half, c->items - half, &style, base,
+                      "a split batch differs");
+        permute(c, rng, items);
+        check_variant(k, c, made, items, c->items, &style, base, "a permuted batch differs");
+    }
+    free(items);
+}
+
+static bool same_arithmetic(const moe_plan *a, const moe_plan *b)
+{
+    for (int g = 0; g < 2; g++) {
+        if (a->routed.kernel[g]->arith != b->routed.kernel[g]->arith ||
+            (a->shared.count > 0 && a->shared.kernel[g]->arith != b->shared.kernel[g]->arith)) {
+            return false;
+        }
+    }
+    for (int i = 0; i < MOEI_NUM_LINEAR; i++) {
+        if (a->linear[i] != NULL && a->linear[i]->arith != b->linear[i]->arith) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void check_contexts(moec_layer_checks *k, const moec_layer_case *c, const moec_made *made,
+                           const int32_t *items, const unsigned char *base)
+{
+    static const struct {
+        moec_layer_context ctx;
+        moec_batch_style style;
+        const char *what;
+    } others[] = {
+        {MOEC_CTX_MAIN, {false, 0x00, 3}, "wrapped weights, memory or poison change the result"},
+        {MOEC_CTX_ONE, {true, LARGE, 2}, "1 thread changes the result"},
+        {MOEC_CTX_TWO, {false, 0xFF, 1}, "2 threads change the result"},
+        {MOEC_CTX_SEVEN, {true, 0x01, 0}, "7 threads change the result"},
+        {MOEC_CTX_REF, {false, 0xFF, 0}, "another instruction set changes the result"},
+    };
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
+        moec_made other;
+        char text[256] = "";
+        const bool ok = moec_make(k->ctx[others[i].ctx], c, NULL, &other);
+        if (!ok) {
+            (void)snprintf(text, sizeof text, "wrap: %s", moe_last_error());
+        }
+        if (moec_layer_check(k, c, ok, text)) {
+            if (same_arithmetic(made->plan, other.plan)) {
+                check_variant(k, c, &other, items, c->items, &others[i].style, base, others[i].what);
+            }
+            moec_unmake(&other);
+        }
+    }
+}
+
+// States that follow each other would give streams that are shifts of each other.
+static moec_rng case_rng(uint64_t seed, uint64_t stream)
+{
+    moec_rng rng = {seed * 0xD1342543DE82EF95u + stream};
+    rng.state = moec_next(&rng);
+    return rng;
+}
+
+bool moec_layer_case_make(moec_layer_checks *k, moec_layer_case *c, int number)
+{
+    memset(c, 0, sizeof *c);
+    c->seed = k->run.options->seed * 1000003u + (uint64_t)number;
+    (void)snprintf(c->name, sizeof c->name, "layer-%d", number);
+    moec_rng rng = case_rng(c->seed, 1);
+    moec_layer_draw(c, &rng, number);
+    return moec_layer_check(k, c, moec_layer_build(c, k->ctx[MOEC_CTX_MAIN], &rng),
+                            "the case could not be built");
+}
+
+static void check_case(moec_layer_checks *k, int number)
+{
+    moec_layer_case c;
+    moec_made made;
+    char text[600] = "";
+    moec_rng rng = case_rng(k->run.options->seed * 1000003u + (uint64_t)number, 2);
+    int32_t *items = NULL;
+    unsigned char *base = NULL;
+    if (!moec_layer_case_make(k, &c, number)) {
+        moec_layer_free(&c);
+        return;
+    }
+    k->cases++;
+    const bool ok = moec_make(k->ctx[MOEC_CTX_MAIN], &c, &rng, &made);
+    if (!ok) {
+        (void)snprintf(text, sizeof text, "refused: %s", moe_last_error());
+    }
+    if (moec_layer_check(k, &c, ok, text)) {
+        const uint64_t hash = moec_layer_hash(&c);
+        items = calloc((size_t)c.items + 1, sizeof *items);
+        base = calloc(moec_layer_result_bytes(&c, c.items) + 1, 1);
+        for (int32_t i = 0; items != NULL && i < c.items; i++) {
+            items[i] = i;
+        }
+        if (moec_layer_check(k, &c, items != NULL && base != NULL, "memory is short") &&
+            check_base(k, &c, &made, items, base)) {
+            check_contexts(k, &c, &made, items, base);
+            check_batches(k, &c, &made, &rng, base);
+        }
+        moec_layer_check(k, &c, moec_layer_hash(&c) == hash, "the weights were written");
+        moec_unmake(&made);
+        if (number % SIDE_CHECKS == 0) {
+            moec_layer_threads(k, &c);
+            moec_layer_fork(k, &c);
+        }
+        if (number % SIDE_CHECKS == 1) {
+            moec_layer_workspace(k, &c);
+        }
+        moec_layer_weights(k, &c, &rng); // redraws the experts: last
+    }
+    free(items);
+    free(base);
+    moec_layer_free(&c);
+}
+
+int moec_layer_run(const moec_options *options, FILE *out, moec_counts *counts)
+{
+    moec_options resolved = *options;
+    resolved.seed = options->seed != 0 ? options->seed : 1;
+    moec_layer_checks k = {.run = {&resolved, out, counts, NULL}};
+    const unsigned long passed = counts->passed;
+    const unsigned long failed = counts->failed;
+    int result = -1;
+    if (make_contexts(&k, out)) {
+        for (int number = 0; number < CASES; number++) {
+            char name[32];
+            (void)snprintf(name, sizeof name, "layer-%d", number);
+            if (moec_glob(options->kernel, name)) {
+                check_case(&k, number);
+            }
+        }
+        result = 0;
+    }
+    for (int i = 0; i < MOEC_NUM_CTX; i++) {
+        moe_context_destroy(k.ctx[i]);
+    }
+    if (k.cases > 0) {
+        (void)fprintf(out,
+                      "layer: %lu cases, %lu against float64: %lu elements, %lu MARGINAL, %lu beyond "
+                      "what float64 can say, worst error / bound %.3f (%s)\n",
+                      k.cases, k.judged, k.elements, k.marginal, k.unsure, k.worst, k.worst_case);
+        (void)fprintf(out, "%-44s %lu passed, %lu failed\n", "layer", counts->passed - passed,
+                      counts->failed - failed);
+    }
+    return result;
+}

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# The program's exit codes and one-line errors: test_cli.sh PROGRAM
+set -u
+moe=$1
+passed=0
+failed=0
+expect() { # exit code, text on either stream, arguments
+    local code=$1 text=$2 out status
+    shift 2
+    out=$("$moe" "$@" 2>&1)
+    status=$?
+    if [ "$status" = "$code" ] && printf '%s' "$out" | grep -qF -- "$text"; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "FAILED: moe $*: exit $status, want $code; want text: $text; got: $(printf '%s' "$out" | head -3)"
+    fi
+}
+expect 0 "the Mixture-of-Experts layer" --help
+expect 2 "the Mixture-of-Experts layer"
+expect 0 "moe 0.1.0" --version
+expect 2 "unknown command \"fly\"" fly
+expect 0 "backend cpu" info
+expect 0 "moek_ggemm_any_any_any__ref_c256" info --kernels
+expect 0 "\"kernels\": [" info --kernels --json
+expect 2 "unknown option \"--what\"" info --what
+expect 2 "one argument too many" info extra
+expect 0 " *  moek_ggemm" explain --shape gpt-oss-20b --format mxfp4
+expect 0 "\"arith\": \"fma_b32\"" explain --shape 64,32,8,2 --format mxfp4 --json
+expect 2 "usage: moe explain" explain --shape gpt-oss-20b
+expect 2 "neither H,I,E,k nor one of" explain --shape nobody --format mxfp4
+expect 2 "is not a format" explain --shape 64,32,8,2 --format mxfp5
+expect 2 "is not a quantiser" explain --shape 64,32,8,2 --format mxfp4 --activation nobody
+expect 1 "top_k = 9, must be 1..8" explain --shape 64,32,8,9 --format mxfp4
+expect 3 "fp8_tensor" explain --shape 64,32,8,2 --format e4m3fn_tensor --activation fp8_tensor
+expect 0 "level RUN" explain --shape 64,32,8,2 --format e4m3fn_tensor --activation fp8_tensor --det run
+expect 2 "not a whole number" explain --shape 64,32,8,2 --format mxfp4 --tokens many
+expect 3 "no backend for device \"cuda\"" check --device cuda
+expect 2 "is not one of cpu, cuda, hip" check --device tpu
+expect 2 "needs a value" check --oracle
+expect 1 "No such file" check --oracle /nonexistent/file
+expect 1 "" check --model /nonexistent/folder
+MOE_ISA=ref expect 0 "CPU or context has" info --kernels
+MOE_ISA=nobody expect 1 "is not one of ref" info
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]
