@@ -58,8 +58,8 @@ int cmd_check(int argc, char **argv)
         result = moec_model_layers_run(model, reference, &o, out, &counts);
     } else {
         result = moec_kernels_run(&o, out, &counts);
-        if (result == 0 && (kernel == NULL || strcmp(kernel, "layer") == 0)) {
-            result = moec_layer_run(&o, out, &counts);
+        if (result == 0) {
+            result = moec_layer_run(&o, out, &counts); // cases are named layer-N
         }
         if (result == 0) {
             (void)fprintf(out, "%lu passed, %lu failed, %lu skipped\n", counts.passed,

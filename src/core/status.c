@@ -25,7 +25,8 @@ moe_status moei_struct_read(const void *from, void *to, size_t known, const char
 {
     size_t given;
     memcpy(&given, from, sizeof given);
-    MOE_REQUIRE(given >= sizeof given, MOE_E_VERSION,
+    // Every such struct begins with a size_t, so that its size is a multiple of one.
+    MOE_REQUIRE(given >= sizeof given && given % sizeof given == 0, MOE_E_VERSION,
                 "%s: %s.struct_size = %zu, must be the size of the struct, here %zu", call, name,
                 given, known);
     for (size_t i = known; i < given; i++) {

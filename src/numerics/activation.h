@@ -129,7 +129,8 @@ MOE_HD float moei_swiglustep(float g, float u, float limit)
 MOE_HD float moei_situ(float g, float u, float beta, float linear_beta)
 {
     const float gate = moei_swish(beta * moei_tanhf(moei_divf(g, beta)), g, 0.0f);
-    const float up = linear_beta > 0.0f ? linear_beta * moei_tanhf(moei_divf(u, linear_beta)) : u;
+    const float soft = linear_beta * moei_tanhf(moei_divf(u, linear_beta)); // unused for 0
+    const float up = moei_selectf(linear_beta > 0.0f, soft, u);
     return gate * up;
 }
 

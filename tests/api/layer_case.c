@@ -101,11 +101,16 @@ static moe_tensor floats(layer_case *c, const char *name, moe_dtype dtype, int n
     return t;
 }
 
-// Codes of any element type, all of them finite and of ordinary size.
+// Codes of any element type, all of them finite and of ordinary size. Packed rows that do not end on
+// a byte come as a view of bytes.
 static moe_tensor codes(layer_case *c, const char *name, moe_dtype dtype, int ndim,
                         const int64_t *shape)
 {
-    const moe_tensor t = tensor(c, dtype, ndim, shape);
+    const bool bytes_view = shape[ndim - 1] * moe_dtype_bits(dtype) % 8 != 0;
+    int64_t as_bytes[MOE_MAX_DIMS];
+    memcpy(as_bytes, shape, (size_t)ndim * sizeof *shape);
+    as_bytes[ndim - 1] = moei_elem_bytes(dtype, shape[ndim - 1]);
+    const moe_tensor t = tensor(c, bytes_view ? MOE_U8 : dtype, ndim, bytes_view ? as_bytes : shape);
     const uint64_t seed = seed_of(name);
     const size_t bytes = c->block_bytes[c->num_blocks - 1];
     uint8_t *at = t.data;

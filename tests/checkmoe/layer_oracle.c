@@ -9,11 +9,13 @@
 #include "float64/route.h"
 #include "quant/elements.h"
 
+// Infinite scales of codes multiply sums of a group, which dense values cannot express.
 bool moec_layer_judged(const moec_layer_case *c)
 {
     const bool inputs = c->desc.gemm[0].act.spec == MOE_QUANT_NONE &&
                         c->desc.shared.gemm[0].act.spec == MOE_QUANT_NONE;
-    return (inputs || !moec_is_float(c->desc.x_dtype)) &&
+    const bool codes = !moec_is_float(c->desc.x_dtype) && c->fill != MOEC_LAYER_SPECIAL;
+    return (inputs || codes) &&
            c->desc.gemm[1].act.spec == MOE_QUANT_NONE &&
            c->desc.shared.gemm[1].act.spec == MOE_QUANT_NONE;
 }

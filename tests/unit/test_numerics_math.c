@@ -29,10 +29,10 @@ typedef struct function {
     const char *name;
     void (*run)(const float *x, float *y, size_t n); // a loop that the compiler may vectorise
     ref_t (*reference)(ref_t x);
-    double bound;   // ulp, as math.h states it
-    float lo, hi;   // where the function does its work, for a dense pass
-    int direction;  // 1 increasing, -1 falling at the sampled distance; 0 neither
-    uint64_t hash;  // of the results of the sweep
+    double bound;  // ulp, as math.h states it
+    float lo, hi;  // where the function does its work, for a dense pass
+    int direction; // 1 increasing, -1 falling at the sampled distance; 0 neither
+    uint64_t hash; // of the results of the sweep
 } function;
 
 #define DEFINE(name)                                                                               \
