@@ -65,6 +65,32 @@ const char *moei_tensor_text(const moe_tensor *t, char *buffer, size_t capacity)
     return buffer;
 }
 
+moe_tensor moei_tensor_with_experts(const moe_tensor *t, int ndim)
+{
+    moe_tensor r = *t;
+    if (t->ndim == ndim - 1) {
+        for (int i = ndim - 1; i > 0; i--) {
+            r.shape[i] = t->shape[i - 1];
+            r.stride[i] = t->stride[i - 1];
+        }
+        r.shape[0] = 1;
+        r.stride[0] = 1;
+        r.ndim = ndim;
+    }
+    return r;
+}
+
+moe_tensor moei_tensor_join_blocks(const moe_tensor *t)
+{
+    moe_tensor r = *t;
+    if (t->ndim == 4 && t->dtype == MOE_U8 && t->stride[3] == 1 && t->stride[2] == t->shape[3]) {
+        r.ndim = 3;
+        r.shape[2] = t->shape[2] * t->shape[3];
+        r.stride[2] = 1;
+    }
+    return r;
+}
+
 // "any of f32, bf16, f16"
 static void dtype_mask_text(uint32_t mask, char *buffer, size_t capacity)
 {

@@ -27,6 +27,13 @@ static inline int64_t moei_tensor_stride_bytes(const moe_tensor *t, int dim)
     return t->stride[dim] * moe_dtype_bits(t->dtype) / 8;
 }
 
+/// The view with an expert dimension: one dimension less than `ndim` means one expert.
+moe_tensor moei_tensor_with_experts(const moe_tensor *t, int ndim);
+
+/// Blocks of packed codes, [n, N, groups, bytes] U8, as rows [n, N, groups * bytes] where they are
+/// compact; any other view as it is.
+moe_tensor moei_tensor_join_blocks(const moe_tensor *t);
+
 /// Checks rank, dtype, shape and strides of a view: -1 in `shape` accepts any extent; `dtypes` is
 /// a mask of 1 << moe_dtype; the last stride must be 1 and no stride negative or, where its extent
 /// exceeds 1, zero; products fit in 63 bits. `call` and `name` head the message.

@@ -291,8 +291,7 @@ MOE_HD float moei_tanhf(float x)
 }
 
 /// Error function. Error 1.096 ulp, close above |x| = 1. Odd to the bit, the sign of zero kept. +-1
-/// for
-/// +-inf; subnormal x gives a subnormal within 0.51 ulp.
+/// for +-inf; subnormal x gives a subnormal within 0.51 ulp.
 MOE_HD float moei_erff(float x)
 {
     uint32_t bits = moei_f32_bits(x);
@@ -359,7 +358,7 @@ MOE_HD float moei_erfc_parts(float a, float a_lost, float s, float s_lost, int32
     return moei_fmaf(rest, t, q);
 }
 
-/// Complementary error function 1 - erf(x). Error ERFC ulp, also in the tail. erfc(+-0) = 1, -inf
+/// Complementary error function 1 - erf(x). Error 1.250 ulp, also in the tail. erfc(+-0) = 1, -inf
 /// gives 2, +inf gives +0; underflow passes through the subnormals to +0 (x >= 10.0541954).
 MOE_HD float moei_erfcf(float x)
 {

@@ -58,41 +58,13 @@ moei_arith moei_ggemm_arith(const moei_ggemm_problem *problem)
     }
 }
 
-// Adds a leading dimension of 1 to a view that left it out.
-static moe_tensor with_expert_dim(const moe_tensor *t, int ndim)
-{
-    moe_tensor r = *t;
-    if (t->ndim == ndim - 1) {
-        for (int i = ndim - 1; i > 0; i--) {
-            r.shape[i] = t->shape[i - 1];
-            r.stride[i] = t->stride[i - 1];
-        }
-        r.shape[0] = 1;
-        r.stride[0] = 1;
-        r.ndim = ndim;
-    }
-    return r;
-}
-
-// Blocks of packed codes, [n, N, groups, bytes], are rows of groups * bytes where they are compact.
-static moe_tensor join_blocks(const moe_tensor *t)
-{
-    moe_tensor r = *t;
-    if (t->ndim == 4 && t->dtype == MOE_U8 && t->stride[3] == 1 && t->stride[2] == t->shape[3]) {
-        r.ndim = 3;
-        r.shape[2] = t->shape[2] * t->shape[3];
-        r.stride[2] = 1;
-    }
-    return r;
-}
-
 static moe_status fill_values(const moe_matrix_source *source, bool transposed, const char *call,
                               const char *name, moei_matrices *out)
 {
     const moe_dtype elem = out->format->elem;
     const int bits = moe_dtype_bits(elem);
-    const moe_tensor joined = join_blocks(&source->values);
-    const moe_tensor t = with_expert_dim(&joined, 3);
+    const moe_tensor joined = moei_tensor_join_blocks(&source->values);
+    const moe_tensor t = moei_tensor_with_experts(&joined, 3);
     // Code bytes often come as U8 (or I8), whatever they mean; the descriptor says what they are.
     const bool as_bytes = bits <= 8 && t.dtype != elem && (t.dtype == MOE_U8 || t.dtype == MOE_I8);
     MOE_REQUIRE(!transposed || bits >= 8, MOE_E_UNSUPPORTED,
@@ -158,7 +130,7 @@ static moe_status fill_scales(const moe_matrix_source *source, const moe_gemm_de
             t.shape[1] = 1;
             t.stride[1] = 1;
         }
-        t = with_expert_dim(&t, 3);
+        t = moei_tensor_with_experts(&t, 3);
         MOE_TRY(moei_tensor_check_any_order(&t, call, label, mask, 3, shape));
         out->scale_n_stride = t.stride[1];
         out->scale_k_stride = t.stride[2];
@@ -200,7 +172,7 @@ static moe_status fill_zeros(const moe_matrix_source *source, const moe_gemm_des
                     "%s: %s are given, the descriptor says zero_points = 0", call, label);
         return MOE_OK;
     }
-    const moe_tensor t = with_expert_dim(&source->zero_points, 3);
+    const moe_tensor t = moei_tensor_with_experts(&source->zero_points, 3);
     const int64_t groups = moei_i64_ceil_div(out->k, out->block_k);
     const bool packed = t.ndim == 3 && out->format->elem == MOE_UINT4 &&
                         t.shape[1] == moei_i64_ceil_div(out->n, 2) && t.shape[1] != out->n;
@@ -223,7 +195,7 @@ static moe_status fill_bias(const moe_matrix_source *source, const moe_gemm_desc
                     "%s: %s is given, the descriptor says bias = 0", call, label);
         return MOE_OK;
     }
-    const moe_tensor t = with_expert_dim(&source->bias, 2);
+    const moe_tensor t = moei_tensor_with_experts(&source->bias, 2);
     const int64_t shape[2] = {out->count, out->n};
     MOE_TRY(moei_tensor_check(&t, call, label, MOEI_DTYPES_FLOAT, 2, shape));
     out->bias = moei_tensor_data(&t);

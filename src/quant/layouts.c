@@ -5,21 +5,6 @@
 #include <inttypes.h>
 #include <string.h>
 
-moe_tensor moei_layout_stack(const moe_tensor *t, int ndim)
-{
-    moe_tensor r = *t;
-    if (t->ndim == ndim - 1) {
-        for (int i = ndim - 1; i > 0; i--) {
-            r.shape[i] = t->shape[i - 1];
-            r.stride[i] = t->stride[i - 1];
-        }
-        r.shape[0] = 1;
-        r.stride[0] = 1;
-        r.ndim = ndim;
-    }
-    return r;
-}
-
 moe_status moei_layout_check_in(const moe_tensor *t, const char *call, const char *name,
                                 uint32_t dtypes, int ndim, const int64_t *shape)
 {
@@ -146,8 +131,8 @@ moe_status moe_layout_transpose(const moe_tensor *src, const moe_tensor *dst)
                             MOEI_DTYPE_BIT(MOE_UINT4) | MOEI_DTYPE_BIT(MOE_DTYPE_UNSET);
     MOE_REQUIRE(src != NULL && dst != NULL, MOE_E_ARGUMENT, "%s: %s is NULL", call,
                 src == NULL ? "src" : "dst");
-    const moe_tensor s = moei_layout_stack(src, 3);
-    const moe_tensor d = moei_layout_stack(dst, 3);
+    const moe_tensor s = moei_tensor_with_experts(src, 3);
+    const moe_tensor d = moei_tensor_with_experts(dst, 3);
     const int64_t any[3] = {-1, -1, -1};
     MOE_TRY(moei_layout_check_in(&s, call, "src", ~packed, 3, any));
     const int64_t shape[3] = {s.shape[0], s.shape[2], s.shape[1]};

@@ -13,9 +13,6 @@ typedef struct moei_plane {
     int64_t e_stride, r_stride, c_stride;
 } moei_plane;
 
-/// The view with an expert dimension: one dimension less means one expert.
-moe_tensor moei_layout_stack(const moe_tensor *t, int ndim);
-
 /// Checks a view that is read: moei_tensor_check, strides in any order, in host memory.
 moe_status moei_layout_check_in(const moe_tensor *t, const char *call, const char *name,
                                 uint32_t dtypes, int ndim, const int64_t *shape);

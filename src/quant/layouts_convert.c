@@ -157,7 +157,7 @@ static void convert_value_part(const moei_matrix *s, const moei_row_parts *sp, c
     const moei_plane d_plane = value_plane(d);
     const moei_plane from = part_plane(&s_plane, e, sp, p);
     const moei_plane to = part_plane(&d_plane, e, dp, p);
-    const int64_t row_bytes = moei_code_bytes(d->info, d_cols);
+    const int64_t row_bytes = moei_elem_bytes(d->info->elem, d_cols);
     if (bits >= 8) {
         moei_layout_copy(&to, &from, rows, cols, bits / 8);
     } else {

@@ -59,7 +59,7 @@ static moe_status check_codes(const moe_tensor *given, moe_int4_packing packing,
     MOE_REQUIRE(packing != MOE_INT4_ROW_PAIRS, MOE_E_UNSUPPORTED,
                 "%s: %s is in packing %d, which holds zero points only", call, name,
                 MOE_INT4_ROW_PAIRS);
-    *t = moei_layout_stack(given, 3);
+    *t = moei_tensor_with_experts(given, 3);
     const uint32_t dtypes = canonical ? MOEI_DTYPE_BIT(MOE_U8) | MOEI_DTYPE_BIT(MOE_UINT4) : WORDS;
     return out ? moei_layout_check_out(t, call, name, dtypes, 3, any)
                : moei_layout_check_in(t, call, name, dtypes, 3, any);
@@ -219,7 +219,7 @@ static moe_status check_zeros(const moe_tensor *given, moe_int4_packing packing,
     MOE_REQUIRE(given != NULL, MOE_E_ARGUMENT, "%s: %s is NULL", call, name);
     MOE_REQUIRE(!columns || rows % 8 == 0, MOE_E_SHAPE,
                 "%s: rows = %" PRId64 ", %s needs a multiple of %d", call, rows, name, 8);
-    *t = moei_layout_stack(given, 3);
+    *t = moei_tensor_with_experts(given, 3);
     const int64_t eights = moei_i64_ceil_div(rows, 8);
     const int64_t shape[3] = {-1,
                               columns                         ? -1

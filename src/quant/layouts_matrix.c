@@ -91,23 +91,6 @@ static bool is_as_bytes(const moei_format_info *info, const moe_tensor *values)
            (values->dtype == MOE_U8 || values->dtype == MOE_I8);
 }
 
-int64_t moei_code_bytes(const moei_format_info *info, int64_t codes)
-{
-    return (codes * moe_dtype_bits(info->elem) + 7) / 8;
-}
-
-// Blocks of packed codes, [n, N, groups, bytes], are rows where they are compact.
-static moe_tensor join_blocks(const moe_tensor *t)
-{
-    moe_tensor r = *t;
-    if (t->ndim == 4 && t->dtype == MOE_U8 && t->stride[3] == 1 && t->stride[2] == t->shape[3]) {
-        r.ndim = 3;
-        r.shape[2] = t->shape[2] * t->shape[3];
-        r.stride[2] = 1;
-    }
-    return r;
-}
-
 // Puts a dimension of 1 behind a view that left it out.
 static void add_column(moe_tensor *t)
 {
@@ -131,12 +114,12 @@ static moe_status check_values(moei_matrix *m, const moe_tensor *given, const ch
 {
     const moe_matrix_layout *l = m->layout;
     const moe_dtype elem = m->info->elem;
-    const moe_tensor joined = join_blocks(given);
+    const moe_tensor joined = moei_tensor_join_blocks(given);
     moe_tensor *t = &m->views[MOEI_VIEW_VALUES];
-    *t = moei_layout_stack(&joined, 3);
+    *t = moei_tensor_with_experts(&joined, 3);
     const int64_t inner = l->transposed != 0 ? l->rows : l->cols;
     const int64_t shape[3] = {l->count, l->transposed != 0 ? l->cols : l->rows,
-                              is_as_bytes(m->info, t) ? moei_code_bytes(m->info, inner) : inner};
+                              is_as_bytes(m->info, t) ? moei_elem_bytes(m->info->elem, inner) : inner};
     const uint32_t dtypes =
         MOEI_DTYPE_BIT(elem) |
         (moe_dtype_bits(elem) <= 8 ? MOEI_DTYPE_BIT(MOE_U8) | MOEI_DTYPE_BIT(MOE_I8) : 0u);
@@ -183,7 +166,7 @@ static moe_status check_scales(moei_matrix *m, const moe_tensor *given, const ch
     if (m->group == 0 && ((t.ndim == 2 && t.shape[1] == m->layout->rows) || t.ndim == 1)) {
         add_column(&t);
     }
-    m->views[MOEI_VIEW_SCALES] = moei_layout_stack(&t, 3);
+    m->views[MOEI_VIEW_SCALES] = moei_tensor_with_experts(&t, 3);
     const int64_t shape[3] = {m->layout->count, scale_rows_of(info, m->layout),
                               moei_scale_cols(m->group, m->layout)};
     return check_view(&m->views[MOEI_VIEW_SCALES], call, side, "scales", out, dtypes, 3, shape);
@@ -198,7 +181,7 @@ static moe_status check_zeros(moei_matrix *m, const moe_tensor *given, const cha
     const bool narrow = m->info->elem == MOE_UINT4;
     const int64_t pairs = moei_i64_ceil_div(rows, 2);
     moe_tensor *t = &m->views[MOEI_VIEW_ZEROS];
-    *t = moei_layout_stack(given, 3);
+    *t = moei_tensor_with_experts(given, 3);
     if (t->dtype == MOE_UINT4) {
         m->zero_form = MOEI_ZERO_NIBBLES;
     } else if (narrow && t->shape[1] == pairs && t->shape[1] != rows) {
@@ -216,7 +199,7 @@ static moe_status check_bias(moei_matrix *m, const moe_tensor *given, const char
                              const char *side, bool out)
 {
     moe_tensor *t = &m->views[MOEI_VIEW_BIAS];
-    *t = moei_layout_stack(given, 2);
+    *t = moei_tensor_with_experts(given, 2);
     const int64_t shape[2] = {m->layout->count, m->layout->rows};
     MOE_TRY(check_view(t, call, side, "bias", out, MOEI_DTYPES_FLOAT, 2, shape));
     add_column(t);
@@ -368,7 +351,7 @@ static moe_status result_shape(const moei_matrix *s, const moe_matrix_layout *to
             const int64_t inner = to->transposed != 0 ? to->rows : to->cols;
             *out =
                 packed_rows(given->dtype, n, to->transposed != 0 ? to->cols : to->rows,
-                            is_as_bytes(s->info, given) ? moei_code_bytes(s->info, inner) : inner);
+                            is_as_bytes(s->info, given) ? moei_elem_bytes(s->info->elem, inner) : inner);
         }
         break;
     case 1:

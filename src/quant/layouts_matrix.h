@@ -4,6 +4,7 @@
 #define MOEI_QUANT_LAYOUTS_MATRIX_H
 
 #include "quant/formats.h"
+#include "quant/elements.h"
 #include "quant/layouts.h"
 
 /// Rows of gate and of up, or all rows as one part: start[p] + j * step, 0 <= j < rows.
@@ -45,9 +46,6 @@ typedef struct moei_matrix {
 
 /// Scales of a row: ceil(cols / group), or 1.
 int64_t moei_scale_cols(int64_t group, const moe_matrix_layout *m);
-
-/// Bytes of packed codes.
-int64_t moei_code_bytes(const moei_format_info *info, int64_t codes);
 
 /// Checks both layouts and that one can become the other.
 moe_status moei_layouts_check(const moe_matrix_layout *from, const moe_matrix_layout *to,

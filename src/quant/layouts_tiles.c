@@ -139,8 +139,8 @@ static moe_status check_tiles(const tiling_info *info, const moe_tensor *plain,
     const int64_t any[3] = {-1, -1, -1};
     MOE_REQUIRE(plain != NULL && tiled != NULL, MOE_E_ARGUMENT, "%s: %s is NULL", call,
                 (plain == NULL) == forward ? "src" : "dst");
-    const moe_tensor p = moei_layout_stack(plain, 3);
-    const moe_tensor t = moei_layout_stack(tiled, 3);
+    const moe_tensor p = moei_tensor_with_experts(plain, 3);
+    const moe_tensor t = moei_tensor_with_experts(tiled, 3);
     MOE_TRY(forward ? moei_layout_check_in(&p, call, plain_name, tiling_dtypes(info), 3, any)
                     : moei_layout_check_out(&p, call, plain_name, tiling_dtypes(info), 3, any));
     MOE_REQUIRE(p.stride[2] == 1 || p.shape[2] <= 1, MOE_E_SHAPE,

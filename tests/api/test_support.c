@@ -121,7 +121,7 @@ static moe_layer_desc draw(void)
     d.determinism = chance(60) ? MOE_DET_RUN : from_to(MOE_DET_DEFAULT, MOE_DET_KERNEL);
     d.partial_dtype = chance(30) ? from_to(MOE_F32, MOE_F16) : 0;
     d.out_dtype = chance(30) ? from_to(MOE_F32, MOE_F16) : 0;
-    d.workspace_cap = chance(10) ? 100000 : 0;
+    d.workspace_cap = chance(10) ? 3000 : 0;
     if (d.gemm[0].act.spec != 0 && d.latent == 0 && d.weight_stage != MOE_WEIGHT_INPUT && chance(40)) {
         d.x_dtype = moei_quant_get(d.gemm[0].act.spec)->elem;
         d.inter_dtype = d.gemm[1].act.spec == 0 ? MOE_BF16 : 0;

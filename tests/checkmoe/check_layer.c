@@ -8,7 +8,7 @@
 
 #include "api/plan_internal.h"
 
-#define CASES 1600
+#define CASES       1600
 #define SIDE_CHECKS 16 // threads, fork and workspace: every so many cases
 
 // Poison: 0xFF makes NaN of every float type, LARGE a finite number beyond all others.
@@ -16,7 +16,8 @@
 
 static const moec_batch_style base_style = {true, 0xFF, 1};
 
-// ---- contexts ---------------------------------------------------------------------------------------
+// ---- contexts
+// ---------------------------------------------------------------------------------------
 
 static void *counted_alloc(void *self, size_t bytes, size_t align)
 {
@@ -50,7 +51,8 @@ static bool make_contexts(moec_layer_checks *k, FILE *out)
     return true;
 }
 
-// ---- plans ------------------------------------------------------------------------------------------
+// ---- plans
+// ------------------------------------------------------------------------------------------
 
 static moe_status pack_all(const moec_layer_case *c, moec_rng *rng, moe_weights *weights)
 {
@@ -113,7 +115,8 @@ bool moec_make(moe_context *ctx, const moec_layer_case *c, moec_rng *rng, moec_m
     return true;
 }
 
-// ---- checks -----------------------------------------------------------------------------------------
+// ---- checks
+// -----------------------------------------------------------------------------------------
 
 bool moec_layer_check(moec_layer_checks *k, const moec_layer_case *c, bool ok, const char *what)
 {
@@ -216,7 +219,8 @@ static bool check_base(moec_layer_checks *k, const moec_layer_case *c, const moe
     unsigned char *other = calloc(bytes + 1, 1);
     bool ok = other != NULL && moec_batch_build(&batch, c, items, c->items, &base_style) &&
               moec_layer_route(k->ctx[MOEC_CTX_MAIN], c, items, c->items, &routing) == MOE_OK;
-    ok = moec_layer_check(k, c, ok, "no memory or no routing") && execute(k, c, made, &batch, "run");
+    ok =
+        moec_layer_check(k, c, ok, "no memory or no routing") && execute(k, c, made, &batch, "run");
     if (ok) {
         moec_batch_collect(&batch, results);
         ok = moec_layer_check_routing(&batch, &routing, text, sizeof text);
@@ -251,7 +255,8 @@ static void check_variant(moec_layer_checks *k, const moec_layer_case *c, const 
     for (int32_t p = 0; results != NULL && p < n; p++) {
         if (items[p] < c->items) {
             (void)snprintf(text, sizeof text, "%s (item %d)", what, (int)items[p]);
-            if (!same_bits(k, c, base + (size_t)items[p] * row, results + (size_t)p * row, 1, text)) {
+            if (!same_bits(k, c, base + (size_t)items[p] * row, results + (size_t)p * row, 1,
+                           text)) {
                 break;
             }
         }
@@ -339,7 +344,8 @@ static void check_contexts(moec_layer_checks *k, const moec_layer_case *c, const
         }
         if (moec_layer_check(k, c, ok, text)) {
             if (same_arithmetic(made->plan, other.plan)) {
-                check_variant(k, c, &other, items, c->items, &others[i].style, base, others[i].what);
+                check_variant(k, c, &other, items, c->items, &others[i].style, base,
+                              others[i].what);
             }
             moec_unmake(&other);
         }
@@ -432,10 +438,11 @@ int moec_layer_run(const moec_options *options, FILE *out, moec_counts *counts)
         moe_context_destroy(k.ctx[i]);
     }
     if (k.cases > 0) {
-        (void)fprintf(out,
-                      "layer: %lu cases, %lu against float64: %lu elements, %lu MARGINAL, %lu beyond "
-                      "what float64 can say, worst error / bound %.3f (%s)\n",
-                      k.cases, k.judged, k.elements, k.marginal, k.unsure, k.worst, k.worst_case);
+        (void)fprintf(
+            out,
+            "layer: %lu cases, %lu against float64: %lu elements, %lu MARGINAL, %lu beyond "
+            "what float64 can say, worst error / bound %.3f (%s)\n",
+            k.cases, k.judged, k.elements, k.marginal, k.unsure, k.worst, k.worst_case);
         (void)fprintf(out, "%-44s %lu passed, %lu failed\n", "layer", counts->passed - passed,
                       counts->failed - failed);
     }

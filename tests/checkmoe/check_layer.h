@@ -33,8 +33,8 @@ typedef struct moec_made {
     moec_guard memory;
 } moec_made;
 
-/// Plans and packs expert by expert, in an order drawn from rng (NULL: wraps). On failure nothing is
-/// left and moe_last_error says why.
+/// Plans and packs expert by expert, in an order drawn from rng (NULL: wraps). On failure nothing
+/// is left and moe_last_error says why.
 bool moec_make(moe_context *ctx, const moec_layer_case *c, moec_rng *rng, moec_made *out);
 void moec_unmake(moec_made *made);
 

@@ -30,7 +30,8 @@ static unsigned char *line(const lines *l, int64_t group, int64_t row)
 }
 
 // Memory that ends (or begins) with the first (last) byte of the array; `odd` moves it by one.
-static bool allocate(const moec_batch *r, lines *l, int64_t groups, int64_t rows, bool odd, int fill)
+static bool allocate(const moec_batch *r, lines *l, int64_t groups, int64_t rows, bool odd,
+                     int fill)
 {
     const int64_t span = groups == 0 || rows == 0 ? 0
                                                   : (groups - 1) * l->group_stride +
@@ -52,7 +53,8 @@ static bool vector(const moec_batch *r, moec_guard *guard, const void *data, siz
     return true;
 }
 
-// ---- where the items lie ----------------------------------------------------------------------------
+// ---- where the items lie
+// ----------------------------------------------------------------------------
 
 static bool place_items(moec_batch *r)
 {
@@ -108,7 +110,8 @@ static bool place_items(moec_batch *r)
     return ok;
 }
 
-// ---- x ----------------------------------------------------------------------------------------------
+// ---- x
+// ----------------------------------------------------------------------------------------------
 
 static bool build_x(moec_batch *r)
 {
@@ -124,7 +127,8 @@ static bool build_x(moec_batch *r)
         return false;
     }
     for (int32_t p = 0; p < r->n; p++) {
-        memcpy(line(&l, r->group[p], r->row[p]), c->x + (size_t)r->items[p] * c->x_bytes, c->x_bytes);
+        memcpy(line(&l, r->group[p], r->row[p]), c->x + (size_t)r->items[p] * c->x_bytes,
+               c->x_bytes);
     }
     // Codes may come under their own dtype, or as bytes.
     const bool as_bytes = !moec_is_float(d->x_dtype) && bits <= 8 &&
@@ -167,9 +171,9 @@ static bool build_x_scales(moec_batch *r)
     const int64_t row = by_row ? s.columns + r->style.extra : 1;
     const int64_t column = by_row ? 1 : s.k_stride + r->style.extra;
     const int64_t group = by_row ? r->rows * row : s.columns * column;
-    const int64_t span = r->rows == 0 ? 0
-                                      : (r->groups - 1) * group + (r->rows - 1) * row +
-                                            (s.columns - 1) * column + 1;
+    const int64_t span =
+        r->rows == 0 ? 0
+                     : (r->groups - 1) * group + (r->rows - 1) * row + (s.columns - 1) * column + 1;
     const size_t bytes = dtype_bytes(s.dtype);
     if (!moec_guard_alloc(&r->x_scales, (size_t)span * bytes, r->style.at_end)) {
         return false;
@@ -185,9 +189,9 @@ static bool build_x_scales(moec_batch *r)
     const int64_t shape[3] = {r->groups, r->rows, s.columns};
     const bool batched = d->x_layout == MOE_X_BATCHED;
     const int n = batched ? 3 : 2;
-    moe_tensor t = moe_tensor_make(r->x_scales.data,
-                                   bytes == 1 && r->style.extra % 2 == 1 ? MOE_U8 : s.dtype, n,
-                                   batched ? shape : shape + 1);
+    moe_tensor t =
+        moe_tensor_make(r->x_scales.data, bytes == 1 && r->style.extra % 2 == 1 ? MOE_U8 : s.dtype,
+                        n, batched ? shape : shape + 1);
     t.stride[n - 1] = column;
     t.stride[n - 2] = row;
     t.stride[0] = batched ? group : row;
@@ -198,7 +202,8 @@ static bool build_x_scales(moec_batch *r)
     return true;
 }
 
-// ---- routing ----------------------------------------------------------------------------------------
+// ---- routing
+// ----------------------------------------------------------------------------------------
 
 // A [rows, columns] view with rows of the items from a compact array; rows past them hold `fill`.
 static bool build_table(moec_batch *r, moec_guard *guard, moe_tensor *view, moe_dtype dtype,
@@ -240,10 +245,12 @@ static bool build_given(moec_batch *r)
             const int64_t at = p * (d->top_k + (int64_t)r->style.extra) + j;
             const int32_t narrow = (int32_t)c->ids[from];
             memcpy(r->ids.data + (size_t)at * dtype_bytes(id_dtype),
-                   id_dtype == MOE_I64 ? (const void *)&c->ids[from] : &narrow, dtype_bytes(id_dtype));
+                   id_dtype == MOE_I64 ? (const void *)&c->ids[from] : &narrow,
+                   dtype_bytes(id_dtype));
             if (weighted) {
-                moei_store_f32(weight_dtype, r->weights.data + (size_t)at * dtype_bytes(weight_dtype),
-                               1, &c->weights[from]);
+                moei_store_f32(weight_dtype,
+                               r->weights.data + (size_t)at * dtype_bytes(weight_dtype), 1,
+                               &c->weights[from]);
             }
         }
     }
@@ -338,7 +345,8 @@ static bool build_placed_weights(moec_batch *r)
     return true;
 }
 
-// ---- outputs ----------------------------------------------------------------------------------------
+// ---- outputs
+// ----------------------------------------------------------------------------------------
 
 static lines out_lines(const moec_batch *r)
 {
@@ -361,8 +369,7 @@ static lines out_lines(const moec_batch *r)
 // Bytes from a slot's row of out to the next.
 static int64_t slot_stride(const moec_batch *r)
 {
-    return (r->c->desc.hidden + r->style.extra) *
-           (int64_t)dtype_bytes(moec_layer_out_dtype(r->c));
+    return (r->c->desc.hidden + r->style.extra) * (int64_t)dtype_bytes(moec_layer_out_dtype(r->c));
 }
 
 typedef void visit_row(unsigned char *row, unsigned char *item, size_t bytes);
@@ -411,10 +418,10 @@ static bool build_out(moec_batch *r)
     }
     const bool slots = d->out_mode == MOE_OUT_SLOTS;
     const bool batched = d->x_layout == MOE_X_BATCHED;
-    moe_tensor t = slots ? moe_tensor_3d(r->out.data, dtype, r->rows, moec_layer_slots(c), d->hidden)
-                   : batched
-                       ? moe_tensor_3d(r->out.data, dtype, r->groups, r->rows, d->hidden)
-                       : moe_tensor_2d(r->out.data, dtype, r->rows, d->hidden);
+    moe_tensor t = slots
+                       ? moe_tensor_3d(r->out.data, dtype, r->rows, moec_layer_slots(c), d->hidden)
+                   : batched ? moe_tensor_3d(r->out.data, dtype, r->groups, r->rows, d->hidden)
+                             : moe_tensor_2d(r->out.data, dtype, r->rows, d->hidden);
     t.byte_offset = l.offset;
     t.stride[0] = (batched ? l.group_stride : l.row_stride) / bytes;
     if (slots) {
@@ -451,16 +458,28 @@ static bool build_side_outputs(moec_batch *r)
     return true;
 }
 
-// ---- the batch --------------------------------------------------------------------------------------
+// ---- the batch
+// --------------------------------------------------------------------------------------
 
 static uint64_t hash_inputs(const moec_batch *r)
 {
-    const moec_guard *guards[] = {&r->x,           &r->x_scales,      &r->logits,
-                                  &r->ids,         &r->weights,       &r->shared_weights,
-                                  &r->token_ids,   &r->append_gate,   &r->correction_bias,
-                                  &r->scale_tensor, &r->hash_table,   &r->expert_map,
-                                  &r->replica_table, &r->replica_count, &r->counts,
-                                  &r->offsets,     &r->num_valid};
+    const moec_guard *guards[] = {&r->x,
+                                  &r->x_scales,
+                                  &r->logits,
+                                  &r->ids,
+                                  &r->weights,
+                                  &r->shared_weights,
+                                  &r->token_ids,
+                                  &r->append_gate,
+                                  &r->correction_bias,
+                                  &r->scale_tensor,
+                                  &r->hash_table,
+                                  &r->expert_map,
+                                  &r->replica_table,
+                                  &r->replica_count,
+                                  &r->counts,
+                                  &r->offsets,
+                                  &r->num_valid};
     uint64_t hash = 0;
     for (size_t i = 0; i < sizeof guards / sizeof guards[0]; i++) {
         hash = hash * 31 + moec_hash(guards[i]->data, guards[i]->bytes);
@@ -514,14 +533,29 @@ bool moec_batch_build(moec_batch *r, const moec_layer_case *c, const int32_t *it
 
 void moec_batch_free(moec_batch *r)
 {
-    moec_guard *const guards[] = {&r->x,           &r->x_scales,      &r->logits,
-                                  &r->ids,         &r->weights,       &r->shared_weights,
-                                  &r->token_ids,   &r->append_gate,   &r->correction_bias,
-                                  &r->scale_tensor, &r->hash_table,   &r->expert_map,
-                                  &r->replica_table, &r->replica_count, &r->counts,
-                                  &r->offsets,     &r->num_valid,     &r->out,
-                                  &r->out_ids,     &r->out_weights,   &r->out_counts,
-                                  &r->load,        &r->workspace};
+    moec_guard *const guards[] = {&r->x,
+                                  &r->x_scales,
+                                  &r->logits,
+                                  &r->ids,
+                                  &r->weights,
+                                  &r->shared_weights,
+                                  &r->token_ids,
+                                  &r->append_gate,
+                                  &r->correction_bias,
+                                  &r->scale_tensor,
+                                  &r->hash_table,
+                                  &r->expert_map,
+                                  &r->replica_table,
+                                  &r->replica_count,
+                                  &r->counts,
+                                  &r->offsets,
+                                  &r->num_valid,
+                                  &r->out,
+                                  &r->out_ids,
+                                  &r->out_weights,
+                                  &r->out_counts,
+                                  &r->load,
+                                  &r->workspace};
     for (size_t i = 0; i < sizeof guards / sizeof guards[0]; i++) {
         moec_guard_free(guards[i]);
     }

@@ -80,7 +80,8 @@ static float representable(moe_dtype dtype, double value)
     return moei_round_to(dtype, (float)value);
 }
 
-// ---- weights ----------------------------------------------------------------------------------------
+// ---- weights
+// ----------------------------------------------------------------------------------------
 
 static bool build_stack(moec_layer_case *c, moec_rng *rng, moec_stack *m, bool shared, int g)
 {
@@ -230,12 +231,13 @@ uint64_t moec_layer_hash(const moec_layer_case *c)
     return hash;
 }
 
-// ---- x ----------------------------------------------------------------------------------------------
+// ---- x
+// ----------------------------------------------------------------------------------------------
 
 static double draw_x(moec_rng *rng, moec_layer_fill fill, int64_t k, bool special)
 {
-    static const double specials[] = {-0.0, 0.0, 0x1p-130, -0x1p-140, 1e20, HUGE_VAL, -HUGE_VAL,
-                                      (double)NAN};
+    static const double specials[] = {-0.0, 0.0,      0x1p-130,  -0x1p-140,
+                                      1e20, HUGE_VAL, -HUGE_VAL, (double)NAN};
     if (special && moec_below(rng, 12) == 0) {
         return specials[moec_below(rng, 8)];
     }
@@ -246,7 +248,8 @@ static double draw_x(moec_rng *rng, moec_layer_fill fill, int64_t k, bool specia
 }
 
 // What a code of x stands for: exact in double.
-static double code_value(const moec_layer_case *c, const moe_quant_desc *act, int64_t row, int64_t k)
+static double code_value(const moec_layer_case *c, const moe_quant_desc *act, int64_t row,
+                         int64_t k)
 {
     const int64_t group = act->group > 0 ? k / act->group : 0;
     const unsigned char *scales = c->x_scales + (size_t)row * c->x_scale_bytes;
@@ -260,7 +263,8 @@ static double code_value(const moec_layer_case *c, const moe_quant_desc *act, in
     }
     // Packed scales are bytes in the order of their groups.
     const bool packed = act->scale_type == MOE_SCALE_UE8M0_PACKED;
-    value *= (double)moei_load_one(packed ? MOE_E8M0 : moei_scale_dtype(act->scale_type), scales, group);
+    value *=
+        (double)moei_load_one(packed ? MOE_E8M0 : moei_scale_dtype(act->scale_type), scales, group);
     return moei_quant_has_global_scale(act) ? value / (double)given : value;
 }
 
@@ -319,7 +323,8 @@ static bool build_x(moec_layer_case *c, moe_context *ctx, moec_rng *rng)
     for (size_t r = 0; ok && r < rows; r++) {
         // Companions are the worst neighbours: half of them are NaN or infinite.
         const bool companion = r >= (size_t)c->items;
-        const bool special = companion || (c->fill == MOEC_LAYER_SPECIAL && moec_below(rng, 3) == 0);
+        const bool special =
+            companion || (c->fill == MOEC_LAYER_SPECIAL && moec_below(rng, 3) == 0);
         for (int64_t k = 0; k < d->hidden; k++) {
             x[r * (size_t)d->hidden + (size_t)k] = (float)draw_x(rng, c->fill, k, special);
         }
@@ -340,7 +345,8 @@ static bool build_x(moec_layer_case *c, moe_context *ctx, moec_rng *rng)
     return ok;
 }
 
-// ---- routing ----------------------------------------------------------------------------------------
+// ---- routing
+// ----------------------------------------------------------------------------------------
 
 static void draw_logits(moec_layer_case *c, moec_rng *rng)
 {
@@ -349,7 +355,8 @@ static void draw_logits(moec_layer_case *c, moec_rng *rng)
     const int32_t favourite = (int32_t)moec_below(rng, d->num_experts);
     static const double specials[] = {HUGE_VAL, -HUGE_VAL, (double)NAN, -0.0, 80.0, -80.0};
     for (int32_t t = 0; t < 2 * c->items; t++) {
-        const bool special = (c->fill == MOEC_LAYER_SPECIAL || t >= c->items) && moec_below(rng, 3) == 0;
+        const bool special =
+            (c->fill == MOEC_LAYER_SPECIAL || t >= c->items) && moec_below(rng, 3) == 0;
         for (int32_t e = 0; e < c->logit_columns; e++) {
             double value = 2.0 * moec_normal(rng);
             value = c->ties ? floor(value) : value;
@@ -371,8 +378,15 @@ static void draw_given(moec_layer_case *c, moec_rng *rng)
     for (int64_t t = 0; t < 2 * c->items; t++) {
         for (int32_t j = 0; j < d->top_k; j++) {
             const int64_t at = t * d->top_k + j;
-            const int64_t wide[] = {-1, -1, -1, named, named + 7, -5, INT32_MAX,
-                                    INT64_C(0x100000000), -(INT64_C(1) << 40)};
+            const int64_t wide[] = {-1,
+                                    -1,
+                                    -1,
+                                    named,
+                                    named + 7,
+                                    -5,
+                                    INT32_MAX,
+                                    INT64_C(0x100000000),
+                                    -(INT64_C(1) << 40)};
             const int64_t kinds = d->ids_dtype == MOE_I64 ? 9 : 7;
             int64_t id = c->one_expert ? favourite : moec_below(rng, named);
             if (c->all_absent || moec_below(rng, 7) == 0) {
@@ -413,11 +427,11 @@ static void draw_map(moec_layer_case *c, moec_rng *rng)
     int32_t next = 0;
     for (int32_t p = 0; p < c->physical; p++) {
         const int64_t at = moec_below(rng, 10);
-        c->expert_map[p] = at < 2                ? -1
-                           : at == 2             ? (int32_t)moec_below(rng, local)
-                           : at == 3             ? local + (int32_t)moec_below(rng, 3)
-                           : next < local        ? next++
-                                                 : -1;
+        c->expert_map[p] = at < 2         ? -1
+                           : at == 2      ? (int32_t)moec_below(rng, local)
+                           : at == 3      ? local + (int32_t)moec_below(rng, 3)
+                           : next < local ? next++
+                                          : -1;
     }
 }
 
@@ -457,8 +471,8 @@ static bool allocate_routing(moec_layer_case *c)
     c->scale_tensor = calloc(1, sizeof *c->scale_tensor);
     c->hash_table = calloc((size_t)c->vocabulary * slots, sizeof *c->hash_table);
     c->expert_map = calloc((size_t)c->physical + 1, sizeof *c->expert_map);
-    c->replica_table = calloc((size_t)d->num_experts * ((size_t)c->replica_slots + 1),
-                              sizeof *c->replica_table);
+    c->replica_table =
+        calloc((size_t)d->num_experts * ((size_t)c->replica_slots + 1), sizeof *c->replica_table);
     c->replica_count = calloc((size_t)d->num_experts, sizeof *c->replica_count);
     return c->logits != NULL && c->ids != NULL && c->token_ids != NULL && c->weights != NULL &&
            c->shared_weights != NULL && c->append_gate != NULL && c->expert != NULL &&
@@ -526,7 +540,8 @@ static bool build_previous(moec_layer_case *c, moec_rng *rng)
     return c->previous != NULL;
 }
 
-// ---- the case ---------------------------------------------------------------------------------------
+// ---- the case
+// ---------------------------------------------------------------------------------------
 
 static void describe(moec_layer_case *c)
 {
@@ -583,10 +598,22 @@ void moec_layer_free(moec_layer_case *c)
     free_linear(&c->latent_in);
     free_linear(&c->latent_out);
     free_linear(&c->output_bias);
-    void *const blocks[] = {c->x,          c->x_scales,        c->x_dense,       c->logits,
-                            c->ids,        c->token_ids,       c->weights,       c->shared_weights,
-                            c->append_gate, c->expert,         c->previous,      c->correction_bias,
-                            c->scale_tensor, c->hash_table,    c->expert_map,    c->replica_table,
+    void *const blocks[] = {c->x,
+                            c->x_scales,
+                            c->x_dense,
+                            c->logits,
+                            c->ids,
+                            c->token_ids,
+                            c->weights,
+                            c->shared_weights,
+                            c->append_gate,
+                            c->expert,
+                            c->previous,
+                            c->correction_bias,
+                            c->scale_tensor,
+                            c->hash_table,
+                            c->expert_map,
+                            c->replica_table,
                             c->replica_count};
     for (size_t i = 0; i < sizeof blocks / sizeof blocks[0]; i++) {
         free(blocks[i]);

@@ -57,14 +57,14 @@ typedef struct moec_layer_case {
     // What the descriptor leaves open
     moe_layer_desc desc;
     moec_layer_fill fill;
-    int32_t items;     // of a run; item i + items is another in its place, for companions
-    bool use_valid;    // TOKENS: rows past num_valid
+    int32_t items;       // of a run; item i + items is another in its place, for companions
+    bool use_valid;      // TOKENS: rows past num_valid
     bool replicas_alike; // replicas of an expert hold the same weights
-    bool misaligned;   // x and out begin at an odd byte
-    bool ties;         // logits are small integers
-    bool one_expert;   // every token goes to one expert
-    bool all_absent;   // given ids name no expert
-    char name[32];     // "layer-17"
+    bool misaligned;     // x and out begin at an odd byte
+    bool ties;           // logits are small integers
+    bool one_expert;     // every token goes to one expert
+    bool all_absent;     // given ids name no expert
+    char name[32];       // "layer-17"
     char text[640];
     uint64_t seed;
 
@@ -82,8 +82,8 @@ typedef struct moec_layer_case {
     int64_t *ids, *token_ids;
     float *weights, *shared_weights, *append_gate; // representable in their dtypes
     int32_t *expert;                               // PLACED: ascending, the same for both halves
-    unsigned char *previous; // rows of out, where it accumulates
-    size_t out_row_elems;    // elements of an item's result: H, or slots x H
+    unsigned char *previous;                       // rows of out, where it accumulates
+    size_t out_row_elems;                          // elements of an item's result: H, or slots x H
 
     // Tables of the routing
     float *correction_bias, *scale_tensor;
@@ -94,7 +94,8 @@ typedef struct moec_layer_case {
     int32_t replica_slots, physical;
 } moec_layer_case;
 
-// ---- drawing ----------------------------------------------------------------------------------------
+// ---- drawing
+// ----------------------------------------------------------------------------------------
 
 /// Draws a descriptor and what it leaves open; every draw is one that a plan must accept.
 /// `number` below MOEC_LAYER_EDGES forces an edge: no token, one token to all experts, H = 1, ...
@@ -134,7 +135,8 @@ moe_dtype moec_layer_inter_dtype(const moec_layer_case *c);
 moe_dtype moec_layer_partial_dtype(const moec_layer_case *c);
 moe_dtype moec_layer_out_dtype(const moec_layer_case *c);
 
-// ---- weights ----------------------------------------------------------------------------------------
+// ---- weights
+// ----------------------------------------------------------------------------------------
 
 /// Allocates and draws a stack; `fill` SPECIAL puts a few NaN codes in.
 bool moec_stack_build(moec_stack *m, moec_rng *rng, moec_layer_fill fill);
@@ -147,6 +149,15 @@ void moec_stack_copy_expert(moec_stack *m, int32_t from, int32_t to);
 /// Views of experts [first, first + count); static activation scales included.
 moe_matrix_source moec_stack_source(const moec_stack *m, int32_t first, int32_t count);
 
+/// Gate or up alone (part 0: the rows that come first) as a matrix of its own, compact, zero points
+/// a byte each, in `memory` of moec_stack_split_bytes. The public op knows no parts, so that it
+/// must be given two matrices where parts have scales of their own; blocks of interleaved rows have
+/// no parts.
+bool moec_stack_must_split(const moec_stack *m);
+bool moec_stack_can_split(const moec_stack *m);
+size_t moec_stack_split_bytes(const moec_stack *m);
+moe_matrix_source moec_stack_split(const moec_stack *m, int part, void *memory);
+
 /// Views of everything, or (count 1) of one routed expert and nothing else.
 moe_weights_source moec_layer_source(const moec_layer_case *c);
 moe_weights_source moec_layer_expert_source(const moec_layer_case *c, int32_t expert);
@@ -154,13 +165,14 @@ moe_weights_source moec_layer_expert_source(const moec_layer_case *c, int32_t ex
 /// Hash of all weight data.
 uint64_t moec_layer_hash(const moec_layer_case *c);
 
-// ---- runs -------------------------------------------------------------------------------------------
+// ---- runs
+// -------------------------------------------------------------------------------------------
 
 /// How the memory of a run is laid out; the results must not depend on it.
 typedef struct moec_batch_style {
-    bool at_end;           // guard pages after the data, else before
-    unsigned char poison;  // of workspace, padding and absent rows of inputs and out
-    int32_t extra;         // rows past those that are there, elements past a row
+    bool at_end;          // guard pages after the data, else before
+    unsigned char poison; // of workspace, padding and absent rows of inputs and out
+    int32_t extra;        // rows past those that are there, elements past a row
 } moec_batch_style;
 
 typedef struct moec_batch {
@@ -199,7 +211,8 @@ bool moec_batch_intact(const moec_batch *r, const char **what);
 
 size_t moec_layer_result_bytes(const moec_layer_case *c, int32_t n);
 
-// ---- what must come out -----------------------------------------------------------------------------
+// ---- what must come out
+// -----------------------------------------------------------------------------
 
 /// Ids and f32 weights of the items at their positions, as a router numbers experts.
 typedef struct moec_routing {
@@ -223,9 +236,9 @@ moe_status moec_layer_compose(const moe_context *ctx, const moec_layer_case *c,
 
 /// What a comparison with float64 found.
 typedef struct moec_layer_stats {
-    double ratio;                      // largest error / bound
-    unsigned long elements, unsure;    // compared; of these without a bound
-    unsigned long marginal;            // above half their bound
+    double ratio;                   // largest error / bound
+    unsigned long elements, unsure; // compared; of these without a bound
+    unsigned long marginal;         // above half their bound
     char where[160];
 } moec_layer_stats;
 

@@ -55,9 +55,9 @@ typedef struct composition {
     int32_t n, slots; // of a token
     heap heap;
     moec_routing routing;
-    int32_t *local;      // [n, slots]: local ids, -1 absent
-    int32_t *offsets;    // [experts + 1]
-    int32_t *sorted;     // position -> slot
+    int32_t *local;   // [n, slots]: local ids, -1 absent
+    int32_t *offsets; // [experts + 1]
+    int32_t *sorted;  // position -> slot
 } composition;
 
 /// An MLP stack with what the descriptor says about it.
@@ -73,7 +73,8 @@ static moe_tensor new_tensor(composition *k, moe_dtype dtype, int64_t rows, int6
     return moe_tensor_2d(take(&k->heap, rows * columns, dtype_bytes(dtype)), dtype, rows, columns);
 }
 
-// ---- routing ----------------------------------------------------------------------------------------
+// ---- routing
+// ----------------------------------------------------------------------------------------
 
 void moec_routing_free(moec_routing *r)
 {
@@ -87,7 +88,8 @@ static void *gather_rows(heap *h, const void *data, size_t bytes, const int32_t 
 {
     unsigned char *rows = take(h, n, bytes > 0 ? bytes : 1);
     for (int32_t p = 0; rows != NULL && p < n; p++) {
-        memcpy(rows + (size_t)p * bytes, (const unsigned char *)data + (size_t)items[p] * bytes, bytes);
+        memcpy(rows + (size_t)p * bytes, (const unsigned char *)data + (size_t)items[p] * bytes,
+               bytes);
     }
     return rows;
 }
@@ -105,8 +107,8 @@ static moe_status route_logits(const moe_context *ctx, const moec_layer_case *c,
     a.num_experts = d->num_experts;
     a.top_k = d->top_k;
     a.logits = moe_tensor_2d(
-        gather_rows(h, c->logits, (size_t)c->logit_columns * dtype_bytes(dtype), items, n), dtype, n,
-        c->logit_columns);
+        gather_rows(h, c->logits, (size_t)c->logit_columns * dtype_bytes(dtype), items, n), dtype,
+        n, c->logit_columns);
     if (d->route.correction_bias != 0) {
         a.correction_bias = moe_tensor_1d(c->correction_bias, MOE_F32,
                                           (int64_t)d->num_experts + d->route.zero_experts);
@@ -116,7 +118,8 @@ static moe_status route_logits(const moe_context *ctx, const moec_layer_case *c,
     }
     if (d->route.hash_table != 0) {
         a.hash_table = moe_tensor_2d(c->hash_table, MOE_I64, c->vocabulary, d->top_k);
-        a.token_ids = moe_tensor_1d(gather_rows(h, c->token_ids, sizeof(int64_t), items, n), MOE_I64, n);
+        a.token_ids =
+            moe_tensor_1d(gather_rows(h, c->token_ids, sizeof(int64_t), items, n), MOE_I64, n);
     }
     if (moec_layer_has_append_gate(c)) {
         const size_t bytes = (size_t)d->route.append_shared * sizeof(float);
@@ -131,7 +134,8 @@ static moe_status route_logits(const moe_context *ctx, const moec_layer_case *c,
     return h->full ? MOE_E_NO_MEMORY : moe_route(ctx, &a, NULL);
 }
 
-static void route_given(const moec_layer_case *c, const int32_t *items, int32_t n, moec_routing *out)
+static void route_given(const moec_layer_case *c, const int32_t *items, int32_t n,
+                        moec_routing *out)
 {
     const moe_layer_desc *d = &c->desc;
     const int32_t slots = moec_layer_slots(c);
@@ -147,7 +151,8 @@ static void route_given(const moec_layer_case *c, const int32_t *items, int32_t 
             out->weights[p * slots + j] = !named ? 0.0f : weighted ? c->weights[from] : 1.0f;
         }
         for (int32_t i = 0; i < d->shared.count && !placed; i++) {
-            out->shared[p * d->shared.count + i] = c->shared_weights[items[p] * d->shared.count + i];
+            out->shared[p * d->shared.count + i] =
+                c->shared_weights[items[p] * d->shared.count + i];
         }
     }
 }
@@ -225,7 +230,8 @@ static moe_status sort_slots(composition *k)
     return moe_sort(k->ctx, &a, NULL);
 }
 
-// ---- products ---------------------------------------------------------------------------------------
+// ---- products
+// ---------------------------------------------------------------------------------------
 
 // A view of packed codes that states how many there are: rows of whole elements and whole bytes.
 static moe_tensor new_codes(composition *k, moe_dtype elem, int64_t rows, int64_t columns)
@@ -233,7 +239,8 @@ static moe_tensor new_codes(composition *k, moe_dtype elem, int64_t rows, int64_
     const int bits = moe_dtype_bits(elem);
     const int64_t step = bits == 6 ? 4 : bits == 4 ? 2 : 1; // elements that end on a byte
     const int64_t stride = (columns + step - 1) / step * step;
-    moe_tensor t = moe_tensor_2d(take(&k->heap, rows, (size_t)(stride * bits / 8)), elem, rows, columns);
+    moe_tensor t =
+        moe_tensor_2d(take(&k->heap, rows, (size_t)(stride * bits / 8)), elem, rows, columns);
     t.stride[0] = stride;
     return t;
 }
@@ -303,135 +310,6 @@ static moe_status product(composition *k, const moe_gemm_desc *gemm, bool transp
     return k->heap.full ? MOE_E_NO_MEMORY : moe_ggemm(k->ctx, &a, NULL);
 }
 
-static bool is_halves(moe_gate_up g)
-{
-    return g == MOE_GATE_FIRST || g == MOE_UP_FIRST;
-}
-
-// Copies blocks of `bytes`: block i of part p of each expert, of those that `from` has.
-static void *part_rows(heap *h, const moec_stack *m, int part, const void *data, int64_t inter,
-                       size_t bytes, int64_t rows_of_expert)
-{
-    unsigned char *to = take(h, m->count * inter, bytes);
-    for (int32_t e = 0; to != NULL && e < m->count; e++) {
-        for (int64_t j = 0; j < inter; j++) {
-            const int64_t row = is_halves(m->gate_up) ? part * inter + j : 2 * j + part;
-            memcpy(to + (size_t)(e * inter + j) * bytes,
-                   (const unsigned char *)data + (size_t)(e * rows_of_expert + row) * bytes, bytes);
-        }
-    }
-    return to;
-}
-
-static void *part_values(heap *h, const moec_stack *m, int part, int64_t inter, moe_tensor *view)
-{
-    const int64_t elem = moe_dtype_bits(m->info->elem) / 8;
-    const int64_t width = m->transposed ? inter * elem : m->row_bytes;
-    const int64_t count = m->transposed ? m->k : inter;
-    unsigned char *to = take(h, m->count * count, (size_t)width);
-    for (int32_t e = 0; to != NULL && e < m->count; e++) {
-        for (int64_t i = 0; i < count; i++) {
-            const int64_t row = is_halves(m->gate_up) ? part * inter + i : 2 * i + part;
-            const unsigned char *from =
-                m->values.data + (e * m->rows + (m->transposed ? i : row)) * m->row_stride;
-            unsigned char *line = to + (e * count + i) * width;
-            for (int64_t j = 0; m->transposed && j < inter; j++) {
-                const int64_t column = is_halves(m->gate_up) ? part * inter + j : 2 * j + part;
-                memcpy(line + j * elem, from + column * elem, (size_t)elem);
-            }
-            if (!m->transposed) {
-                memcpy(line, from, (size_t)width);
-            }
-        }
-    }
-    *view = m->transposed ? moe_tensor_3d(to, m->info->elem, m->count, m->k, inter)
-            : elem > 1    ? moe_tensor_3d(to, m->info->elem, m->count, inter, m->k)
-                          : moe_tensor_3d(to, MOE_U8, m->count, inter, m->row_bytes);
-    return to;
-}
-
-static void part_scales(heap *h, const moec_stack *m, int part, int64_t inter, moe_tensor *view)
-{
-    const size_t bytes = dtype_bytes(m->scale_dtype);
-    const bool tensor = m->info->block_n == 0;
-    const int64_t rows_of_part =
-        tensor ? 1 : m->info->block_n == 1 ? inter : m->scale_rows / 2; // blocks: halves alone
-    unsigned char *to = take(h, m->count * rows_of_part * m->scale_columns, bytes);
-    for (int32_t e = 0; to != NULL && e < m->count; e++) {
-        for (int64_t j = 0; j < rows_of_part; j++) {
-            const int64_t row = tensor                  ? (m->scale_parts == 2 ? part : 0)
-                                : is_halves(m->gate_up) ? part * rows_of_part + j
-                                                        : 2 * j + part;
-            for (int64_t g = 0; g < m->scale_columns; g++) {
-                const int64_t from =
-                    e * m->scale_rows * m->scale_columns +
-                    (m->scale_by_column && !tensor ? g * m->scale_rows + row
-                                                   : row * m->scale_columns + g);
-                memcpy(to + (size_t)((e * rows_of_part + j) * m->scale_columns + g) * bytes,
-                       m->scales.data + (size_t)from * bytes, bytes);
-            }
-        }
-    }
-    *view = tensor ? moe_tensor_1d(to, m->scale_dtype, m->count)
-                   : moe_tensor_3d(to, m->scale_dtype, m->count, rows_of_part, m->scale_columns);
-}
-
-static void part_zeros(heap *h, const moec_stack *m, int part, int64_t inter, moe_tensor *view)
-{
-    const int64_t groups = m->scale_columns;
-    const int64_t stored = m->zeros_packed ? (m->n + 1) / 2 : m->n;
-    unsigned char *to = take(h, m->count * inter * groups, 1);
-    for (int64_t i = 0; to != NULL && i < m->count * inter * groups; i++) {
-        const int64_t j = i / groups % inter;
-        const int64_t row = is_halves(m->gate_up) ? part * inter + j : 2 * j + part;
-        const unsigned char byte = m->zeros.data[(i / groups / inter * stored +
-                                                  (m->zeros_packed ? row / 2 : row)) * groups +
-                                                 i % groups];
-        to[i] = !m->zeros_packed ? byte : (unsigned char)(row % 2 == 0 ? byte & 15 : byte >> 4);
-    }
-    *view = moe_tensor_3d(to, MOE_U8, m->count, inter, groups);
-}
-
-// Gate or up rows (part 0: those that come first) as a matrix of their own.
-static moe_matrix_source split(heap *h, const moec_stack *m, int part)
-{
-    const int64_t inter = m->n / 2;
-    moe_matrix_source s = {0};
-    part_values(h, m, part, inter, &s.values);
-    if (m->scale_dtype != 0) {
-        part_scales(h, m, part, inter, &s.scales);
-    }
-    if (m->scale2_parts > 0) {
-        float *to = take(h, m->count, sizeof *to);
-        const float *from = (const float *)(const void *)m->scale2.data;
-        for (int32_t e = 0; to != NULL && e < m->count; e++) {
-            to[e] = from[e * m->scale2_parts + (m->scale2_parts == 2 ? part : 0)];
-        }
-        s.scale2 = moe_tensor_1d(to, MOE_F32, m->count);
-    }
-    if (m->gemm.zero_points != 0) {
-        part_zeros(h, m, part, inter, &s.zero_points);
-    }
-    if (m->gemm.bias != 0) {
-        s.bias = moe_tensor_2d(part_rows(h, m, part, m->bias.data, inter, dtype_bytes(m->bias_dtype),
-                                         m->n),
-                               m->bias_dtype, m->count, inter);
-    }
-    return s;
-}
-
-// Whether gate and up must be two products for the public op, which knows no parts; else either way.
-static bool must_split(const moec_stack *m)
-{
-    return (m->info->block_n == 0 && m->scale_dtype != 0 && m->scale_parts == 2) ||
-           m->scale2_parts == 2 || (is_halves(m->gate_up) && m->info->block_n > 1);
-}
-
-static bool can_split(const moec_stack *m)
-{
-    return is_halves(m->gate_up) || m->info->block_n <= 1;
-}
-
 static moe_status gate_up_product(composition *k, const mlp *m, const operand *x, const rows *r,
                                   int64_t count, moe_tensor *gate_up, moe_gate_up *order)
 {
@@ -439,14 +317,16 @@ static moe_status gate_up_product(composition *k, const mlp *m, const operand *x
     const bool gated = moe_activation_gated(m->activation) != 0;
     *gate_up = new_tensor(k, MOE_F32, count, w->n);
     *order = m->gate_up;
-    if (!gated || (!must_split(w) && (k->c->seed % 3 != 0 || !can_split(w)))) {
+    if (!gated ||
+        (!moec_stack_must_split(w) && (k->c->seed % 3 != 0 || !moec_stack_can_split(w)))) {
         const moe_matrix_source s = moec_stack_source(w, 0, w->count);
         return product(k, &w->gemm, w->transposed, &s, x, r, gate_up);
     }
     const bool gate_first = m->gate_up == MOE_GATE_FIRST || m->gate_up == MOE_GATE_UP_INTERLEAVED;
     *order = gate_first ? MOE_GATE_FIRST : MOE_UP_FIRST;
     for (int part = 0; part < 2; part++) {
-        const moe_matrix_source s = split(&k->heap, w, part);
+        const moe_matrix_source s =
+            moec_stack_split(w, part, take(&k->heap, 1, moec_stack_split_bytes(w)));
         moe_tensor y = *gate_up;
         y.shape[1] = w->n / 2;
         y.byte_offset = (uint64_t)(part * (w->n / 2)) * sizeof(float);
@@ -512,16 +392,17 @@ static operand arrived_codes(composition *k, const moe_tensor *x)
     if (c->x_scale_bytes > 0) {
         const moei_scale_shape s =
             moei_quant_scale_shape(&c->desc.gemm[0].act, 1, k->n, c->desc.hidden);
-        in.scales = moe_tensor_2d(
-            gather_rows(&k->heap, c->x_scales, c->x_scale_bytes, k->items, k->n), s.dtype, k->n,
-            s.columns);
+        in.scales =
+            moe_tensor_2d(gather_rows(&k->heap, c->x_scales, c->x_scale_bytes, k->items, k->n),
+                          s.dtype, k->n, s.columns);
     } else if (in.given.data == NULL) {
         in.scales = moe_tensor_1d(&c->x_scale, MOE_F32, 1);
     }
     return in;
 }
 
-// ---- routed experts ---------------------------------------------------------------------------------
+// ---- routed experts
+// ---------------------------------------------------------------------------------
 
 // One row per slot: x times the router's weight, in x's dtype.
 static moe_status weigh(composition *k, moe_tensor *x)
@@ -597,8 +478,7 @@ static moe_status routed(composition *k, const moe_tensor *x, moe_tensor *y)
     }
     rows first = {.offsets = moe_tensor_1d(k->offsets, MOE_I32, (int64_t)experts + 1),
                   .row_index = moe_tensor_1d(index, MOE_I32, count)};
-    rows second = {.offsets = first.offsets,
-                   .out_index = moe_tensor_1d(k->sorted, MOE_I32, count)};
+    rows second = {.offsets = first.offsets, .out_index = moe_tensor_1d(k->sorted, MOE_I32, count)};
     if (d->weight_stage == MOE_WEIGHT_OUTPUT) {
         second.row_weight = moe_tensor_1d(k->routing.weights, MOE_F32, slots);
     }
@@ -609,7 +489,8 @@ static moe_status routed(composition *k, const moe_tensor *x, moe_tensor *y)
     return MOE_OK;
 }
 
-// ---- shared experts ---------------------------------------------------------------------------------
+// ---- shared experts
+// ---------------------------------------------------------------------------------
 
 static moe_status shared_weights(composition *k, const moe_tensor *x, moe_tensor *weights)
 {
@@ -637,7 +518,8 @@ static moe_status shared(composition *k, const moe_tensor *x, moe_tensor *y)
 {
     const moec_layer_case *c = k->c;
     const moe_shared_desc *s = &c->desc.shared;
-    const mlp m = {c->shared, s->activation, s->alpha, s->beta, s->linear_beta, s->limit, s->gate_up};
+    const mlp m = {c->shared,      s->activation, s->alpha,  s->beta,
+                   s->linear_beta, s->limit,      s->gate_up};
     const int64_t count = (int64_t)s->count * k->n;
     int32_t *offsets = take(&k->heap, (int64_t)s->count + 1, sizeof *offsets);
     int32_t *index = take(&k->heap, count, sizeof *index);
@@ -665,7 +547,8 @@ static moe_status shared(composition *k, const moe_tensor *x, moe_tensor *y)
     return run_mlp(k, &m, &in, &first, &second, count, y);
 }
 
-// ---- the sum ----------------------------------------------------------------------------------------
+// ---- the sum
+// ----------------------------------------------------------------------------------------
 
 // One more term at a time: sums in f32 stay f32 until the last.
 static moe_status add_up(composition *k, moe_combine_args *a, const moe_tensor *shared_y,
@@ -679,8 +562,7 @@ static moe_status add_up(composition *k, moe_combine_args *a, const moe_tensor *
         const bool last = e + 1 >= terms;
         if (terms > 0) {
             a->shared = moe_tensor_2d(shared_y->data, shared_y->dtype, k->n, hidden);
-            a->shared.byte_offset =
-                (uint64_t)(e * k->n * hidden) * dtype_bytes(shared_y->dtype);
+            a->shared.byte_offset = (uint64_t)(e * k->n * hidden) * dtype_bytes(shared_y->dtype);
         }
         a->accumulate = last ? c->desc.accumulate : 0;
         a->out = last ? out : new_tensor(k, MOE_F32, k->n, hidden);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Draws descriptors over all of their fields, within what a plan accepts: a refused one is a failure.
+// Draws descriptors over all of their fields, within what a plan accepts: a refused one is a
+// failure.
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,9 +10,9 @@
 #include "ops/quantize.h"
 #include "quant/specs.h"
 
-#define MAX_ITEMS 24
+#define MAX_ITEMS   24
 #define MAX_WEIGHTS 120000 // elements of the routed experts
-#define MAX_MADDS 1500000
+#define MAX_MADDS   1500000
 
 static bool chance(moec_rng *rng, int percent)
 {
@@ -44,7 +45,8 @@ static int64_t draw_size(moec_rng *rng)
                            : usual[moec_below(rng, (int64_t)(sizeof usual / sizeof usual[0]))];
 }
 
-// ---- products ---------------------------------------------------------------------------------------
+// ---- products
+// ---------------------------------------------------------------------------------------
 
 static bool product_exists(const moe_gemm_desc *gemm, moe_dtype x)
 {
@@ -160,7 +162,8 @@ static void draw_mlp(moec_rng *rng, const mlp_fields *f, const moe_quant_desc *x
     }
 }
 
-// ---- routing ----------------------------------------------------------------------------------------
+// ---- routing
+// ----------------------------------------------------------------------------------------
 
 static void draw_groups(moec_rng *rng, moe_layer_desc *d)
 {
@@ -205,17 +208,17 @@ static void draw_logits_routing(moec_rng *rng, moe_layer_desc *d, bool single_lo
         r->hash_table = chance(rng, 12);
         if (!r->hash_table) {
             r->correction_bias = chance(rng, 40);
-            r->select_on = r->scoring <= MOE_SCORING_SQRTSOFTPLUS ? (moe_select_on)moec_below(rng, 3)
-                           : chance(rng, 50)                      ? MOE_SELECT_LOGITS
-                                                                  : 0;
+            r->select_on = r->scoring <= MOE_SCORING_SQRTSOFTPLUS
+                               ? (moe_select_on)moec_below(rng, 3)
+                           : chance(rng, 50) ? MOE_SELECT_LOGITS
+                                             : 0;
             if (r->zero_experts == 0 && chance(rng, 30)) {
                 draw_groups(rng, d);
             }
         }
     }
-    r->append_shared = r->zero_experts == 0 && d->replicas == 0 && chance(rng, 20)
-                           ? between(rng, 1, 2)
-                           : 0;
+    r->append_shared =
+        r->zero_experts == 0 && d->replicas == 0 && chance(rng, 20) ? between(rng, 1, 2) : 0;
 }
 
 static void draw_placement(moec_layer_case *c, moec_rng *rng)
@@ -252,7 +255,8 @@ static void draw_routing(moec_layer_case *c, moec_rng *rng, bool single_logits, 
     d->ids_dtype = chance(rng, 50) ? MOE_I64 : (moe_dtype)(moec_below(rng, 2) * MOE_I32);
     d->weights_dtype = chance(rng, 40) ? MOE_BF16 : (moe_dtype)(moec_below(rng, 2) * MOE_F32);
     if (given) {
-        d->route.zero_experts = moec_is_float(d->x_dtype) && chance(rng, 20) ? between(rng, 1, 3) : 0;
+        d->route.zero_experts =
+            moec_is_float(d->x_dtype) && chance(rng, 20) ? between(rng, 1, 3) : 0;
         c->all_absent = number == 9;
     } else {
         draw_logits_routing(rng, d, single_logits);
@@ -261,7 +265,8 @@ static void draw_routing(moec_layer_case *c, moec_rng *rng, bool single_logits, 
     draw_placement(c, rng);
 }
 
-// ---- the rest ---------------------------------------------------------------------------------------
+// ---- the rest
+// ---------------------------------------------------------------------------------------
 
 static void draw_shared(moec_rng *rng, moe_layer_desc *d, moe_shared_gate gate)
 {
@@ -369,11 +374,11 @@ void moec_layer_draw(moec_layer_case *c, moec_rng *rng, int number)
                           &d->limit,      &d->gate_up, &d->transposed, d->gemm};
     const int64_t layout = moec_below(rng, 100);
     *d = moe_layer_desc_default();
-    d->x_layout = number == 6                    ? MOE_X_BATCHED
-                  : number == 7                  ? MOE_X_SORTED
-                  : number < 12 || layout < 70   ? MOE_X_TOKENS
-                  : layout < 85                  ? MOE_X_BATCHED
-                                                 : MOE_X_SORTED;
+    d->x_layout = number == 6                  ? MOE_X_BATCHED
+                  : number == 7                ? MOE_X_SORTED
+                  : number < 12 || layout < 70 ? MOE_X_TOKENS
+                  : layout < 85                ? MOE_X_BATCHED
+                                               : MOE_X_SORTED;
     draw_fill(c, rng);
     draw_sizes(c, rng, number);
     d->x_dtype = draw_float(rng);

@@ -12,7 +12,8 @@
 
 #define BLANK 0x55
 
-// ---- weights ----------------------------------------------------------------------------------------
+// ---- weights
+// ----------------------------------------------------------------------------------------
 
 // An empty copy of a guard, to unpack into.
 static bool blank(const moec_guard *from, moec_guard *to)
@@ -120,8 +121,8 @@ static bool unpack(moec_layer_checks *k, const moec_layer_case *c, const moec_ma
     return ok;
 }
 
-// One expert gets other weights in place. Packing that expert's new and the others' old ones (out of
-// `old`) gives the same memory.
+// One expert gets other weights in place. Packing that expert's new and the others' old ones (out
+// of `old`) gives the same memory.
 static void check_update(moec_layer_checks *k, moec_layer_case *c, moec_rng *rng, moec_made *made,
                          const moec_stack old[2])
 {
@@ -134,7 +135,8 @@ static void check_update(moec_layer_checks *k, moec_layer_case *c, moec_rng *rng
     const moe_weights_source one = moec_layer_expert_source(c, e);
     if (!moec_layer_check(k, c, moe_weights_update(made->weights, e, &one) == MOE_OK,
                           moe_last_error()) ||
-        !moec_layer_check(k, c, moec_make(k->ctx[MOEC_CTX_MAIN], c, rng, &anew), "packing failed")) {
+        !moec_layer_check(k, c, moec_make(k->ctx[MOEC_CTX_MAIN], c, rng, &anew),
+                          "packing failed")) {
         return;
     }
     bool ok = true;
@@ -154,7 +156,8 @@ void moec_layer_weights(moec_layer_checks *k, moec_layer_case *c, moec_rng *rng)
 {
     moec_made made;
     moec_stack old[4];
-    if (!moec_layer_check(k, c, moec_make(k->ctx[MOEC_CTX_MAIN], c, rng, &made), "packing failed")) {
+    if (!moec_layer_check(k, c, moec_make(k->ctx[MOEC_CTX_MAIN], c, rng, &made),
+                          "packing failed")) {
         return;
     }
     if (unpack(k, c, &made, old)) {
@@ -164,7 +167,8 @@ void moec_layer_weights(moec_layer_checks *k, moec_layer_case *c, moec_rng *rng)
     moec_unmake(&made);
 }
 
-// ---- workspace --------------------------------------------------------------------------------------
+// ---- workspace
+// --------------------------------------------------------------------------------------
 
 // A byte less is refused and nothing written; a cap of exactly what is needed is accepted.
 void moec_layer_workspace(moec_layer_checks *k, const moec_layer_case *c)
@@ -177,8 +181,7 @@ void moec_layer_workspace(moec_layer_checks *k, const moec_layer_case *c)
     for (int32_t i = 0; items != NULL && i < c->items; i++) {
         items[i] = i;
     }
-    if (!moec_layer_check(k, c,
-                          items != NULL && moec_make(k->ctx[MOEC_CTX_MAIN], c, NULL, &made),
+    if (!moec_layer_check(k, c, items != NULL && moec_make(k->ctx[MOEC_CTX_MAIN], c, NULL, &made),
                           "no plan")) {
         free(items);
         return;
@@ -187,7 +190,8 @@ void moec_layer_workspace(moec_layer_checks *k, const moec_layer_case *c)
     size_t align = 0;
     size_t before = 0;
     for (int64_t t = 0; t <= c->desc.max_tokens; t++) {
-        moec_layer_check(k, c, moe_plan_workspace(made.plan, t, &bytes, &align) == MOE_OK, "workspace");
+        moec_layer_check(k, c, moe_plan_workspace(made.plan, t, &bytes, &align) == MOE_OK,
+                         "workspace");
         moec_layer_check(k, c, bytes >= before, "the workspace shrinks where tokens are added");
         before = bytes;
     }
@@ -204,9 +208,8 @@ void moec_layer_workspace(moec_layer_checks *k, const moec_layer_case *c)
          moec_batch_execute(&batch, made.plan, made.weights) == MOE_OK;
     if (moec_layer_check(k, c, ok, "run") && batch.workspace_bytes > 0) {
         const char *wrong = "";
-        const moe_status status =
-            moe_run(made.plan, made.weights, &batch.args, batch.workspace.data,
-                    batch.workspace_bytes - 1, NULL);
+        const moe_status status = moe_run(made.plan, made.weights, &batch.args,
+                                          batch.workspace.data, batch.workspace_bytes - 1, NULL);
         moec_layer_check(k, c, status == MOE_E_WORKSPACE, "a short workspace is accepted");
         moec_layer_check(k, c, moec_batch_intact(&batch, &wrong), wrong);
     }
@@ -215,10 +218,11 @@ void moec_layer_workspace(moec_layer_checks *k, const moec_layer_case *c)
     free(items);
 }
 
-// ---- threads ----------------------------------------------------------------------------------------
+// ---- threads
+// ----------------------------------------------------------------------------------------
 
 #define THREADS 4
-#define ROUNDS 3
+#define ROUNDS  3
 
 typedef struct runner {
     const moec_layer_case *c;
@@ -256,16 +260,15 @@ static void *run_rounds(void *argument)
 }
 
 // What one run gives, to compare others with; NULL after a failure.
-static unsigned char *expected(moec_layer_checks *k, const moec_layer_case *c, const moec_made *made,
-                               int32_t **items)
+static unsigned char *expected(moec_layer_checks *k, const moec_layer_case *c,
+                               const moec_made *made, int32_t **items)
 {
     const moec_batch_style style = {true, 0xFF, 0};
     *items = calloc((size_t)c->items + 1, sizeof **items);
     for (int32_t i = 0; *items != NULL && i < c->items; i++) {
         (*items)[i] = i;
     }
-    return *items == NULL ? NULL
-                          : moec_layer_results(k, c, made, *items, c->items, &style, "run");
+    return *items == NULL ? NULL : moec_layer_results(k, c, made, *items, c->items, &style, "run");
 }
 
 void moec_layer_threads(moec_layer_checks *k, const moec_layer_case *c)
@@ -296,7 +299,8 @@ void moec_layer_threads(moec_layer_checks *k, const moec_layer_case *c)
     moec_unmake(&made);
 }
 
-// ---- fork -------------------------------------------------------------------------------------------
+// ---- fork
+// -------------------------------------------------------------------------------------------
 
 // The child has the plan, and of the pool's threads none.
 void moec_layer_fork(moec_layer_checks *k, const moec_layer_case *c)

@@ -15,8 +15,7 @@ bool moec_layer_judged(const moec_layer_case *c)
     const bool inputs = c->desc.gemm[0].act.spec == MOE_QUANT_NONE &&
                         c->desc.shared.gemm[0].act.spec == MOE_QUANT_NONE;
     const bool codes = !moec_is_float(c->desc.x_dtype) && c->fill != MOEC_LAYER_SPECIAL;
-    return (inputs || codes) &&
-           c->desc.gemm[1].act.spec == MOE_QUANT_NONE &&
+    return (inputs || codes) && c->desc.gemm[1].act.spec == MOE_QUANT_NONE &&
            c->desc.shared.gemm[1].act.spec == MOE_QUANT_NONE;
 }
 
@@ -65,14 +64,16 @@ static float64_layer layer_of(const moec_layer_case *c, const moe_plan *plan)
                        .inter_dtype = moec_layer_inter_dtype(c),
                        .partial_dtype = moec_layer_partial_dtype(c),
                        .out_dtype = moec_layer_out_dtype(c),
-                       .combined = d->routing != MOE_ROUTING_PLACED && d->out_mode != MOE_OUT_SLOTS};
+                       .combined =
+                           d->routing != MOE_ROUTING_PLACED && d->out_mode != MOE_OUT_SLOTS};
     if (d->shared.count > 0) {
         l.shared = mlp_of(c->shared, &plan->shared);
     }
     return l;
 }
 
-// ---- routing ----------------------------------------------------------------------------------------
+// ---- routing
+// ----------------------------------------------------------------------------------------
 
 /// Slots of an item as float64 states them, and whether it could tell.
 typedef struct item_slots {
@@ -130,8 +131,8 @@ static void route_in_float64(const moec_layer_case *c, int32_t item, item_slots 
     s->certain = r->margin > FLOAT64_ROUTE_MARGIN;
 }
 
-// The slots of the item at a position of a batch. Where float64 cannot tell which of two nearly equal
-// scores is larger, `routing` decides.
+// The slots of the item at a position of a batch. Where float64 cannot tell which of two nearly
+// equal scores is larger, `routing` decides.
 static void fill_slots(const moec_layer_case *c, const moec_routing *routing, int32_t item,
                        int32_t position, item_slots *s)
 {
@@ -154,9 +155,10 @@ static void fill_slots(const moec_layer_case *c, const moec_routing *routing, in
             slot->weight_error = s->route->bounds[j];
         } else if (from_logits && j >= d->top_k) {
             s->id[j] = d->num_experts + (j - d->top_k);
-            slot->weight = moec_layer_has_append_gate(c)
-                               ? (double)c->append_gate[item * d->route.append_shared + j - d->top_k]
-                               : 1.0;
+            slot->weight =
+                moec_layer_has_append_gate(c)
+                    ? (double)c->append_gate[item * d->route.append_shared + j - d->top_k]
+                    : 1.0;
         }
         const bool identity = d->routing != MOE_ROUTING_PLACED && s->id[j] >= d->num_experts &&
                               s->id[j] < d->num_experts + d->route.zero_experts;
@@ -164,13 +166,14 @@ static void fill_slots(const moec_layer_case *c, const moec_routing *routing, in
     }
     for (int32_t i = 0; i < d->shared.count; i++) {
         const bool scored = from_logits && s->certain && d->route.shared_scores > 0;
-        s->shared[i] = scored ? s->route->shared[i]
-                              : (double)routing->shared[position * d->shared.count + i];
+        s->shared[i] =
+            scored ? s->route->shared[i] : (double)routing->shared[position * d->shared.count + i];
         s->shared_errors[i] = scored ? s->route->shared_bounds[i] : 0.0;
     }
 }
 
-// ---- results ----------------------------------------------------------------------------------------
+// ---- results
+// ----------------------------------------------------------------------------------------
 
 static void compare(const moec_layer_case *c, const unsigned char *row, const double *value,
                     const double *bound, int32_t position, moec_layer_stats *stats)
@@ -187,8 +190,8 @@ static void compare(const moec_layer_case *c, const unsigned char *row, const do
         if (!(ratio <= stats->ratio) || negative_zero) {
             stats->ratio = negative_zero ? HUGE_VAL : ratio;
             (void)snprintf(stats->where, sizeof stats->where,
-                           "item %d element %zu: have %.9g, want %.17g, bound %.3g", (int)position, i,
-                           have, value[i], bound[i]);
+                           "item %d element %zu: have %.9g, want %.17g, bound %.3g", (int)position,
+                           i, have, value[i], bound[i]);
         }
     }
 }
@@ -216,8 +219,8 @@ bool moec_layer_judge(const moec_layer_case *c, const moe_plan *plan, const int3
         fill_slots(c, routing, items[p], p, &s);
         if (c->desc.accumulate != 0) {
             for (size_t i = 0; i < c->out_row_elems; i++) {
-                previous[i] = (double)moei_load_one(dtype, c->previous + (size_t)items[p] * row,
-                                                    (int64_t)i);
+                previous[i] =
+                    (double)moei_load_one(dtype, c->previous + (size_t)items[p] * row, (int64_t)i);
             }
             t.previous = previous;
         }
@@ -231,7 +234,8 @@ bool moec_layer_judge(const moec_layer_case *c, const moe_plan *plan, const int3
     return ok;
 }
 
-// ---- outputs of the routing -------------------------------------------------------------------------
+// ---- outputs of the routing
+// -------------------------------------------------------------------------
 
 static int64_t load_id(const moe_tensor *t, int64_t row, int64_t column)
 {

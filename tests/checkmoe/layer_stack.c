@@ -88,7 +88,8 @@ static void make_table(const moec_stack *m, code_table *t)
     t->deviation = sqrt(squares / t->count);
 }
 
-// ---- form -------------------------------------------------------------------------------------------
+// ---- form
+// -------------------------------------------------------------------------------------------
 
 static void choose_form(moec_stack *m, moec_rng *rng)
 {
@@ -114,8 +115,8 @@ static void choose_form(moec_stack *m, moec_rng *rng)
         m->scale_rows =
             info->block_n == 0 ? m->scale_parts : m->n / part * ceil_div(part, info->block_n);
         m->scale_columns = groups_of(m);
-        m->scale_view = dtype_bytes(m->scale_dtype) == 1 && moec_below(rng, 2) == 0 ? MOE_U8
-                                                                                    : m->scale_dtype;
+        m->scale_view =
+            dtype_bytes(m->scale_dtype) == 1 && moec_below(rng, 2) == 0 ? MOE_U8 : m->scale_dtype;
         m->scale_by_column = moec_below(rng, 4) == 0;
     }
     m->zeros_packed = info->elem == MOE_UINT4 && m->n > 1 && moec_below(rng, 2) == 0;
@@ -145,10 +146,10 @@ bool moec_stack_build(moec_stack *m, moec_rng *rng, moec_layer_fill fill)
     choose_form(m, rng);
     const bool at_end = moec_below(rng, 2) == 0;
     const size_t count = (size_t)m->count;
-    const size_t values = (count * (size_t)m->rows - 1) * (size_t)m->row_stride + (size_t)m->row_bytes;
+    const size_t values =
+        (count * (size_t)m->rows - 1) * (size_t)m->row_stride + (size_t)m->row_bytes;
     m->dense = malloc(count * (size_t)(m->n * m->k) * sizeof(double));
-    m->dense_bias =
-        m->gemm.bias != 0 ? malloc(count * (size_t)m->n * sizeof(double)) : NULL;
+    m->dense_bias = m->gemm.bias != 0 ? malloc(count * (size_t)m->n * sizeof(double)) : NULL;
     return m->dense != NULL && (m->gemm.bias == 0 || m->dense_bias != NULL) &&
            take(&m->values, values, at_end, true) &&
            take(&m->scales,
@@ -176,7 +177,8 @@ void moec_stack_free(moec_stack *m)
     memset(m, 0, sizeof *m);
 }
 
-// ---- data -------------------------------------------------------------------------------------------
+// ---- data
+// -------------------------------------------------------------------------------------------
 
 static int64_t scale_at(const moec_stack *m, int32_t e, int64_t row, int64_t column)
 {
@@ -209,7 +211,8 @@ static void store_float(moe_dtype dtype, void *data, int64_t i, double value)
 static void draw_scales(moec_stack *m, moec_rng *rng, double amplitude)
 {
     for (int32_t i = 0; i < m->count * m->scale2_parts; i++) {
-        store_float(MOE_F32, m->scale2.data, i, amplitude * 0.5 * (0.5 + 0.01 * (double)moec_below(rng, 100)));
+        store_float(MOE_F32, m->scale2.data, i,
+                    amplitude * 0.5 * (0.5 + 0.01 * (double)moec_below(rng, 100)));
     }
     for (int64_t i = 0; m->scale_dtype != 0 && i < m->count * m->scale_rows * m->scale_columns;
          i++) {
@@ -290,8 +293,7 @@ static bool special_code(moec_rng *rng, moe_dtype elem, uint32_t *code)
 static void set_element(moec_stack *m, int32_t e, int64_t n, int64_t k, uint32_t code, double zero)
 {
     const moe_dtype elem = m->info->elem;
-    unsigned char *row =
-        m->values.data + (e * m->rows + (m->transposed ? k : n)) * m->row_stride;
+    unsigned char *row = m->values.data + (e * m->rows + (m->transposed ? k : n)) * m->row_stride;
     const int64_t i = m->transposed ? n : k;
     if (moe_dtype_bits(elem) <= 8) {
         put_code(elem, row, i, code);
@@ -353,7 +355,8 @@ bool moec_stack_redraw(moec_stack *m, moec_rng *rng, moec_layer_fill fill)
     if (m->act_scale.data != NULL) {
         const bool global = moei_quant_has_global_scale(&m->gemm.act);
         const double base = global ? 400.0 : 0.006;
-        store_float(MOE_F32, m->act_scale.data, 0, base * (1.0 + 0.01 * (double)moec_below(rng, 100)));
+        store_float(MOE_F32, m->act_scale.data, 0,
+                    base * (1.0 + 0.01 * (double)moec_below(rng, 100)));
     }
     return true;
 }
@@ -383,18 +386,20 @@ void moec_stack_copy_expert(moec_stack *m, int32_t from, int32_t to)
     const size_t dense = (size_t)(m->n * m->k);
     memcpy(m->dense + (size_t)to * dense, m->dense + (size_t)from * dense, dense * sizeof(double));
     if (m->dense_bias != NULL) {
-        memcpy(m->dense_bias + to * m->n, m->dense_bias + from * m->n, (size_t)m->n * sizeof(double));
+        memcpy(m->dense_bias + to * m->n, m->dense_bias + from * m->n,
+               (size_t)m->n * sizeof(double));
     }
 }
 
-// ---- views ------------------------------------------------------------------------------------------
+// ---- views
+// ------------------------------------------------------------------------------------------
 
 static moe_tensor value_tensor(const moec_stack *m, int32_t first, int32_t count)
 {
     const int bits = moe_dtype_bits(m->info->elem);
     const unsigned char *data = m->values.data + first * m->rows * m->row_stride;
-    const int64_t inner = m->value_view == m->info->elem ? (m->transposed ? m->n : m->k)
-                                                         : m->row_bytes;
+    const int64_t inner =
+        m->value_view == m->info->elem ? (m->transposed ? m->n : m->k) : m->row_bytes;
     const int64_t step = m->value_view == m->info->elem ? m->row_stride * 8 / bits : m->row_stride;
     if (m->blocks) {
         const int64_t shape[4] = {count, m->n, m->k / 32, 16};
@@ -411,8 +416,9 @@ static moe_tensor value_tensor(const moec_stack *m, int32_t first, int32_t count
 
 static moe_tensor scale_tensor(const moec_stack *m, int32_t first, int32_t count)
 {
-    const unsigned char *data = m->scales.data + (size_t)(first * m->scale_rows * m->scale_columns) *
-                                                     dtype_bytes(m->scale_dtype);
+    const unsigned char *data =
+        m->scales.data +
+        (size_t)(first * m->scale_rows * m->scale_columns) * dtype_bytes(m->scale_dtype);
     if (m->info->block_n == 0) {
         return m->scale_parts == 1 && m->scale_by_column
                    ? moe_tensor_1d(data, m->scale_view, count)
@@ -449,6 +455,135 @@ moe_matrix_source moec_stack_source(const moec_stack *m, int32_t first, int32_t 
     }
     if (m->act_scale.data != NULL) {
         s.act_scale = moe_tensor_1d(m->act_scale.data, MOE_F32, 1);
+    }
+    return s;
+}
+
+// ---- gate and up apart
+// ------------------------------------------------------------------------------
+
+bool moec_stack_must_split(const moec_stack *m)
+{
+    return (m->info->block_n == 0 && m->scale_dtype != 0 && m->scale_parts == 2) ||
+           m->scale2_parts == 2 || (halves(m) && m->info->block_n > 1);
+}
+
+bool moec_stack_can_split(const moec_stack *m)
+{
+    return halves(m) || m->info->block_n <= 1;
+}
+
+// Row of the whole matrix that is row j of a part.
+static int64_t row_of_part(const moec_stack *m, int part, int64_t j)
+{
+    return halves(m) ? part * (m->n / 2) + j : 2 * j + part;
+}
+
+// Memory of a part, taken from the front; each view begins at a multiple of 8.
+static void *carve(unsigned char **memory, int64_t bytes)
+{
+    unsigned char *at = *memory;
+    *memory += (bytes + 7) / 8 * 8;
+    return at;
+}
+
+static moe_tensor split_values(const moec_stack *m, int part, unsigned char **memory)
+{
+    const int64_t inter = m->n / 2;
+    const int64_t elem = moe_dtype_bits(m->info->elem) / 8; // 0: packed, never transposed
+    const int64_t width = m->transposed ? inter * elem : m->row_bytes;
+    const int64_t count = m->transposed ? m->k : inter;
+    unsigned char *to = carve(memory, m->count * count * width);
+    for (int64_t r = 0; r < m->count * count; r++) {
+        const int64_t i = r % count;
+        const unsigned char *from =
+            m->values.data +
+            (r / count * m->rows + (m->transposed ? i : row_of_part(m, part, i))) * m->row_stride;
+        for (int64_t j = 0; m->transposed && j < inter; j++) {
+            memcpy(to + r * width + j * elem, from + row_of_part(m, part, j) * elem, (size_t)elem);
+        }
+        if (!m->transposed) {
+            memcpy(to + r * width, from, (size_t)width);
+        }
+    }
+    return m->transposed ? moe_tensor_3d(to, m->info->elem, m->count, m->k, inter)
+           : elem > 1    ? moe_tensor_3d(to, m->info->elem, m->count, inter, m->k)
+                         : moe_tensor_3d(to, MOE_U8, m->count, inter, m->row_bytes);
+}
+
+static moe_tensor split_scales(const moec_stack *m, int part, unsigned char **memory)
+{
+    const int64_t bytes = (int64_t)dtype_bytes(m->scale_dtype);
+    const bool tensor = m->info->block_n == 0;
+    const int64_t rows = tensor ? 1 : m->info->block_n == 1 ? m->n / 2 : m->scale_rows / 2;
+    unsigned char *to = carve(memory, m->count * rows * m->scale_columns * bytes);
+    for (int64_t i = 0; i < m->count * rows * m->scale_columns; i++) {
+        const int64_t j = i / m->scale_columns % rows;
+        const int64_t row = tensor                  ? (m->scale_parts == 2 ? part : 0)
+                            : m->info->block_n == 1 ? row_of_part(m, part, j)
+                                                    : part * rows + j;
+        const int32_t e = (int32_t)(i / m->scale_columns / rows);
+        const int64_t from =
+            tensor ? e * m->scale_rows + row : scale_at(m, e, row, i % m->scale_columns);
+        memcpy(to + i * bytes, m->scales.data + from * bytes, (size_t)bytes);
+    }
+    return tensor ? moe_tensor_1d(to, m->scale_dtype, m->count)
+                  : moe_tensor_3d(to, m->scale_dtype, m->count, rows, m->scale_columns);
+}
+
+static moe_tensor split_zeros(const moec_stack *m, int part, unsigned char **memory)
+{
+    const int64_t inter = m->n / 2;
+    const int64_t groups = groups_of(m);
+    unsigned char *to = carve(memory, m->count * inter * groups);
+    for (int64_t i = 0; i < m->count * inter * groups; i++) {
+        const int64_t row = row_of_part(m, part, i / groups % inter);
+        const int64_t stored =
+            i / groups / inter * zero_rows(m) + (m->zeros_packed ? row / 2 : row);
+        const unsigned char byte = m->zeros.data[stored * groups + i % groups];
+        to[i] = !m->zeros_packed ? byte : (unsigned char)(row % 2 == 0 ? byte & 15 : byte >> 4);
+    }
+    return moe_tensor_3d(to, MOE_U8, m->count, inter, groups);
+}
+
+size_t moec_stack_split_bytes(const moec_stack *m)
+{
+    // A part is no larger than the whole; zero points may come packed.
+    return m->values.bytes + m->scales.bytes + m->scale2.bytes + 2 * m->zeros.bytes +
+           m->bias.bytes + 64;
+}
+
+moe_matrix_source moec_stack_split(const moec_stack *m, int part, void *memory)
+{
+    moe_matrix_source s = {0};
+    unsigned char *at = memory;
+    const int64_t inter = m->n / 2;
+    if (memory == NULL) {
+        return s;
+    }
+    s.values = split_values(m, part, &at);
+    if (m->scale_dtype != 0) {
+        s.scales = split_scales(m, part, &at);
+    }
+    if (m->scale2_parts > 0) {
+        float *to = carve(&at, m->count * (int64_t)sizeof *to);
+        const float *from = (const float *)(const void *)m->scale2.data;
+        for (int32_t e = 0; e < m->count; e++) {
+            to[e] = from[e * m->scale2_parts + (m->scale2_parts == 2 ? part : 0)];
+        }
+        s.scale2 = moe_tensor_1d(to, MOE_F32, m->count);
+    }
+    if (m->gemm.zero_points != 0) {
+        s.zero_points = split_zeros(m, part, &at);
+    }
+    if (m->gemm.bias != 0) {
+        const int64_t bytes = (int64_t)dtype_bytes(m->bias_dtype);
+        unsigned char *to = carve(&at, m->count * inter * bytes);
+        for (int64_t i = 0; i < m->count * inter; i++) {
+            const int64_t from = i / inter * m->n + row_of_part(m, part, i % inter);
+            memcpy(to + i * bytes, m->bias.data + from * bytes, (size_t)bytes);
+        }
+        s.bias = moe_tensor_2d(to, m->bias_dtype, m->count, inter);
     }
     return s;
 }

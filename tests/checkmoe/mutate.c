@@ -74,7 +74,8 @@ static void *copy_of(const void *from, size_t bytes)
     return to;
 }
 
-// ---- products ---------------------------------------------------------------------------------------
+// ---- products
+// ---------------------------------------------------------------------------------------
 
 static size_t scale_bytes(const moei_matrices *w)
 {
@@ -124,7 +125,8 @@ static void *spoil_product(moek_ggemm_args *a, bool down)
         break;
     case MOEC_MUTATE_SCALE_ROW_OFF:
         if (!down && w->scales != NULL && w->scale_e_stride > w->scale_n_stride) {
-            const size_t row = (size_t)w->scale_n_stride * (size_t)moe_dtype_bits(w->scale_dtype) / 8;
+            const size_t row =
+                (size_t)w->scale_n_stride * (size_t)moe_dtype_bits(w->scale_dtype) / 8;
             copy = copy_of(w->scales, scale_bytes(w));
             memmove(copy, (unsigned char *)copy + row, scale_bytes(w) - row);
             w->scales = copy;
@@ -222,7 +224,8 @@ static moe_status mutant_ggemm(const moei_exec *exec, const moei_kernel *kernel,
     return status;
 }
 
-// ---- activation -------------------------------------------------------------------------------------
+// ---- activation
+// -------------------------------------------------------------------------------------
 
 static moe_status mutant_glu(const moei_exec *exec, const moei_kernel *kernel,
                              const moek_glu_args *args)
@@ -242,7 +245,8 @@ static moe_status mutant_glu(const moei_exec *exec, const moei_kernel *kernel,
     return real->glu(exec, kernel, &a);
 }
 
-// ---- routing ----------------------------------------------------------------------------------------
+// ---- routing
+// ----------------------------------------------------------------------------------------
 
 static moe_status mutant_place(const moei_exec *exec, const moei_kernel *kernel,
                                const moek_place_args *args)
@@ -292,7 +296,8 @@ static moe_status mutant_route(const moei_exec *exec, const moei_kernel *kernel,
             choose_higher(args, t, ids);
         }
         for (int32_t j = 0; j < args->top_k; j++) {
-            if (active == MOEC_MUTATE_BIAS_IN_WEIGHT && ids[j] >= 0 && args->correction_bias != NULL) {
+            if (active == MOEC_MUTATE_BIAS_IN_WEIGHT && ids[j] >= 0 &&
+                args->correction_bias != NULL) {
                 weights[j] += args->correction_bias[ids[j]];
                 hits++;
             } else if (active == MOEC_MUTATE_SCALE_TWICE && args->desc.scale != 1.0f) {
@@ -304,7 +309,8 @@ static moe_status mutant_route(const moei_exec *exec, const moei_kernel *kernel,
     return status;
 }
 
-// ---- quantisers -------------------------------------------------------------------------------------
+// ---- quantisers
+// -------------------------------------------------------------------------------------
 
 static moe_status mutant_quantize(const moei_exec *exec, const moei_kernel *kernel,
                                   const moek_quantize_args *args)
@@ -323,7 +329,8 @@ static moe_status mutant_quantize(const moei_exec *exec, const moei_kernel *kern
     return status;
 }
 
-// ---- the sum ----------------------------------------------------------------------------------------
+// ---- the sum
+// ----------------------------------------------------------------------------------------
 
 static moe_status mutant_combine(const moei_exec *exec, const moei_kernel *kernel,
                                  const moek_combine_args *args)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Planted mistakes: a context whose backend runs the real one with one thing wrong. The library knows
-// nothing of it; a test shows that the layer checks notice each.
+// Planted mistakes: a context whose backend runs the real one with one thing wrong. The library
+// knows nothing of it; a test shows that the layer checks notice each.
 #ifndef MOE_CHECKMOE_MUTATE_H
 #define MOE_CHECKMOE_MUTATE_H
 
@@ -13,7 +13,7 @@ typedef enum moec_mutation {
     MOEC_MUTATE_WRONG_ROW, // 16 elements of a row come from another
     MOEC_MUTATE_LAST_ROW_SCALED,
     MOEC_MUTATE_LAST_K_DROPPED,
-    MOEC_MUTATE_K_TAIL, // what K has beyond a multiple of 32 is left out
+    MOEC_MUTATE_K_TAIL,       // what K has beyond a multiple of 32 is left out
     MOEC_MUTATE_PADDING_READ, // 0 times the element past a row of x
     MOEC_MUTATE_BIAS_DROPPED,
     MOEC_MUTATE_SCALE_DOUBLED, // one scale of one expert

@@ -211,8 +211,8 @@ static real row_of_product(const float64_mlp *m, int g, int32_t e, int64_t row, 
     const bool gated = moe_activation_gated(m->activation) != 0;
     const int64_t n = g == 0 ? (gated ? 2 * m->inter : m->inter) : m->width;
     const int64_t k = g == 0 ? m->width : m->inter;
-    return dot(m->w[g] + (e * n + row) * k, x, k, m->bias[g] != NULL ? &m->bias[g][e * n + row] : NULL,
-               weight, m->model[g]);
+    return dot(m->w[g] + (e * n + row) * k, x, k,
+               m->bias[g] != NULL ? &m->bias[g][e * n + row] : NULL, weight, m->model[g]);
 }
 
 // One row through expert e, to the partial dtype. h is scratch.
@@ -252,8 +252,7 @@ typedef struct scratch {
 static bool scratch_make(const float64_layer *l, scratch *s)
 {
     const int64_t width = l->latent > 0 ? l->latent : l->hidden;
-    const int64_t inter =
-        l->routed.inter > l->shared.inter ? l->routed.inter : l->shared.inter;
+    const int64_t inter = l->routed.inter > l->shared.inter ? l->routed.inter : l->shared.inter;
     const int64_t wide = width > l->hidden ? width : l->hidden;
     const int64_t sizes[7] = {l->hidden, width, width, inter, wide, width, l->hidden};
     reals *const vectors[7] = {&s->x, &s->latent, &s->weighted, &s->h, &s->y, &s->sum, &s->out};
@@ -340,10 +339,9 @@ static void combine(const float64_layer *l, const float64_token *t, reals x, scr
     }
     for (int64_t n = 0; n < l->hidden; n++) {
         set(s->out, n,
-            l->latent > 0
-                ? dot(l->latent_out + n * l->latent, s->sum, l->latent, NULL, one,
-                      l->latent_out_model)
-                : get(s->sum, n));
+            l->latent > 0 ? dot(l->latent_out + n * l->latent, s->sum, l->latent, NULL, one,
+                                l->latent_out_model)
+                          : get(s->sum, n));
         if (l->output_bias != NULL) {
             set(s->out, n, add(get(s->out, n), (real){l->output_bias[n], 0.0}));
         }

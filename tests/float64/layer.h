@@ -55,9 +55,9 @@ typedef struct float64_token {
     const float64_slot *slots;
     int32_t num_slots;
     const double *shared_weights, *shared_weight_errors; // ROUTER_WEIGHTED: [shared.count]
-    const double *previous; // as out; NULL: not accumulated
-    // Out: [hidden], or [num_slots, hidden]. A NaN value: the result must be NaN. An infinite bound:
-    // f32 may have overflowed on the way, any result will do.
+    const double *previous;                              // as out; NULL: not accumulated
+    // Out: [hidden], or [num_slots, hidden]. A NaN value: the result must be NaN. An infinite
+    // bound: f32 may have overflowed on the way, any result will do.
     double *value, *bound;
 } float64_token;
 

@@ -14,9 +14,9 @@ enum { BF16 = 1, MXFP4 = 2, BLOCK = 4, INT4 = 8, NVFP4 = 16, CHANNEL = 32, ALL =
 static const struct {
     int bit;
     moe_format format;
-} formats[] = {{BF16, MOE_FORMAT_BF16},         {MXFP4, MOE_FORMAT_MXFP4},
+} formats[] = {{BF16, MOE_FORMAT_BF16},          {MXFP4, MOE_FORMAT_MXFP4},
                {BLOCK, MOE_FORMAT_E4M3FN_BLOCK}, {INT4, MOE_FORMAT_INT4_GROUP},
-               {NVFP4, MOE_FORMAT_NVFP4},       {CHANNEL, MOE_FORMAT_INT8_CHANNEL}};
+               {NVFP4, MOE_FORMAT_NVFP4},        {CHANNEL, MOE_FORMAT_INT8_CHANNEL}};
 
 // The formats that have what a mutation breaks.
 static int applies_to(moec_mutation mutation)
@@ -172,11 +172,15 @@ static void check_one(moe_context *clean, moec_mutation mutation, moe_format for
         moec_layer_free(&c);
         return;
     }
+    if (c.desc.expert_map != 0) { // no expert where it would be without a map
+        static const int32_t map[5] = {2, -1, 0, 1, -1};
+        memcpy(c.expert_map, map, sizeof map);
+    }
     const verdict good = run_mutant(clean, &c, MOEC_MUTATE_NOTHING);
     CHECK(passes(&good),
           "%s, %s: the layer as it is fails: ran %d routing %d intact %d same %d ratio %.3g",
-          moec_mutation_name(mutation), moe_format_name(format), good.ran, good.routing, good.intact,
-          good.same, good.ratio);
+          moec_mutation_name(mutation), moe_format_name(format), good.ran, good.routing,
+          good.intact, good.same, good.ratio);
     const verdict bad = run_mutant(clean, &c, mutation);
     CHECK(bad.ran && bad.hits > 0, "%s, %s: the mutation had nothing to act on",
           moec_mutation_name(mutation), moe_format_name(format));
@@ -193,10 +197,11 @@ static void check_one(moe_context *clean, moec_mutation mutation, moe_format for
     moec_layer_free(&c);
 }
 
-// ---- the other form of a routing result -------------------------------------------------------------
+// ---- the other form of a routing result
+// -------------------------------------------------------------
 
-#define TOKENS 9
-#define SLOTS 3
+#define TOKENS    9
+#define SLOTS     3
 #define MAX_WORDS 3
 
 typedef struct sparse {
@@ -254,7 +259,8 @@ static void check_bitmatrix(int32_t experts)
     set_bits(ids, experts, true, s.bits);
     const bool differs = memcmp(want, s.bits, bytes) != 0;
     const bool refused = moe_routing_from_sparse(&v, experts, &again, NULL) == MOE_E_VALUE;
-    CHECK(differs && refused, "-1 shifted into the bit matrix of %d experts: SURVIVED", (int)experts);
+    CHECK(differs && refused, "-1 shifted into the bit matrix of %d experts: SURVIVED",
+          (int)experts);
     (void)printf("%-30s %-14d %-34s\n", "-1 shifted into a bit matrix", (int)experts,
                  differs && refused ? "bits refused" : "SURVIVED");
 }

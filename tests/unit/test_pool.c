@@ -146,9 +146,7 @@ int main(void)
         check_hits(j, 20, "nested");
         CHECK(atomic_load(&j->nested) == 60, "%d nested runs, want 60", atomic_load(&j->nested));
         test_many_callers(&view);
-#if !defined(__SANITIZE_THREAD__)
         test_fork(&view, j);
-#endif
         moei_pool_destroy(pool);
     }
     moei_pool *pool = NULL;
