@@ -527,7 +527,9 @@ static moe_status pack(moe_weights *w, int32_t first, int32_t count,
         for (int32_t e = 0; s.has_shared[g] && e < w->plan->shared.count; e++) {
             copy_expert(&s.shared[g], e, &w->shared[g], e);
         }
-        w->has_shared[g] = w->has_shared[g] || s.has_shared[g];
+        if (s.has_shared[g]) {
+            w->has_shared[g] = true;
+        }
     }
     if (s.has_shared_gate) {
         widen_linear(&s.shared_gate, &w->shared_gate);

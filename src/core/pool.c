@@ -9,12 +9,12 @@
 #include "core/pool.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -223,25 +223,26 @@ void moei_pool_destroy(moei_pool *pool)
     pool->allocator->free(pool->allocator->self, pool, pool->bytes);
 }
 
-// The first two whole numbers of a file; what is no number ("max") reads as -1.
+// The first two whole numbers of a small file, without allocating; what is no number ("max") reads as
+// -1.
 static void read_numbers(const char *path, long long *first, long long *second)
 {
-    char line[64] = "";
-    FILE *file = fopen(path, "re");
+    char text[64];
     *first = -1;
     *second = -1;
-    if (file == NULL) {
+    const int file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file < 0) {
         return;
     }
-    if (fgets(line, sizeof line, file) != NULL) {
-        char *end = line;
-        const long long a = strtoll(line, &end, 10);
-        if (end != line) {
-            *first = a;
-            *second = strtoll(end, NULL, 10);
-        }
+    const ssize_t bytes = read(file, text, sizeof text - 1);
+    (void)close(file);
+    text[bytes > 0 ? bytes : 0] = '\0';
+    char *end = text;
+    const long long number = strtoll(text, &end, 10);
+    if (end != text) {
+        *first = number;
+        *second = strtoll(end, NULL, 10);
     }
-    (void)fclose(file);
 }
 
 // Whole CPUs that a cgroup quota allows (version 2, else 1), or `limit` if there is none.
