@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The public headers in a strict C++11 program: the defaults, enumerators as constants, a plan.
+#include <cstdio>
 #include <moe/io.h>
 #include <moe/moe.h>
-
-#include <cstdio>
 #include <type_traits>
 
 static_assert(std::is_standard_layout<moe_layer_desc>::value, "descriptors are plain data");
@@ -27,17 +26,16 @@ int main()
     d.weight_stage = MOE_WEIGHT_OUTPUT;
     d.activation = MOE_ACT_RELU2_NO_MUL;
     int rows = 0;
-    const bool good =
-        moe_context_create(&context, &ctx) == MOE_OK &&
-        moe_query_support(
-            ctx, &d,
-            [](void *self, const moe_support *) {
-                *static_cast<int *>(self) += 1;
-                return 0;
-            },
-            &rows) == MOE_OK &&
-        rows > 0 && moe_plan_create(ctx, &d, &plan) == MOE_OK &&
-        moe_plan_level(plan) >= MOE_DET_BATCH;
+    const bool good = moe_context_create(&context, &ctx) == MOE_OK &&
+                      moe_query_support(
+                          ctx, &d,
+                          [](void *self, const moe_support *) {
+                              *static_cast<int *>(self) += 1;
+                              return 0;
+                          },
+                          &rows) == MOE_OK &&
+                      rows > 0 && moe_plan_create(ctx, &d, &plan) == MOE_OK &&
+                      moe_plan_level(plan) >= MOE_DET_BATCH;
     moe_plan_destroy(plan);
     moe_context_destroy(ctx);
     std::printf("%d passed, %d failed\n", good ? 1 : 0, good ? 0 : 1);

@@ -15,7 +15,8 @@
 
 #define POISON 0xA5
 
-// ---- data -------------------------------------------------------------------------------------------
+// ---- data
+// -------------------------------------------------------------------------------------------
 
 static uint64_t mix(uint64_t x)
 {
@@ -101,8 +102,8 @@ static moe_tensor floats(layer_case *c, const char *name, moe_dtype dtype, int n
     return t;
 }
 
-// Codes of any element type, all of them finite and of ordinary size. Packed rows that do not end on
-// a byte come as a view of bytes.
+// Codes of any element type, all of them finite and of ordinary size. Packed rows that do not end
+// on a byte come as a view of bytes.
 static moe_tensor codes(layer_case *c, const char *name, moe_dtype dtype, int ndim,
                         const int64_t *shape)
 {
@@ -110,7 +111,8 @@ static moe_tensor codes(layer_case *c, const char *name, moe_dtype dtype, int nd
     int64_t as_bytes[MOE_MAX_DIMS];
     memcpy(as_bytes, shape, (size_t)ndim * sizeof *shape);
     as_bytes[ndim - 1] = moei_elem_bytes(dtype, shape[ndim - 1]);
-    const moe_tensor t = tensor(c, bytes_view ? MOE_U8 : dtype, ndim, bytes_view ? as_bytes : shape);
+    const moe_tensor t =
+        tensor(c, bytes_view ? MOE_U8 : dtype, ndim, bytes_view ? as_bytes : shape);
     const uint64_t seed = seed_of(name);
     const size_t bytes = c->block_bytes[c->num_blocks - 1];
     uint8_t *at = t.data;
@@ -149,7 +151,8 @@ static moe_tensor ints(layer_case *c, moe_dtype dtype, int ndim, const int64_t *
     return t;
 }
 
-// ---- weights ----------------------------------------------------------------------------------------
+// ---- weights
+// ----------------------------------------------------------------------------------------
 
 static bool is_float(moe_dtype dtype)
 {
@@ -227,8 +230,7 @@ static moe_status make_weights(layer_case *c)
         make_matrix(c, &s->gemm[1], s->count, d->hidden, s->inter, false, s->transposed != 0,
                     "shared_down", &c->source.shared[1]);
         if (s->gate == MOE_SHARED_SIGMOID) {
-            c->source.shared_gate =
-                floats(c, "shared_gate", MOE_F32, 1, &d->hidden, -0.1f, 0.1f);
+            c->source.shared_gate = floats(c, "shared_gate", MOE_F32, 1, &d->hidden, -0.1f, 0.1f);
         }
     }
     if (d->latent > 0) {
@@ -248,7 +250,8 @@ static moe_status make_weights(layer_case *c)
     return status == MOE_OK ? moe_weights_pack(c->weights, 0, &c->source) : status;
 }
 
-// ---- arguments --------------------------------------------------------------------------------------
+// ---- arguments
+// --------------------------------------------------------------------------------------
 
 static int64_t physical_experts(const moe_layer_desc *d)
 {
@@ -332,8 +335,8 @@ static void make_x(layer_case *c)
     for (int64_t i = 0; scale.dtype == MOE_I32 && i < all; i++) {
         ((int32_t *)flat.data)[i] = 0x797A7B78; // four e8m0 bytes
     }
-    moe_tensor view = moe_tensor_make(flat.data, scale.dtype, batched ? 3 : 2,
-                                      batched ? scales : scales + 1);
+    moe_tensor view =
+        moe_tensor_make(flat.data, scale.dtype, batched ? 3 : 2, batched ? scales : scales + 1);
     view.stride[view.ndim - 2] = scale.row_stride;
     view.stride[view.ndim - 1] = scale.k_stride;
     if (batched) {
@@ -478,9 +481,7 @@ static size_t output_bytes(const moe_tensor *t)
 // What is added to begins as a number: load as 0, out as 0.0115 in every type.
 static int pattern_of(const layer_case *c, const moe_tensor *t)
 {
-    return t == &c->args.load                                 ? 0
-           : t == &c->args.out && c->desc.accumulate != 0 ? 0x3C
-                                                              : POISON;
+    return t == &c->args.load ? 0 : t == &c->args.out && c->desc.accumulate != 0 ? 0x3C : POISON;
 }
 
 void layer_case_poison(layer_case *c)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A layer with everything that its descriptor calls for: tensors of every view, packed weights, a
-// workspace. The content of a view depends on its name alone, so that two descriptors that differ in
-// one field are given the same data.
+// workspace. The content of a view depends on its name alone, so that two descriptors that differ
+// in one field are given the same data.
 #ifndef MOE_TESTS_API_LAYER_CASE_H
 #define MOE_TESTS_API_LAYER_CASE_H
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a refusal must be: the code, and a message that contains the call, the field and both values.
-// Records which codes a program has reached.
+// What a refusal must be: the code, and a message that contains the call, the field and both
+// values. Records which codes a program has reached.
 #ifndef MOE_TESTS_API_REFUSALS_H
 #define MOE_TESTS_API_REFUSALS_H
 
@@ -12,7 +12,8 @@
 static unsigned char refusal_reached[128];
 
 /// `words` end with NULL; each must occur in the message.
-static inline int refusal_check(const char *file, int line, moe_status have, moe_status want, const char *const *words)
+static inline int refusal_check(const char *file, int line, moe_status have, moe_status want,
+                                const char *const *words)
 {
     const char *message = moe_last_error();
     if (have >= 0 && have < (moe_status)sizeof refusal_reached) {
@@ -33,6 +34,7 @@ static inline int refusal_check(const char *file, int line, moe_status have, moe
 #define WORDS(...) ((const char *const[]){__VA_ARGS__, NULL})
 
 /// REFUSED(what the call returned, code, words of its message...)
-#define REFUSED(status, code, ...) refusal_check(__FILE__, __LINE__, status, code, WORDS(__VA_ARGS__))
+#define REFUSED(status, code, ...)                                                                 \
+    refusal_check(__FILE__, __LINE__, status, code, WORDS(__VA_ARGS__))
 
 #endif

@@ -13,7 +13,7 @@
 #include "quant/specs.h"
 #include "unit/test.h"
 
-#define TOKENS 5
+#define TOKENS     5
 #define MAX_VALUES 8
 
 typedef enum kind { KIND_I32, KIND_I64, KIND_F32, KIND_SIZE } kind;
@@ -28,7 +28,12 @@ typedef struct field {
 
 #define COUNT(...) (int)(sizeof((double[]){__VA_ARGS__}) / sizeof(double))
 #define FIELD(member, kind, ...)                                                                   \
-    {#member, offsetof(moe_layer_desc, member), KIND_##kind, COUNT(__VA_ARGS__), {__VA_ARGS__}}
+    {                                                                                              \
+#member, offsetof(moe_layer_desc, member), KIND_##kind, COUNT(__VA_ARGS__),                \
+        {                                                                                          \
+            __VA_ARGS__                                                                            \
+        }                                                                                          \
+    }
 
 #define QUANT_FIELDS(at)                                                                           \
     FIELD(at.spec, I32, MOE_QUANT_FP8_TOKEN, MOE_QUANT_FP8_STATIC, MOE_QUANT_I8B32,                \
@@ -150,7 +155,8 @@ static double get(const moe_layer_desc *d, const field *f)
     }
 }
 
-// ---- contexts ---------------------------------------------------------------------------------------
+// ---- contexts
+// ---------------------------------------------------------------------------------------
 
 static void give(moe_layer_desc *d)
 {
@@ -183,13 +189,41 @@ static void share(moe_layer_desc *d, moe_shared_gate gate)
 }
 
 static const char *const contexts[] = {
-    "base",          "given",          "given, no weight",  "batched",      "sorted",
-    "quantised",     "x as codes",     "shared",            "shared gate",  "router-weighted",
-    "latent",        "groups",         "no gate",           "slots",        "hash table",
-    "sparsemixer",   "swigluoai",      "int4",              "zero experts", "replicas",
-    "weigh input",   "append shared",  "f32 out",           "situ",         "swiglustep",
-    "given, shared", "sigmoid, bias",  "batched, codes",    "some local",    "mxfp4, quantised",
-    "batched, f32",  "sorted, unweighed", "softmax selected", "nvfp4",      "int8 token",
+    "base",
+    "given",
+    "given, no weight",
+    "batched",
+    "sorted",
+    "quantised",
+    "x as codes",
+    "shared",
+    "shared gate",
+    "router-weighted",
+    "latent",
+    "groups",
+    "no gate",
+    "slots",
+    "hash table",
+    "sparsemixer",
+    "swigluoai",
+    "int4",
+    "zero experts",
+    "replicas",
+    "weigh input",
+    "append shared",
+    "f32 out",
+    "situ",
+    "swiglustep",
+    "given, shared",
+    "sigmoid, bias",
+    "batched, codes",
+    "some local",
+    "mxfp4, quantised",
+    "batched, f32",
+    "sorted, unweighed",
+    "softmax selected",
+    "nvfp4",
+    "int8 token",
 };
 #define NUM_CONTEXTS (int)(sizeof contexts / sizeof contexts[0])
 
@@ -304,7 +338,8 @@ static moe_layer_desc context(const char *name)
     return d;
 }
 
-// ---- the test ---------------------------------------------------------------------------------------
+// ---- the test
+// ---------------------------------------------------------------------------------------
 
 // What a descriptor computes, as a number; 0: refused. Text: the plan as JSON.
 static uint64_t outcome(moe_context *ctx, const moe_layer_desc *d, char *text, size_t capacity)
@@ -359,7 +394,7 @@ static int names(const char *message, const field *f)
 static void test_nonsense(moe_context *ctx, const char *name)
 {
     static const double ints[] = {-7, 1000003};
-    static const double floats[] = {-1.5, NAN, INFINITY};
+    static const double floats[] = {-1.5, (double)NAN, (double)INFINITY};
     for (size_t i = 0; i < NUM_FIELDS; i++) {
         const field *f = &fields[i];
         const double *values = f->kind == KIND_F32 ? floats : ints;
@@ -399,38 +434,38 @@ static int ends(const field *f, const char *tail)
 // The value of a field that means what 0 means, in a descriptor; -1: none.
 static double default_of(const moe_layer_desc *d, const field *f)
 {
-    const moe_gemm_desc *gemm = strncmp(f->name, "gemm[0]", 7) == 0          ? &d->gemm[0]
-                                : strncmp(f->name, "gemm[1]", 7) == 0        ? &d->gemm[1]
+    const moe_gemm_desc *gemm = strncmp(f->name, "gemm[0]", 7) == 0           ? &d->gemm[0]
+                                : strncmp(f->name, "gemm[1]", 7) == 0         ? &d->gemm[1]
                                 : strncmp(f->name, "shared.gemm[0]", 14) == 0 ? &d->shared.gemm[0]
-                                                                             : &d->shared.gemm[1];
+                                                                              : &d->shared.gemm[1];
     moe_quant_desc act = gemm->act;
     moei_quant_resolve(&act);
-    const int physical =
-        d->replicas > 0 ? d->replicas : d->num_experts + d->route.append_shared;
+    const int physical = d->replicas > 0 ? d->replicas : d->num_experts + d->route.append_shared;
     const int logits = d->route.scoring >= MOE_SCORING_SOFTMAX_SELECTED;
     const moei_format_info *format = moei_format(gemm->weight_format);
-    return is(f, "num_local_experts")    ? physical
-           : is(f, "route.select_on")    ? (logits ? MOE_SELECT_LOGITS : MOE_SELECT_SCORES)
-           : is(f, "route.scale")        ? 1
-           : is(f, "route.num_groups")   ? 1
-           : is(f, "logits_dtype")       ? MOE_F32
-           : is(f, "ids_dtype")          ? MOE_I32
-           : is(f, "weights_dtype")      ? MOE_F32
-           : is(f, "determinism")        ? MOE_DET_BATCH
-           : is(f, "inter_dtype")        ? (d->gemm[1].act.spec != 0 ? MOE_F32 : d->x_dtype)
-           : is(f, "partial_dtype")      ? d->x_dtype
-           : is(f, "out_dtype")          ? d->x_dtype
-           : is(f, "out_mode")           ? (d->x_layout == 0 ? MOE_OUT_COMBINED : MOE_OUT_LAYOUT)
+    return is(f, "num_local_experts")      ? physical
+           : is(f, "route.select_on")      ? (logits ? MOE_SELECT_LOGITS : MOE_SELECT_SCORES)
+           : is(f, "route.scale")          ? 1
+           : is(f, "route.num_groups")     ? 1
+           : is(f, "logits_dtype")         ? MOE_F32
+           : is(f, "ids_dtype")            ? MOE_I32
+           : is(f, "weights_dtype")        ? MOE_F32
+           : is(f, "determinism")          ? MOE_DET_BATCH
+           : is(f, "inter_dtype")          ? (d->gemm[1].act.spec != 0 ? MOE_F32 : d->x_dtype)
+           : is(f, "partial_dtype")        ? d->x_dtype
+           : is(f, "out_dtype")            ? d->x_dtype
+           : is(f, "out_mode")             ? (d->x_layout == 0 ? MOE_OUT_COMBINED : MOE_OUT_LAYOUT)
            : ends(f, "weight_scale_dtype") ? moei_format_scale_dtype(format)
-           : ends(f, "weight_group")     ? format->block_k
-           : ends(f, "act.elem")         ? act.elem
-           : ends(f, "act.group")        ? act.group
-           : ends(f, "act.scale_type")   ? act.scale_type
-           : ends(f, "act.scale_layout") ? MOE_SCALE_LAYOUT_ROW
-                                         : -1;
+           : ends(f, "weight_group")       ? format->block_k
+           : ends(f, "act.elem")           ? act.elem
+           : ends(f, "act.group")          ? act.group
+           : ends(f, "act.scale_type")     ? act.scale_type
+           : ends(f, "act.scale_layout")   ? MOE_SCALE_LAYOUT_ROW
+                                           : -1;
 }
 
-// Values that state a size or a wish, or a rounding that takes place anyway; they may change nothing.
+// Values that state a size or a wish, or a rounding that takes place anyway; they may change
+// nothing.
 static const char *why_neutral(const moe_layer_desc *d, const field *f, double value)
 {
     const int e8m0 = value == MOE_SCALE_E8M0 || value == MOE_SCALE_UE8M0_PACKED;

@@ -86,7 +86,8 @@ static moe_tensor view3(void *data, moe_dtype dtype, int64_t a, int64_t b, int64
         poison();                                                                                  \
     } while (0)
 
-// ---- ggemm ------------------------------------------------------------------------------------------
+// ---- ggemm
+// ------------------------------------------------------------------------------------------
 
 // 2 experts, 6 rows, K = 16, N = 8, bf16; gathered, scattered, weighed.
 static moe_ggemm_args ggemm_valid(void)
@@ -162,7 +163,8 @@ static void test_ggemm(void)
     REFUSE((CODES, a.x_scales.data = NULL), MOE_E_ARGUMENT, "x_scales is absent");
     REFUSE((CODES, a.x_scales.shape[0] = 5), MOE_E_SHAPE, "x_scales", "[5, 1]", "[6, 1]");
     REFUSE((CODES, a.weights.scales.data = NULL), MOE_E_ARGUMENT, "weights scales is absent");
-    REFUSE((CODES, a.weights.scales.dtype = MOE_BF16), MOE_E_DTYPE, "weights scales is bf16", "f32");
+    REFUSE((CODES, a.weights.scales.dtype = MOE_BF16), MOE_E_DTYPE, "weights scales is bf16",
+           "f32");
     REFUSE((CODES, a.weights.scale2 = a.row_weight), MOE_E_ARGUMENT, "second-level scale is given");
     REFUSE((CODES, a.gemm.act.group = 48), MOE_E_NO_KERNEL, "every 128", "every 48");
     REFUSE((CODES, a.gemm.act.spec = MOE_QUANT_FP8_STATIC), MOE_E_ARGUMENT,
@@ -183,7 +185,8 @@ static void test_ggemm(void)
 #undef REFUSE
 }
 
-// ---- glu --------------------------------------------------------------------------------------------
+// ---- glu
+// --------------------------------------------------------------------------------------------
 
 static moe_glu_args glu_valid(void)
 {
@@ -232,7 +235,8 @@ static void test_glu(void)
 #undef REFUSE
 }
 
-// ---- combine ----------------------------------------------------------------------------------------
+// ---- combine
+// ----------------------------------------------------------------------------------------
 
 static moe_combine_args combine_valid(void)
 {
@@ -273,7 +277,8 @@ static void test_combine(void)
 #undef REFUSE
 }
 
-// ---- quantize ---------------------------------------------------------------------------------------
+// ---- quantize
+// ---------------------------------------------------------------------------------------
 
 static moe_quantize_args quantize_valid(void)
 {
@@ -322,8 +327,10 @@ static void test_quantize(void)
     REFUSE(a.quant.spec = 0, MOE_E_UNSET, "quant.spec is unset");
     REFUSE(a.quant.spec = 7777, MOE_E_ARGUMENT, "quant.spec = 7777");
     REFUSE(a.quant.group = -8, MOE_E_ARGUMENT, "quant.group = -8");
-    REFUSE(a.quant.elem = MOE_E2M1, MOE_E_UNSUPPORTED, "quant.elem = e2m1", "fp8_group_div", "e4m3fn");
-    REFUSE(a.quant.scale_type = MOE_SCALE_E4M3FN, MOE_E_UNSUPPORTED, "quant.scale_type = e4m3fn", "f32");
+    REFUSE(a.quant.elem = MOE_E2M1, MOE_E_UNSUPPORTED, "quant.elem = e2m1", "fp8_group_div",
+           "e4m3fn");
+    REFUSE(a.quant.scale_type = MOE_SCALE_E4M3FN, MOE_E_UNSUPPORTED, "quant.scale_type = e4m3fn",
+           "f32");
     REFUSE(a.quant.scale_layout = 5, MOE_E_ARGUMENT, "quant.scale_layout = 5");
     REFUSE(a.quant.amax_bound = 1.0f, MOE_E_UNSUPPORTED, "quant.amax_bound = 1", "fp8_token");
     REFUSE(a.x.dtype = MOE_F64, MOE_E_DTYPE, "x is f64", "f32 or bf16 or f16");
@@ -350,7 +357,8 @@ static void test_quantize(void)
 #undef REFUSE
 }
 
-// ---- route ------------------------------------------------------------------------------------------
+// ---- route
+// ------------------------------------------------------------------------------------------
 
 static moe_route_args route_valid(void)
 {
@@ -392,7 +400,8 @@ static void test_route(void)
 #undef REFUSE
 }
 
-// ---- sort, gather -----------------------------------------------------------------------------------
+// ---- sort, gather
+// -----------------------------------------------------------------------------------
 
 static moe_sort_args sort_valid(void)
 {

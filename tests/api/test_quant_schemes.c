@@ -45,7 +45,8 @@ typedef struct scheme {
     act_key act;
 } scheme;
 
-// ---- their rules ------------------------------------------------------------------------------------
+// ---- their rules
+// ------------------------------------------------------------------------------------
 
 static scheme derive(const config *c)
 {
@@ -72,27 +73,67 @@ typedef struct experts {
 
 #define FP8_LIST                                                                                   \
     {W_NONE, A_NONE}, {W_BLOCK, A_DYNAMIC_128}, {W_CHANNEL, A_DYNAMIC_TOKEN},                      \
-        {W_TENSOR, A_DYNAMIC_TOKEN}, {W_TENSOR, A_STATIC_TENSOR}, {W_TENSOR, A_DYNAMIC_TENSOR}
+        {W_TENSOR, A_DYNAMIC_TOKEN}, {W_TENSOR, A_STATIC_TENSOR},                                  \
+    {                                                                                              \
+        W_TENSOR, A_DYNAMIC_TENSOR                                                                 \
+    }
 #define ANY (1u << Q_NONE | 1u << Q_E4M3FN)
 
 static const experts classes[] = {
-    {"TritonExperts", false, true, false, false, ANY | 1u << Q_INT8, 7,
+    {"TritonExperts",
+     false,
+     true,
+     false,
+     false,
+     ANY | 1u << Q_INT8,
+     7,
      {FP8_LIST, {W_INT8, A_INT8_TOKEN}}},
     {"BatchedTritonExperts", true, true, false, false, ANY, 6, {FP8_LIST}},
     {"NaiveBatchedExperts", true, true, false, false, ANY | 1u << Q_INT8, 0, {{W_NONE, A_NONE}}},
     {"DeepGemmExperts", false, true, true, false, 1u << Q_E4M3FN, 1, {{W_BLOCK, A_DYNAMIC_128}}},
-    {"BatchedDeepGemmExperts", true, true, true, false, 1u << Q_E4M3FN, 1,
+    {"BatchedDeepGemmExperts",
+     true,
+     true,
+     true,
+     false,
+     1u << Q_E4M3FN,
+     1,
      {{W_BLOCK, A_DYNAMIC_128}}},
-    {"CutlassExpertsFp8", false, false, false, true, 1u << Q_E4M3FN, 3,
+    {"CutlassExpertsFp8",
+     false,
+     false,
+     false,
+     true,
+     1u << Q_E4M3FN,
+     3,
      {{W_CHANNEL, A_DYNAMIC_TOKEN}, {W_TENSOR, A_STATIC_TENSOR}, {W_TENSOR, A_DYNAMIC_TENSOR}}},
     {"CutlassExpertsFp4", false, false, false, false, 1u << Q_NVFP4, 1, {{W_NVFP4, A_NVFP4}}},
     {"OAITritonExperts", false, false, false, false, ANY, 1, {{W_MXFP4, A_NONE}}},
-    {"AiterExperts", false, true, false, false, ANY, 5,
-     {{W_NONE, A_NONE}, {W_BLOCK, A_DYNAMIC_128}, {W_TENSOR, A_STATIC_TENSOR},
-      {W_TENSOR, A_DYNAMIC_TENSOR}, {W_CHANNEL, A_DYNAMIC_TOKEN}}},
-    {"AiterExperts on gfx950", false, true, false, false, ANY, 7,
-     {{W_NONE, A_NONE}, {W_BLOCK, A_DYNAMIC_128}, {W_TENSOR, A_STATIC_TENSOR},
-      {W_TENSOR, A_DYNAMIC_TENSOR}, {W_CHANNEL, A_DYNAMIC_TOKEN}, {W_MXFP4, A_NONE},
+    {"AiterExperts",
+     false,
+     true,
+     false,
+     false,
+     ANY,
+     5,
+     {{W_NONE, A_NONE},
+      {W_BLOCK, A_DYNAMIC_128},
+      {W_TENSOR, A_STATIC_TENSOR},
+      {W_TENSOR, A_DYNAMIC_TENSOR},
+      {W_CHANNEL, A_DYNAMIC_TOKEN}}},
+    {"AiterExperts on gfx950",
+     false,
+     true,
+     false,
+     false,
+     ANY,
+     7,
+     {{W_NONE, A_NONE},
+      {W_BLOCK, A_DYNAMIC_128},
+      {W_TENSOR, A_STATIC_TENSOR},
+      {W_TENSOR, A_DYNAMIC_TENSOR},
+      {W_CHANNEL, A_DYNAMIC_TOKEN},
+      {W_MXFP4, A_NONE},
       {W_MXFP4, A_MXFP4}}},
 };
 #define NUM_CLASSES (sizeof classes / sizeof classes[0])
@@ -127,9 +168,9 @@ static bool is_valid(const config *c, bool prepare_batched, const experts *e)
 {
     const bool per_tensor = c->dtype != Q_NONE && !c->block && !c->per_act_token;
     const int granularities = c->per_act_token + per_tensor + c->block;
-    return prepare_batched == e->batched && granularities <= 1 && (e->dtypes >> c->dtype & 1) != 0 &&
-           (!c->block || e->block) && (!e->needs_block || c->block) &&
-           fe_supports_quant_scheme(c, e);
+    return prepare_batched == e->batched && granularities <= 1 &&
+           (e->dtypes >> c->dtype & 1) != 0 && (!c->block || e->block) &&
+           (!e->needs_block || c->block) && fe_supports_quant_scheme(c, e);
 }
 
 static bool is_nyi_config(const config *c, const experts *e)
@@ -143,7 +184,8 @@ static bool is_skipped(const config *c, const experts *e, int32_t top_k)
     return top_k == 1 && c->block && strncmp(e->name, "Aiter", 5) == 0;
 }
 
-// ---- ours -------------------------------------------------------------------------------------------
+// ---- ours
+// -------------------------------------------------------------------------------------------
 
 static moe_gemm_desc gemm_of(scheme s)
 {
@@ -211,8 +253,8 @@ static moe_status ask(const moe_layer_desc *d)
 {
     int chosen = 0;
     const moe_status status = moe_query_support(ctx, d, count_chosen, &chosen);
-    CHECK(chosen == (status == MOE_OK ? 2 : 0), "%s with %d products chosen", moe_status_name(status),
-          chosen);
+    CHECK(chosen == (status == MOE_OK ? 2 : 0), "%s with %d products chosen",
+          moe_status_name(status), chosen);
     return status;
 }
 
@@ -256,8 +298,8 @@ static void test_table(void)
         test_scheme(rows[i].name, s, true);
     }
     // Whatever is not e4m3fn counts as supported there; here it is asked.
-    static const config others[] = {{Q_NONE, false, false, false}, {Q_NVFP4, false, false, false},
-                                    {Q_INT8, false, true, true}};
+    static const config others[] = {
+        {Q_NONE, false, false, false}, {Q_NVFP4, false, false, false}, {Q_INT8, false, true, true}};
     static const scheme theirs[] = {{W_NONE, A_NONE}, {W_NVFP4, A_NVFP4}, {W_INT8, A_INT8_TOKEN}};
     for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
         for (size_t e = 0; e < NUM_CLASSES; e++) {

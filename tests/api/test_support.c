@@ -16,7 +16,7 @@
 #include "unit/test.h"
 
 #define DESCRIPTORS 600
-#define MAX_ROWS 512
+#define MAX_ROWS    512
 #define MAX_KERNELS 256
 
 static uint64_t rng = 0x853C49E6748FEA9Bu;
@@ -37,9 +37,11 @@ static int32_t from_to(int32_t low, int32_t high)
     return low + (int32_t)below((uint32_t)(high - low + 1));
 }
 
-// ---- random descriptors -----------------------------------------------------------------------------
+// ---- random descriptors
+// -----------------------------------------------------------------------------
 
-// Formats and quantisers go together half of the time; the rest is refused, which is also an answer.
+// Formats and quantisers go together half of the time; the rest is refused, which is also an
+// answer.
 static void draw_gemm(moe_gemm_desc *gemm)
 {
     static const int32_t groups[] = {0, 0, 0, 16, 32, 64, 128, 48};
@@ -71,7 +73,8 @@ static void draw_activation(moe_activation *activation, moe_gate_up *gate_up, fl
     *gate_up = moe_activation_gated(*activation) != 0 ? from_to(1, 4) : 0;
     *alpha = *activation == MOE_ACT_SWIGLUOAI ? 1.702f : 0.0f;
     *beta = *activation == MOE_ACT_SWIGLUOAI || *activation == MOE_ACT_SITU ? 1.0f : 0.0f;
-    *limit = *activation == MOE_ACT_SWIGLUSTEP || (*activation == MOE_ACT_SILU && chance(30)) || chance(2)
+    *limit = *activation == MOE_ACT_SWIGLUSTEP || (*activation == MOE_ACT_SILU && chance(30)) ||
+                     chance(2)
                  ? 2.0f
                  : 0.0f;
 }
@@ -122,7 +125,8 @@ static moe_layer_desc draw(void)
     d.partial_dtype = chance(30) ? from_to(MOE_F32, MOE_F16) : 0;
     d.out_dtype = chance(30) ? from_to(MOE_F32, MOE_F16) : 0;
     d.workspace_cap = chance(10) ? 3000 : 0;
-    if (d.gemm[0].act.spec != 0 && d.latent == 0 && d.weight_stage != MOE_WEIGHT_INPUT && chance(40)) {
+    if (d.gemm[0].act.spec != 0 && d.latent == 0 && d.weight_stage != MOE_WEIGHT_INPUT &&
+        chance(40)) {
         d.x_dtype = moei_quant_get(d.gemm[0].act.spec)->elem;
         d.inter_dtype = d.gemm[1].act.spec == 0 ? MOE_BF16 : 0;
         d.partial_dtype = d.out_dtype = MOE_F32;
@@ -139,7 +143,8 @@ static moe_layer_desc draw(void)
     return d;
 }
 
-// ---- what a query says ------------------------------------------------------------------------------
+// ---- what a query says
+// ------------------------------------------------------------------------------
 
 typedef struct row {
     const char *kernel, *arith;
@@ -280,7 +285,8 @@ static void check_answer(const answer *a, const moe_layer_desc *d, moe_status st
     }
 }
 
-// ---- what a run does --------------------------------------------------------------------------------
+// ---- what a run does
+// --------------------------------------------------------------------------------
 
 typedef struct counters {
     const char *names[MAX_KERNELS];
@@ -324,7 +330,8 @@ static void check_run(moe_context *ctx, const moe_plan *plan, const moe_layer_de
     layer_case_free(&c);
 }
 
-// ---- texts ------------------------------------------------------------------------------------------
+// ---- texts
+// ------------------------------------------------------------------------------------------
 
 static const char *skip_value(const char *c);
 
@@ -462,7 +469,8 @@ static void check_texts(const moe_plan *plan, const answer *a)
     free(explain);
 }
 
-// ---- all --------------------------------------------------------------------------------------------
+// ---- all
+// --------------------------------------------------------------------------------------------
 
 static const char *after_call(const char *message)
 {

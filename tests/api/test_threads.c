@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Objects and threads: four threads run one plan at once, each with a workspace of its own, while
-// others create plans, ask for support, and pack different experts of one layer. Every result has the
-// bits that it has alone. Meant for TSan; also a test without it.
+// others create plans, ask for support, and pack different experts of one layer. Every result has
+// the bits that it has alone. Meant for TSan; also a test without it.
 #define _POSIX_C_SOURCE 200809L
 #include <pthread.h>
 #include <stdlib.h>
@@ -11,11 +11,12 @@
 #include "unit/test.h"
 
 #define THREADS 4
-#define RUNS 12
+#define RUNS    12
 
 static moe_context *ctx;
 
-// ---- one plan, many runs ------------------------------------------------------------------------------
+// ---- one plan, many runs
+// ------------------------------------------------------------------------------
 
 typedef struct runner {
     layer_case *c;
@@ -106,8 +107,8 @@ static void test_one_plan(const moe_layer_desc *d, const char *name)
     int failures = 0;
     moe_plan *plan = NULL;
     layer_case c;
-    if (!CHECK(moe_plan_create(ctx, d, &plan) == MOE_OK && layer_case_make(&c, plan, d, 16) == MOE_OK &&
-                   layer_case_run(&c) == MOE_OK,
+    if (!CHECK(moe_plan_create(ctx, d, &plan) == MOE_OK &&
+                   layer_case_make(&c, plan, d, 16) == MOE_OK && layer_case_run(&c) == MOE_OK,
                "%s: %s", name, moe_last_error())) {
         return;
     }
@@ -129,7 +130,8 @@ static void test_one_plan(const moe_layer_desc *d, const char *name)
     moe_plan_destroy(plan);
 }
 
-// ---- packing ------------------------------------------------------------------------------------------
+// ---- packing
+// ------------------------------------------------------------------------------------------
 
 typedef struct packer {
     layer_case *c;
@@ -169,8 +171,8 @@ static void test_packing(void)
     moe_weights *together = NULL;
     d.gemm[0].weight_format = d.gemm[1].weight_format = MOE_FORMAT_E4M3FN_TENSOR;
     d.gemm[0].act.spec = d.gemm[1].act.spec = MOE_QUANT_FP8_STATIC; // one scale, which all bring
-    if (!CHECK(moe_plan_create(ctx, &d, &plan) == MOE_OK && layer_case_make(&c, plan, &d, 9) == MOE_OK &&
-                   layer_case_run(&c) == MOE_OK,
+    if (!CHECK(moe_plan_create(ctx, &d, &plan) == MOE_OK &&
+                   layer_case_make(&c, plan, &d, 9) == MOE_OK && layer_case_run(&c) == MOE_OK,
                "%s", moe_last_error())) {
         return;
     }
