@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The context: probes the machine, reads the environment once, picks the backend.
+#include "moe/context.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,7 +10,6 @@
 #include "core/check.h"
 #include "core/isa.h"
 #include "core/safemath.h"
-#include "moe/context.h"
 
 static void *default_alloc(void *self, size_t bytes, size_t align)
 {
@@ -30,17 +31,18 @@ static moe_status check_desc(const moe_context_desc *desc)
 {
     const char *call = "moe_context_create";
     MOE_REQUIRE(desc->num_threads >= 0, MOE_E_ARGUMENT,
-                "%s: desc.num_threads = %d, must be 0 (all) or more", call,
-                (int)desc->num_threads);
+                "%s: desc.num_threads = %d, must be 0 (all) or more", call, (int)desc->num_threads);
     MOE_REQUIRE(desc->allocator == NULL ||
                     (desc->allocator->alloc != NULL && desc->allocator->free != NULL),
                 MOE_E_ARGUMENT, "%s: desc.allocator lacks alloc or free", call);
-    MOE_REQUIRE(desc->pool == NULL || (desc->pool->size != NULL && desc->pool->parallel_for != NULL),
+    MOE_REQUIRE(desc->pool == NULL ||
+                    (desc->pool->size != NULL && desc->pool->parallel_for != NULL),
                 MOE_E_ARGUMENT, "%s: desc.pool lacks size or parallel_for", call);
-    MOE_REQUIRE(desc->pool == NULL || desc->num_threads == 0, MOE_E_ARGUMENT,
-                "%s: desc.num_threads = %d, but desc.pool is given and has a size of its own; set it "
-                "to 0",
-                call, (int)desc->num_threads);
+    MOE_REQUIRE(
+        desc->pool == NULL || desc->num_threads == 0, MOE_E_ARGUMENT,
+        "%s: desc.num_threads = %d, but desc.pool is given and has a size of its own; set it "
+        "to 0",
+        call, (int)desc->num_threads);
     const bool cpu = desc->device == MOE_DEVICE_UNSET || desc->device == MOE_DEVICE_CPU;
     MOE_REQUIRE(!cpu || desc->device_id == 0, MOE_E_ARGUMENT,
                 "%s: desc.device_id = %d, device \"cpu\" has 0 only", call, (int)desc->device_id);
@@ -153,7 +155,8 @@ int moe_context_visit_kernels(const moe_context *ctx,
                 .backend = backend->name,
                 .op = moei_op_name(kernel->op),
                 .isa = kernel->isa_name,
-                .arith = kernel->arith == MOEI_ARITH_NONE ? "" : moei_arith_get(kernel->arith)->name,
+                .arith =
+                    kernel->arith == MOEI_ARITH_NONE ? "" : moei_arith_get(kernel->arith)->name,
                 .available = available,
                 .why = !here ? "the context uses another device"
                              : moei_whynot_text(&why, text, sizeof text),

@@ -7,7 +7,8 @@
 
 #include "api/plan_internal.h"
 
-// ---- text into a caller's buffer, snprintf-like --------------------------------------------------------
+// ---- text into a caller's buffer, snprintf-like
+// --------------------------------------------------------
 
 typedef struct text {
     char *buffer;
@@ -25,8 +26,8 @@ static void put(text *t, const char *format, ...)
     t->length += n > 0 ? (size_t)n : 0;
 }
 
-// "name": value in the nine digits that name every f32, whatever the process's locale writes between
-// units and tenths.
+// "name": value in the nine digits that name every f32, whatever the process's locale writes
+// between units and tenths.
 static void put_number(text *t, const char *name, float value)
 {
     char digits[32];
@@ -56,7 +57,8 @@ static const char *level_name(moe_determinism level)
     return level >= 0 && level <= MOE_DET_KERNEL ? names[level] : "unknown";
 }
 
-// ---- support query ----------------------------------------------------------------------------------
+// ---- support query
+// ----------------------------------------------------------------------------------
 
 static int visit_op(const moe_plan *plan, moei_op op, bool runs,
                     int (*visit)(void *, const moe_support *), void *self)
@@ -157,15 +159,17 @@ moe_status moe_query_support(const moe_context *ctx, const moe_layer_desc *desc,
     return status;
 }
 
-// ---- explain ------------------------------------------------------------------------------------------
+// ---- explain
+// ------------------------------------------------------------------------------------------
 
 static void explain_step(const moe_plan *plan, const moei_plan_step *step,
                          const moei_kernel *chosen, text *t)
 {
     const moei_ggemm_problem *p = &step->problem;
     const moe_context *ctx = plan->ctx;
-    put(t, "ggemm %s  %s x %s -> %s   e=%d m<=%" PRId64 " n=%" PRId64 " k=%" PRId64
-           "   %s, arith %s\n",
+    put(t,
+        "ggemm %s  %s x %s -> %s   e=%d m<=%" PRId64 " n=%" PRId64 " k=%" PRId64
+        "   %s, arith %s\n",
         step->name, moe_dtype_name(p->x_dtype), moe_format_name(p->gemm->weight_format),
         moe_dtype_name(p->y_dtype), (int)p->experts, p->m_max, p->n, p->k, level_name(plan->level),
         moei_arith_get(chosen->arith)->name);
@@ -214,7 +218,8 @@ moe_status moe_plan_explain(const moe_plan *plan, char *buffer, size_t capacity,
     return MOE_OK;
 }
 
-// ---- describe -----------------------------------------------------------------------------------------
+// ---- describe
+// -----------------------------------------------------------------------------------------
 
 // Enumerators are written as their numbers where they have no name in the API.
 static void describe_quant(const moe_quant_desc *q, text *t)
@@ -222,8 +227,7 @@ static void describe_quant(const moe_quant_desc *q, text *t)
     put(t, "{\"spec\": \"%s\", \"elem\": \"%s\", \"group\": %d, ", moe_quant_name(q->spec),
         moe_dtype_name(q->elem), (int)q->group);
     put_number(t, "amax_bound", q->amax_bound);
-    put(t, "\"scale_type\": %d, \"scale_layout\": %d}", (int)q->scale_type,
-        (int)q->scale_layout);
+    put(t, "\"scale_type\": %d, \"scale_layout\": %d}", (int)q->scale_type, (int)q->scale_layout);
 }
 
 static void describe_mlp(const moei_mlp *mlp, const char *name, text *t)
@@ -260,8 +264,8 @@ static void describe_route(const moe_route_desc *route, text *t)
 {
     moe_route_desc r = *route;
     moei_route_resolve(&r);
-    put(t, "\"route\": {\"scoring\": %d, \"select_on\": %d, \"renormalise\": %d, ",
-        (int)r.scoring, (int)r.select_on, (int)r.renormalise);
+    put(t, "\"route\": {\"scoring\": %d, \"select_on\": %d, \"renormalise\": %d, ", (int)r.scoring,
+        (int)r.select_on, (int)r.renormalise);
     put_number(t, "renorm_eps", r.renorm_eps);
     put_number(t, "scale", r.scale);
     put_number(t, "jitter_eps", r.jitter_eps);

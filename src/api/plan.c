@@ -6,7 +6,7 @@
 
 #include "api/plan_internal.h"
 
-#define MAX_DIM (1 << 20)
+#define MAX_DIM     (1 << 20)
 #define MAX_EXPERTS 4096
 
 static moe_status check_range(int64_t value, int64_t low, int64_t high, const char *name,
@@ -68,17 +68,17 @@ static moe_status check_routing(moe_layer_desc *d, const char *call)
 {
     MOE_REQUIRE(d->routing != MOE_ROUTING_UNSET, MOE_E_UNSET, "%s: desc.routing is unset", call);
     MOE_TRY(check_range(d->routing, MOE_ROUTING_FROM_LOGITS, MOE_ROUTING_PLACED, "routing", call));
-    MOE_REQUIRE((d->routing == MOE_ROUTING_PLACED) == (d->x_layout != MOE_X_TOKENS),
-                MOE_E_UNSUPPORTED,
-                "%s: desc.routing = %d with x_layout = %d; PLACED goes with BATCHED and SORTED, the "
-                "others with TOKENS",
-                call, (int)d->routing, (int)d->x_layout);
+    MOE_REQUIRE(
+        (d->routing == MOE_ROUTING_PLACED) == (d->x_layout != MOE_X_TOKENS), MOE_E_UNSUPPORTED,
+        "%s: desc.routing = %d with x_layout = %d; PLACED goes with BATCHED and SORTED, the "
+        "others with TOKENS",
+        call, (int)d->routing, (int)d->x_layout);
     MOE_REQUIRE(d->weight_stage != MOE_WEIGHT_UNSET, MOE_E_UNSET, "%s: desc.weight_stage is unset",
                 call);
     MOE_TRY(check_range(d->weight_stage, MOE_WEIGHT_OUTPUT, MOE_WEIGHT_NONE, "weight_stage", call));
     MOE_REQUIRE(d->routing != MOE_ROUTING_PLACED || d->ids_dtype == 0, MOE_E_UNSUPPORTED,
-                "%s: desc.ids_dtype = %s, but routing is PLACED, which has no ids; set it to 0", call,
-                moe_dtype_name(d->ids_dtype));
+                "%s: desc.ids_dtype = %s, but routing is PLACED, which has no ids; set it to 0",
+                call, moe_dtype_name(d->ids_dtype));
     MOE_REQUIRE(d->routing != MOE_ROUTING_PLACED || d->weights_dtype == 0 ||
                     d->weights_dtype == MOE_F32,
                 MOE_E_UNSUPPORTED, "%s: desc.weights_dtype = %s, but routing is PLACED; f32 works",
@@ -97,8 +97,7 @@ static moe_status check_routing(moe_layer_desc *d, const char *call)
                     "%s: desc.logits_dtype = %s, must be f32, bf16 or f16", call,
                     moe_dtype_name(d->logits_dtype));
         MOE_TRY(moei_route_check(&d->route, d->num_experts, d->top_k, call));
-        MOE_REQUIRE(d->route.append_shared == 0 ||
-                        (d->route.zero_experts == 0 && d->replicas == 0),
+        MOE_REQUIRE(d->route.append_shared == 0 || (d->route.zero_experts == 0 && d->replicas == 0),
                     MOE_E_UNSUPPORTED,
                     "%s: desc.route.append_shared = %d with zero_experts = %d, replicas = %d; a "
                     "shared descriptor works",
@@ -137,10 +136,11 @@ static moe_status check_precision(moe_layer_desc *d, const char *call)
     // Where every second product quantises h, h is f32 until then.
     if (d->gemm[1].act.spec != MOE_QUANT_NONE &&
         (d->shared.count == 0 || d->shared.gemm[1].act.spec != MOE_QUANT_NONE)) {
-        MOE_REQUIRE(d->inter_dtype == 0 || d->inter_dtype == MOE_F32, MOE_E_UNSUPPORTED,
-                    "%s: desc.inter_dtype = %s, but gemm[1].act = %s quantises h from f32; 0 and f32 "
-                    "work",
-                    call, moe_dtype_name(d->inter_dtype), moe_quant_name(d->gemm[1].act.spec));
+        MOE_REQUIRE(
+            d->inter_dtype == 0 || d->inter_dtype == MOE_F32, MOE_E_UNSUPPORTED,
+            "%s: desc.inter_dtype = %s, but gemm[1].act = %s quantises h from f32; 0 and f32 "
+            "work",
+            call, moe_dtype_name(d->inter_dtype), moe_quant_name(d->gemm[1].act.spec));
         d->inter_dtype = MOE_F32;
     }
     if (is_float(d->x_dtype)) {
@@ -162,12 +162,13 @@ static moe_status check_precision(moe_layer_desc *d, const char *call)
                     "%s: desc.%s = %s, must be f32, bf16 or f16", call, fields[i].name,
                     moe_dtype_name(fields[i].dtype));
     }
-    MOE_REQUIRE(is_float(d->x_dtype) || moei_quant_needs_given_scale(&d->gemm[0].act) ||
-                    !moei_quant_has_global_scale(&d->gemm[0].act),
-                MOE_E_UNSUPPORTED,
-                "%s: desc.x_dtype = %s with gemm[0].act = %s, whose global scale is computed with the "
-                "codes; nvfp4, with a given one, works",
-                call, moe_dtype_name(d->x_dtype), moe_quant_name(d->gemm[0].act.spec));
+    MOE_REQUIRE(
+        is_float(d->x_dtype) || moei_quant_needs_given_scale(&d->gemm[0].act) ||
+            !moei_quant_has_global_scale(&d->gemm[0].act),
+        MOE_E_UNSUPPORTED,
+        "%s: desc.x_dtype = %s with gemm[0].act = %s, whose global scale is computed with the "
+        "codes; nvfp4, with a given one, works",
+        call, moe_dtype_name(d->x_dtype), moe_quant_name(d->gemm[0].act.spec));
     MOE_REQUIRE(is_float(d->x_dtype) || d->latent == 0, MOE_E_UNSUPPORTED,
                 "%s: desc.latent = %" PRId64 " with x as %s codes; x must be f32, bf16 or f16",
                 call, d->latent, moe_dtype_name(d->x_dtype));
@@ -217,29 +218,30 @@ static moe_status check_shared(moe_layer_desc *d, const char *call)
     MOE_TRY(check_range(s->count, 0, MAX_EXPERTS, "shared.count", call));
     MOE_REQUIRE(s->count > 0 || all_zero(s, sizeof *s), MOE_E_UNSUPPORTED,
                 "%s: desc.shared has fields set, but shared.count = 0", call);
-    MOE_REQUIRE(d->route.shared_scores == (s->count > 0 && s->gate == MOE_SHARED_ROUTER_WEIGHTED &&
-                                                   d->routing == MOE_ROUTING_FROM_LOGITS
-                                               ? s->count
-                                               : 0),
-                MOE_E_UNSUPPORTED,
-                "%s: desc.route.shared_scores = %d with shared.count = %d and shared.gate = %d; they "
-                "go together with ROUTER_WEIGHTED (%d)",
-                call, (int)d->route.shared_scores, (int)s->count, (int)s->gate,
-                MOE_SHARED_ROUTER_WEIGHTED);
+    MOE_REQUIRE(
+        d->route.shared_scores == (s->count > 0 && s->gate == MOE_SHARED_ROUTER_WEIGHTED &&
+                                           d->routing == MOE_ROUTING_FROM_LOGITS
+                                       ? s->count
+                                       : 0),
+        MOE_E_UNSUPPORTED,
+        "%s: desc.route.shared_scores = %d with shared.count = %d and shared.gate = %d; they "
+        "go together with ROUTER_WEIGHTED (%d)",
+        call, (int)d->route.shared_scores, (int)s->count, (int)s->gate, MOE_SHARED_ROUTER_WEIGHTED);
     if (s->count == 0) {
         return MOE_OK;
     }
     MOE_TRY(check_range(s->inter, 1, MAX_DIM, "shared.inter", call));
-    MOE_TRY(check_range(s->gate, MOE_SHARED_PLAIN, MOE_SHARED_ROUTER_WEIGHTED, "shared.gate", call));
+    MOE_TRY(
+        check_range(s->gate, MOE_SHARED_PLAIN, MOE_SHARED_ROUTER_WEIGHTED, "shared.gate", call));
     MOE_TRY(check_range(s->transposed, 0, 1, "shared.transposed", call));
-    MOE_REQUIRE(is_float(d->x_dtype) || memcmp(&s->gemm[0].act, &d->gemm[0].act,
-                                               sizeof d->gemm[0].act) == 0,
+    MOE_REQUIRE(is_float(d->x_dtype) ||
+                    memcmp(&s->gemm[0].act, &d->gemm[0].act, sizeof d->gemm[0].act) == 0,
                 MOE_E_UNSUPPORTED,
                 "%s: desc.shared.gemm[0].act is not gemm[0].act, with which x arrives quantised",
                 call);
     MOE_REQUIRE(is_float(d->x_dtype) || s->gate != MOE_SHARED_SIGMOID, MOE_E_UNSUPPORTED,
-                "%s: desc.shared.gate = SIGMOID with x as %s codes; x must be f32, bf16 or f16", call,
-                moe_dtype_name(d->x_dtype));
+                "%s: desc.shared.gate = SIGMOID with x as %s codes; x must be f32, bf16 or f16",
+                call, moe_dtype_name(d->x_dtype));
     return MOE_OK;
 }
 
@@ -252,10 +254,10 @@ static moe_status init_mlp(const moe_plan *plan, bool shared, const char *call, 
     mlp->count = shared ? s->count : d->num_local_experts;
     mlp->width = !shared && d->latent > 0 ? d->latent : d->hidden;
     mlp->inter = shared ? s->inter : d->inter;
-    mlp->act = shared ? (moei_activation_params){s->activation, s->alpha, s->beta, s->linear_beta,
-                                                 s->limit}
-                      : (moei_activation_params){d->activation, d->alpha, d->beta, d->linear_beta,
-                                                 d->limit};
+    mlp->act =
+        shared
+            ? (moei_activation_params){s->activation, s->alpha, s->beta, s->linear_beta, s->limit}
+            : (moei_activation_params){d->activation, d->alpha, d->beta, d->linear_beta, d->limit};
     mlp->gate_up = shared ? s->gate_up : d->gate_up;
     mlp->transposed = (shared ? s->transposed : d->transposed) != 0;
     MOE_TRY(moei_activation_check(&mlp->act, mlp->gate_up, call));
@@ -273,8 +275,7 @@ static moe_status init_mlp(const moe_plan *plan, bool shared, const char *call, 
             moei_quant_resolve(&mlp->gemm[g].act);
         }
         const moe_dtype input = g == 0 ? d->x_dtype : d->inter_dtype;
-        mlp->operand[g] =
-            is_float(input) ? moei_gemm_operand_dtype(&mlp->gemm[g], input) : input;
+        mlp->operand[g] = is_float(input) ? moei_gemm_operand_dtype(&mlp->gemm[g], input) : input;
     }
     return MOE_OK;
 }
@@ -325,17 +326,16 @@ int moei_plan_steps(const moe_plan *plan, moei_plan_step steps[MOEI_PLAN_STEPS])
         }
     }
     if (d->latent > 0) {
-        steps[n++] = (moei_plan_step){
-            "latent in", 4 + MOEI_LINEAR_LATENT_IN,
-            linear_problem(plan, d->latent, d->hidden, d->x_dtype, d->x_dtype)};
-        steps[n++] = (moei_plan_step){
-            "latent out", 4 + MOEI_LINEAR_LATENT_OUT,
-            linear_problem(plan, d->hidden, d->latent, d->partial_dtype, MOE_F32)};
+        steps[n++] =
+            (moei_plan_step){"latent in", 4 + MOEI_LINEAR_LATENT_IN,
+                             linear_problem(plan, d->latent, d->hidden, d->x_dtype, d->x_dtype)};
+        steps[n++] =
+            (moei_plan_step){"latent out", 4 + MOEI_LINEAR_LATENT_OUT,
+                             linear_problem(plan, d->hidden, d->latent, d->partial_dtype, MOE_F32)};
     }
     if (d->shared.count > 0 && d->shared.gate == MOE_SHARED_SIGMOID) {
-        steps[n++] =
-            (moei_plan_step){"shared gate", 4 + MOEI_LINEAR_SHARED_GATE,
-                             linear_problem(plan, 1, d->hidden, d->x_dtype, MOE_F32)};
+        steps[n++] = (moei_plan_step){"shared gate", 4 + MOEI_LINEAR_SHARED_GATE,
+                                      linear_problem(plan, 1, d->hidden, d->x_dtype, MOE_F32)};
     }
     return n;
 }
@@ -407,9 +407,10 @@ static moe_status check_level(moe_plan *plan, const char *call)
             plan->level = level < plan->level ? level : plan->level;
         }
         if (!arith->consistent) {
-            MOE_REQUIRE(d->determinism < MOE_DET_KERNEL, MOE_E_LEVEL,
-                        "%s: %s: class %s is not CONSISTENT, desc.determinism = KERNEL; BATCH works",
-                        call, steps[i].name, arith->name);
+            MOE_REQUIRE(
+                d->determinism < MOE_DET_KERNEL, MOE_E_LEVEL,
+                "%s: %s: class %s is not CONSISTENT, desc.determinism = KERNEL; BATCH works", call,
+                steps[i].name, arith->name);
             plan->level = plan->level > MOE_DET_BATCH ? MOE_DET_BATCH : plan->level;
         }
     }

@@ -84,7 +84,7 @@ static inline bool moei_plan_writes_out_directly(const moe_plan *plan)
 moe_status moei_plan_init(const moe_context *ctx, const moe_layer_desc *desc, const char *call,
                           moe_plan *plan);
 
-/// Bytes of the workspace for num_tokens; SIZE_MAX on overflow. (layer.c lists the buffers.)
+/// Bytes of the workspace for num_tokens; SIZE_MAX on overflow. (prepare.c lists the buffers.)
 size_t moei_layer_workspace(const moe_plan *plan, int64_t num_tokens);
 
 /// True where the step's input comes from a quantiser that the layer runs (not the caller's codes).

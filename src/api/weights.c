@@ -8,7 +8,8 @@
 #include "api/plan_internal.h"
 #include "quant/elements.h"
 
-// ---- layout of the packed memory --------------------------------------------------------------------
+// ---- layout of the packed memory
+// --------------------------------------------------------------------
 
 static void layout_stack(moei_arena *arena, const moei_mlp *mlp, int g, moei_matrices *out,
                          float **act_scale)
@@ -22,8 +23,7 @@ static void layout_stack(moei_arena *arena, const moei_mlp *mlp, int g, moei_mat
     m.count = mlp->count;
     m.n = g == 0 ? mlp->rows1 : mlp->width;
     m.k = g == 0 ? mlp->width : mlp->inter;
-    m.interleaved_parts =
-        gate_up == MOE_GATE_UP_INTERLEAVED || gate_up == MOE_UP_GATE_INTERLEAVED;
+    m.interleaved_parts = gate_up == MOE_GATE_UP_INTERLEAVED || gate_up == MOE_UP_GATE_INTERLEAVED;
     m.part_rows = gated && !m.interleaved_parts ? m.n / 2 : m.n;
     const size_t count = (size_t)m.count;
     const int64_t inner = moei_elem_bytes(info->elem, mlp->transposed ? m.n : m.k);
@@ -33,14 +33,14 @@ static void layout_stack(moei_arena *arena, const moei_mlp *mlp, int g, moei_mat
     m.value_k_stride = mlp->transposed ? inner : 0;
     m.values = moei_arena_array(arena, count, (size_t)m.value_e_stride);
     if (info->scale_dtypes != 0) {
-        m.scale_dtype =
-            gemm->weight_scale_dtype != 0 ? gemm->weight_scale_dtype : moei_format_scale_dtype(info);
+        m.scale_dtype = gemm->weight_scale_dtype != 0 ? gemm->weight_scale_dtype
+                                                      : moei_format_scale_dtype(info);
         m.block_n = info->block_n;
         m.block_k = moei_gemm_block_k(info, gemm);
         m.scale_parts = gated ? 2 : 1;
-        const int64_t rows =
-            m.block_n == 0 ? m.scale_parts
-                           : m.n / m.part_rows * moei_i64_ceil_div(m.part_rows, m.block_n);
+        const int64_t rows = m.block_n == 0
+                                 ? m.scale_parts
+                                 : m.n / m.part_rows * moei_i64_ceil_div(m.part_rows, m.block_n);
         const int64_t columns = m.block_k > 0 ? moei_i64_ceil_div(m.k, m.block_k) : 1;
         m.scale_n_stride = columns;
         m.scale_k_stride = 1;
@@ -170,7 +170,8 @@ void moe_weights_destroy(moe_weights *weights)
     }
 }
 
-// ---- checks of scales -------------------------------------------------------------------------------
+// ---- checks of scales
+// -------------------------------------------------------------------------------
 
 static int64_t scale_rows(const moei_matrices *m)
 {
@@ -214,7 +215,8 @@ static moe_status check_scales(const moei_matrices *m, int32_t first, const char
     return MOE_OK;
 }
 
-// ---- copies -----------------------------------------------------------------------------------------
+// ---- copies
+// -----------------------------------------------------------------------------------------
 
 static void copy_values(const moei_matrices *s, int32_t se, const moei_matrices *d, int32_t de)
 {
@@ -306,7 +308,8 @@ static void copy_expert(const moei_matrices *s, int32_t se, const moei_matrices 
     }
 }
 
-// ---- sources ----------------------------------------------------------------------------------------
+// ---- sources
+// ----------------------------------------------------------------------------------------
 
 static const char *const stack_names[4] = {"gate_up", "down", "shared gate_up", "shared down"};
 
@@ -322,12 +325,10 @@ static moe_status check_source_views(const moe_plan *plan, const moe_weights_sou
 {
     for (int i = 0; i < 4; i++) {
         const moe_matrix_source *m = i < 2 ? &source->gemm[i] : &source->shared[i - 2];
-        const moei_view views[] = {{&m->values, stack_names[i], false},
-                                   {&m->scales, "scales", false},
-                                   {&m->scale2, "scale2", false},
-                                   {&m->zero_points, "zero_points", false},
-                                   {&m->bias, "bias", false},
-                                   {&m->act_scale, "act_scale", false}};
+        const moei_view views[] = {
+            {&m->values, stack_names[i], false}, {&m->scales, "scales", false},
+            {&m->scale2, "scale2", false},       {&m->zero_points, "zero_points", false},
+            {&m->bias, "bias", false},           {&m->act_scale, "act_scale", false}};
         MOE_TRY(moei_views_check_device(views, 6, plan->ctx->backend->device, call));
         for (int v = 1; v < 6; v++) {
             MOE_REQUIRE(source_present(m) || views[v].tensor->data == NULL, MOE_E_ARGUMENT,
@@ -413,10 +414,10 @@ static moe_status check_source(const moe_plan *plan, const moe_weights_source *s
     for (int g = 0; g < 2; g++) {
         const moe_tensor *values = &source->gemm[g].values;
         if (source_present(&source->gemm[g])) {
-            const int32_t n = count >= 0                                   ? count
-                              : values->ndim <= 2                          ? 1
-                              : values->shape[0] > plan->routed.count      ? plan->routed.count + 1
-                                                                           : (int32_t)values->shape[0];
+            const int32_t n = count >= 0                              ? count
+                              : values->ndim <= 2                     ? 1
+                              : values->shape[0] > plan->routed.count ? plan->routed.count + 1
+                                                                      : (int32_t)values->shape[0];
             MOE_REQUIRE(first >= 0 && n >= 0 && first + (int64_t)n <= plan->routed.count,
                         MOE_E_SHAPE, "%s: experts %d .. %" PRId64 ", the plan has %d", call,
                         (int)first, first + (int64_t)n - 1, (int)plan->routed.count);
@@ -433,15 +434,16 @@ static moe_status check_source(const moe_plan *plan, const moe_weights_source *s
             }
             MOE_TRY(stack_from_source(plan, &source->shared[g], true, g, plan->shared.count, call,
                                       &out->shared[g]));
-            MOE_TRY(check_scales(&out->shared[g], 0, call, g == 0 ? "shared gate_up" : "shared down"));
+            MOE_TRY(
+                check_scales(&out->shared[g], 0, call, g == 0 ? "shared gate_up" : "shared down"));
             out->has_shared[g] = true;
         }
     }
     if (source->shared_gate.data != NULL) {
         if (d->shared.count == 0 || d->shared.gate != MOE_SHARED_SIGMOID) {
-            return moei_fail(MOE_E_ARGUMENT,
-                             "%s: shared_gate is given, the descriptor's shared.gate is not SIGMOID",
-                             call);
+            return moei_fail(
+                MOE_E_ARGUMENT,
+                "%s: shared_gate is given, the descriptor's shared.gate is not SIGMOID", call);
         }
         MOE_TRY(linear_from_tensor(&source->shared_gate, 1, d->hidden, call, "shared_gate",
                                    &out->shared_gate));
@@ -493,8 +495,8 @@ static moe_status claim_act_scale(float *to, const moei_matrices *m, const char 
     float earlier;
     memcpy(&earlier, &before, sizeof earlier);
     return moei_fail(MOE_E_VALUE,
-                     "%s: %s activation scale is %.9g, an earlier call gave %.9g; a layer has one", call,
-                     name, (double)given, (double)earlier);
+                     "%s: %s activation scale is %.9g, an earlier call gave %.9g; a layer has one",
+                     call, name, (double)given, (double)earlier);
 }
 
 static moe_status claim_act_scales(moe_weights *w, const checked_source *s, const char *call)
@@ -596,12 +598,11 @@ moe_status moe_weights_wrap(const moe_plan *plan, const moe_weights_source *sour
     MOE_REQUIRE(plan != NULL && out != NULL, MOE_E_ARGUMENT, "%s: %s is NULL", call,
                 plan == NULL ? "plan" : "out");
     for (int g = 0; g < 2; g++) {
-        MOE_REQUIRE(plan->routed.kernel[g]->layout == MOEI_LAYOUT_ROW &&
-                        (plan->shared.count == 0 ||
-                         plan->shared.kernel[g]->layout == MOEI_LAYOUT_ROW),
-                    MOE_E_UNSUPPORTED,
-                    "%s: kernel %s reads a packed layout; use moe_weights_pack", call,
-                    plan->routed.kernel[g]->name);
+        MOE_REQUIRE(
+            plan->routed.kernel[g]->layout == MOEI_LAYOUT_ROW &&
+                (plan->shared.count == 0 || plan->shared.kernel[g]->layout == MOEI_LAYOUT_ROW),
+            MOE_E_UNSUPPORTED, "%s: kernel %s reads a packed layout; use moe_weights_pack", call,
+            plan->routed.kernel[g]->name);
     }
     MOE_TRY(check_source(plan, source, 0, plan->routed.count, call, &s));
     MOE_TRY(check_wrapped_linears(plan, &s, call));
@@ -644,17 +645,18 @@ static moe_status check_parts(const moei_matrices *from, int32_t e, const moei_m
 {
     const size_t bytes = (size_t)moe_dtype_bits(from->scale_dtype) / 8;
     if (from->scales != NULL && from->block_n == 0 && from->scale_parts > to->scale_parts) {
-        const uint8_t *at = (const uint8_t *)from->scales +
-                            (size_t)(e * from->scale_e_stride) * bytes;
+        const uint8_t *at =
+            (const uint8_t *)from->scales + (size_t)(e * from->scale_e_stride) * bytes;
         MOE_REQUIRE(memcmp(at, at + (size_t)from->scale_n_stride * bytes, bytes) == 0, MOE_E_SHAPE,
                     "%s: %s scales of gate and up differ, the view is [n]; [n, 2] works", call,
                     name);
     }
     if (from->scale2 != NULL && from->scale2_parts > to->scale2_parts) {
         const float *at = from->scale2 + e * from->scale2_e_stride;
-        MOE_REQUIRE(memcmp(at, at + 1, sizeof *at) == 0, MOE_E_SHAPE,
-                    "%s: %s second-level scales of gate and up differ, the view is [n]; [n, 2] works",
-                    call, name);
+        MOE_REQUIRE(
+            memcmp(at, at + 1, sizeof *at) == 0, MOE_E_SHAPE,
+            "%s: %s second-level scales of gate and up differ, the view is [n]; [n, 2] works", call,
+            name);
     }
     return MOE_OK;
 }
@@ -668,9 +670,9 @@ static moe_status check_target(const moe_weights *w, const moe_weights_source *o
         if (source_present(&out->gemm[g])) {
             const moe_tensor *v = &out->gemm[g].values;
             const int64_t count = v->ndim <= 2 ? 1 : v->shape[0];
-            MOE_REQUIRE(first >= 0 && count >= 0 && count <= plan->routed.count - first, MOE_E_SHAPE,
-                        "%s: experts %d .. %" PRId64 ", the plan has %d", call, (int)first,
-                        first + count - 1, (int)plan->routed.count);
+            MOE_REQUIRE(first >= 0 && count >= 0 && count <= plan->routed.count - first,
+                        MOE_E_SHAPE, "%s: experts %d .. %" PRId64 ", the plan has %d", call,
+                        (int)first, first + count - 1, (int)plan->routed.count);
             MOE_TRY(stack_from_source(plan, &out->gemm[g], false, g, (int32_t)count, call,
                                       &to->gemm[g]));
             for (int32_t e = 0; e < (int32_t)count; e++) {
@@ -704,7 +706,8 @@ static moe_status check_target(const moe_weights *w, const moe_weights_source *o
         {&out->latent_out, &w->latent_out, w->has_latent_out, "latent_out", &to->latent_out}};
     for (size_t i = 0; i < sizeof maps / sizeof maps[0]; i++) {
         if (maps[i].t->data != NULL) {
-            MOE_REQUIRE(maps[i].have, MOE_E_STATE, "%s: %s has not been packed", call, maps[i].name);
+            MOE_REQUIRE(maps[i].have, MOE_E_STATE, "%s: %s has not been packed", call,
+                        maps[i].name);
             MOE_TRY(linear_from_tensor(maps[i].t, maps[i].from->n, maps[i].from->k, call,
                                        maps[i].name, maps[i].to));
         }
