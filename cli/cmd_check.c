@@ -23,11 +23,12 @@ int cmd_check(int argc, char **argv)
     int count = 0;
     int64_t seed_value = 0;
     int64_t thread_value = 0;
-    const cli_option options[] = {
-        {"kernel", &kernel, NULL},   {"isa", &isa, NULL},         {"seed", &seed, NULL},
-        {"threads", &threads, NULL}, {"device", &device, NULL},   {"oracle", &oracle, NULL},
-        {"model", &model, NULL},     {"reference", &reference, NULL}, {"show", NULL, &show},
-        {"json", NULL, &json},       {"verbose", NULL, &verbose}, {NULL, NULL, NULL}};
+    const cli_option options[] = {{"kernel", &kernel, NULL},   {"isa", &isa, NULL},
+                                  {"seed", &seed, NULL},       {"threads", &threads, NULL},
+                                  {"device", &device, NULL},   {"oracle", &oracle, NULL},
+                                  {"model", &model, NULL},     {"reference", &reference, NULL},
+                                  {"show", NULL, &show},       {"json", NULL, &json},
+                                  {"verbose", NULL, &verbose}, {NULL, NULL, NULL}};
     if (!cli_parse(argc, argv, options, NULL, 0, &count) ||
         !cli_number("--seed", seed, 0, INT64_MAX, &seed_value) ||
         !cli_number("--threads", threads, 0, 1024, &thread_value)) {

@@ -96,10 +96,10 @@ int cmd_explain(int argc, char **argv)
     bool json = false;
     int count = 0;
     int64_t max_tokens = 0;
-    const cli_option options[] = {{"shape", &shape, NULL},   {"format", &format, NULL},
-                                  {"activation", &activation, NULL}, {"tokens", &tokens, NULL},
-                                  {"device", &device, NULL}, {"det", &level, NULL},
-                                  {"json", NULL, &json},     {NULL, NULL, NULL}};
+    const cli_option options[] = {
+        {"shape", &shape, NULL},   {"format", &format, NULL}, {"activation", &activation, NULL},
+        {"tokens", &tokens, NULL}, {"device", &device, NULL}, {"det", &level, NULL},
+        {"json", NULL, &json},     {NULL, NULL, NULL}};
     moe_layer_desc d = moe_layer_desc_default();
     if (!cli_parse(argc, argv, options, NULL, 0, &count) || shape == NULL || format == NULL ||
         !read_shape(shape, &d) || !read_level(level, &d.determinism) ||

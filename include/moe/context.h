@@ -38,11 +38,11 @@ typedef struct moe_context_desc {
     size_t struct_size; ///< sizeof(moe_context_desc); moe_context_desc_default sets it
     moe_device_type device;
     int32_t device_id;
-    int32_t num_threads;             ///< 0: every CPU of the affinity mask and cgroup quota
-    const char *isa;                 ///< highest instruction set, e.g. "ref"; NULL: $MOE_ISA, else all
-    const moe_allocator *allocator;  ///< NULL: malloc
-    const moe_thread_pool *pool;     ///< NULL: the library's own
-    moe_log_fn log;                  ///< NULL: silent
+    int32_t num_threads; ///< 0: every CPU of the affinity mask and cgroup quota
+    const char *isa;     ///< highest instruction set, e.g. "ref"; NULL: $MOE_ISA, else all
+    const moe_allocator *allocator; ///< NULL: malloc
+    const moe_thread_pool *pool;    ///< NULL: the library's own
+    moe_log_fn log;                 ///< NULL: silent
     void *log_self;
 } moe_context_desc;
 

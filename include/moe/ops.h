@@ -16,16 +16,17 @@ extern "C" {
 /// N outputs, K inputs, n experts; row i belongs to the expert with offsets[e] <= i < offsets[e+1].
 typedef struct moe_ggemm_args {
     size_t struct_size;
-    moe_gemm_desc gemm;    ///< weight format, activation quantiser of x (spec NONE: as it is)
-    int32_t transposed;    ///< 1: values [n, K, N]
+    moe_gemm_desc gemm; ///< weight format, activation quantiser of x (spec NONE: as it is)
+    int32_t transposed; ///< 1: values [n, K, N]
     moe_matrix_source weights;
-    moe_tensor x;          ///< [rows, K] f32, bf16, f16, or codes of gemm.act
-    moe_tensor x_scales;   ///< where x holds codes
-    moe_tensor offsets;    ///< I32 [n + 1], ascending from 0; absent: n = 1, all rows
-    moe_tensor row_index;  ///< optional I32 [offsets[n]]: i reads x row row_index[i] (gather)
-    moe_tensor out_index;  ///< optional I32: i writes y row out_index[i] (scatter)
-    moe_tensor row_weight; ///< optional f32 [rows of y]: multiplies a row of y, in f32, after the bias
-    moe_tensor y;          ///< [rows, N] f32, bf16 or f16; must not overlap x
+    moe_tensor x;         ///< [rows, K] f32, bf16, f16, or codes of gemm.act
+    moe_tensor x_scales;  ///< where x holds codes
+    moe_tensor offsets;   ///< I32 [n + 1], ascending from 0; absent: n = 1, all rows
+    moe_tensor row_index; ///< optional I32 [offsets[n]]: i reads x row row_index[i] (gather)
+    moe_tensor out_index; ///< optional I32: i writes y row out_index[i] (scatter)
+    moe_tensor
+        row_weight; ///< optional f32 [rows of y]: multiplies a row of y, in f32, after the bias
+    moe_tensor y;   ///< [rows, N] f32, bf16 or f16; must not overlap x
 } moe_ggemm_args;
 
 /// Grouped product of sorted rows. With one expert and no offsets, a plain linear layer: a router
@@ -64,8 +65,7 @@ typedef struct moe_combine_args {
 
 /// Sums in f32 from +0 in slot order and rounds once. Errors: SHAPE, DTYPE, OVERLAP.
 /// Determinism: KERNEL. Workspace: none. Since 0.1.
-MOE_API moe_status moe_combine(const moe_context *ctx, const moe_combine_args *args,
-                               void *stream);
+MOE_API moe_status moe_combine(const moe_context *ctx, const moe_combine_args *args, void *stream);
 
 #ifdef __cplusplus
 }

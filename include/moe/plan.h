@@ -32,10 +32,11 @@ enum {
 typedef int32_t moe_activation;
 enum {
     MOE_ACT_UNSET = 0,
-    MOE_ACT_SILU = 1,       ///< g sigmoid(g) u; with limit L > 0: g = min(g, L), u = clamp(u, +-L)
-    MOE_ACT_GELU = 2,       ///< 0.5 g (1 + erf(g / sqrt 2)) u
-    MOE_ACT_GELU_TANH = 3,  ///< 0.5 g (1 + tanh(sqrt(2/pi) (g + 0.044715 g^3))) u
-    MOE_ACT_SWIGLUOAI = 4,  ///< clamps as SILU; g sigmoid(alpha g) (u + beta)  (gpt-oss: 1.702, 1, 7)
+    MOE_ACT_SILU = 1,      ///< g sigmoid(g) u; with limit L > 0: g = min(g, L), u = clamp(u, +-L)
+    MOE_ACT_GELU = 2,      ///< 0.5 g (1 + erf(g / sqrt 2)) u
+    MOE_ACT_GELU_TANH = 3, ///< 0.5 g (1 + tanh(sqrt(2/pi) (g + 0.044715 g^3))) u
+    MOE_ACT_SWIGLUOAI =
+        4, ///< clamps as SILU; g sigmoid(alpha g) (u + beta)  (gpt-oss: 1.702, 1, 7)
     MOE_ACT_SWIGLUSTEP = 5, ///< min(silu(g), L) clamp(u, +-L)
     MOE_ACT_SITU = 6,       ///< beta tanh(g/beta) sigmoid(g) lb tanh(u/lb), lb = linear_beta (0: u)
     MOE_ACT_SILU_NO_MUL = 7,
@@ -54,8 +55,8 @@ MOE_API int moe_activation_gated(moe_activation activation);
 typedef int32_t moe_gate_up;
 enum {
     MOE_GATE_UP_UNSET = 0,
-    MOE_GATE_FIRST = 1,       ///< rows 0..I-1 gate, I..2I-1 up
-    MOE_UP_FIRST = 2,         ///< rows 0..I-1 up, I..2I-1 gate
+    MOE_GATE_FIRST = 1,          ///< rows 0..I-1 gate, I..2I-1 up
+    MOE_UP_FIRST = 2,            ///< rows 0..I-1 up, I..2I-1 gate
     MOE_GATE_UP_INTERLEAVED = 3, ///< row 2j gate j, row 2j+1 up j (gpt-oss)
     MOE_UP_GATE_INTERLEAVED = 4  ///< row 2j up j, row 2j+1 gate j
 };
@@ -132,9 +133,9 @@ typedef struct moe_layer_desc {
 
     // Routing
     moe_routing routing;
-    moe_route_desc route;  ///< FROM_LOGITS
-    int32_t expert_map;    ///< 1: args.expert_map is required
-    int32_t replicas;      ///< physical experts; > 0: args.replica_table and replica_count required
+    moe_route_desc route; ///< FROM_LOGITS
+    int32_t expert_map;   ///< 1: args.expert_map is required
+    int32_t replicas;     ///< physical experts; > 0: args.replica_table and replica_count required
     moe_dtype logits_dtype;  ///< FROM_LOGITS; 0: f32
     moe_dtype ids_dtype;     ///< of given or returned ids; 0: I32. PLACED: 0
     moe_dtype weights_dtype; ///< of given or returned weights; 0: f32. PLACED: f32
@@ -207,7 +208,8 @@ MOE_API uint32_t moe_plan_flags(const moe_plan *plan);
 MOE_API moe_status moe_plan_explain(const moe_plan *plan, char *buffer, size_t capacity,
                                     size_t *needed);
 
-/// The plan as JSON: version, descriptor with defaults resolved, kernels, level, workspace. Since 0.1.
+/// The plan as JSON: version, descriptor with defaults resolved, kernels, level, workspace. Since
+/// 0.1.
 MOE_API moe_status moe_plan_describe(const moe_plan *plan, char *buffer, size_t capacity,
                                      size_t *needed);
 
@@ -222,7 +224,7 @@ typedef struct moe_support {
     const char *text;   ///< one line with both values; valid during the visit
     const char *arith;
     moe_determinism level;
-    int graph_safe;        ///< may be captured in a device graph
+    int graph_safe;         ///< may be captured in a device graph
     size_t workspace_bytes; ///< for max_tokens
 } moe_support;
 
@@ -238,12 +240,12 @@ typedef struct moe_weights moe_weights; // weights.h
 /// Tensors of one run. Views that the descriptor does not call for must be absent (data NULL).
 typedef struct moe_run_args {
     size_t struct_size;
-    int64_t num_tokens; ///< TOKENS: T; BATCHED: Tmax; SORTED: R; 0 is fine
-    moe_tensor x;       ///< [T,H], [E,Tmax,H] or [R,H]; last stride 1
-    moe_tensor x_scales; ///< where x arrives quantised: as moe_quantize writes them
-    moe_tensor logits;  ///< FROM_LOGITS: [T, E + zero_experts + shared_scores]
-    moe_tensor ids;     ///< GIVEN: [T,k]
-    moe_tensor weights; ///< GIVEN: [T,k]; PLACED with a weight stage: [E,Tmax] or [R]
+    int64_t num_tokens;         ///< TOKENS: T; BATCHED: Tmax; SORTED: R; 0 is fine
+    moe_tensor x;               ///< [T,H], [E,Tmax,H] or [R,H]; last stride 1
+    moe_tensor x_scales;        ///< where x arrives quantised: as moe_quantize writes them
+    moe_tensor logits;          ///< FROM_LOGITS: [T, E + zero_experts + shared_scores]
+    moe_tensor ids;             ///< GIVEN: [T,k]
+    moe_tensor weights;         ///< GIVEN: [T,k]; PLACED with a weight stage: [E,Tmax] or [R]
     moe_tensor shared_weights;  ///< GIVEN with a router-weighted shared expert: f32 [T, count]
     moe_tensor correction_bias; ///< these four, and the maps below, as in moe_route_args
     moe_tensor scale_tensor;

@@ -3,11 +3,10 @@
 #ifndef MOE_VERSION_H
 #define MOE_VERSION_H
 
-#define MOE_VERSION_MAJOR 0
-#define MOE_VERSION_MINOR 1
-#define MOE_VERSION_PATCH 0
-#define MOE_VERSION_NUMBER                                                                         \
-    (MOE_VERSION_MAJOR * 10000 + MOE_VERSION_MINOR * 100 + MOE_VERSION_PATCH)
+#define MOE_VERSION_MAJOR  0
+#define MOE_VERSION_MINOR  1
+#define MOE_VERSION_PATCH  0
+#define MOE_VERSION_NUMBER (MOE_VERSION_MAJOR * 10000 + MOE_VERSION_MINOR * 100 + MOE_VERSION_PATCH)
 
 #if defined(__GNUC__) && defined(MOE_BUILDING)
 #define MOE_API __attribute__((visibility("default")))

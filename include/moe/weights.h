@@ -16,8 +16,8 @@ typedef struct moe_matrix_source {
     moe_tensor scales; ///< tensor: [n] or [n, 2] (gate and up; parts in row order); channel: [n, N]
                        ///< or [n, N, 1]; else [n, ceil(N/block_n), ceil(K/block_k)]; multipliers
     moe_tensor scale2; ///< NVFP4: f32 [n] or [n, 2], a multiplier (ModelOpt's weight_scale_2)
-    moe_tensor zero_points; ///< U8 or UINT4: [n, N, ceil(K/g)], or U8 [n, ceil(N/2), ceil(K/g)] with
-                            ///< row 2i in the low nibble
+    moe_tensor zero_points; ///< U8 or UINT4: [n, N, ceil(K/g)], or U8 [n, ceil(N/2), ceil(K/g)]
+                            ///< with row 2i in the low nibble
     moe_tensor bias;      ///< [n, N] f32, bf16 or f16
     moe_tensor act_scale; ///< static activation scale or NVFP4 global: f32 [1], one for all experts
 } moe_matrix_source;
@@ -55,8 +55,8 @@ MOE_API moe_status moe_weights_create(const moe_plan *plan, void *memory, size_t
 
 /// Copies experts [first, first + n) of `source` (n from the views) into the plan's layout, and
 /// the layer's other tensors where given. Scales that are not finite are refused, naming
-/// tensor, expert and index; a NaN among the codes stays one and shows in the output. May be called for different experts from several threads. Errors: ARGUMENT, SHAPE, DTYPE, VALUE.
-/// Since 0.1.
+/// tensor, expert and index; a NaN among the codes stays one and shows in the output. May be called
+/// for different experts from several threads. Errors: ARGUMENT, SHAPE, DTYPE, VALUE. Since 0.1.
 MOE_API moe_status moe_weights_pack(moe_weights *weights, int32_t first,
                                     const moe_weights_source *source);
 

@@ -34,7 +34,9 @@ static void put_number(text *t, const char *name, float value)
     (void)snprintf(digits, sizeof digits, "%.9g", (double)value);
     for (char *c = digits; *c != '\0'; c++) {
         const bool known = (*c >= '0' && *c <= '9') || *c == '-' || *c == '+' || *c == 'e';
-        *c = known ? *c : '.';
+        if (!known) {
+            *c = '.';
+        }
     }
     put(t, "\"%s\": %s, ", name, digits);
 }

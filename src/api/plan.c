@@ -212,6 +212,18 @@ static moe_status check_form(moe_layer_desc *d, const char *call)
     return MOE_OK;
 }
 
+// Spelt out or by default.
+static bool same_quantiser(const moe_quant_desc *a, const moe_quant_desc *b)
+{
+    moe_quant_desc x = *a;
+    moe_quant_desc y = *b;
+    moei_quant_resolve(&x);
+    moei_quant_resolve(&y);
+    return x.spec == y.spec && x.elem == y.elem && x.group == y.group &&
+           x.scale_type == y.scale_type && x.scale_layout == y.scale_layout &&
+           x.amax_bound == y.amax_bound;
+}
+
 static moe_status check_shared(moe_layer_desc *d, const char *call)
 {
     const moe_shared_desc *s = &d->shared;
@@ -234,11 +246,9 @@ static moe_status check_shared(moe_layer_desc *d, const char *call)
     MOE_TRY(
         check_range(s->gate, MOE_SHARED_PLAIN, MOE_SHARED_ROUTER_WEIGHTED, "shared.gate", call));
     MOE_TRY(check_range(s->transposed, 0, 1, "shared.transposed", call));
-    MOE_REQUIRE(is_float(d->x_dtype) ||
-                    memcmp(&s->gemm[0].act, &d->gemm[0].act, sizeof d->gemm[0].act) == 0,
-                MOE_E_UNSUPPORTED,
-                "%s: desc.shared.gemm[0].act is not gemm[0].act, with which x arrives quantised",
-                call);
+    MOE_REQUIRE(
+        is_float(d->x_dtype) || same_quantiser(&s->gemm[0].act, &d->gemm[0].act), MOE_E_UNSUPPORTED,
+        "%s: desc.shared.gemm[0].act is not gemm[0].act, with which x arrives quantised", call);
     MOE_REQUIRE(is_float(d->x_dtype) || s->gate != MOE_SHARED_SIGMOID, MOE_E_UNSUPPORTED,
                 "%s: desc.shared.gate = SIGMOID with x as %s codes; x must be f32, bf16 or f16",
                 call, moe_dtype_name(d->x_dtype));

@@ -477,9 +477,10 @@ static moe_status check_source(const moe_plan *plan, const moe_weights_source *s
 
 // One activation scale serves the whole layer: the first call sets it, later ones must agree. 0 is
 // unset; calls for different experts may come from several threads.
-static moe_status claim_act_scale(float *to, const moei_matrices *m, const char *call,
-                                  const char *name)
+static moe_status claim_act_scale(moe_weights *w, int stack, const moei_matrices *m,
+                                  const char *call)
 {
+    uint32_t *to = (uint32_t *)(void *)w->act_scale[stack];
     if (to == NULL || m->act_scale == NULL) {
         return MOE_OK;
     }
@@ -487,8 +488,7 @@ static moe_status claim_act_scale(float *to, const moei_matrices *m, const char 
     uint32_t bits;
     uint32_t before = 0;
     memcpy(&bits, &given, sizeof bits);
-    if (__atomic_compare_exchange_n((uint32_t *)(void *)to, &before, bits, false, __ATOMIC_RELAXED,
-                                    __ATOMIC_RELAXED) ||
+    if (__atomic_compare_exchange_n(to, &before, bits, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED) ||
         before == bits) {
         return MOE_OK;
     }
@@ -496,17 +496,17 @@ static moe_status claim_act_scale(float *to, const moei_matrices *m, const char 
     memcpy(&earlier, &before, sizeof earlier);
     return moei_fail(MOE_E_VALUE,
                      "%s: %s activation scale is %.9g, an earlier call gave %.9g; a layer has one",
-                     call, name, (double)given, (double)earlier);
+                     call, stack_names[stack], (double)given, (double)earlier);
 }
 
 static moe_status claim_act_scales(moe_weights *w, const checked_source *s, const char *call)
 {
     for (int g = 0; g < 2; g++) {
         if (s->has_gemm[g]) {
-            MOE_TRY(claim_act_scale(w->act_scale[g], &s->gemm[g], call, stack_names[g]));
+            MOE_TRY(claim_act_scale(w, g, &s->gemm[g], call));
         }
         if (s->has_shared[g]) {
-            MOE_TRY(claim_act_scale(w->act_scale[2 + g], &s->shared[g], call, stack_names[2 + g]));
+            MOE_TRY(claim_act_scale(w, 2 + g, &s->shared[g], call));
         }
     }
     return MOE_OK;
@@ -654,7 +654,7 @@ static moe_status check_parts(const moei_matrices *from, int32_t e, const moei_m
     if (from->scale2 != NULL && from->scale2_parts > to->scale2_parts) {
         const float *at = from->scale2 + e * from->scale2_e_stride;
         MOE_REQUIRE(
-            memcmp(at, at + 1, sizeof *at) == 0, MOE_E_SHAPE,
+            at[0] == at[1], MOE_E_SHAPE,
             "%s: %s second-level scales of gate and up differ, the view is [n]; [n, 2] works", call,
             name);
     }

@@ -16,9 +16,9 @@
 
 #define MOEI_PRINTF(format_index, first) MOE_PRINTF(format_index, first)
 
-/// Records the thread's message and returns `code`: `return moei_fail(MOE_E_SHAPE, "moe_run: ...")`.
-/// Messages name the call, the field and both values. Exported as moe_fail, so that libmoe_io and
-/// plugins write into the same place.
+/// Records the thread's message and returns `code`: `return moei_fail(MOE_E_SHAPE, "moe_run:
+/// ...")`. Messages name the call, the field and both values. Exported as moe_fail, so that
+/// libmoe_io and plugins write into the same place.
 #define moei_fail moe_fail
 
 /// Copies a caller's struct, whose first member is its struct_size, into one of `known` bytes. From

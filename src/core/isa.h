@@ -7,8 +7,8 @@
 #include <stdint.h>
 
 enum {
-    MOEI_ISA_AVX2_FMA = 1 << 0,   // AVX2, FMA and F16C
-    MOEI_ISA_AVX512 = 1 << 1,     // F, BW, DQ, VL
+    MOEI_ISA_AVX2_FMA = 1 << 0, // AVX2, FMA and F16C
+    MOEI_ISA_AVX512 = 1 << 1,   // F, BW, DQ, VL
     MOEI_ISA_AVX512_VNNI = 1 << 2,
     MOEI_ISA_AVX512_BF16 = 1 << 3,
     MOEI_ISA_AMX_BF16 = 1 << 4,

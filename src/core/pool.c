@@ -23,8 +23,8 @@
 #include "core/check.h"
 #include "core/safemath.h"
 
-#define OPEN 0x80000000u
-#define SPINS 2000 // about 5 microseconds; a futex wake costs more than that
+#define OPEN        0x80000000u
+#define SPINS       2000 // about 5 microseconds; a futex wake costs more than that
 #define MAX_THREADS 1024
 
 struct moei_pool {
@@ -223,8 +223,8 @@ void moei_pool_destroy(moei_pool *pool)
     pool->allocator->free(pool->allocator->self, pool, pool->bytes);
 }
 
-// The first two whole numbers of a small file, without allocating; what is no number ("max") reads as
-// -1.
+// The first two whole numbers of a small file, without allocating; what is no number ("max") reads
+// as -1.
 static void read_numbers(const char *path, long long *first, long long *second)
 {
     char text[64];

@@ -86,7 +86,7 @@ int moe_version(void)
 
 const char *moe_version_string(void)
 {
-#define STRING(x) #x
+#define STRING(x)        #x
 #define VERSION(a, b, c) STRING(a) "." STRING(b) "." STRING(c)
     return VERSION(MOE_VERSION_MAJOR, MOE_VERSION_MINOR, MOE_VERSION_PATCH);
 #undef VERSION

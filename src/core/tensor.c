@@ -9,30 +9,30 @@
 static const struct {
     const char *name;
     int bits;
-} dtypes[] = {
-    [MOE_DTYPE_UNSET] = {"unset", 0}, [MOE_F32] = {"f32", 32},         [MOE_BF16] = {"bf16", 16},
-    [MOE_F16] = {"f16", 16},          [MOE_F64] = {"f64", 64},         [MOE_I8] = {"int8", 8},
-    [MOE_U8] = {"uint8", 8},          [MOE_I16] = {"int16", 16},       [MOE_U16] = {"uint16", 16},
-    [MOE_I32] = {"int32", 32},        [MOE_U32] = {"uint32", 32},      [MOE_I64] = {"int64", 64},
-    [MOE_U64] = {"uint64", 64},       [MOE_BOOL] = {"bool", 8},        [MOE_E4M3FN] = {"e4m3fn", 8},
-    [MOE_E4M3FNUZ] = {"e4m3fnuz", 8}, [MOE_E5M2] = {"e5m2", 8},        [MOE_E5M2FNUZ] = {"e5m2fnuz", 8},
-    [MOE_E8M0] = {"e8m0", 8},         [MOE_E2M1] = {"e2m1", 4},        [MOE_E2M3] = {"e2m3", 6},
-    [MOE_E3M2] = {"e3m2", 6},         [MOE_INT4] = {"int4", 4},        [MOE_UINT4] = {"uint4", 4},
+} dtype_rows[] = {
+    [MOE_DTYPE_UNSET] = {"unset", 0}, [MOE_F32] = {"f32", 32},    [MOE_BF16] = {"bf16", 16},
+    [MOE_F16] = {"f16", 16},          [MOE_F64] = {"f64", 64},    [MOE_I8] = {"int8", 8},
+    [MOE_U8] = {"uint8", 8},          [MOE_I16] = {"int16", 16},  [MOE_U16] = {"uint16", 16},
+    [MOE_I32] = {"int32", 32},        [MOE_U32] = {"uint32", 32}, [MOE_I64] = {"int64", 64},
+    [MOE_U64] = {"uint64", 64},       [MOE_BOOL] = {"bool", 8},   [MOE_E4M3FN] = {"e4m3fn", 8},
+    [MOE_E4M3FNUZ] = {"e4m3fnuz", 8}, [MOE_E5M2] = {"e5m2", 8},   [MOE_E5M2FNUZ] = {"e5m2fnuz", 8},
+    [MOE_E8M0] = {"e8m0", 8},         [MOE_E2M1] = {"e2m1", 4},   [MOE_E2M3] = {"e2m3", 6},
+    [MOE_E3M2] = {"e3m2", 6},         [MOE_INT4] = {"int4", 4},   [MOE_UINT4] = {"uint4", 4},
 };
 
 static bool dtype_known(moe_dtype dtype)
 {
-    return dtype >= 0 && (size_t)dtype < sizeof dtypes / sizeof dtypes[0];
+    return dtype >= 0 && (size_t)dtype < sizeof dtype_rows / sizeof dtype_rows[0];
 }
 
 const char *moe_dtype_name(moe_dtype dtype)
 {
-    return dtype_known(dtype) ? dtypes[dtype].name : "unknown dtype";
+    return dtype_known(dtype) ? dtype_rows[dtype].name : "unknown dtype";
 }
 
 int moe_dtype_bits(moe_dtype dtype)
 {
-    return dtype_known(dtype) ? dtypes[dtype].bits : 0;
+    return dtype_known(dtype) ? dtype_rows[dtype].bits : 0;
 }
 
 const char *moe_device_name(moe_device_type type)
@@ -92,12 +92,12 @@ moe_tensor moei_tensor_join_blocks(const moe_tensor *t)
 }
 
 // "any of f32, bf16, f16"
-static void dtype_mask_text(uint32_t mask, char *buffer, size_t capacity)
+static void dtype_mask_text(uint32_t dtypes, char *buffer, size_t capacity)
 {
     size_t at = 0;
     buffer[0] = '\0';
     for (moe_dtype d = 1; dtype_known(d); d++) {
-        if ((mask & MOEI_DTYPE_BIT(d)) != 0 && at < capacity) {
+        if ((dtypes & MOEI_DTYPE_BIT(d)) != 0 && at < capacity) {
             const int n = snprintf(buffer + at, capacity - at, "%s%s", at > 0 ? " or " : "",
                                    moe_dtype_name(d));
             at += n > 0 ? (size_t)n : 0;
@@ -106,7 +106,7 @@ static void dtype_mask_text(uint32_t mask, char *buffer, size_t capacity)
 }
 
 moe_status moei_tensor_check_any_order(const moe_tensor *t, const char *call, const char *name,
-                                       uint32_t mask, int ndim, const int64_t *shape)
+                                       uint32_t dtypes, int ndim, const int64_t *shape)
 {
     char have[96];
     char want[96];
@@ -116,8 +116,8 @@ moe_status moei_tensor_check_any_order(const moe_tensor *t, const char *call, co
     }
     MOE_REQUIRE(t->data != NULL || empty, MOE_E_ARGUMENT, "%s: %s is absent (data NULL)", call,
                 name);
-    if (!dtype_known(t->dtype) || (mask & MOEI_DTYPE_BIT(t->dtype)) == 0) {
-        dtype_mask_text(mask, want, sizeof want);
+    if (!dtype_known(t->dtype) || (dtypes & MOEI_DTYPE_BIT(t->dtype)) == 0) {
+        dtype_mask_text(dtypes, want, sizeof want);
         return moei_fail(MOE_E_DTYPE, "%s: %s is %s, must be %s", call, name,
                          moe_dtype_name(t->dtype), want);
     }
@@ -132,7 +132,8 @@ moe_status moei_tensor_check_any_order(const moe_tensor *t, const char *call, co
                              moei_tensor_text(t, have, sizeof have),
                              moei_tensor_text(&wanted, want, sizeof want));
         }
-        MOE_REQUIRE(t->stride[i] >= 0 && (t->stride[i] > 0 || t->shape[i] <= 1 || empty), MOE_E_SHAPE,
+        MOE_REQUIRE(t->stride[i] >= 0 && (t->stride[i] > 0 || t->shape[i] <= 1 || empty),
+                    MOE_E_SHAPE,
                     "%s: %s has stride %" PRId64 " in dimension %d, must be at least 1", call, name,
                     t->stride[i], i);
         int64_t step;
@@ -144,17 +145,18 @@ moe_status moei_tensor_check_any_order(const moe_tensor *t, const char *call, co
     return MOE_OK;
 }
 
-moe_status moei_tensor_check(const moe_tensor *t, const char *call, const char *name, uint32_t mask,
-                             int ndim, const int64_t *shape)
+moe_status moei_tensor_check(const moe_tensor *t, const char *call, const char *name,
+                             uint32_t dtypes, int ndim, const int64_t *shape)
 {
-    MOE_TRY(moei_tensor_check_any_order(t, call, name, mask, ndim, shape));
+    MOE_TRY(moei_tensor_check_any_order(t, call, name, dtypes, ndim, shape));
     MOE_REQUIRE(ndim == 0 || t->stride[ndim - 1] == 1 || t->shape[ndim - 1] <= 1, MOE_E_SHAPE,
                 "%s: %s has stride %" PRId64 " in its last dimension, must be 1", call, name,
                 t->stride[ndim - 1]);
     for (int i = 0; i + 1 < ndim; i++) {
         const int bits = moe_dtype_bits(t->dtype);
         MOE_REQUIRE(bits % 8 == 0 || t->shape[i] <= 1 || t->stride[i] * bits % 8 == 0, MOE_E_SHAPE,
-                    "%s: %s has stride %" PRId64 " in dimension %d, rows of %s must begin on a byte",
+                    "%s: %s has stride %" PRId64
+                    " in dimension %d, rows of %s must begin on a byte",
                     call, name, t->stride[i], i, moe_dtype_name(t->dtype));
     }
     return MOE_OK;
@@ -200,7 +202,8 @@ bool moei_tensor_overlap(const moe_tensor *a, const moe_tensor *b)
 
 moe_status moei_tensor_check_aligned(const moe_tensor *t, const char *call, const char *name)
 {
-    const uintptr_t bytes = (uintptr_t)(moe_dtype_bits(t->dtype) + 7) / 8;
+    const int bits = moe_dtype_bits(t->dtype);
+    const uintptr_t bytes = bits > 8 ? (uintptr_t)bits / 8 : 1;
     const uintptr_t at = (uintptr_t)moei_tensor_data(t);
     MOE_REQUIRE(at % bytes == 0, MOE_E_ALIGNMENT,
                 "%s: %s begins %d bytes past a multiple of its %d-byte elements", call, name,

@@ -80,7 +80,7 @@ const char *moei_tensor_text(const moe_tensor *t, char *buffer, size_t capacity)
 #define MOEI_DTYPE_BIT(dtype) (1u << (dtype))
 #define MOEI_DTYPES_FLOAT                                                                          \
     (MOEI_DTYPE_BIT(MOE_F32) | MOEI_DTYPE_BIT(MOE_BF16) | MOEI_DTYPE_BIT(MOE_F16))
-#define MOEI_DTYPES_ID (MOEI_DTYPE_BIT(MOE_I32) | MOEI_DTYPE_BIT(MOE_I64))
+#define MOEI_DTYPES_ID     (MOEI_DTYPE_BIT(MOE_I32) | MOEI_DTYPE_BIT(MOE_I64))
 #define MOEI_DTYPES_WEIGHT (MOEI_DTYPE_BIT(MOE_F32) | MOEI_DTYPE_BIT(MOE_BF16))
 
 #endif

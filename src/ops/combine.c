@@ -12,12 +12,9 @@ moe_status moe_combine(const moe_context *ctx, const moe_combine_args *args, voi
     moe_combine_args known;
     MOE_TRY(moei_op_begin(ctx, args, &known, sizeof known, stream, call));
     args = &known;
-    const moei_view views[] = {{&args->out, "out", true},
-                               {&args->slots, "slots", false},
-                               {&args->ids, "ids", false},
-                               {&args->weights, "weights", false},
-                               {&args->shared, "shared", false},
-                               {&args->bias, "bias", false}};
+    const moei_view views[] = {{&args->out, "out", true},        {&args->slots, "slots", false},
+                               {&args->ids, "ids", false},       {&args->weights, "weights", false},
+                               {&args->shared, "shared", false}, {&args->bias, "bias", false}};
     const size_t num_views = sizeof views / sizeof views[0];
     MOE_TRY(moei_views_check_device(views, num_views, ctx->backend->device, call));
     MOE_REQUIRE(args->accumulate == 0 || args->accumulate == 1, MOE_E_ARGUMENT,
@@ -51,8 +48,8 @@ moe_status moe_combine(const moe_context *ctx, const moe_combine_args *args, voi
         a.id_token_stride = args->ids.stride[0];
     }
     if (moei_tensor_present(&args->weights)) {
-        MOE_TRY(moei_tensor_check(&args->weights, call, "weights", MOEI_DTYPES_WEIGHT, 2,
-                                  id_shape));
+        MOE_TRY(
+            moei_tensor_check(&args->weights, call, "weights", MOEI_DTYPES_WEIGHT, 2, id_shape));
         a.weights = moei_tensor_data(&args->weights);
         a.weight_dtype = args->weights.dtype;
         a.weight_token_stride = args->weights.stride[0];

@@ -15,10 +15,10 @@ typedef struct moek_combine_args {
     // Tokens in batches: token t is skipped where t % batch_rows >= batch_counts[t / batch_rows].
     const int32_t *batch_counts; // NULL: no batches
     int64_t batch_rows;
-    const uint8_t *slots;     // NULL: none
+    const uint8_t *slots; // NULL: none
     moe_dtype slot_dtype;
     int64_t slot_token_stride, slot_stride; // bytes
-    const void *ids; // NULL: every slot is there; negative: absent, not read
+    const void *ids;                        // NULL: every slot is there; negative: absent, not read
     moe_dtype id_dtype;
     int64_t id_token_stride; // elements
     int32_t first_absent;    // ids >= this are absent too (0: no limit)
@@ -34,7 +34,7 @@ typedef struct moek_combine_args {
     const uint8_t *x;
     moe_dtype x_dtype;
     int64_t x_token_stride; // bytes
-    const uint8_t *bias; // NULL: none
+    const uint8_t *bias;    // NULL: none
     moe_dtype bias_dtype;
     // Added after the slots, in this order; s = 0 .. num_shared - 1
     const uint8_t *shared;

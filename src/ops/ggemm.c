@@ -73,8 +73,8 @@ static moe_status fill_values(const moe_matrix_source *source, bool transposed, 
     const int64_t inner = transposed ? out->n : out->k;
     const int64_t shape[3] = {out->count, transposed ? out->k : out->n,
                               as_bytes ? moei_elem_bytes(elem, inner) : inner};
-    const uint32_t mask = MOEI_DTYPE_BIT(elem) |
-                          (bits <= 8 ? MOEI_DTYPE_BIT(MOE_U8) | MOEI_DTYPE_BIT(MOE_I8) : 0u);
+    const uint32_t mask =
+        MOEI_DTYPE_BIT(elem) | (bits <= 8 ? MOEI_DTYPE_BIT(MOE_U8) | MOEI_DTYPE_BIT(MOE_I8) : 0u);
     MOE_TRY(moei_tensor_check(&t, call, name, mask, 3, shape));
     out->values = moei_tensor_data(&t);
     out->value_e_stride = moei_tensor_stride_bytes(&t, 0);
@@ -234,8 +234,7 @@ moe_status moei_matrices_from_source(const moe_matrix_source *source, const moe_
     m.n = n;
     m.k = k;
     m.count = count;
-    m.interleaved_parts =
-        gate_up == MOE_GATE_UP_INTERLEAVED || gate_up == MOE_UP_GATE_INTERLEAVED;
+    m.interleaved_parts = gate_up == MOE_GATE_UP_INTERLEAVED || gate_up == MOE_UP_GATE_INTERLEAVED;
     m.part_rows = gated && !m.interleaved_parts ? n / 2 : n;
     if (n == 0 || k == 0) {
         m.part_rows = moei_i64_max(m.part_rows, 1);
@@ -280,9 +279,8 @@ moe_status moei_gemm_desc_check(const moe_gemm_desc *gemm, const char *call, con
                 (int)gemm->weight_group, info->name, (int)info->block_k);
     MOE_REQUIRE(gemm->weight_group == 0 || gemm->weight_group == 16 || gemm->weight_group == 32 ||
                     gemm->weight_group == 64 || gemm->weight_group == 128,
-                MOE_E_UNSUPPORTED,
-                "%s: %s.weight_group = %d, must be 16, 32, 64 or 128", call, name,
-                (int)gemm->weight_group);
+                MOE_E_UNSUPPORTED, "%s: %s.weight_group = %d, must be 16, 32, 64 or 128", call,
+                name, (int)gemm->weight_group);
     MOE_REQUIRE(gemm->zero_points == 0 || gemm->zero_points == 1, MOE_E_ARGUMENT,
                 "%s: %s.zero_points = %d, must be 0 or 1", call, name, (int)gemm->zero_points);
     MOE_REQUIRE(gemm->zero_points == 0 || info->zero_point >= 0, MOE_E_UNSUPPORTED,
@@ -341,8 +339,9 @@ static moe_status check_index(const moe_tensor *index, int64_t rows, int64_t lim
     }
     const int64_t shape[1] = {-1};
     MOE_TRY(moei_tensor_check(index, call, name, MOEI_DTYPE_BIT(MOE_I32), 1, shape));
-    MOE_REQUIRE(index->shape[0] >= rows, MOE_E_SHAPE, "%s: %s has %" PRId64 " entries for %" PRId64
-                " rows", call, name, index->shape[0], rows);
+    MOE_REQUIRE(index->shape[0] >= rows, MOE_E_SHAPE,
+                "%s: %s has %" PRId64 " entries for %" PRId64 " rows", call, name, index->shape[0],
+                rows);
     MOE_TRY(moei_tensor_check_aligned(index, call, name));
     const int32_t *p = (const int32_t *)(const void *)moei_tensor_data(index);
     for (int64_t i = 0; i < rows; i++) {
@@ -392,10 +391,9 @@ moe_status moe_ggemm(const moe_context *ctx, const moe_ggemm_args *args, void *s
         MOE_TRY(check_offsets(&args->offsets, count, call, &rows));
         a.offsets = (const int32_t *)(const void *)moei_tensor_data(&args->offsets);
     } else {
-        MOE_REQUIRE(!moei_tensor_present(&args->row_index) &&
-                        !moei_tensor_present(&args->out_index),
-                    MOE_E_ARGUMENT, "%s: row_index or out_index is given without offsets [2]",
-                    call);
+        MOE_REQUIRE(
+            !moei_tensor_present(&args->row_index) && !moei_tensor_present(&args->out_index),
+            MOE_E_ARGUMENT, "%s: row_index or out_index is given without offsets [2]", call);
     }
     int64_t x_rows;
     int64_t k = -1;
@@ -428,8 +426,8 @@ moe_status moe_ggemm(const moe_context *ctx, const moe_ggemm_args *args, void *s
     a.y = moei_tensor_data(&args->y);
     a.y_dtype = args->y.dtype;
     a.y_row_stride = moei_tensor_stride_bytes(&args->y, 0);
-    const moei_ggemm_problem problem = {rows,          a.w.n,         k, count, &args->gemm,
-                                        a.x.dtype, a.y_dtype, args->transposed != 0};
+    const moei_ggemm_problem problem = {rows,        a.w.n,     k,         count,
+                                        &args->gemm, a.x.dtype, a.y_dtype, args->transposed != 0};
     const moei_kernel *kernel = NULL;
     MOE_TRY(moei_ggemm_select(ctx, &problem, call, "args.gemm", &kernel));
     MOE_TRY(moei_views_check_overlap(views, num_views, call));

@@ -11,8 +11,8 @@
 
 #include "core/check.h"
 #include "core/safemath.h"
-#include "ops/backend.h"
 #include "moe/weights.h"
+#include "ops/backend.h"
 #include "quant/formats.h"
 
 /// A stack of n canonical matrices [N, K] with scales, as kernels of layout "row" read it. Strides
@@ -24,7 +24,7 @@ typedef struct moei_matrices {
     const uint8_t *values;
     int64_t value_e_stride, value_n_stride; // bytes
     int64_t value_k_stride;                 // bytes; sub-byte types are packed along k: 0
-    const void *scales; // NULL: none
+    const void *scales;                     // NULL: none
     moe_dtype scale_dtype;
     int32_t block_n, block_k; // 0: the whole extent
     int64_t scale_e_stride, scale_n_stride, scale_k_stride;
@@ -36,8 +36,8 @@ typedef struct moei_matrices {
     // where there are no parts, or blocks of rows run through both.
     bool interleaved_parts;
     int64_t part_rows;
-    const uint8_t *zeros;   // NULL: the format's zero point
-    bool zeros_packed;      // two rows of a byte: row 2i in the low nibble
+    const uint8_t *zeros;                 // NULL: the format's zero point
+    bool zeros_packed;                    // two rows of a byte: row 2i in the low nibble
     int64_t zero_e_stride, zero_n_stride; // per group of k: 1
     const void *bias;                     // NULL: none
     moe_dtype bias_dtype;
@@ -52,8 +52,8 @@ typedef struct moei_operand {
     int64_t row_stride; // bytes
     const void *scales; // NULL: floats
     moe_dtype scale_dtype;
-    int32_t group;           // elements of k per scale; 0: one per row (stride 0: one for all)
-    bool packed;             // four e8m0 bytes per int32
+    int32_t group;            // elements of k per scale; 0: one per row (stride 0: one for all)
+    bool packed;              // four e8m0 bytes per int32
     int64_t scale_row_stride; // elements of scale_dtype (packed: of int32)
     int64_t scale_k_stride;
     int64_t batch_stride, scale_batch_stride; // between groups of equal room (no offsets)
@@ -66,9 +66,9 @@ typedef struct moei_operand {
 typedef struct moek_ggemm_args {
     moei_matrices w;
     moei_operand x;
-    const int32_t *offsets; // [count + 1], or NULL
-    const int32_t *counts;  // [count], or NULL
-    int64_t rows;           // rows of a group (offsets NULL), else the most that all may have
+    const int32_t *offsets;   // [count + 1], or NULL
+    const int32_t *counts;    // [count], or NULL
+    int64_t rows;             // rows of a group (offsets NULL), else the most that all may have
     const int32_t *row_index; // sorted rows only: x row = row_index[i] / row_divisor; NULL: i
     int32_t row_divisor;      // slot to token; at least 1
     const int32_t *out_index; // sorted rows only: y row; NULL: i
@@ -98,7 +98,8 @@ moe_status moei_matrices_from_source(const moe_matrix_source *source, const moe_
                                      moe_gate_up gate_up, const char *call, const char *name,
                                      moei_matrices *out);
 
-/// ALIGNMENT unless what kernels read as whole floats is aligned. (Everything else may lie anywhere.)
+/// ALIGNMENT unless what kernels read as whole floats is aligned. (Everything else may lie
+/// anywhere.)
 moe_status moei_matrices_check_aligned(const moei_matrices *m, const char *call, const char *name);
 
 /// Element type in which a product reads its input: x_dtype, or the code type of the quantiser.

@@ -20,7 +20,7 @@ typedef struct moek_glu_args {
     moei_activation_params act;
     const uint8_t *x;
     moe_dtype x_dtype;
-    int64_t x_row_stride; // bytes
+    int64_t x_row_stride;                 // bytes
     int64_t gate_offset, up_offset, step; // elements within a row: gate j at gate_offset + j*step
     uint8_t *y;
     moe_dtype y_dtype;

@@ -15,8 +15,7 @@ static void set_scale_form(const moe_quant_desc *act, moei_operand *out)
 
 moe_status moei_operand_from_tensors(const moe_tensor *x, const moe_tensor *x_scales,
                                      const moe_tensor *act_scale, const moe_quant_desc *act,
-                                     const char *call, moei_operand *out, int64_t *rows,
-                                     int64_t *k)
+                                     const char *call, moei_operand *out, int64_t *rows, int64_t *k)
 {
     const int64_t any[3] = {-1, -1, -1};
     const int ndim = x->ndim == 3 ? 3 : 2;

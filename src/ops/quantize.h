@@ -28,9 +28,9 @@ typedef struct moek_quantize_args {
     int64_t rows, k;
     int32_t batches;       // 1 without counts
     const int32_t *counts; // [batches]; NULL: all rows
-    const int32_t *total;  // rows to do = min(total[0] * total_rows, rows) where given (device-side)
-    int32_t total_rows;    // 0: 1
-    uint8_t *x;            // f32, bf16, f16; written by INVERSE alone
+    const int32_t *total; // rows to do = min(total[0] * total_rows, rows) where given (device-side)
+    int32_t total_rows;   // 0: 1
+    uint8_t *x;           // f32, bf16, f16; written by INVERSE alone
     moe_dtype x_dtype;
     int64_t x_row_stride, x_batch_stride; // bytes
     uint8_t *q;                           // codes of quant.elem
@@ -65,7 +65,8 @@ static inline int64_t moei_quantize_count(const moek_quantize_args *args, int32_
         n = args->counts[b] < n ? args->counts[b] : n;
     }
     if (args->total != NULL) {
-        const int64_t total = (int64_t)args->total[0] * (args->total_rows > 0 ? args->total_rows : 1);
+        const int64_t total =
+            (int64_t)args->total[0] * (args->total_rows > 0 ? args->total_rows : 1);
         n = total < n ? total : n;
     }
     return n > 0 ? n : 0;

@@ -6,8 +6,8 @@
 
 static const moei_format_info formats[] = {
 #define MOE_FORMAT_ROW(ID, name, elem, block_n, block_k, scales, scale2, zero, free_group, source) \
-    {MOE_FORMAT_##ID, #name,          elem, block_n, block_k, scales,                              \
-     (scale2) != 0,   zero, (free_group) != 0, source},
+    {MOE_FORMAT_##ID, #name,         elem, block_n,           block_k,                             \
+     scales,          (scale2) != 0, zero, (free_group) != 0, source},
 #include "quant/formats.def"
 #undef MOE_FORMAT_ROW
 };
@@ -33,7 +33,8 @@ moe_dtype moei_format_scale_dtype(const moei_format_info *info)
     if (info->scale_dtypes == 0) {
         return MOE_DTYPE_UNSET;
     }
-    return (info->scale_dtypes & (1u << MOE_F32)) != 0 ? MOE_F32 : __builtin_ctz(info->scale_dtypes);
+    return (info->scale_dtypes & (1u << MOE_F32)) != 0 ? MOE_F32
+                                                       : __builtin_ctz(info->scale_dtypes);
 }
 
 const char *moe_format_name(moe_format format)

@@ -119,7 +119,8 @@ static moe_status check_values(moei_matrix *m, const moe_tensor *given, const ch
     *t = moei_tensor_with_experts(&joined, 3);
     const int64_t inner = l->transposed != 0 ? l->rows : l->cols;
     const int64_t shape[3] = {l->count, l->transposed != 0 ? l->cols : l->rows,
-                              is_as_bytes(m->info, t) ? moei_elem_bytes(m->info->elem, inner) : inner};
+                              is_as_bytes(m->info, t) ? moei_elem_bytes(m->info->elem, inner)
+                                                      : inner};
     const uint32_t dtypes =
         MOEI_DTYPE_BIT(elem) |
         (moe_dtype_bits(elem) <= 8 ? MOEI_DTYPE_BIT(MOE_U8) | MOEI_DTYPE_BIT(MOE_I8) : 0u);
@@ -349,9 +350,9 @@ static moe_status result_shape(const moei_matrix *s, const moe_matrix_layout *to
             *out = moe_tensor_make(NULL, given->dtype, 4, shape);
         } else {
             const int64_t inner = to->transposed != 0 ? to->rows : to->cols;
-            *out =
-                packed_rows(given->dtype, n, to->transposed != 0 ? to->cols : to->rows,
-                            is_as_bytes(s->info, given) ? moei_elem_bytes(s->info->elem, inner) : inner);
+            *out = packed_rows(given->dtype, n, to->transposed != 0 ? to->cols : to->rows,
+                               is_as_bytes(s->info, given) ? moei_elem_bytes(s->info->elem, inner)
+                                                           : inner);
         }
         break;
     case 1:

@@ -3,8 +3,8 @@
 #ifndef MOEI_QUANT_LAYOUTS_MATRIX_H
 #define MOEI_QUANT_LAYOUTS_MATRIX_H
 
-#include "quant/formats.h"
 #include "quant/elements.h"
+#include "quant/formats.h"
 #include "quant/layouts.h"
 
 /// Rows of gate and of up, or all rows as one part: start[p] + j * step, 0 <= j < rows.

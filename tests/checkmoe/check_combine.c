@@ -8,7 +8,7 @@
 #include "ops/combine.h"
 #include "quant/elements.h"
 
-#define POISON 0xA5
+#define POISON    0xA5
 #define MAX_SLOTS 9
 
 static float element(moe_dtype dtype, const void *p, int64_t i)
@@ -113,7 +113,8 @@ static bool build(combine_case *c, moec_rng *rng)
     }
     a->out = c->out.data;
     a->out_token_stride = (a->width + 3) * ob;
-    (void)snprintf(c->text, sizeof c->text, "%s -> %s tokens=%lld slots=%d width=%lld shared=%d%s%s%s",
+    (void)snprintf(c->text, sizeof c->text,
+                   "%s -> %s tokens=%lld slots=%d width=%lld shared=%d%s%s%s",
                    moe_dtype_name(a->slot_dtype), moe_dtype_name(a->out_dtype),
                    (long long)a->tokens, (int)a->slots_per_token, (long long)a->width,
                    (int)a->num_shared, a->accumulate ? " accumulate" : "",
@@ -170,13 +171,14 @@ static void run_combine(moec_run *run, const moei_kernel *kernel, combine_case *
     memcpy(old, c->out.data, c->out.bytes);
     (void)run->ctx->backend->combine(&exec, kernel, a);
     int64_t wrong = -1;
-    const int64_t tokens = a->num_valid != NULL && a->num_valid[0] < a->tokens ? a->num_valid[0] : a->tokens;
+    const int64_t tokens =
+        a->num_valid != NULL && a->num_valid[0] < a->tokens ? a->num_valid[0] : a->tokens;
     for (int64_t t = 0; t < a->tokens && wrong < 0; t++) {
         for (int64_t h = 0; h < a->width + 3 && wrong < 0; h++) {
             const int64_t i = t * (a->width + 3) + h;
             const float have = element(a->out_dtype, c->out.data, i);
-            const float want = t < tokens && h < a->width ? expected(a, old, t, h)
-                                                          : element(a->out_dtype, old, i);
+            const float want =
+                t < tokens && h < a->width ? expected(a, old, t, h) : element(a->out_dtype, old, i);
             wrong = memcmp(&have, &want, sizeof have) != 0 ? i : -1;
         }
     }

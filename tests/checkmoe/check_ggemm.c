@@ -16,7 +16,7 @@
 #include "quant/elements.h"
 
 #define MAX_EXPERTS 5
-#define POISON 0xA5
+#define POISON      0xA5
 
 const char *moec_fill_name(moec_fill fill)
 {
@@ -46,7 +46,8 @@ typedef struct ggemm_case {
     char text[256];
 } ggemm_case;
 
-// ---- drawing codes ----------------------------------------------------------------------------------
+// ---- drawing codes
+// ----------------------------------------------------------------------------------
 
 static double decode(moe_dtype dtype, const void *data, int64_t i)
 {
@@ -97,7 +98,8 @@ static void draw(moec_rng *rng, moec_fill fill, moe_dtype dtype, unsigned char *
         value *= fill == MOEC_HEAVY && outlier ? 100.0 : 1.0;
         value *= fill == MOEC_TINY ? (dtype == MOE_F16 ? 0x1p-20 : 0x1p-70) : 1.0;
         if (fill == MOEC_SPECIAL && moec_below(rng, 40) == 0) {
-            static const double specials[] = {-0.0, 0.0, 0x1p-130, 1e30, -1e30, HUGE_VAL, -HUGE_VAL, (double)NAN};
+            static const double specials[] = {-0.0,  0.0,      0x1p-130,  1e30,
+                                              -1e30, HUGE_VAL, -HUGE_VAL, (double)NAN};
             value = specials[moec_below(rng, moec_below(rng, 4) == 0 ? 8 : 4)];
         }
         put_code(dtype, row, i, encode_float(dtype, (float)value));
@@ -138,7 +140,8 @@ static void draw_scale(moec_rng *rng, moec_fill fill, moe_dtype dtype, void *dat
     }
 }
 
-// ---- building a case --------------------------------------------------------------------------------
+// ---- building a case
+// --------------------------------------------------------------------------------
 
 static bool take(moec_guard *guard, size_t bytes, bool at_end)
 {
@@ -159,12 +162,12 @@ static bool build_weights(ggemm_case *c, moec_rng *rng, bool at_end)
     const bool halves = c->gate_up == MOE_GATE_FIRST || c->gate_up == MOE_UP_FIRST;
     const int64_t part_rows = halves ? c->n / 2 : c->n;
     const int64_t parts = c->gate_up != MOE_GATE_UP_UNSET ? 2 : 1;
-    const int64_t srows = info->block_n == 0 ? parts
-                                             : (halves ? 2 : 1) * ((part_rows + info->block_n - 1) /
-                                                                   info->block_n);
+    const int64_t srows =
+        info->block_n == 0 ? parts
+                           : (halves ? 2 : 1) * ((part_rows + info->block_n - 1) / info->block_n);
     const int64_t scolumns = block_k > 0 ? (c->k + block_k - 1) / block_k : 1;
-    const moe_dtype sdtype =
-        c->gemm.weight_scale_dtype != 0 ? c->gemm.weight_scale_dtype : moei_format_scale_dtype(info);
+    const moe_dtype sdtype = c->gemm.weight_scale_dtype != 0 ? c->gemm.weight_scale_dtype
+                                                             : moei_format_scale_dtype(info);
     const size_t sbytes = (size_t)moe_dtype_bits(sdtype) / 8;
     const int64_t groups = block_k > 0 ? scolumns : 1;
     if (!take(&c->values, (size_t)(c->experts * outer * inner), at_end) ||
@@ -182,13 +185,14 @@ static bool build_weights(ggemm_case *c, moec_rng *rng, bool at_end)
         draw_scale(rng, c->fill, sdtype, c->scales.data, i);
     }
     for (int64_t i = 0; i < c->experts * c->n * groups; i++) {
-        c->zeros.data[i] = (unsigned char)(info->zero_point < 0 ? 0
-                                           : c->gemm.zero_points != 0
-                                               ? info->zero_point - 2 + moec_below(rng, 5)
-                                               : info->zero_point);
+        c->zeros.data[i] =
+            (unsigned char)(info->zero_point < 0       ? 0
+                            : c->gemm.zero_points != 0 ? info->zero_point - 2 + moec_below(rng, 5)
+                                                       : info->zero_point);
     }
     for (int64_t i = 0; i < c->experts * c->n; i++) {
-        draw(rng, c->fill == MOEC_TINY ? MOEC_NORMAL : c->fill, MOE_F32, c->bias.data, i, 0.0, false);
+        draw(rng, c->fill == MOEC_TINY ? MOEC_NORMAL : c->fill, MOE_F32, c->bias.data, i, 0.0,
+             false);
     }
     for (int32_t e = 0; e < c->experts; e++) {
         for (int64_t n = 0; n < c->n; n++) {
@@ -196,8 +200,7 @@ static bool build_weights(ggemm_case *c, moec_rng *rng, bool at_end)
             for (int64_t k = 0; k < c->k; k++) {
                 const int64_t zero_at = (e * c->n + n) * groups + (block_k > 0 ? k / block_k : 0);
                 const double zero = info->zero_point < 0 ? 0.0 : (double)c->zeros.data[zero_at];
-                unsigned char *row =
-                    c->values.data + (e * outer + (c->transposed ? k : n)) * inner;
+                unsigned char *row = c->values.data + (e * outer + (c->transposed ? k : n)) * inner;
                 const int64_t i = c->transposed ? n : k;
                 draw(rng, c->fill, info->elem, row, i, zero, k % 17 == 3);
                 double value = decode(info->elem, row, i) - zero;
@@ -208,7 +211,8 @@ static bool build_weights(ggemm_case *c, moec_rng *rng, bool at_end)
                             : (halves ? n / part_rows : 0) *
                                       ((part_rows + info->block_n - 1) / info->block_n) +
                                   (halves ? n % part_rows : n) / info->block_n;
-                    const int64_t at = (e * srows + srow) * scolumns + (block_k > 0 ? k / block_k : 0);
+                    const int64_t at =
+                        (e * srows + srow) * scolumns + (block_k > 0 ? k / block_k : 0);
                     value *= decode(sdtype, c->scales.data, at);
                 }
                 if (info->scale2) {
@@ -227,9 +231,10 @@ static bool build_x(ggemm_case *c, moec_rng *rng, bool at_end)
 {
     const moe_dtype elem = c->x_dtype;
     const int64_t row_bytes = moei_elem_bytes(elem, c->k);
-    const moei_scale_shape s = c->act.spec != MOE_QUANT_NONE
-                                   ? moei_quant_scale_shape(&c->act, 1, c->rows, c->k)
-                                   : (moei_scale_shape){.dtype = MOE_F32, .rows = 1, .columns = 1, .elems = 1};
+    const moei_scale_shape s =
+        c->act.spec != MOE_QUANT_NONE
+            ? moei_quant_scale_shape(&c->act, 1, c->rows, c->k)
+            : (moei_scale_shape){.dtype = MOE_F32, .rows = 1, .columns = 1, .elems = 1};
     const int64_t bytes = moe_dtype_bits(s.dtype) / 8;
     if (!take(&c->x, (size_t)(c->rows * row_bytes), at_end) ||
         !take(&c->x_scales, s.elems * (size_t)bytes, at_end) ||
@@ -257,11 +262,12 @@ static bool build_x(ggemm_case *c, moec_rng *rng, bool at_end)
             double value = decode(elem, row, k);
             if (c->act.spec != MOE_QUANT_NONE && !(given && !global)) {
                 const int64_t group = c->act.group > 0 ? k / c->act.group : 0;
-                value *= packed ? (double)moei_e8m0_to_f32(
-                                      c->x_scales.data[4 * (r * s.row_stride + group / 4 * s.k_stride) +
-                                                       group % 4])
-                                : decode(s.dtype, c->x_scales.data,
-                                         r * s.row_stride + group * s.k_stride);
+                value *=
+                    packed
+                        ? (double)moei_e8m0_to_f32(
+                              c->x_scales.data[4 * (r * s.row_stride + group / 4 * s.k_stride) +
+                                               group % 4])
+                        : decode(s.dtype, c->x_scales.data, r * s.row_stride + group * s.k_stride);
             }
             value *= given && !global ? (double)*act_scale : 1.0;
             value /= global ? (double)*act_scale : 1.0;
@@ -292,16 +298,17 @@ static void build_rows(ggemm_case *c, moec_rng *rng)
 
 static void free_case(ggemm_case *c)
 {
-    moec_guard *guards[] = {&c->values,  &c->scales,    &c->scale2, &c->zeros, &c->bias,
-                            &c->x,       &c->x_scales,  &c->act_scale, &c->y, &c->index,
-                            &c->out_index, &c->weights};
+    moec_guard *guards[] = {&c->values, &c->scales, &c->scale2,    &c->zeros,
+                            &c->bias,   &c->x,      &c->x_scales,  &c->act_scale,
+                            &c->y,      &c->index,  &c->out_index, &c->weights};
     for (size_t i = 0; i < sizeof guards / sizeof guards[0]; i++) {
         moec_guard_free(guards[i]);
     }
     float64_ggemm_free(&c->oracle);
 }
 
-static const int64_t k_sizes[] = {1, 2, 3, 5, 16, 17, 31, 32, 33, 64, 96, 127, 128, 129, 160, 255, 256, 257, 320, 520};
+static const int64_t k_sizes[] = {1,  2,   3,   5,   16,  17,  31,  32,  33,  64,
+                                  96, 127, 128, 129, 160, 255, 256, 257, 320, 520};
 
 static bool build_case(ggemm_case *c, moec_rng *rng)
 {
@@ -327,16 +334,15 @@ static bool build_case(ggemm_case *c, moec_rng *rng)
     }
     c->rows = c->offsets[c->experts];
     c->y_stride = c->n + 3;
-    (void)snprintf(c->text, sizeof c->text,
-                   "%s x %s (%s) -> %s, %s, e=%d rows=%lld n=%lld k=%lld%s%s%s%s gate_up=%d",
-                   c->act.spec != MOE_QUANT_NONE ? moe_quant_name(c->act.spec)
-                                                 : moe_dtype_name(c->x_dtype),
-                   c->info->name, moe_dtype_name(c->gemm.weight_scale_dtype),
-                   moe_dtype_name(c->y_dtype), moec_fill_name(c->fill), (int)c->experts,
-                   (long long)c->rows, (long long)c->n, (long long)c->k,
-                   c->transposed ? " transposed" : "", c->scatter ? " scatter" : "",
-                   c->gemm.bias != 0 ? " bias" : "", c->gemm.zero_points != 0 ? " zeros" : "",
-                   (int)c->gate_up);
+    (void)snprintf(
+        c->text, sizeof c->text,
+        "%s x %s (%s) -> %s, %s, e=%d rows=%lld n=%lld k=%lld%s%s%s%s gate_up=%d",
+        c->act.spec != MOE_QUANT_NONE ? moe_quant_name(c->act.spec) : moe_dtype_name(c->x_dtype),
+        c->info->name, moe_dtype_name(c->gemm.weight_scale_dtype), moe_dtype_name(c->y_dtype),
+        moec_fill_name(c->fill), (int)c->experts, (long long)c->rows, (long long)c->n,
+        (long long)c->k, c->transposed ? " transposed" : "", c->scatter ? " scatter" : "",
+        c->gemm.bias != 0 ? " bias" : "", c->gemm.zero_points != 0 ? " zeros" : "",
+        (int)c->gate_up);
     const size_t rows = (size_t)c->rows;
     return float64_ggemm_alloc(&c->oracle, c->experts, c->rows, c->n, c->k) &&
            take(&c->index, rows * 4, at_end) && take(&c->out_index, rows * 4, at_end) &&
@@ -346,7 +352,8 @@ static bool build_case(ggemm_case *c, moec_rng *rng)
            build_weights(c, rng, at_end) && build_x(c, rng, at_end) && (build_rows(c, rng), true);
 }
 
-// ---- running ----------------------------------------------------------------------------------------
+// ---- running
+// ----------------------------------------------------------------------------------------
 
 static moe_tensor scale_view(const ggemm_case *c)
 {
@@ -372,10 +379,9 @@ static moe_status make_args(const ggemm_case *c, moek_ggemm_args *a)
     moe_matrix_source s = {0};
     const int64_t parts = c->gate_up != MOE_GATE_UP_UNSET ? 2 : 1;
     const int64_t block_k = moei_gemm_block_k(c->info, &c->gemm);
-    s.values = c->transposed
-                   ? moe_tensor_3d(c->values.data, c->info->elem, c->experts, c->k, c->n)
-                   : moe_tensor_3d(c->values.data, MOE_U8, c->experts, c->n,
-                                   moei_elem_bytes(c->info->elem, c->k));
+    s.values = c->transposed ? moe_tensor_3d(c->values.data, c->info->elem, c->experts, c->k, c->n)
+                             : moe_tensor_3d(c->values.data, MOE_U8, c->experts, c->n,
+                                             moei_elem_bytes(c->info->elem, c->k));
     if (!c->transposed && moe_dtype_bits(c->info->elem) > 8) {
         s.values = moe_tensor_3d(c->values.data, c->info->elem, c->experts, c->n, c->k);
     }
@@ -384,8 +390,8 @@ static moe_status make_args(const ggemm_case *c, moek_ggemm_args *a)
         s.scale2 = moe_tensor_2d(c->scale2.data, MOE_F32, c->experts, parts);
     }
     if (c->gemm.zero_points != 0) {
-        s.zero_points = moe_tensor_3d(c->zeros.data, MOE_U8, c->experts, c->n,
-                                      (c->k + block_k - 1) / block_k);
+        s.zero_points =
+            moe_tensor_3d(c->zeros.data, MOE_U8, c->experts, c->n, (c->k + block_k - 1) / block_k);
     }
     if (c->gemm.bias != 0) {
         s.bias = moe_tensor_2d(c->bias.data, MOE_F32, c->experts, c->n);
@@ -397,10 +403,10 @@ static moe_status make_args(const ggemm_case *c, moek_ggemm_args *a)
     memset(a, 0, sizeof *a);
     MOE_TRY(moei_matrices_from_source(&s, &c->gemm, c->experts, c->n, c->k, c->transposed,
                                       c->gate_up, "check", "weights", &a->w));
-    const moe_tensor x = moe_dtype_bits(c->x_dtype) < 8
-                             ? moe_tensor_2d(c->x.data, MOE_U8, c->rows,
-                                             moei_elem_bytes(c->x_dtype, c->k))
-                             : moe_tensor_2d(c->x.data, c->x_dtype, c->rows, c->k);
+    const moe_tensor x =
+        moe_dtype_bits(c->x_dtype) < 8
+            ? moe_tensor_2d(c->x.data, MOE_U8, c->rows, moei_elem_bytes(c->x_dtype, c->k))
+            : moe_tensor_2d(c->x.data, c->x_dtype, c->rows, c->k);
     moe_tensor x_scales = {0};
     if (c->act.spec != MOE_QUANT_NONE) {
         const moei_scale_shape shape = moei_quant_scale_shape(&c->act, 1, c->rows, c->k);
@@ -417,8 +423,8 @@ static moe_status make_args(const ggemm_case *c, moek_ggemm_args *a)
     }
     int64_t rows;
     int64_t k = c->k;
-    MOE_TRY(moei_operand_from_tensors(&x, &x_scales, &act_scale, &c->gemm.act, "check", &a->x, &rows,
-                                      &k));
+    MOE_TRY(moei_operand_from_tensors(&x, &x_scales, &act_scale, &c->gemm.act, "check", &a->x,
+                                      &rows, &k));
     a->offsets = c->offsets;
     a->rows = c->rows;
     a->row_index = (const int32_t *)(const void *)c->index.data;
@@ -434,8 +440,9 @@ static moe_status make_args(const ggemm_case *c, moek_ggemm_args *a)
 
 static uint64_t hash_inputs(const ggemm_case *c)
 {
-    const moec_guard *guards[] = {&c->values,   &c->scales,    &c->scale2, &c->zeros,    &c->bias, &c->x,
-                                  &c->x_scales, &c->act_scale, &c->index,  &c->out_index, &c->weights};
+    const moec_guard *guards[] = {&c->values, &c->scales,    &c->scale2,   &c->zeros,
+                                  &c->bias,   &c->x,         &c->x_scales, &c->act_scale,
+                                  &c->index,  &c->out_index, &c->weights};
     uint64_t hash = 0;
     for (size_t i = 0; i < sizeof guards / sizeof guards[0]; i++) {
         hash = hash * 31 + moec_hash(guards[i]->data, guards[i]->bytes);
@@ -444,7 +451,8 @@ static uint64_t hash_inputs(const ggemm_case *c)
 }
 
 // The result of row i, column n, against float64.
-static double worst_ratio(const ggemm_case *c, const moei_arith_info *arith, char *where, size_t size)
+static double worst_ratio(const ggemm_case *c, const moei_arith_info *arith, char *where,
+                          size_t size)
 {
     double worst = 0.0;
     const int32_t *index = (const int32_t *)(const void *)c->index.data;
@@ -456,10 +464,11 @@ static double worst_ratio(const ggemm_case *c, const moei_arith_info *arith, cha
             const double weight = c->row_weights ? (double)weights[y_row] : 1.0;
             for (int64_t n = 0; n < c->n; n++) {
                 double magnitude;
-                const double want = float64_ggemm_element(&c->oracle, e, index[i], n, weight, &magnitude);
+                const double want =
+                    float64_ggemm_element(&c->oracle, e, index[i], n, weight, &magnitude);
                 const double have = decode(c->y_dtype, c->y.data, y_row * c->y_stride + n);
-                double bound = float64_ggemm_bound(arith->chunk, arith->fraction_bits, c->k, magnitude,
-                                                   want, c->y_dtype);
+                double bound = float64_ggemm_bound(arith->chunk, arith->fraction_bits, c->k,
+                                                   magnitude, want, c->y_dtype);
                 if (c->fill == MOEC_EXACT) {
                     bound = float64_half_ulp(want, c->y_dtype);
                 }
@@ -482,7 +491,8 @@ static double worst_ratio(const ggemm_case *c, const moei_arith_info *arith, cha
                 }
                 if (!(ratio <= worst)) {
                     worst = ratio;
-                    (void)snprintf(where, size, "row %lld col %lld: have %.9g, want %.17g, bound %.3g",
+                    (void)snprintf(where, size,
+                                   "row %lld col %lld: have %.9g, want %.17g, bound %.3g",
                                    (long long)y_row, (long long)n, have, want, bound);
                 }
             }
@@ -544,8 +554,8 @@ static void run_case(moec_run *run, const moei_kernel *kernel, ggemm_case *c, in
     }
     moec_check(run, moec_hash(c->y.data, c->y.bytes) == first, kernel->name,
                "%s: %s: rows alone differ from rows together", kernel->name, c->text);
-    moec_check(run, hash_inputs(c) == inputs, kernel->name, "%s: %s: an input changed", kernel->name,
-               c->text);
+    moec_check(run, hash_inputs(c) == inputs, kernel->name, "%s: %s: an input changed",
+               kernel->name, c->text);
     if (number < MAX_CASES) {
         const char *other = class_row[kernel->arith][number];
         moec_check(run, other == NULL || class_hash[kernel->arith][number] == first, kernel->name,
@@ -562,7 +572,9 @@ static const moe_quant_desc act_forms[] = {
     {.spec = MOE_QUANT_FP8_TOKEN},
     {.spec = MOE_QUANT_FP8_STATIC},
     {.spec = MOE_QUANT_FP8_GROUP_DIV},
-    {.spec = MOE_QUANT_FP8_GROUP_RECIP, .scale_type = MOE_SCALE_UE8M0_PACKED, .scale_layout = MOE_SCALE_LAYOUT_COLUMN},
+    {.spec = MOE_QUANT_FP8_GROUP_RECIP,
+     .scale_type = MOE_SCALE_UE8M0_PACKED,
+     .scale_layout = MOE_SCALE_LAYOUT_COLUMN},
     {.spec = MOE_QUANT_FP8_GROUP_DIV, .group = 64, .scale_layout = MOE_SCALE_LAYOUT_COLUMN},
     {.spec = MOE_QUANT_INT8_TOKEN},
     {.spec = MOE_QUANT_INT8_STATIC},

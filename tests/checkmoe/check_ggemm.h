@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Cases of the grouped product: random problems of any format, as codes for the kernel and as doubles
-// for the oracle.
+// Cases of the grouped product: random problems of any format, as codes for the kernel and as
+// doubles for the oracle.
 #ifndef MOE_CHECKMOE_CHECK_GGEMM_H
 #define MOE_CHECKMOE_CHECK_GGEMM_H
 

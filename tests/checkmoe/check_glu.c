@@ -10,7 +10,7 @@
 #include "ops/glu.h"
 #include "quant/elements.h"
 
-#define ROWS 5
+#define ROWS   5
 #define POISON 0xA5
 
 typedef struct glu_case {
@@ -24,8 +24,8 @@ typedef struct glu_case {
 
 static float draw(moec_rng *rng, int fill)
 {
-    static const double specials[] = {0.0,   -0.0,  1e-40,    -1e-40,    3e38,          -3e38, 88.0,
-                                      -88.0, -104.0, HUGE_VAL, -HUGE_VAL, (double)NAN, 7.0,  -7.0};
+    static const double specials[] = {0.0,   -0.0,   1e-40,    -1e-40,    3e38,        -3e38, 88.0,
+                                      -88.0, -104.0, HUGE_VAL, -HUGE_VAL, (double)NAN, 7.0,   -7.0};
     switch (fill) {
     case 0:
         return (float)(2.0 * moec_normal(rng));
@@ -90,8 +90,8 @@ static void run_glu(moec_run *run, const moei_kernel *kernel, const glu_case *c,
                 gated ? (double)moei_load_one(c->x_dtype, row, a.up_offset + j * a.step) : 1.0;
             double error;
             const double want = float64_glu(&c->act, g, u, &error);
-            const double have = (double)moei_load_one(
-                c->y_dtype, y.data + (size_t)(r * y_stride) * yb, j);
+            const double have =
+                (double)moei_load_one(c->y_dtype, y.data + (size_t)(r * y_stride) * yb, j);
             const double bound = error + float64_half_ulp(fabs(want) + error, c->y_dtype);
             const double limit = c->y_dtype == MOE_F16 ? 65504.0 : (double)FLT_MAX;
             double ratio = fabs(have - want) / bound;
@@ -100,12 +100,14 @@ static void run_glu(moec_run *run, const moei_kernel *kernel, const glu_case *c,
                 // intermediate overflowed f32.
                 ratio = isnan(want) && isnan(have) ? 0.0 : HUGE_VAL;
             } else if (!isfinite(have) || !isfinite(want)) {
-                ratio = fabs(want) + bound >= limit && (want > 0.0) == (have > 0.0) ? 0.0 : HUGE_VAL;
+                ratio =
+                    fabs(want) + bound >= limit && (want > 0.0) == (have > 0.0) ? 0.0 : HUGE_VAL;
             }
             // Products of intermediates beyond f32's range overflow on the way.
             if (ratio > worst && fabs(g) < 1e38 && fabs(u) < 1e38) {
                 worst = ratio;
-                (void)snprintf(where, sizeof where, "row %lld col %lld: g %.9g u %.9g have %.9g want %.17g",
+                (void)snprintf(where, sizeof where,
+                               "row %lld col %lld: g %.9g u %.9g have %.9g want %.17g",
                                (long long)r, (long long)j, g, u, have, want);
             }
         }
@@ -137,23 +139,30 @@ void moec_check_glu(moec_run *run, const moei_kernel *kernel)
 {
     static const moe_dtype dtypes[] = {MOE_F32, MOE_BF16, MOE_F16};
     static const int64_t sizes[] = {1, 7, 33, 256, 257};
-    static const float64_act acts[] = {
-        {MOE_ACT_SILU, 0, 0, 0, 0},          {MOE_ACT_SILU, 0, 0, 0, 10.0},
-        {MOE_ACT_GELU, 0, 0, 0, 0},          {MOE_ACT_GELU_TANH, 0, 0, 0, 0},
-        {MOE_ACT_SWIGLUOAI, (double)1.702f, 1.0, 0, 7.0}, {MOE_ACT_SWIGLUOAI, 1.0, 0.5, 0, 0},
-        {MOE_ACT_SWIGLUSTEP, 0, 0, 0, 7.0},  {MOE_ACT_SITU, 0, 4.0, 25.0, 0},
-        {MOE_ACT_SITU, 0, 4.0, 0, 0},        {MOE_ACT_SILU_NO_MUL, 0, 0, 0, 0},
-        {MOE_ACT_GELU_NO_MUL, 0, 0, 0, 0},   {MOE_ACT_GELU_TANH_NO_MUL, 0, 0, 0, 0},
-        {MOE_ACT_RELU2_NO_MUL, 0, 0, 0, 0}};
+    static const float64_act acts[] = {{MOE_ACT_SILU, 0, 0, 0, 0},
+                                       {MOE_ACT_SILU, 0, 0, 0, 10.0},
+                                       {MOE_ACT_GELU, 0, 0, 0, 0},
+                                       {MOE_ACT_GELU_TANH, 0, 0, 0, 0},
+                                       {MOE_ACT_SWIGLUOAI, (double)1.702f, 1.0, 0, 7.0},
+                                       {MOE_ACT_SWIGLUOAI, 1.0, 0.5, 0, 0},
+                                       {MOE_ACT_SWIGLUSTEP, 0, 0, 0, 7.0},
+                                       {MOE_ACT_SITU, 0, 4.0, 25.0, 0},
+                                       {MOE_ACT_SITU, 0, 4.0, 0, 0},
+                                       {MOE_ACT_SILU_NO_MUL, 0, 0, 0, 0},
+                                       {MOE_ACT_GELU_NO_MUL, 0, 0, 0, 0},
+                                       {MOE_ACT_GELU_TANH_NO_MUL, 0, 0, 0, 0},
+                                       {MOE_ACT_RELU2_NO_MUL, 0, 0, 0, 0}};
     moec_rng rng = {run->options->seed * 77u + 5u};
     int number = 0;
     for (size_t i = 0; i < sizeof acts / sizeof acts[0]; i++) {
         const bool gated = moe_activation_gated(acts[i].activation) != 0;
-        for (moe_gate_up order = gated ? 1 : 0; order <= (gated ? MOE_UP_GATE_INTERLEAVED : 0); order++) {
+        for (moe_gate_up order = gated ? 1 : 0; order <= (gated ? MOE_UP_GATE_INTERLEAVED : 0);
+             order++) {
             for (int d = 0; d < 9; d++) {
                 for (int fill = 0; fill < 4; fill++) {
-                    glu_case c = {acts[i], order, dtypes[d % 3], dtypes[d / 3],
-                                  sizes[moec_below(&rng, 5)], fill, ""};
+                    glu_case c = {
+                        acts[i], order, dtypes[d % 3], dtypes[d / 3], sizes[moec_below(&rng, 5)],
+                        fill,    ""};
                     (void)snprintf(c.text, sizeof c.text, "%s order %d %s -> %s inter=%lld fill=%d",
                                    moe_activation_name(acts[i].activation), (int)order,
                                    moe_dtype_name(c.x_dtype), moe_dtype_name(c.y_dtype),

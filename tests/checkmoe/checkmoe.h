@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// checkmoe: every kernel row x instruction set x cases, against float64, with guard pages, poison and
-// bit equality. The same library is `moe check` in the program that users have.
+// checkmoe: every kernel row x instruction set x cases, against float64, with guard pages, poison
+// and bit equality. The same library is `moe check` in the program that users have.
 #ifndef MOE_CHECKMOE_H
 #define MOE_CHECKMOE_H
 
@@ -12,12 +12,12 @@
 #include "moe/moe.h"
 
 typedef struct moec_options {
-    const char *kernel; // glob over row names; NULL: all
-    const char *isa;    // ceiling; NULL: all of the machine
-    uint64_t seed;      // 0: 1
-    int32_t threads;    // 0: all
+    const char *kernel;  // glob over row names; NULL: all
+    const char *isa;     // ceiling; NULL: all of the machine
+    uint64_t seed;       // 0: 1
+    int32_t threads;     // 0: all
     const char *program; // name in repro lines
-    bool verbose;       // a report for what passes, too
+    bool verbose;        // a report for what passes, too
 } moec_options;
 
 typedef struct moec_counts {
@@ -49,7 +49,8 @@ int moec_layer_run(const moec_options *options, FILE *out, moec_counts *counts);
 /// Glob with * and ?.
 bool moec_glob(const char *pattern, const char *text);
 
-// ---- random numbers -------------------------------------------------------------------------------
+// ---- random numbers
+// -------------------------------------------------------------------------------
 
 typedef struct moec_rng {
     uint64_t state;
@@ -79,7 +80,8 @@ static inline double moec_normal(moec_rng *rng)
     return sum;
 }
 
-// ---- memory with guard pages ------------------------------------------------------------------------
+// ---- memory with guard pages
+// ------------------------------------------------------------------------
 
 /// A buffer whose first or last byte touches a page that may not be read or written.
 typedef struct moec_guard {
@@ -89,8 +91,8 @@ typedef struct moec_guard {
     size_t map_bytes;
 } moec_guard;
 
-/// at_end: data + bytes is the guard page; else data is the first byte after one. Returns false when
-/// the system refuses.
+/// at_end: data + bytes is the guard page; else data is the first byte after one. Returns false
+/// when the system refuses.
 bool moec_guard_alloc(moec_guard *guard, size_t bytes, bool at_end);
 void moec_guard_free(moec_guard *guard);
 

@@ -353,7 +353,7 @@ static void draw_logits(moec_layer_case *c, moec_rng *rng)
     const moe_layer_desc *d = &c->desc;
     const moe_dtype dtype = d->logits_dtype != 0 ? d->logits_dtype : MOE_F32;
     const int32_t favourite = (int32_t)moec_below(rng, d->num_experts);
-    static const double specials[] = {HUGE_VAL, -HUGE_VAL, (double)NAN, -0.0, 80.0, -80.0};
+    static const double specials[] = {HUGE_VAL, -HUGE_VAL, (double)NAN, -0.0, 30.0, -30.0};
     for (int32_t t = 0; t < 2 * c->items; t++) {
         const bool special =
             (c->fill == MOEC_LAYER_SPECIAL || t >= c->items) && moec_below(rng, 3) == 0;

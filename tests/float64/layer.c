@@ -95,40 +95,48 @@ static real multiply(real a, real b)
     return round_to(tidy(v, fabs(a.v) * b.e + fabs(b.v) * a.e + a.e * b.e), MOE_F32);
 }
 
-// Largest product that is finite: beside an infinity it must not overflow to the other one.
-static double largest_finite(const double *w, reals x, int64_t k)
+// The same where NaN or infinities take part: what is certain of the sum. What is unknown may be
+// anything, and an infinite weight needs the sign of what it multiplies.
+static real dot_of_specials(const double *w, reals x, int64_t k, double bias)
 {
-    double most = 0.0;
+    bool certain = true;
+    double sum = bias;
+    double finite = 0.0; // beside an infinity, the rest must not overflow to the other one
     for (int64_t i = 0; i < k; i++) {
-        const double product = fabs(w[i] * x.v[i]);
-        most = isfinite(product) && product > most ? product : most;
+        const bool either_sign = isinf(w[i]) && x.e[i] > 0.0 && fabs(x.v[i]) <= x.e[i];
+        if (!isnan(w[i]) && (is_unknown(get(x, i)) || either_sign)) {
+            certain = false;
+            continue;
+        }
+        const double product = w[i] * x.v[i];
+        sum += product;
+        finite += isfinite(product) ? fabs(w[i]) * (fabs(x.v[i]) + x.e[i]) : 0.0;
     }
-    return most;
+    if (isnan(sum)) {
+        return (real){sum, 0.0};
+    }
+    return certain && isinf(sum) && finite <= SURE_MAX ? (real){sum, 0.0} : unknown;
 }
 
 // (w . x + bias) * weight in f32, summed as the model says.
 static real dot(const double *w, reals x, int64_t k, const double *bias, real weight,
                 float64_model model)
 {
-    double sum = 0.0;
-    double all = 0.0;
+    const double b = bias != NULL ? *bias : 0.0;
+    double sum = b;
+    double all = fabs(b);
     double carried = 0.0;
     for (int64_t i = 0; i < k; i++) {
         sum += w[i] * x.v[i];
         all += fabs(w[i]) * (fabs(x.v[i]) + x.e[i]);
         carried += fabs(w[i]) * x.e[i];
     }
-    sum += bias != NULL ? *bias : 0.0;
-    all += bias != NULL ? fabs(*bias) : 0.0;
-    real r = tidy(sum, isinf(sum) ? (carried < HUGE_VAL ? 0.0 : HUGE_VAL) : carried);
-    if (isinf(sum) && (double)k * largest_finite(w, x, k) > SURE_MAX) {
-        r = unknown;
-    }
-    if (isfinite(sum) && !is_unknown(r)) {
-        r.e += float64_ggemm_bound(model.chunk, model.fraction_bits, k, all, sum, MOE_F32);
-        if (!(all <= SURE_MAX)) {
-            r = unknown;
-        }
+    real r = unknown;
+    if (!isfinite(sum) || !isfinite(all)) {
+        r = dot_of_specials(w, x, k, b);
+    } else if (all <= SURE_MAX) {
+        r = (real){sum, carried + float64_ggemm_bound(model.chunk, model.fraction_bits, k, all, sum,
+                                                      MOE_F32)};
     }
     return weight.v == 1.0 && weight.e == 0.0 ? r : multiply(r, weight);
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The thread pool: every index once, for many sizes and thread counts; nested calls, several callers
-// at once, and a child process after fork.
+// The thread pool: every index once, for many sizes and thread counts; nested calls, several
+// callers at once, and a child process after fork.
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>

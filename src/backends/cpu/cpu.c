@@ -40,13 +40,13 @@ static double ref_cost(const moei_kernel *kernel, const moei_ggemm_problem *prob
 #include "backends/cpu/kernels.def"
 #undef MOE_KERNEL
 
-#define OP_route MOEI_OP_ROUTE
-#define OP_place MOEI_OP_PLACE
-#define OP_sort MOEI_OP_SORT
+#define OP_route    MOEI_OP_ROUTE
+#define OP_place    MOEI_OP_PLACE
+#define OP_sort     MOEI_OP_SORT
 #define OP_quantize MOEI_OP_QUANTIZE
-#define OP_ggemm MOEI_OP_GGEMM
-#define OP_glu MOEI_OP_GLU
-#define OP_combine MOEI_OP_COMBINE
+#define OP_ggemm    MOEI_OP_GGEMM
+#define OP_glu      MOEI_OP_GLU
+#define OP_combine  MOEI_OP_COMBINE
 
 static const moei_kernel kernels[] = {
 #define MOE_KERNEL(op, name, isa, isa_name, mr, nr, kr, layout, arith, flags, supports, cost)      \

@@ -12,11 +12,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define XCR0_AVX 0x6u        // XMM, YMM
-#define XCR0_AVX512 0xE6u    // and opmask, ZMM
-#define XCR0_AMX 0x60000u    // TILECFG, TILEDATA
+#define XCR0_AVX            0x6u     // XMM, YMM
+#define XCR0_AVX512         0xE6u    // and opmask, ZMM
+#define XCR0_AMX            0x60000u // TILECFG, TILEDATA
 #define ARCH_REQ_XCOMP_PERM 0x1023
-#define XFEATURE_XTILEDATA 18
+#define XFEATURE_XTILEDATA  18
 
 static uint64_t read_xcr0(void)
 {
@@ -65,7 +65,7 @@ uint64_t moei_isa_detect(void)
 #elif defined(__aarch64__)
 #include <sys/auxv.h>
 
-#define HWCAP_ASIMD_BIT (1ul << 1)
+#define HWCAP_ASIMD_BIT   (1ul << 1)
 #define HWCAP_ASIMDDP_BIT (1ul << 20)
 
 uint64_t moei_isa_detect(void)
@@ -112,10 +112,14 @@ const char *moei_isa_text(uint64_t isa, char *buffer, size_t capacity)
         uint64_t bit;
         const char *name;
     } rows[] = {
-        {MOEI_ISA_AVX2_FMA, "AVX2+FMA+F16C"}, {MOEI_ISA_AVX512, "AVX512"},
-        {MOEI_ISA_AVX512_VNNI, "VNNI"},       {MOEI_ISA_AVX512_BF16, "AVX512-BF16"},
-        {MOEI_ISA_AMX_BF16, "AMX-BF16"},      {MOEI_ISA_AMX_INT8, "AMX-INT8"},
-        {MOEI_ISA_NEON, "NEON"},              {MOEI_ISA_NEON_DOTPROD, "DOTPROD"},
+        {MOEI_ISA_AVX2_FMA, "AVX2+FMA+F16C"},
+        {MOEI_ISA_AVX512, "AVX512"},
+        {MOEI_ISA_AVX512_VNNI, "VNNI"},
+        {MOEI_ISA_AVX512_BF16, "AVX512-BF16"},
+        {MOEI_ISA_AMX_BF16, "AMX-BF16"},
+        {MOEI_ISA_AMX_INT8, "AMX-INT8"},
+        {MOEI_ISA_NEON, "NEON"},
+        {MOEI_ISA_NEON_DOTPROD, "DOTPROD"},
     };
     size_t at = 0;
     (void)snprintf(buffer, capacity, "baseline");

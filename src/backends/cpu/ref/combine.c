@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // combine, portable: sums a token's slots in f32, in slot order, and rounds once. Limiting
 // resource: memory bandwidth; spans of a row keep the sum in L1.
+#include "ops/combine.h"
+
 #include "backends/cpu/ref/ref.h"
 #include "core/safemath.h"
-#include "ops/combine.h"
 #include "quant/elements.h"
 
 #define SPAN 256
@@ -64,10 +65,9 @@ static void add_slots(const moek_combine_args *a, int64_t t, int64_t h0, int64_t
         }
         moei_load_f32(a->slot_dtype, a->slots + t * a->slot_token_stride + j * a->slot_stride, h0,
                       n, v);
-        const float weight =
-            a->weights != NULL
-                ? moei_load_one(a->weight_dtype, a->weights, t * a->weight_token_stride + j)
-                : 1.0f;
+        const float weight = a->weights != NULL ? moei_load_one(a->weight_dtype, a->weights,
+                                                                t * a->weight_token_stride + j)
+                                                : 1.0f;
         for (int64_t h = 0; h < n; h++) {
             sum[h] += a->weights != NULL ? weight * v[h] : v[h];
         }

@@ -2,17 +2,18 @@
 // ggemm, portable: every weight format, every activation format, every arithmetic class.
 //
 // A task is MR rows x NR outputs of one expert. Per CHUNK of k, W's codes are decoded once to f32
-// [CHUNK][NR] and x's rows to [MR][CHUNK]; then each row runs NR independent chains over the chunk (or
-// over each block that shares a scale), ascending, side by side along n. Two rows at a time fill the
-// FMA pipes (eight chains of eight lanes). Limit: the decode, which MR rows share.
+// [CHUNK][NR] and x's rows to [MR][CHUNK]; then each row runs NR independent chains over the chunk
+// (or over each block that shares a scale), ascending, side by side along n. Two rows at a time
+// fill the FMA pipes (eight chains of eight lanes). Limit: the decode, which MR rows share.
+#include "ops/ggemm.h"
+
 #include "backends/cpu/ref/lanes.h"
 #include "backends/cpu/ref/ref.h"
 #include "numerics/hd.h"
-#include "ops/ggemm.h"
 #include "quant/elements.h"
 
-#define MR 32
-#define NR 32
+#define MR    32
+#define NR    32
 #define CHUNK 256
 
 typedef struct tile {
@@ -89,11 +90,10 @@ static float operand_scale(const moek_ggemm_args *a, int32_t e, int64_t i, int64
 {
     const moei_operand *x = &a->x;
     const int64_t group = x->group > 0 ? k / x->group : 0;
-    const int64_t at = (a->offsets == NULL ? e * x->scale_batch_stride : 0) +
-                       x_row_of(a, i) * x->scale_row_stride;
+    const int64_t at =
+        (a->offsets == NULL ? e * x->scale_batch_stride : 0) + x_row_of(a, i) * x->scale_row_stride;
     if (x->packed) {
-        const uint8_t *word =
-            (const uint8_t *)x->scales + 4 * (at + group / 4 * x->scale_k_stride);
+        const uint8_t *word = (const uint8_t *)x->scales + 4 * (at + group / 4 * x->scale_k_stride);
         return moei_e8m0_to_f32(word[group % 4]);
     }
     return moei_load_one(x->scale_dtype, x->scales, at + group * x->scale_k_stride);
@@ -132,7 +132,8 @@ static void decode_weights(const moei_matrices *w, int32_t e, int64_t n0, int64_
     }
 }
 
-// One chunk of one row, or of two, whose loads of w are shared: NR chains each, ascending k, from +0.
+// One chunk of one row, or of two, whose loads of w are shared: NR chains each, ascending k, from
+// +0.
 static inline void chain(const float *restrict x, float (*restrict w)[NR], int64_t kc,
                          float *restrict sum)
 {
@@ -152,8 +153,8 @@ static inline void chain(const float *restrict x, float (*restrict w)[NR], int64
     lanes_store(sum + 24, s3);
 }
 
-static inline void chain2(const float *restrict x, const float *restrict y,
-                          float (*restrict w)[NR], int64_t kc, float *restrict sum)
+static inline void chain2(const float *restrict x, const float *restrict y, float (*restrict w)[NR],
+                          int64_t kc, float *restrict sum)
 {
     lanes s0 = lanes_zero();
     lanes s1 = lanes_zero();
@@ -188,9 +189,8 @@ static void finish(const moek_ggemm_args *a, int32_t e, int64_t i, int64_t n0, i
                    float *acc)
 {
     const moei_matrices *w = &a->w;
-    const float row_scale = a->x.scales != NULL && a->x.group == 0
-                                ? operand_scale(a, e, i, 0)
-                                : 1.0f;
+    const float row_scale =
+        a->x.scales != NULL && a->x.group == 0 ? operand_scale(a, e, i, 0) : 1.0f;
     const float row_weight = a->row_weight != NULL ? row_weight_of(a, e, i) : 1.0f;
     for (int64_t n = n0; n < n1; n++) {
         float v = acc[n - n0];

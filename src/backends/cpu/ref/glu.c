@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // glu, portable: every activation, in f32, one rounding. Limiting resource: the exp and erf
 // polynomials; loops over spans of a row let the compiler vectorise them.
-#include "backends/cpu/ref/ref.h"
-#include "numerics/activation.h"
-#include "core/safemath.h"
 #include "ops/glu.h"
+
+#include "backends/cpu/ref/ref.h"
+#include "core/safemath.h"
+#include "numerics/activation.h"
 #include "quant/elements.h"
 
 #define SPAN 256

@@ -38,7 +38,8 @@ static inline lanes lanes_zero(void)
 static inline lanes lanes_fma(float a, const float *b, lanes c)
 {
     const float32x4_t va = vdupq_n_f32(a);
-    return (lanes){{vfmaq_f32(c.val[0], va, vld1q_f32(b)), vfmaq_f32(c.val[1], va, vld1q_f32(b + 4))}};
+    return (lanes){
+        {vfmaq_f32(c.val[0], va, vld1q_f32(b)), vfmaq_f32(c.val[1], va, vld1q_f32(b + 4))}};
 }
 
 static inline void lanes_store(float *to, lanes v)

@@ -20,8 +20,8 @@ static int64_t load_id(moe_dtype dtype, const void *base, int64_t i)
 static void store_id(moe_dtype dtype, void *base, int64_t i, int32_t id)
 {
     const int64_t wide = id;
-    memcpy((uint8_t *)base + (dtype == MOE_I64 ? 8 : 4) * i, dtype == MOE_I64 ? (const void *)&wide : &id,
-           dtype == MOE_I64 ? 8 : 4);
+    memcpy((uint8_t *)base + (dtype == MOE_I64 ? 8 : 4) * i,
+           dtype == MOE_I64 ? (const void *)&wide : &id, dtype == MOE_I64 ? 8 : 4);
 }
 
 moek_place_fn MOEI_REF(moek_place_any);
@@ -41,10 +41,10 @@ void MOEI_REF(moek_place_any)(const moek_place_args *args, int64_t t0, int64_t t
                 local = a->expert_map[local];
             }
             const float weight =
-                !named               ? 0.0f
-                : a->weights == NULL ? 1.0f
-                                     : moei_load_one(a->weight_dtype, a->weights,
-                                                     t * a->weight_token_stride + j);
+                !named ? 0.0f
+                : a->weights == NULL
+                    ? 1.0f
+                    : moei_load_one(a->weight_dtype, a->weights, t * a->weight_token_stride + j);
             a->router_ids[slot] = id;
             a->local_ids[slot] = local >= 0 && local < a->num_local ? local : -1;
             a->local_weights[slot] = weight;

@@ -6,10 +6,10 @@
 #define MOEI_BACKENDS_CPU_REF_REF_H
 
 #ifdef MOEI_REF_FMA
-#define MOEI_REF(name) name##__ref_fma
+#define MOEI_REF(name)           name##__ref_fma
 #define MOEI_REF2(name, variant) name##__ref_fma##variant
 #else
-#define MOEI_REF(name) name##__ref
+#define MOEI_REF(name)           name##__ref
 #define MOEI_REF2(name, variant) name##__ref##variant
 #endif
 

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+// Weights in and out: what has been packed comes back byte for byte, also through narrower and
+// wider views; an update changes one expert; packed and wrapped weights compute the same bits.
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "api/layer_case.h"
+#include "quant/formats.h"
+#include "unit/test.h"
+
+static moe_context *ctx;
+
+// ---- views of a source
+// --------------------------------------------------------------------------------
+
+#define NUM_SOURCE_VIEWS                                                                           \
+    ((sizeof(moe_weights_source) - offsetof(moe_weights_source, gemm)) / sizeof(moe_tensor))
+
+static moe_tensor *view_of(moe_weights_source *s, size_t i)
+{
+    return (moe_tensor *)(void *)((unsigned char *)s + offsetof(moe_weights_source, gemm)) + i;
+}
+
+static size_t bytes_of(const layer_case *c, const moe_tensor *t)
+{
+    for (int i = 0; i < c->num_blocks; i++) {
+        if (c->blocks[i] == t->data) {
+            return c->block_bytes[i];
+        }
+    }
+    return 0;
+}
+
+// The same views over fresh memory, filled with a pattern.
+static moe_weights_source empty_copy(const layer_case *c)
+{
+    moe_weights_source s = c->source;
+    for (size_t i = 0; i < NUM_SOURCE_VIEWS; i++) {
+        moe_tensor *t = view_of(&s, i);
+        if (t->data != NULL) {
+            const size_t bytes = bytes_of(c, t);
+            t->data = malloc(bytes);
+            if (t->data == NULL) {
+                abort();
+            }
+            memset(t->data, 0xA5, bytes);
+        }
+    }
+    return s;
+}
+
+static void free_copy(moe_weights_source *s)
+{
+    for (size_t i = 0; i < NUM_SOURCE_VIEWS; i++) {
+        free(view_of(s, i)->data);
+    }
+}
+
+static void check_same(const layer_case *c, moe_weights_source *have, const char *what)
+{
+    moe_weights_source want = c->source;
+    for (size_t i = 0; i < NUM_SOURCE_VIEWS; i++) {
+        const moe_tensor *w = view_of(&want, i);
+        const moe_tensor *h = view_of(have, i);
+        if (w->data != NULL) {
+            CHECK(memcmp(w->data, h->data, bytes_of(c, w)) == 0, "%s: view %zu comes back changed",
+                  what, i);
+        }
+    }
+}
+
+// ---- layers
+// -------------------------------------------------------------------------------------------
+
+static void share(moe_layer_desc *d, moe_format format)
+{
+    d->shared.count = 2;
+    d->shared.inter = 24;
+    d->shared.gate = MOE_SHARED_SIGMOID;
+    d->shared.activation = MOE_ACT_SILU;
+    d->shared.gate_up = MOE_UP_FIRST;
+    d->shared.gemm[0].weight_format = d->shared.gemm[1].weight_format = format;
+}
+
+static moe_layer_desc layer_of(moe_format format, int n)
+{
+    const moei_format_info *info = moei_format(format);
+    moe_layer_desc d = layer_case_base();
+    d.hidden = 72; // packed rows end on bytes, groups of 32 do not fill it
+    d.inter = 40;
+    d.num_experts = 4;
+    d.gemm[0].weight_format = d.gemm[1].weight_format = format;
+    d.gemm[0].bias = n % 2;
+    d.gate_up = 1 + n % 4;
+    d.gemm[1].zero_points = info->zero_point >= 0;
+    d.transposed = n % 3 == 0 && moe_dtype_bits(info->elem) >= 8;
+    if (n % 2 == 1) {
+        d.gemm[0].act.spec = MOE_QUANT_FP8_STATIC;
+        d.latent = 56;
+        d.output_bias = 1;
+        share(&d, format);
+        d.shared.gemm[1].act.spec = MOE_QUANT_INT8_STATIC;
+    }
+    return d;
+}
+
+static void test_round_trip(const layer_case *c, const char *name)
+{
+    moe_weights *wrapped = NULL;
+    moe_weights_source out = empty_copy(c);
+    CHECK(moe_weights_unpack(c->weights, 0, &out) == MOE_OK, "%s: %s", name, moe_last_error());
+    check_same(c, &out, name);
+    free_copy(&out);
+    if (CHECK(moe_weights_wrap(c->plan, &c->source, &wrapped) == MOE_OK, "%s: %s", name,
+              moe_last_error())) {
+        out = empty_copy(c);
+        CHECK(moe_weights_unpack(wrapped, 0, &out) == MOE_OK, "%s: %s", name, moe_last_error());
+        check_same(c, &out, "wrapped");
+        free_copy(&out);
+        moe_weights_destroy(wrapped);
+    }
+}
+
+static void test_wrapped_runs(layer_case *c, const char *name)
+{
+    moe_weights *const packed = c->weights;
+    CHECK(layer_case_run(c) == MOE_OK, "%s: %s", name, moe_last_error());
+    const uint64_t want = layer_case_outputs(c);
+    if (CHECK(moe_weights_wrap(c->plan, &c->source, &c->weights) == MOE_OK, "%s: %s", name,
+              moe_last_error())) {
+        layer_case_poison(c);
+        CHECK(layer_case_run(c) == MOE_OK && layer_case_outputs(c) == want,
+              "%s: wrapped weights give other bits", name);
+        moe_weights_destroy(c->weights);
+    }
+    c->weights = packed;
+}
+
+// Expert 1's values move to expert 2; the others stay.
+static void test_update(layer_case *c, const char *name)
+{
+    moe_weights_source one = c->source;
+    moe_weights_source all = empty_copy(c);
+    for (int g = 0; g < 2; g++) {
+        moe_tensor *const views[] = {&one.gemm[g].values, &one.gemm[g].scales, &one.gemm[g].scale2,
+                                     &one.gemm[g].zero_points, &one.gemm[g].bias};
+        for (size_t i = 0; i < sizeof views / sizeof views[0]; i++) {
+            if (views[i]->data != NULL) {
+                views[i]->byte_offset =
+                    (uint64_t)(views[i]->stride[0] * moe_dtype_bits(views[i]->dtype) / 8);
+                views[i]->shape[0] = 1;
+            }
+        }
+    }
+    CHECK(moe_weights_update(c->weights, 2, &one) == MOE_OK, "%s: %s", name, moe_last_error());
+    CHECK(moe_weights_unpack(c->weights, 0, &all) == MOE_OK, "%s: %s", name, moe_last_error());
+    for (int g = 0; g < 2; g++) {
+        const size_t bytes = bytes_of(c, &c->source.gemm[g].values) / 4;
+        const unsigned char *want = c->source.gemm[g].values.data;
+        const unsigned char *have = all.gemm[g].values.data;
+        for (size_t e = 0; e < 4; e++) {
+            CHECK(memcmp(have + e * bytes, want + (e == 2 ? 1 : e) * bytes, bytes) == 0,
+                  "%s: after the update of expert 2, expert %zu is not what it should be", name, e);
+        }
+    }
+    free_copy(&all);
+    CHECK(moe_weights_pack(c->weights, 0, &c->source) == MOE_OK, "%s: %s", name, moe_last_error());
+}
+
+// One scale for gate and up, or one each.
+static void test_parts(void)
+{
+    moe_layer_desc d = layer_of(MOE_FORMAT_E4M3FN_TENSOR, 0);
+    moe_plan *plan = NULL;
+    layer_case c;
+    float two[8];
+    float out[8];
+    if (!CHECK(moe_plan_create(ctx, &d, &plan) == MOE_OK &&
+                   layer_case_make(&c, plan, &d, 3) == MOE_OK,
+               "%s", moe_last_error())) {
+        return;
+    }
+    const float *one = c.source.gemm[0].scales.data;
+    moe_weights_source to = c.source;
+    to.gemm[1].values.data = NULL;
+    to.gemm[1].scales.data = NULL;
+    void *values = to.gemm[0].values.data;
+    to.gemm[0].scales = moe_tensor_2d(out, MOE_F32, 4, 2);
+    CHECK(moe_weights_unpack(c.weights, 0, &to) == MOE_OK, "%s", moe_last_error());
+    for (int e = 0; e < 4; e++) {
+        CHECK(out[2 * e] == one[e] && out[2 * e + 1] == one[e], "expert %d: scales %g, %g of %g", e,
+              (double)out[2 * e], (double)out[2 * e + 1], (double)one[e]);
+        two[2 * e] = one[e];
+        two[2 * e + 1] = 2.0f * one[e];
+    }
+    moe_weights_source from = c.source;
+    from.gemm[0].values.data = values;
+    from.gemm[0].scales = moe_tensor_2d(two, MOE_F32, 4, 2);
+    CHECK(moe_weights_pack(c.weights, 0, &from) == MOE_OK, "%s", moe_last_error());
+    CHECK(moe_weights_unpack(c.weights, 0, &to) == MOE_OK && memcmp(out, two, sizeof two) == 0,
+          "two scales come back changed: %s", moe_last_error());
+    to.gemm[0].scales = moe_tensor_1d(out, MOE_F32, 4);
+    CHECK(moe_weights_unpack(c.weights, 0, &to) == MOE_E_SHAPE &&
+              strstr(moe_last_error(), "[n, 2] works") != NULL,
+          "two scales into one: %s", moe_last_error());
+    layer_case_free(&c);
+    moe_plan_destroy(plan);
+}
+
+int main(void)
+{
+    const moei_format_info *info;
+    moe_context_desc desc = moe_context_desc_default();
+    desc.num_threads = 1;
+    if (!CHECK(moe_context_create(&desc, &ctx) == MOE_OK, "%s", moe_last_error())) {
+        return test_summary();
+    }
+    int n = 0;
+    for (size_t i = 0; (info = moei_format_at(i)) != NULL; i++) {
+        for (int variant = 0; variant < 2; variant++, n++) {
+            moe_layer_desc d = layer_of(info->format, n);
+            moe_plan *plan = NULL;
+            layer_case c;
+            if (moe_plan_create(ctx, &d, &plan) == MOE_E_NO_KERNEL) { // a static int8 scale of h
+                d.shared.gemm[1].act.spec = MOE_QUANT_NONE;
+                CHECK(moe_plan_create(ctx, &d, &plan) == MOE_OK, "%s: %s", info->name,
+                      moe_last_error());
+            }
+            if (CHECK(plan != NULL && layer_case_make(&c, plan, &d, 5) == MOE_OK, "%s: %s",
+                      info->name, moe_last_error())) {
+                test_round_trip(&c, info->name);
+                test_wrapped_runs(&c, info->name);
+                test_update(&c, info->name);
+                layer_case_free(&c);
+            }
+            moe_plan_destroy(plan);
+        }
+    }
+    test_parts();
+    moe_context_destroy(ctx);
+    return test_summary();
+}
