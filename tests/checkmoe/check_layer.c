@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Random cases of the whole layer through the public API: against float64, against the composition
 // of the public ops, and against itself in other batches, memory, threads and instruction sets.
+#define _POSIX_C_SOURCE 200809L
 #include "checkmoe/check_layer.h"
 
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "api/plan_internal.h"
 
@@ -16,8 +19,31 @@
 
 static const moec_batch_style base_style = {true, 0xFF, 1};
 
-// ---- contexts
-// ---------------------------------------------------------------------------------------
+// ---- guard pages
+// ---------------------------------------------------------------------------------
+
+// An access outside of a case's memory ends the process; the last words name the case.
+static char last_words[1200];
+static struct sigaction usual_action;
+
+static void speak(int signal_number)
+{
+    const ssize_t written = write(STDERR_FILENO, last_words, strlen(last_words));
+    (void)written;
+    (void)sigaction(signal_number, &usual_action, NULL); // the access is tried again
+}
+
+static void watch(const moec_layer_checks *k, const moec_layer_case *c)
+{
+    (void)snprintf(last_words, sizeof last_words,
+                   "FAILED: %s: access outside of the memory it was given: %s\n  repeat: %s check "
+                   "--kernel %s --seed %llu\n",
+                   c->name, c->text,
+                   k->run.options->program != NULL ? k->run.options->program : "moe", c->name,
+                   (unsigned long long)k->run.options->seed);
+}
+
+// ---- contexts -----------------------------------------------------------------------------------
 
 static void *counted_alloc(void *self, size_t bytes, size_t align)
 {
@@ -51,8 +77,7 @@ static bool make_contexts(moec_layer_checks *k, FILE *out)
     return true;
 }
 
-// ---- plans
-// ------------------------------------------------------------------------------------------
+// ---- plans --------------------------------------------------------------------------------------
 
 static moe_status pack_all(const moec_layer_case *c, moec_rng *rng, moe_weights *weights)
 {
@@ -115,8 +140,7 @@ bool moec_make(moe_context *ctx, const moec_layer_case *c, moec_rng *rng, moec_m
     return true;
 }
 
-// ---- checks
-// -----------------------------------------------------------------------------------------
+// ---- checks -------------------------------------------------------------------------------------
 
 bool moec_layer_check(moec_layer_checks *k, const moec_layer_case *c, bool ok, const char *what)
 {
@@ -147,7 +171,7 @@ unsigned char *moec_layer_results(moec_layer_checks *k, const moec_layer_case *c
                                   const moec_made *made, const int32_t *items, int32_t n,
                                   const moec_batch_style *style, const char *what)
 {
-    moec_batch batch;
+    moec_batch batch = {0};
     unsigned char *results = malloc(moec_layer_result_bytes(c, n) + 1);
     bool ok = results != NULL && moec_batch_build(&batch, c, items, n, style);
     ok = moec_layer_check(k, c, ok, "memory is short") && execute(k, c, made, &batch, what);
@@ -212,7 +236,7 @@ static void judge(moec_layer_checks *k, const moec_layer_case *c, const moec_mad
 static bool check_base(moec_layer_checks *k, const moec_layer_case *c, const moec_made *made,
                        const int32_t *items, unsigned char *results)
 {
-    moec_batch batch;
+    moec_batch batch = {0};
     moec_routing routing = {0};
     char text[256] = "";
     const size_t bytes = moec_layer_result_bytes(c, c->items);
@@ -384,6 +408,10 @@ static void check_case(moec_layer_checks *k, int number)
         return;
     }
     k->cases++;
+    watch(k, &c);
+    if (k->run.options->verbose) {
+        (void)fprintf(k->run.out, "%s: %s\n", c.name, c.text);
+    }
     const bool ok = moec_make(k->ctx[MOEC_CTX_MAIN], &c, &rng, &made);
     if (!ok) {
         (void)snprintf(text, sizeof text, "refused: %s", moe_last_error());
@@ -424,6 +452,9 @@ int moec_layer_run(const moec_options *options, FILE *out, moec_counts *counts)
     const unsigned long passed = counts->passed;
     const unsigned long failed = counts->failed;
     int result = -1;
+    struct sigaction action = {.sa_handler = speak};
+    (void)sigemptyset(&action.sa_mask);
+    (void)sigaction(SIGSEGV, &action, &usual_action);
     if (make_contexts(&k, out)) {
         for (int number = 0; number < CASES; number++) {
             char name[32];
@@ -437,6 +468,7 @@ int moec_layer_run(const moec_options *options, FILE *out, moec_counts *counts)
     for (int i = 0; i < MOEC_NUM_CTX; i++) {
         moe_context_destroy(k.ctx[i]);
     }
+    (void)sigaction(SIGSEGV, &usual_action, NULL);
     if (k.cases > 0) {
         (void)fprintf(
             out,

@@ -53,8 +53,7 @@ static bool vector(const moec_batch *r, moec_guard *guard, const void *data, siz
     return true;
 }
 
-// ---- where the items lie
-// ----------------------------------------------------------------------------
+// ---- where the items lie ------------------------------------------------------------------------
 
 static bool place_items(moec_batch *r)
 {
@@ -110,8 +109,7 @@ static bool place_items(moec_batch *r)
     return ok;
 }
 
-// ---- x
-// ----------------------------------------------------------------------------------------------
+// ---- x ------------------------------------------------------------------------------------------
 
 static bool build_x(moec_batch *r)
 {
@@ -202,8 +200,7 @@ static bool build_x_scales(moec_batch *r)
     return true;
 }
 
-// ---- routing
-// ----------------------------------------------------------------------------------------
+// ---- routing ------------------------------------------------------------------------------------
 
 // A [rows, columns] view with rows of the items from a compact array; rows past them hold `fill`.
 static bool build_table(moec_batch *r, moec_guard *guard, moe_tensor *view, moe_dtype dtype,
@@ -345,8 +342,7 @@ static bool build_placed_weights(moec_batch *r)
     return true;
 }
 
-// ---- outputs
-// ----------------------------------------------------------------------------------------
+// ---- outputs ------------------------------------------------------------------------------------
 
 static lines out_lines(const moec_batch *r)
 {
@@ -458,8 +454,7 @@ static bool build_side_outputs(moec_batch *r)
     return true;
 }
 
-// ---- the batch
-// --------------------------------------------------------------------------------------
+// ---- the batch ----------------------------------------------------------------------------------
 
 static uint64_t hash_inputs(const moec_batch *r)
 {

@@ -80,8 +80,7 @@ static float representable(moe_dtype dtype, double value)
     return moei_round_to(dtype, (float)value);
 }
 
-// ---- weights
-// ----------------------------------------------------------------------------------------
+// ---- weights ------------------------------------------------------------------------------------
 
 static bool build_stack(moec_layer_case *c, moec_rng *rng, moec_stack *m, bool shared, int g)
 {
@@ -128,7 +127,7 @@ static void equalise_replicas(moec_layer_case *c)
 {
     for (int32_t e = 0; e < c->desc.num_experts; e++) {
         for (int32_t s = 1; s < c->replica_count[e] && s < c->replica_slots; s++) {
-            const int32_t *slots = c->replica_table + e * c->replica_slots;
+            const int32_t *slots = c->replica_table + (int64_t)e * c->replica_slots;
             if (slots[0] >= 0 && slots[s] >= 0 && slots[s] != slots[0]) {
                 moec_stack_copy_expert(&c->gemm[0], slots[0], slots[s]);
                 moec_stack_copy_expert(&c->gemm[1], slots[0], slots[s]);
@@ -231,8 +230,7 @@ uint64_t moec_layer_hash(const moec_layer_case *c)
     return hash;
 }
 
-// ---- x
-// ----------------------------------------------------------------------------------------------
+// ---- x ------------------------------------------------------------------------------------------
 
 static double draw_x(moec_rng *rng, moec_layer_fill fill, int64_t k, bool special)
 {
@@ -345,8 +343,7 @@ static bool build_x(moec_layer_case *c, moe_context *ctx, moec_rng *rng)
     return ok;
 }
 
-// ---- routing
-// ----------------------------------------------------------------------------------------
+// ---- routing ------------------------------------------------------------------------------------
 
 static void draw_logits(moec_layer_case *c, moec_rng *rng)
 {
@@ -375,7 +372,7 @@ static void draw_given(moec_layer_case *c, moec_rng *rng)
     const int64_t named = (int64_t)d->num_experts + d->route.zero_experts;
     const int64_t favourite = moec_below(rng, d->num_experts);
     const moe_dtype dtype = d->weights_dtype != 0 ? d->weights_dtype : MOE_F32;
-    for (int64_t t = 0; t < 2 * c->items; t++) {
+    for (int64_t t = 0; t < 2 * (int64_t)c->items; t++) {
         for (int32_t j = 0; j < d->top_k; j++) {
             const int64_t at = t * d->top_k + j;
             const int64_t wide[] = {-1,
@@ -540,8 +537,7 @@ static bool build_previous(moec_layer_case *c, moec_rng *rng)
     return c->previous != NULL;
 }
 
-// ---- the case
-// ---------------------------------------------------------------------------------------
+// ---- the case -----------------------------------------------------------------------------------
 
 static void describe(moec_layer_case *c)
 {

@@ -94,8 +94,7 @@ typedef struct moec_layer_case {
     int32_t replica_slots, physical;
 } moec_layer_case;
 
-// ---- drawing
-// ----------------------------------------------------------------------------------------
+// ---- drawing ------------------------------------------------------------------------------------
 
 /// Draws a descriptor and what it leaves open; every draw is one that a plan must accept.
 /// `number` below MOEC_LAYER_EDGES forces an edge: no token, one token to all experts, H = 1, ...
@@ -135,8 +134,7 @@ moe_dtype moec_layer_inter_dtype(const moec_layer_case *c);
 moe_dtype moec_layer_partial_dtype(const moec_layer_case *c);
 moe_dtype moec_layer_out_dtype(const moec_layer_case *c);
 
-// ---- weights
-// ----------------------------------------------------------------------------------------
+// ---- weights ------------------------------------------------------------------------------------
 
 /// Allocates and draws a stack; `fill` SPECIAL puts a few NaN codes in.
 bool moec_stack_build(moec_stack *m, moec_rng *rng, moec_layer_fill fill);
@@ -165,8 +163,7 @@ moe_weights_source moec_layer_expert_source(const moec_layer_case *c, int32_t ex
 /// Hash of all weight data.
 uint64_t moec_layer_hash(const moec_layer_case *c);
 
-// ---- runs
-// -------------------------------------------------------------------------------------------
+// ---- runs ---------------------------------------------------------------------------------------
 
 /// How the memory of a run is laid out; the results must not depend on it.
 typedef struct moec_batch_style {
@@ -211,8 +208,7 @@ bool moec_batch_intact(const moec_batch *r, const char **what);
 
 size_t moec_layer_result_bytes(const moec_layer_case *c, int32_t n);
 
-// ---- what must come out
-// -----------------------------------------------------------------------------
+// ---- what must come out -------------------------------------------------------------------------
 
 /// Ids and f32 weights of the items at their positions, as a router numbers experts.
 typedef struct moec_routing {

@@ -73,8 +73,7 @@ static moe_tensor new_tensor(composition *k, moe_dtype dtype, int64_t rows, int6
     return moe_tensor_2d(take(&k->heap, rows * columns, dtype_bytes(dtype)), dtype, rows, columns);
 }
 
-// ---- routing
-// ----------------------------------------------------------------------------------------
+// ---- routing ------------------------------------------------------------------------------------
 
 void moec_routing_free(moec_routing *r)
 {
@@ -230,8 +229,7 @@ static moe_status sort_slots(composition *k)
     return moe_sort(k->ctx, &a, NULL);
 }
 
-// ---- products
-// ---------------------------------------------------------------------------------------
+// ---- products -----------------------------------------------------------------------------------
 
 // A view of packed codes that states how many there are: rows of whole elements and whole bytes.
 static moe_tensor new_codes(composition *k, moe_dtype elem, int64_t rows, int64_t columns)
@@ -401,8 +399,7 @@ static operand arrived_codes(composition *k, const moe_tensor *x)
     return in;
 }
 
-// ---- routed experts
-// ---------------------------------------------------------------------------------
+// ---- routed experts -----------------------------------------------------------------------------
 
 // One row per slot: x times the router's weight, in x's dtype.
 static moe_status weigh(composition *k, moe_tensor *x)
@@ -489,8 +486,7 @@ static moe_status routed(composition *k, const moe_tensor *x, moe_tensor *y)
     return MOE_OK;
 }
 
-// ---- shared experts
-// ---------------------------------------------------------------------------------
+// ---- shared experts -----------------------------------------------------------------------------
 
 static moe_status shared_weights(composition *k, const moe_tensor *x, moe_tensor *weights)
 {
@@ -547,8 +543,7 @@ static moe_status shared(composition *k, const moe_tensor *x, moe_tensor *y)
     return run_mlp(k, &m, &in, &first, &second, count, y);
 }
 
-// ---- the sum
-// ----------------------------------------------------------------------------------------
+// ---- the sum ------------------------------------------------------------------------------------
 
 // One more term at a time: sums in f32 stay f32 until the last.
 static moe_status add_up(composition *k, moe_combine_args *a, const moe_tensor *shared_y,
@@ -562,7 +557,8 @@ static moe_status add_up(composition *k, moe_combine_args *a, const moe_tensor *
         const bool last = e + 1 >= terms;
         if (terms > 0) {
             a->shared = moe_tensor_2d(shared_y->data, shared_y->dtype, k->n, hidden);
-            a->shared.byte_offset = (uint64_t)(e * k->n * hidden) * dtype_bytes(shared_y->dtype);
+            a->shared.byte_offset =
+                (uint64_t)((int64_t)e * k->n * hidden) * dtype_bytes(shared_y->dtype);
         }
         a->accumulate = last ? c->desc.accumulate : 0;
         a->out = last ? out : new_tensor(k, MOE_F32, k->n, hidden);

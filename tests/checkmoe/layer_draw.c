@@ -45,8 +45,7 @@ static int64_t draw_size(moec_rng *rng)
                            : usual[moec_below(rng, (int64_t)(sizeof usual / sizeof usual[0]))];
 }
 
-// ---- products
-// ---------------------------------------------------------------------------------------
+// ---- products -----------------------------------------------------------------------------------
 
 static bool product_exists(const moe_gemm_desc *gemm, moe_dtype x)
 {
@@ -79,6 +78,15 @@ static void draw_format(moec_rng *rng, moe_gemm_desc *gemm, bool whole_bytes)
     gemm->bias = chance(rng, 40);
 }
 
+static moe_dtype draw_elem(moec_rng *rng, uint32_t elems)
+{
+    moe_dtype elem;
+    do {
+        elem = (moe_dtype)moec_below(rng, 24);
+    } while ((elems & (1u << elem)) == 0);
+    return elem;
+}
+
 // Any quantiser of rows that goes with the weights.
 static void draw_act(moec_rng *rng, moe_gemm_desc *gemm)
 {
@@ -94,7 +102,7 @@ static void draw_act(moec_rng *rng, moe_gemm_desc *gemm)
         if (info->level == MOE_DET_RUN && !chance(rng, 50)) {
             continue;
         }
-        act.elem = chance(rng, 70) ? (moe_dtype)moec_below(rng, 24) : 0;
+        act.elem = chance(rng, 70) ? draw_elem(rng, info->elems) : 0;
         act.scale_type = chance(rng, 50) ? between(rng, MOE_SCALE_F32, MOE_SCALE_E4M3FN) : 0;
         act.scale_layout = info->group > 0 ? (moe_scale_layout)moec_below(rng, 3) : 0;
         act.group = info->free_group ? groups[moec_below(rng, 6)] : 0;
@@ -162,8 +170,7 @@ static void draw_mlp(moec_rng *rng, const mlp_fields *f, const moe_quant_desc *x
     }
 }
 
-// ---- routing
-// ----------------------------------------------------------------------------------------
+// ---- routing ------------------------------------------------------------------------------------
 
 static void draw_groups(moec_rng *rng, moe_layer_desc *d)
 {
@@ -265,8 +272,7 @@ static void draw_routing(moec_layer_case *c, moec_rng *rng, bool single_logits, 
     draw_placement(c, rng);
 }
 
-// ---- the rest
-// ---------------------------------------------------------------------------------------
+// ---- the rest -----------------------------------------------------------------------------------
 
 static void draw_shared(moec_rng *rng, moe_layer_desc *d, moe_shared_gate gate)
 {

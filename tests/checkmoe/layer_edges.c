@@ -12,8 +12,7 @@
 
 #define BLANK 0x55
 
-// ---- weights
-// ----------------------------------------------------------------------------------------
+// ---- weights ------------------------------------------------------------------------------------
 
 // An empty copy of a guard, to unpack into.
 static bool blank(const moec_guard *from, moec_guard *to)
@@ -167,14 +166,13 @@ void moec_layer_weights(moec_layer_checks *k, moec_layer_case *c, moec_rng *rng)
     moec_unmake(&made);
 }
 
-// ---- workspace
-// --------------------------------------------------------------------------------------
+// ---- workspace ----------------------------------------------------------------------------------
 
 // A byte less is refused and nothing written; a cap of exactly what is needed is accepted.
 void moec_layer_workspace(moec_layer_checks *k, const moec_layer_case *c)
 {
     moec_made made;
-    moec_batch batch;
+    moec_batch batch = {0};
     moe_plan *plan = NULL;
     const moec_batch_style style = {true, 0xFF, 1};
     int32_t *items = calloc((size_t)c->items + 1, sizeof *items);
@@ -218,8 +216,7 @@ void moec_layer_workspace(moec_layer_checks *k, const moec_layer_case *c)
     free(items);
 }
 
-// ---- threads
-// ----------------------------------------------------------------------------------------
+// ---- threads ------------------------------------------------------------------------------------
 
 #define THREADS 4
 #define ROUNDS  3
@@ -241,7 +238,7 @@ static void *run_rounds(void *argument)
     const size_t bytes = moec_layer_result_bytes(c, c->items);
     unsigned char *results = malloc(bytes + 1);
     const moec_batch_style style = {r->index % 2 == 0, (unsigned char)r->index, r->index % 3};
-    moec_batch batch;
+    moec_batch batch = {0};
     const char *wrong = "";
     r->ok = results != NULL && moec_batch_build(&batch, c, r->items, c->items, &style);
     for (int i = 0; r->ok && i < ROUNDS; i++) {
@@ -252,9 +249,7 @@ static void *run_rounds(void *argument)
             r->ok = memcmp(results, r->want, bytes) == 0;
         }
     }
-    if (results != NULL) {
-        moec_batch_free(&batch);
-    }
+    moec_batch_free(&batch);
     free(results);
     return NULL;
 }
@@ -299,8 +294,7 @@ void moec_layer_threads(moec_layer_checks *k, const moec_layer_case *c)
     moec_unmake(&made);
 }
 
-// ---- fork
-// -------------------------------------------------------------------------------------------
+// ---- fork ---------------------------------------------------------------------------------------
 
 // The child has the plan, and of the pool's threads none.
 void moec_layer_fork(moec_layer_checks *k, const moec_layer_case *c)

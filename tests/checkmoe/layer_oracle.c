@@ -72,8 +72,7 @@ static float64_layer layer_of(const moec_layer_case *c, const moe_plan *plan)
     return l;
 }
 
-// ---- routing
-// ----------------------------------------------------------------------------------------
+// ---- routing ------------------------------------------------------------------------------------
 
 /// Slots of an item as float64 states them, and whether it could tell.
 typedef struct item_slots {
@@ -172,8 +171,7 @@ static void fill_slots(const moec_layer_case *c, const moec_routing *routing, in
     }
 }
 
-// ---- results
-// ----------------------------------------------------------------------------------------
+// ---- results ------------------------------------------------------------------------------------
 
 static void compare(const moec_layer_case *c, const unsigned char *row, const double *value,
                     const double *bound, int32_t position, moec_layer_stats *stats)
@@ -234,8 +232,7 @@ bool moec_layer_judge(const moec_layer_case *c, const moe_plan *plan, const int3
     return ok;
 }
 
-// ---- outputs of the routing
-// -------------------------------------------------------------------------
+// ---- outputs of the routing ---------------------------------------------------------------------
 
 static int64_t load_id(const moe_tensor *t, int64_t row, int64_t column)
 {

@@ -88,8 +88,7 @@ static void make_table(const moec_stack *m, code_table *t)
     t->deviation = sqrt(squares / t->count);
 }
 
-// ---- form
-// -------------------------------------------------------------------------------------------
+// ---- form ---------------------------------------------------------------------------------------
 
 static void choose_form(moec_stack *m, moec_rng *rng)
 {
@@ -177,8 +176,7 @@ void moec_stack_free(moec_stack *m)
     memset(m, 0, sizeof *m);
 }
 
-// ---- data
-// -------------------------------------------------------------------------------------------
+// ---- data ---------------------------------------------------------------------------------------
 
 static int64_t scale_at(const moec_stack *m, int32_t e, int64_t row, int64_t column)
 {
@@ -239,7 +237,8 @@ static double scale_of(const moec_stack *m, int32_t e, int64_t n, int64_t k)
     }
     if (m->scale2_parts > 0) {
         const float *scale2 = (const float *)(const void *)m->scale2.data;
-        scale *= (double)scale2[e * m->scale2_parts + (m->scale2_parts == 1 ? 0 : part_of(m, n))];
+        const int64_t part = m->scale2_parts == 1 ? 0 : part_of(m, n);
+        scale *= (double)scale2[(int64_t)e * m->scale2_parts + part];
     }
     return scale;
 }
@@ -391,8 +390,7 @@ void moec_stack_copy_expert(moec_stack *m, int32_t from, int32_t to)
     }
 }
 
-// ---- views
-// ------------------------------------------------------------------------------------------
+// ---- views --------------------------------------------------------------------------------------
 
 static moe_tensor value_tensor(const moec_stack *m, int32_t first, int32_t count)
 {
@@ -459,8 +457,7 @@ moe_matrix_source moec_stack_source(const moec_stack *m, int32_t first, int32_t 
     return s;
 }
 
-// ---- gate and up apart
-// ------------------------------------------------------------------------------
+// ---- gate and up apart --------------------------------------------------------------------------
 
 bool moec_stack_must_split(const moec_stack *m)
 {

@@ -74,8 +74,7 @@ static void *copy_of(const void *from, size_t bytes)
     return to;
 }
 
-// ---- products
-// ---------------------------------------------------------------------------------------
+// ---- products -----------------------------------------------------------------------------------
 
 static size_t scale_bytes(const moei_matrices *w)
 {
@@ -224,8 +223,7 @@ static moe_status mutant_ggemm(const moei_exec *exec, const moei_kernel *kernel,
     return status;
 }
 
-// ---- activation
-// -------------------------------------------------------------------------------------
+// ---- activation ---------------------------------------------------------------------------------
 
 static moe_status mutant_glu(const moei_exec *exec, const moei_kernel *kernel,
                              const moek_glu_args *args)
@@ -245,8 +243,7 @@ static moe_status mutant_glu(const moei_exec *exec, const moei_kernel *kernel,
     return real->glu(exec, kernel, &a);
 }
 
-// ---- routing
-// ----------------------------------------------------------------------------------------
+// ---- routing ------------------------------------------------------------------------------------
 
 static moe_status mutant_place(const moei_exec *exec, const moei_kernel *kernel,
                                const moek_place_args *args)
@@ -309,8 +306,7 @@ static moe_status mutant_route(const moei_exec *exec, const moei_kernel *kernel,
     return status;
 }
 
-// ---- quantisers
-// -------------------------------------------------------------------------------------
+// ---- quantisers ---------------------------------------------------------------------------------
 
 static moe_status mutant_quantize(const moei_exec *exec, const moei_kernel *kernel,
                                   const moek_quantize_args *args)
@@ -329,8 +325,7 @@ static moe_status mutant_quantize(const moei_exec *exec, const moei_kernel *kern
     return status;
 }
 
-// ---- the sum
-// ----------------------------------------------------------------------------------------
+// ---- the sum ------------------------------------------------------------------------------------
 
 static moe_status mutant_combine(const moei_exec *exec, const moei_kernel *kernel,
                                  const moek_combine_args *args)

@@ -113,7 +113,7 @@ static void examine(moe_context *clean, const moec_layer_case *c, const moec_mad
     const moec_batch_style style = {true, 0xFF, 1};
     const char *wrong = "";
     char text[256];
-    moec_batch batch;
+    moec_batch batch = {0};
     moec_routing routing = {0};
     moec_layer_stats stats = {0};
     const size_t bytes = moec_layer_result_bytes(c, c->items);
@@ -197,8 +197,7 @@ static void check_one(moe_context *clean, moec_mutation mutation, moe_format for
     moec_layer_free(&c);
 }
 
-// ---- the other form of a routing result
-// -------------------------------------------------------------
+// ---- the other form of a routing result ---------------------------------------------------------
 
 #define TOKENS    9
 #define SLOTS     3
@@ -216,8 +215,8 @@ static moe_routing_sparse views(sparse *s, int32_t experts)
     v.bitmatrix = moe_tensor_2d(s->bits, MOE_U32, TOKENS, (experts + 31) / 32);
     v.counts = moe_tensor_1d(s->counts, MOE_I32, experts);
     v.offsets = moe_tensor_1d(s->offsets, MOE_I32, (int64_t)experts + 1);
-    v.gather = moe_tensor_1d(s->gather, MOE_I32, TOKENS * SLOTS);
-    v.scatter = moe_tensor_1d(s->scatter, MOE_I32, TOKENS * SLOTS);
+    v.gather = moe_tensor_1d(s->gather, MOE_I32, (int64_t)TOKENS * SLOTS);
+    v.scatter = moe_tensor_1d(s->scatter, MOE_I32, (int64_t)TOKENS * SLOTS);
     return v;
 }
 
