@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "cli.h"
+#include "moe/io.h"
 
 // bench/shapes.def: the models whose layers are spoken of by name.
 static const struct {
@@ -50,6 +51,94 @@ static bool read_shape(const char *text, moe_layer_desc *d)
     return true;
 }
 
+// The text of a file, NUL-terminated; NULL after one line on stderr.
+static char *read_text(const char *path, size_t *size)
+{
+    const size_t most = (size_t)16 << 20; // no configuration is larger
+    FILE *file = fopen(path, "rb");
+    char *text = file != NULL ? malloc(most + 1) : NULL;
+    if (text == NULL) {
+        (void)fprintf(stderr, "moe: %s: cannot be read\n", path);
+        if (file != NULL) {
+            (void)fclose(file);
+        }
+        return NULL;
+    }
+    *size = fread(text, 1, most, file);
+    text[*size] = '\0';
+    (void)fclose(file);
+    return text;
+}
+
+static bool ends_with(const char *text, const char *end)
+{
+    const size_t n = strlen(text);
+    const size_t m = strlen(end);
+    return n >= m && strcmp(text + n - m, end) == 0;
+}
+
+// The format of the experts of a checkpoint, as far as names and dtypes tell: MXFP4 blocks, or
+// floats.
+static moe_format experts_format(const char *dir)
+{
+    moe_checkpoint *checkpoint = NULL;
+    moe_format format = MOE_FORMAT_UNSET;
+    if (moe_checkpoint_open(dir, MOE_FILE_DEFAULT, &checkpoint) != MOE_OK) {
+        return format;
+    }
+    for (size_t i = 0; i < moe_checkpoint_count(checkpoint) && format == MOE_FORMAT_UNSET; i++) {
+        const char *name = moe_checkpoint_name(checkpoint, i);
+        moe_tensor t;
+        if (strstr(name, "experts") == NULL || strstr(name, "shared_expert") != NULL ||
+            moe_checkpoint_tensor(checkpoint, name, &t) != MOE_OK) {
+            continue;
+        }
+        if (ends_with(name, "_proj_blocks")) {
+            format = MOE_FORMAT_MXFP4;
+        } else if (ends_with(name, "_proj") || ends_with(name, ".weight")) {
+            format = t.dtype == MOE_F32    ? MOE_FORMAT_F32
+                     : t.dtype == MOE_BF16 ? MOE_FORMAT_BF16
+                     : t.dtype == MOE_F16  ? MOE_FORMAT_F16
+                                           : MOE_FORMAT_UNSET;
+        }
+    }
+    moe_checkpoint_close(checkpoint);
+    return format;
+}
+
+// DIR or DIR:LAYER to a descriptor, by the model's configuration.
+static bool read_model(const char *where, moe_layer_desc *d, moe_format *format)
+{
+    char dir[4096];
+    char path[4096 + 16];
+    int64_t layer = 0;
+    size_t size = 0;
+    const char *colon = strrchr(where, ':');
+    const size_t length = colon != NULL ? (size_t)(colon - where) : strlen(where);
+    if (length >= sizeof dir) {
+        (void)fprintf(stderr, "moe: \"%s\" is too long a name\n", where);
+        return false;
+    }
+    memcpy(dir, where, length);
+    dir[length] = '\0';
+    if (colon != NULL && !cli_number("layer", colon + 1, 0, INT32_MAX, &layer)) {
+        return false;
+    }
+    (void)snprintf(path, sizeof path, "%s/config.json", dir);
+    char *text = read_text(path, &size);
+    if (text == NULL) {
+        return false;
+    }
+    const moe_status status = moe_layer_desc_from_config_layer(text, size, (int32_t)layer, d);
+    free(text);
+    if (status != MOE_OK) {
+        (void)fprintf(stderr, "moe: %s: %s\n", path, moe_last_error());
+        return false;
+    }
+    *format = experts_format(dir);
+    return true;
+}
+
 static bool read_level(const char *text, moe_determinism *out)
 {
     static const char *const names[] = {"none", "run", "batch", "kernel"};
@@ -85,6 +174,28 @@ static int print_plan(moe_context *ctx, const moe_layer_desc *desc, bool json)
     return text != NULL ? CLI_OK : CLI_FAILED;
 }
 
+// What a shape on the command line leaves open.
+static void set_plain_layer(moe_layer_desc *d)
+{
+    d->routing = MOE_ROUTING_FROM_LOGITS;
+    d->route.scoring = MOE_SCORING_SOFTMAX;
+    d->route.renormalise = MOE_RENORM_SUM;
+    d->activation = MOE_ACT_SILU;
+    d->gate_up = MOE_GATE_FIRST;
+    d->weight_stage = MOE_WEIGHT_OUTPUT;
+}
+
+static void set_formats(moe_layer_desc *d, moe_format format, moe_quant_spec quantiser)
+{
+    for (int g = 0; g < 2; g++) {
+        d->gemm[g].weight_format = format;
+        d->gemm[g].act.spec = quantiser;
+        if (d->shared.count > 0) {
+            d->shared.gemm[g].weight_format = MOE_FORMAT_BF16;
+        }
+    }
+}
+
 int cmd_explain(int argc, char **argv)
 {
     const char *shape = NULL;
@@ -93,38 +204,50 @@ int cmd_explain(int argc, char **argv)
     const char *tokens = "256";
     const char *device = NULL;
     const char *level = "batch";
+    const char *model = NULL;
     bool json = false;
     int count = 0;
     int64_t max_tokens = 0;
+    moe_format experts = MOE_FORMAT_UNSET;
     const cli_option options[] = {
         {"shape", &shape, NULL},   {"format", &format, NULL}, {"activation", &activation, NULL},
         {"tokens", &tokens, NULL}, {"device", &device, NULL}, {"det", &level, NULL},
         {"json", NULL, &json},     {NULL, NULL, NULL}};
     moe_layer_desc d = moe_layer_desc_default();
-    if (!cli_parse(argc, argv, options, NULL, 0, &count) || shape == NULL || format == NULL ||
-        !read_shape(shape, &d) || !read_level(level, &d.determinism) ||
+    if (!cli_parse(argc, argv, options, &model, 1, &count) || (shape == NULL) == (model == NULL) ||
+        !read_level(level, &d.determinism) ||
         !cli_number("--tokens", tokens, 0, INT32_MAX, &max_tokens)) {
         return CLI_USAGE;
     }
-    d.max_tokens = max_tokens;
-    d.gemm[0].weight_format = moe_format_from_name(format);
-    if (d.gemm[0].weight_format == MOE_FORMAT_UNSET) {
-        (void)fprintf(stderr, "moe: --format \"%s\" is not a format\n", format);
+    if (model != NULL) {
+        if (!read_model(model, &d, &experts)) {
+            return CLI_FAILED;
+        }
+    } else if (!read_shape(shape, &d)) {
+        return CLI_USAGE;
+    } else {
+        set_plain_layer(&d);
+    }
+    if (format != NULL) {
+        experts = moe_format_from_name(format);
+        if (experts == MOE_FORMAT_UNSET) {
+            (void)fprintf(stderr, "moe: --format \"%s\" is not a format\n", format);
+            return CLI_USAGE;
+        }
+    } else if (experts == MOE_FORMAT_UNSET) {
+        (void)fprintf(stderr, "moe: say --format: %s\n",
+                      model != NULL ? "the checkpoint's names and dtypes do not tell it"
+                                    : "a shape does not tell it");
         return CLI_USAGE;
     }
-    d.gemm[0].act.spec = moe_quant_from_name(activation);
-    if (d.gemm[0].act.spec == MOE_QUANT_NONE && strcmp(activation, "none") != 0) {
+    const moe_quant_spec quantiser = moe_quant_from_name(activation);
+    if (quantiser == MOE_QUANT_NONE && strcmp(activation, "none") != 0) {
         (void)fprintf(stderr, "moe: --activation \"%s\" is not a quantiser\n", activation);
         return CLI_USAGE;
     }
-    d.gemm[1] = d.gemm[0];
+    d.max_tokens = max_tokens;
     d.x_dtype = MOE_BF16;
-    d.routing = MOE_ROUTING_FROM_LOGITS;
-    d.route.scoring = MOE_SCORING_SOFTMAX;
-    d.route.renormalise = MOE_RENORM_SUM;
-    d.activation = MOE_ACT_SILU;
-    d.gate_up = MOE_GATE_FIRST;
-    d.weight_stage = MOE_WEIGHT_OUTPUT;
+    set_formats(&d, experts, quantiser);
     int code = CLI_OK;
     moe_context *ctx = cli_context(NULL, device, &code);
     if (ctx != NULL) {

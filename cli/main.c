@@ -14,7 +14,9 @@ static const struct {
 } commands[] = {
     {"info", cmd_info, "moe info [--kernels] [--json]\n    instruction sets, backends, kernels"},
     {"explain", cmd_explain,
-     "moe explain --shape H,I,E,k --format F [--activation A] [--tokens T] [--det L] [--json]\n"
+     "moe explain DIR[:LAYER] [--format F] [--activation A] [--tokens T] [--det L] [--json]\n"
+     "moe explain --shape NAME|H,I,E,k --format F [--activation A] [--tokens T] [--det L] "
+     "[--json]\n"
      "    which kernel runs each step, and why the others do not"},
     {"check", cmd_check,
      "moe check [--kernel GLOB] [--isa NAME] [--seed N] [--threads N] [--json]\n"

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# The program's exit codes and one-line errors: test_cli.sh PROGRAM
+# The program's exit codes and one-line errors: test_cli.sh PROGRAM MODELS
 set -u
 moe=$1
+models=$2
 passed=0
 failed=0
 expect() { # exit code, text on either stream, arguments
@@ -28,7 +29,13 @@ expect 2 "unknown option \"--what\"" info --what
 expect 2 "one argument too many" info extra
 expect 0 " *  moek_ggemm" explain --shape gpt-oss-20b --format mxfp4
 expect 0 "\"arith\": \"fma_b32\"" explain --shape 64,32,8,2 --format mxfp4 --json
-expect 2 "usage: moe explain" explain --shape gpt-oss-20b
+expect 2 "usage: moe explain" explain
+expect 2 "say --format" explain --shape gpt-oss-20b
+expect 0 "bf16 x mxfp4 -> f32   e=32" explain "$models/tiny-gpt-oss"
+expect 0 "\"activation\": \"swigluoai\"" explain "$models/tiny-gpt-oss:3" --json
+expect 0 "bf16 x bf16" explain "$models/tiny-gpt-oss" --format bf16
+expect 1 "not a whole number" explain "$models/tiny-gpt-oss:x"
+expect 1 "cannot be read" explain /nonexistent
 expect 2 "neither H,I,E,k nor one of" explain --shape nobody --format mxfp4
 expect 2 "is not a format" explain --shape 64,32,8,2 --format mxfp5
 expect 2 "is not a quantiser" explain --shape 64,32,8,2 --format mxfp4 --activation nobody
