@@ -3,11 +3,11 @@
 # Sees to it that the Debian packages of a build are there: says which are missing, installs them when
 # root, else prints the one line that does.
 set -euo pipefail
-want="gcc g++ cmake make pkg-config libjansson-dev"
+want="gcc g++ cmake make pkg-config libjansson-dev python3"
 missing=""
 for p in $want; do
     case $p in
-    gcc | g++ | cmake | make) command -v "$p" > /dev/null || missing="$missing $p" ;;
+    gcc | g++ | cmake | make | python3) command -v "$p" > /dev/null || missing="$missing $p" ;;
     *) dpkg-query -W -f='${Status}' "$p" 2> /dev/null | grep -q "ok installed" \
         || missing="$missing $p" ;;
     esac
