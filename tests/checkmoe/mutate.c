@@ -93,6 +93,16 @@ static void double_scale(moe_dtype dtype, unsigned char *at)
     }
 }
 
+static float *square_weights(moek_ggemm_args *a)
+{
+    float *weights = copy_of(a->row_weight, (size_t)a->rows * sizeof *weights);
+    for (int64_t i = 0; i < a->rows; i++) {
+        weights[i] *= weights[i];
+    }
+    a->row_weight = weights;
+    return weights;
+}
+
 // Before the product; returns memory to free after it.
 static void *spoil_product(moek_ggemm_args *a, bool down)
 {
@@ -163,12 +173,7 @@ static void *spoil_product(moek_ggemm_args *a, bool down)
         break;
     case MOEC_MUTATE_WEIGHT_TWICE:
         if (down && a->row_weight != NULL) {
-            float *weights = copy_of(a->row_weight, (size_t)a->rows * sizeof *weights);
-            for (int64_t i = 0; i < a->rows; i++) {
-                weights[i] *= weights[i];
-            }
-            copy = weights;
-            a->row_weight = weights;
+            copy = square_weights(a);
         }
         break;
     default:
