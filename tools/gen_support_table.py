@@ -55,8 +55,8 @@ def support_matrix():
 
 
 def example():
-    text = open(os.path.join(ROOT, "examples/01_first_layer.c")).read()
-    return "```c\n" + text.strip() + "\n```"
+    text = open(os.path.join(ROOT, "examples/00_twenty_lines.c")).read()
+    return "```c\n" + text.split("\n", 1)[1].strip() + "\n```"
 
 
 def splice(path, tag, body, check):
