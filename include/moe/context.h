@@ -73,6 +73,10 @@ MOE_API void moe_context_destroy(moe_context *ctx);
 /// Threads that a run of this context may use, at least 1. Since 0.1.
 MOE_API int moe_context_num_threads(const moe_context *ctx);
 
+/// The threads of a context, its own or the caller's, for work of the caller's between runs:
+/// valid as long as the context. Since 0.1.
+MOE_API moe_thread_pool moe_context_pool(const moe_context *ctx);
+
 /// One kernel of the library, as `moe info --kernels` prints it.
 typedef struct moe_kernel_info {
     const char *name;    ///< "moek_ggemm_f32_any_mxfp4__ref"

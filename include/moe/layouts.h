@@ -83,6 +83,13 @@ MOE_API moe_status moe_layout_place(const moe_matrix_layout *from, const moe_mat
 /// Errors: ARGUMENT, SHAPE, DTYPE, OVERLAP, OVERFLOW. Since 0.1.
 MOE_API moe_status moe_layout_transpose(const moe_tensor *src, const moe_tensor *dst);
 
+/// dst = src element by element, to nearest even; NaN becomes the canonical one. Host memory.
+/// @param[in]  src  1 to 4 dimensions of f32, bf16, f16, an FP8, FP6 or FP4 type or E8M0; last
+///                  stride 1
+/// @param[out] dst  the same shape: f32, bf16 or f16
+/// Errors: ARGUMENT, SHAPE, DTYPE, OVERLAP, OVERFLOW. Determinism: KERNEL. Since 0.1.
+MOE_API moe_status moe_convert(const moe_tensor *src, const moe_tensor *dst);
+
 // ---- tiles of accelerators ----------------------------------------------------------------------
 
 /// Orders of the bytes of a matrix in which a kernel reads tiles. r, c: row and column; R, C: the

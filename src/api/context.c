@@ -139,6 +139,11 @@ int moe_context_num_threads(const moe_context *ctx)
     return ctx->num_threads;
 }
 
+moe_thread_pool moe_context_pool(const moe_context *ctx)
+{
+    return ctx->pool;
+}
+
 int moe_context_visit_kernels(const moe_context *ctx,
                               int (*visit)(void *self, const moe_kernel_info *info), void *self)
 {
