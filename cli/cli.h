@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "moe/io.h"
 #include "moe/moe.h"
 
 enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2, CLI_UNSUPPORTED = 3 };
@@ -28,6 +29,25 @@ bool cli_number(const char *name, const char *text, int64_t low, int64_t high, i
 /// A context for the options that all commands share (--threads, --device); NULL after one line on
 /// stderr, with *code the exit code.
 moe_context *cli_context(const char *threads, const char *device, int *code);
+
+/// Prints the last message on stderr; the exit code of a status.
+int cli_failed(moe_status status);
+
+#define CLI_PATH_BYTES 4096
+
+/// "DIR:3" to DIR and 3; without a colon, 0. False after one line on stderr.
+bool cli_split(const char *where, char dir[CLI_PATH_BYTES], int64_t *layer);
+
+/// A folder with a checkpoint and its config.json.
+typedef struct cli_model {
+    moe_checkpoint *checkpoint;
+    char *config;
+    size_t config_size;
+} cli_model;
+
+/// False after one line on stderr.
+bool cli_model_open(const char *dir, uint32_t flags, cli_model *out);
+void cli_model_close(cli_model *model);
 
 int cmd_info(int argc, char **argv);
 int cmd_explain(int argc, char **argv);

@@ -51,92 +51,31 @@ static bool read_shape(const char *text, moe_layer_desc *d)
     return true;
 }
 
-// The text of a file, NUL-terminated; NULL after one line on stderr.
-static char *read_text(const char *path, size_t *size)
+// DIR or DIR:LAYER to a descriptor: the configuration and the tensors say everything.
+static bool read_model(const char *where, moe_layer_desc *d, int *code)
 {
-    const size_t most = (size_t)16 << 20; // no configuration is larger
-    FILE *file = fopen(path, "rb");
-    char *text = file != NULL ? malloc(most + 1) : NULL;
-    if (text == NULL) {
-        (void)fprintf(stderr, "moe: %s: cannot be read\n", path);
-        if (file != NULL) {
-            (void)fclose(file);
-        }
-        return NULL;
-    }
-    *size = fread(text, 1, most, file);
-    text[*size] = '\0';
-    (void)fclose(file);
-    return text;
-}
-
-static bool ends_with(const char *text, const char *end)
-{
-    const size_t n = strlen(text);
-    const size_t m = strlen(end);
-    return n >= m && strcmp(text + n - m, end) == 0;
-}
-
-// The format of the experts of a checkpoint, as far as names and dtypes tell: MXFP4 blocks, or
-// floats.
-static moe_format experts_format(const char *dir)
-{
-    moe_checkpoint *checkpoint = NULL;
-    moe_format format = MOE_FORMAT_UNSET;
-    if (moe_checkpoint_open(dir, MOE_FILE_DEFAULT, &checkpoint) != MOE_OK) {
-        return format;
-    }
-    for (size_t i = 0; i < moe_checkpoint_count(checkpoint) && format == MOE_FORMAT_UNSET; i++) {
-        const char *name = moe_checkpoint_name(checkpoint, i);
-        moe_tensor t;
-        if (strstr(name, "experts") == NULL || strstr(name, "shared_expert") != NULL ||
-            moe_checkpoint_tensor(checkpoint, name, &t) != MOE_OK) {
-            continue;
-        }
-        if (ends_with(name, "_proj_blocks")) {
-            format = MOE_FORMAT_MXFP4;
-        } else if (ends_with(name, "_proj") || ends_with(name, ".weight")) {
-            format = t.dtype == MOE_F32    ? MOE_FORMAT_F32
-                     : t.dtype == MOE_BF16 ? MOE_FORMAT_BF16
-                     : t.dtype == MOE_F16  ? MOE_FORMAT_F16
-                                           : MOE_FORMAT_UNSET;
-        }
-    }
-    moe_checkpoint_close(checkpoint);
-    return format;
-}
-
-// DIR or DIR:LAYER to a descriptor, by the model's configuration.
-static bool read_model(const char *where, moe_layer_desc *d, moe_format *format)
-{
-    char dir[4096];
-    char path[4096 + 16];
-    int64_t layer = 0;
-    size_t size = 0;
-    const char *colon = strrchr(where, ':');
-    const size_t length = colon != NULL ? (size_t)(colon - where) : strlen(where);
-    if (length >= sizeof dir) {
-        (void)fprintf(stderr, "moe: \"%s\" is too long a name\n", where);
+    cli_model model;
+    int64_t index = 0;
+    moe_checkpoint_layer *layer = NULL;
+    char dir[CLI_PATH_BYTES];
+    *code = CLI_FAILED;
+    if (!cli_split(where, dir, &index)) {
         return false;
     }
-    memcpy(dir, where, length);
-    dir[length] = '\0';
-    if (colon != NULL && !cli_number("layer", colon + 1, 0, INT32_MAX, &layer)) {
+    if (!cli_model_open(dir, MOE_FILE_DEFAULT, &model)) {
         return false;
     }
-    (void)snprintf(path, sizeof path, "%s/config.json", dir);
-    char *text = read_text(path, &size);
-    if (text == NULL) {
-        return false;
+    moe_status status = moe_checkpoint_layer_open(model.checkpoint, model.config, model.config_size,
+                                                  (int32_t)index, &layer);
+    if (status == MOE_OK) {
+        status = moe_checkpoint_layer_desc(layer, d);
     }
-    const moe_status status = moe_layer_desc_from_config_layer(text, size, (int32_t)layer, d);
-    free(text);
     if (status != MOE_OK) {
-        (void)fprintf(stderr, "moe: %s: %s\n", path, moe_last_error());
-        return false;
+        *code = cli_failed(status);
     }
-    *format = experts_format(dir);
-    return true;
+    moe_checkpoint_layer_close(layer);
+    cli_model_close(&model);
+    return status == MOE_OK;
 }
 
 static bool read_level(const char *text, moe_determinism *out)
@@ -157,8 +96,7 @@ static int print_plan(moe_context *ctx, const moe_layer_desc *desc, bool json)
     moe_plan *plan = NULL;
     const moe_status status = moe_plan_create(ctx, desc, &plan);
     if (status != MOE_OK) {
-        (void)fprintf(stderr, "moe: %s\n", moe_last_error());
-        return status >= 30 && status < 40 ? CLI_UNSUPPORTED : CLI_FAILED;
+        return cli_failed(status);
     }
     size_t needed = 0;
     (void)(json ? moe_plan_describe(plan, NULL, 0, &needed)
@@ -185,13 +123,16 @@ static void set_plain_layer(moe_layer_desc *d)
     d->weight_stage = MOE_WEIGHT_OUTPUT;
 }
 
+// `format` UNSET: as the checkpoint has them. What the command line names is of the routed experts.
 static void set_formats(moe_layer_desc *d, moe_format format, moe_quant_spec quantiser)
 {
     for (int g = 0; g < 2; g++) {
-        d->gemm[g].weight_format = format;
-        d->gemm[g].act.spec = quantiser;
-        if (d->shared.count > 0) {
-            d->shared.gemm[g].weight_format = MOE_FORMAT_BF16;
+        moe_gemm_desc *gemm = &d->gemm[g];
+        gemm->act.spec = quantiser;
+        if (format != MOE_FORMAT_UNSET) {
+            *gemm =
+                (moe_gemm_desc){.weight_format = format, .bias = gemm->bias, .act.spec = quantiser};
+            d->transposed = 0;
         }
     }
 }
@@ -219,9 +160,10 @@ int cmd_explain(int argc, char **argv)
         !cli_number("--tokens", tokens, 0, INT32_MAX, &max_tokens)) {
         return CLI_USAGE;
     }
+    int code = CLI_OK;
     if (model != NULL) {
-        if (!read_model(model, &d, &experts)) {
-            return CLI_FAILED;
+        if (!read_model(model, &d, &code)) {
+            return code;
         }
     } else if (!read_shape(shape, &d)) {
         return CLI_USAGE;
@@ -234,10 +176,8 @@ int cmd_explain(int argc, char **argv)
             (void)fprintf(stderr, "moe: --format \"%s\" is not a format\n", format);
             return CLI_USAGE;
         }
-    } else if (experts == MOE_FORMAT_UNSET) {
-        (void)fprintf(stderr, "moe: say --format: %s\n",
-                      model != NULL ? "the checkpoint's names and dtypes do not tell it"
-                                    : "a shape does not tell it");
+    } else if (model == NULL) {
+        (void)fprintf(stderr, "moe: say --format: a shape does not tell it\n");
         return CLI_USAGE;
     }
     const moe_quant_spec quantiser = moe_quant_from_name(activation);
@@ -248,7 +188,6 @@ int cmd_explain(int argc, char **argv)
     d.max_tokens = max_tokens;
     d.x_dtype = MOE_BF16;
     set_formats(&d, experts, quantiser);
-    int code = CLI_OK;
     moe_context *ctx = cli_context(NULL, device, &code);
     if (ctx != NULL) {
         code = print_plan(ctx, &d, json);

@@ -83,6 +83,12 @@ bool cli_number(const char *name, const char *text, int64_t low, int64_t high, i
     return true;
 }
 
+int cli_failed(moe_status status)
+{
+    (void)fprintf(stderr, "moe: %s\n", moe_last_error());
+    return status >= 30 && status < 40 ? CLI_UNSUPPORTED : CLI_FAILED;
+}
+
 moe_context *cli_context(const char *threads, const char *device, int *code)
 {
     moe_context_desc desc = moe_context_desc_default();
@@ -105,8 +111,7 @@ moe_context *cli_context(const char *threads, const char *device, int *code)
     }
     const moe_status status = moe_context_create(&desc, &ctx);
     if (status != MOE_OK) {
-        (void)fprintf(stderr, "moe: %s\n", moe_last_error());
-        *code = status == MOE_E_UNSUPPORTED ? CLI_UNSUPPORTED : CLI_FAILED;
+        *code = cli_failed(status);
         return NULL;
     }
     return ctx;

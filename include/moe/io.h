@@ -6,6 +6,7 @@
 
 #include "moe/plan.h"
 #include "moe/types.h"
+#include "moe/weights.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -107,6 +108,115 @@ typedef moe_status (*moe_shape_fn)(void *self, const char *name, moe_tensor *out
 MOE_API moe_status moe_layer_desc_from_semantics(const char *json, size_t size,
                                                  moe_shape_fn shape_of, void *self,
                                                  moe_layer_desc *desc);
+
+// -- One layer of a checkpoint --------------------------------------------------------------------
+
+/// The Mixture-of-Experts layer of a checkpoint, in whichever of the public dialects it is stored:
+/// names, packings, and whether a scale multiplies or divides are rows of src/io/dialects.def
+/// (docs/checkpoints.md). Everything about its tensors is checked at open. Immutable; any number of
+/// threads may use it. The checkpoint must outlive it.
+///   moe_checkpoint_layer_open -> _desc -> moe_plan_create -> _bytes, _load -> moe_run
+typedef struct moe_checkpoint_layer moe_checkpoint_layer;
+
+/// One past the largest number N of a tensor named ...layers.N...., 0 where there is none. Parts of
+/// a model beside the language model (vision, audio, prediction heads) do not count. Since 0.1.
+MOE_API int32_t moe_checkpoint_layers(const moe_checkpoint *checkpoint);
+
+/// Finds and checks a layer's tensors.
+/// @param[in]  config  text of config.json; sizes and arrangement come from it, and its
+///                     quantization_config must agree with the tensors (a checkpoint without one
+///                     speaks for itself)
+/// @param[in]  layer   0 the first
+/// @param[out] out     untouched on failure
+/// Errors: those of moe_layer_desc_from_config_layer; NOT_FOUND (the layer has no experts, or a
+/// tensor is missing), MALFORMED (a tensor too many, or of another shape or dtype; two dialects at
+/// once; configuration and tensors disagree), UNSUPPORTED (a variant that the library does not
+/// compute), NO_MEMORY. Messages name the tensor and both values. Since 0.1.
+MOE_API moe_status moe_checkpoint_layer_open(const moe_checkpoint *checkpoint, const char *config,
+                                             size_t config_size, int32_t layer,
+                                             moe_checkpoint_layer **out);
+
+/// NULL is fine. Weights that were loaded in place must be gone. Since 0.1.
+MOE_API void moe_checkpoint_layer_close(moe_checkpoint_layer *layer);
+
+/// How the routed experts are stored ("gpt-oss MXFP4"), and the shared ones (NULL: none).
+/// Since 0.1.
+MOE_API const char *moe_checkpoint_layer_dialect(const moe_checkpoint_layer *layer);
+MOE_API const char *moe_checkpoint_layer_shared_dialect(const moe_checkpoint_layer *layer);
+
+/// The configuration's model_type. Since 0.1.
+MOE_API const char *moe_checkpoint_layer_class(const moe_checkpoint_layer *layer);
+
+/// Sets what the checkpoint determines: sizes, routing, activation, shared experts as
+/// moe_layer_desc_from_config_layer, and formats, scale dtypes, groups, zero points, biases and
+/// arrangement of both products, as load gives them. Others are kept: x_dtype, max_tokens,
+/// determinism, the quantisers of activations.
+/// Errors: ARGUMENT, VERSION. Since 0.1.
+MOE_API moe_status moe_checkpoint_layer_desc(const moe_checkpoint_layer *layer,
+                                             moe_layer_desc *desc);
+
+/// Tensors of the router; absent where the layer has none.
+typedef struct moe_router_tensors {
+    moe_tensor weight;          ///< [R, H], R = E + zero experts + shared scores; as stored
+    moe_tensor bias;            ///< [R], as stored
+    moe_tensor correction_bias; ///< f32 [E + zero experts], widened where stored narrower
+    moe_tensor scale_tensor;    ///< f32 [1]
+    moe_tensor hash_table;      ///< I32 or I64 [vocabulary, k]
+} moe_router_tensors;
+
+/// Views that live as long as the layer. Errors: ARGUMENT. Since 0.1.
+MOE_API moe_status moe_checkpoint_layer_router(const moe_checkpoint_layer *layer,
+                                               moe_router_tensors *out);
+
+/// What a tensor of a layer is for.
+typedef int32_t moe_tensor_role;
+enum {
+    MOE_ROLE_UNSET = 0,
+    MOE_ROLE_VALUES = 1,
+    MOE_ROLE_SCALES = 2,
+    MOE_ROLE_SCALE2 = 3,    ///< second-level scale
+    MOE_ROLE_ACT_SCALE = 4, ///< static scale of the input
+    MOE_ROLE_ZERO_POINTS = 5,
+    MOE_ROLE_BIAS = 6,
+    MOE_ROLE_SHAPE = 7,       ///< the unpacked shape of packed values
+    MOE_ROLE_GROUP_INDEX = 8, ///< the group of each column
+    MOE_ROLE_ROUTER = 9,      ///< any tensor of the router
+    MOE_ROLE_LINEAR = 10      ///< latent transforms, the gate and bias of a whole layer
+};
+
+/// One tensor of a layer, as stored.
+typedef struct moe_layer_tensor {
+    const char *name;
+    moe_tensor tensor;
+    moe_tensor_role role;
+    moe_dtype element; ///< what the codes are, where the tensor says only U8, I8 or I32
+    int32_t shared;    ///< 1: of the shared experts
+    int32_t gemm;      ///< 0 or 1: of which product; -1: of neither
+} moe_layer_tensor;
+
+/// Visits every tensor that the layer uses, until `visit` returns non-zero. Since 0.1.
+MOE_API moe_status moe_checkpoint_layer_visit(const moe_checkpoint_layer *layer,
+                                              int (*visit)(void *self, const moe_layer_tensor *t),
+                                              void *self);
+
+/// Memory that moe_checkpoint_layer_load needs; 0 bytes where the tensors can be used where they
+/// lie (stacked experts in the library's own arrangement, a plan whose kernels read it).
+/// @param[in] plan  of this layer's descriptor
+/// Errors: SHAPE (the plan is of another layer; both values), VALUE, OVERFLOW. Since 0.1.
+MOE_API moe_status moe_checkpoint_layer_bytes(const moe_checkpoint_layer *layer,
+                                              const moe_plan *plan, size_t *bytes, size_t *align);
+
+/// Makes the layer's weights for moe_run. With `memory`, packs expert by expert, with scratch of at
+/// most one expert beside it; with NULL, wraps the tensors where they lie, and the layer and its
+/// checkpoint must outlive the weights. Divisors become multipliers by one f32 division.
+/// Activation quantisers with a given scale take it from the checkpoint: the largest input scale of
+/// all experts (NVFP4: the least global).
+/// @param[out] out  untouched on failure; release with moe_weights_destroy
+/// Errors: those of _bytes, of moe_weights_create and moe_weights_pack (memory) or moe_weights_wrap
+/// (none); NOT_FOUND (the quantiser needs a scale that the checkpoint lacks). Since 0.1.
+MOE_API moe_status moe_checkpoint_layer_load(const moe_checkpoint_layer *layer,
+                                             const moe_plan *plan, void *memory, size_t bytes,
+                                             moe_weights **out);
 
 #ifdef __cplusplus
 }

@@ -188,6 +188,10 @@ MOE_API moe_status moe_plan_create(moe_context *ctx, const moe_layer_desc *desc,
 /// NULL is fine. Weights and runs of the plan must be gone. Since 0.1.
 MOE_API void moe_plan_destroy(moe_plan *plan);
 
+/// The descriptor that the plan computes, defaults resolved. `desc` has its struct_size set.
+/// Errors: ARGUMENT, VERSION. Since 0.1.
+MOE_API moe_status moe_plan_desc(const moe_plan *plan, moe_layer_desc *desc);
+
 /// Bytes and alignment of the workspace for a run of num_tokens (monotone, worst routing
 /// included). Errors: ARGUMENT (num_tokens > max_tokens). Since 0.1.
 MOE_API moe_status moe_plan_workspace(const moe_plan *plan, int64_t num_tokens, size_t *bytes,

@@ -5,6 +5,8 @@
 // name exactly the same tensors in the same places. Shards that no tensor is in are not opened.
 // The index's total_size is not compared: public checkpoints count it in different ways.
 #define _POSIX_C_SOURCE 200809L
+#include "io/checkpoint.h"
+
 #include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -397,4 +399,36 @@ moe_status moe_checkpoint_tensor(const moe_checkpoint *checkpoint, const char *n
                 checkpoint->label.text, shown(name).text);
     return moei_file_view("moe_checkpoint_tensor", checkpoint->shards[found->shard].file,
                           found->tensor, out);
+}
+
+const char *moei_checkpoint_sorted(const moe_checkpoint *checkpoint, size_t i)
+{
+    return checkpoint->by_name[i].tensor->name;
+}
+
+moe_status moei_checkpoint_view(const char *call, const moe_checkpoint *checkpoint, size_t i,
+                                moe_tensor *out)
+{
+    const struct entry *entry = &checkpoint->by_name[i];
+    return moei_file_view(call, checkpoint->shards[entry->shard].file, entry->tensor, out);
+}
+
+size_t moei_checkpoint_lower(const moe_checkpoint *checkpoint, const char *prefix)
+{
+    size_t low = 0;
+    size_t high = checkpoint->count;
+    while (low < high) {
+        const size_t middle = low + (high - low) / 2;
+        if (strcmp(checkpoint->by_name[middle].tensor->name, prefix) < 0) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+
+const char *moei_checkpoint_label(const moe_checkpoint *checkpoint)
+{
+    return checkpoint->label.text;
 }

@@ -536,13 +536,27 @@ static moe_status unknown_class(const moei_json *doc, const char *type)
                      doc->call, doc->label, moei_quote_head(type, strlen(type)).text, list);
 }
 
-// Multimodal configurations keep the language model's in an object of their own.
+// Multimodal configurations keep the language model's in an object of their own; NULL: there is
+// none.
+static const json_t *inner_model(const json_t *object)
+{
+    static const char *const keys[] = {"text_config", "thinker_config", "language_config",
+                                       "llm_config"};
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
+        const json_t *inner = json_object_get(object, keys[i]);
+        if (json_is_object(inner)) {
+            return inner;
+        }
+    }
+    return NULL;
+}
+
+#define MAX_NESTING 3 // of those objects
+
 static moe_status find_model(struct reader *r)
 {
-    static const char *const inner[] = {"text_config", "thinker_config", "language_config",
-                                        "llm_config"};
     const char *outer_type = NULL;
-    for (int depth = 0; depth < 3; depth++) {
+    for (int depth = 0; depth < MAX_NESTING; depth++) {
         const json_t *type = json_object_get(r->object, "model_type");
         if (json_is_string(type)) {
             r->type = json_string_value(type);
@@ -552,11 +566,7 @@ static moe_status find_model(struct reader *r)
             }
             outer_type = r->type;
         }
-        const json_t *next = NULL;
-        for (size_t i = 0; next == NULL && i < sizeof inner / sizeof inner[0]; i++) {
-            next = json_object_get(r->object, inner[i]);
-            next = json_is_object(next) ? next : NULL;
-        }
+        const json_t *next = inner_model(r->object);
         if (next == NULL) {
             break;
         }
@@ -576,10 +586,29 @@ static moe_status find_model(struct reader *r)
     return unknown_class(r->doc, outer_type);
 }
 
+const json_t *moei_config_find(const json_t *root, const char *key)
+{
+    const json_t *found = NULL;
+    for (int depth = 0; depth < MAX_NESTING && root != NULL && found == NULL; depth++) {
+        found = json_object_get(root, key);
+        found = json_is_null(found) ? NULL : found;
+        root = inner_model(root);
+    }
+    return found;
+}
+
+moe_status moei_config_type(const moei_json *doc, const char **type)
+{
+    struct reader r = {.doc = doc, .object = doc->root, .layer = -1};
+    MOE_TRY(find_model(&r));
+    *type = r.type;
+    return MOE_OK;
+}
+
 // MXFP4 packs two elements of a row into a byte, so such a checkpoint is never transposed.
 static bool is_mxfp4(const json_t *root)
 {
-    const json_t *quantisation = json_object_get(root, "quantization_config");
+    const json_t *quantisation = moei_config_find(root, "quantization_config");
     return has_text(json_object_get(quantisation, "quant_method"), "mxfp4");
 }
 
@@ -600,7 +629,7 @@ static moe_status from_config(const char *call, const char *json, size_t size, i
         status = read_facts(&r, &facts);
     }
     if (status == MOE_OK) {
-        facts.transposed = facts.transposed && !is_mxfp4(doc.root) && !is_mxfp4(r.object);
+        facts.transposed = facts.transposed && !is_mxfp4(doc.root);
         status = moei_facts_apply(&doc, &facts, desc);
     }
     moei_json_free(&doc);

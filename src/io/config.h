@@ -67,6 +67,13 @@ extern const struct moei_word moei_scoring_words[]; ///< moe_scoring, for both k
 moe_status moei_word_find(const moei_json *doc, const char *key, const char *word,
                           const struct moei_word *words, int32_t *out);
 
+/// The value of a key that a configuration has once, at its top or, where it is multimodal, in the
+/// language model's object; NULL where it is absent or null.
+const json_t *moei_config_find(const json_t *root, const char *key);
+
+/// The language model's model_type. Errors: MALFORMED, NOT_FOUND.
+moe_status moei_config_type(const moei_json *doc, const char **type);
+
 /// A config key with the value that counts where the key is absent or null. Keys are alternatives
 /// "a|b" (all that are present must agree) and may be paths "a.b". A value may be a list with one
 /// entry per layer. key NULL: always `fallback`.

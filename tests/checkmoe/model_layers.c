@@ -40,7 +40,8 @@ struct model {
 struct model_layer {
     int layer;
     moe_layer_desc desc;
-    moe_tensor router, router_bias;
+    moe_checkpoint_layer *source;
+    moe_router_tensors router;
     moec_replay replay;
 };
 
@@ -157,83 +158,36 @@ static void recorded(const struct model *m, int *prompts, int *layers)
 
 // -- Layers -------------------------------------------------------------------------------------
 
-// "model.layers.3.mlp." of the layer whose router is in the checkpoint.
-static int find_prefix(struct model *m, int layer, char prefix[TEXT])
-{
-    char ending[TEXT];
-    const char *tail = "router.weight";
-    (void)snprintf(ending, sizeof ending, "layers.%d.mlp.%s", layer, tail);
-    for (size_t i = 0; i < moe_checkpoint_count(m->checkpoint); i++) {
-        const char *name = moe_checkpoint_name(m->checkpoint, i);
-        const size_t length = strlen(name);
-        if (length < TEXT && length >= strlen(ending) &&
-            strcmp(name + length - strlen(ending), ending) == 0) {
-            (void)snprintf(prefix, TEXT, "%.*s", (int)(length - strlen(tail)), name);
-            return 1;
-        }
-    }
-    return fail(m, "the checkpoint has no tensor ...%s", ending);
-}
-
-static int find_tensor(struct model *m, const char *prefix, const char *name, moe_tensor *out)
-{
-    char full[2 * TEXT];
-    (void)snprintf(full, sizeof full, "%s%s", prefix, name);
-    return ok(m, moe_checkpoint_tensor(m->checkpoint, full, out));
-}
-
-// One product: MXFP4 blocks with scales, or a float tensor.
-static int find_product(struct model *m, const char *prefix, const char *name, moe_gemm_desc *gemm,
-                        moe_matrix_source *source)
-{
-    char part[TEXT];
-    (void)snprintf(part, sizeof part, "experts.%s_blocks", name);
-    if (find_tensor(m, prefix, part, &source->values)) {
-        gemm->weight_format = MOE_FORMAT_MXFP4;
-        (void)snprintf(part, sizeof part, "experts.%s_scales", name);
-        if (!find_tensor(m, prefix, part, &source->scales)) {
-            return 0;
-        }
-    } else {
-        (void)snprintf(part, sizeof part, "experts.%s", name);
-        if (!find_tensor(m, prefix, part, &source->values)) {
-            return 0;
-        }
-        gemm->weight_format = moec_float_format(source->values.dtype);
-    }
-    (void)snprintf(part, sizeof part, "experts.%s_bias", name);
-    return !gemm->bias || find_tensor(m, prefix, part, &source->bias);
-}
-
 static int make_layer(struct model *m, int layer, int64_t max_tokens, struct model_layer *out)
 {
-    char prefix[TEXT];
-    moe_weights_source source = moe_weights_source_default();
     memset(out, 0, sizeof *out);
     out->layer = layer;
     out->desc = moe_layer_desc_default();
-    moe_layer_desc *d = &out->desc;
-    if (!ok(m, moe_layer_desc_from_config_layer(m->config, m->config_bytes, layer, d)) ||
-        !find_prefix(m, layer, prefix) || !find_tensor(m, prefix, "router.weight", &out->router) ||
-        !find_product(m, prefix, "gate_up_proj", &d->gemm[0], &source.gemm[0]) ||
-        !find_product(m, prefix, "down_proj", &d->gemm[1], &source.gemm[1])) {
+    out->desc.x_dtype = MOE_F32;
+    out->desc.max_tokens = max_tokens;
+    if (!ok(m, moe_checkpoint_layer_open(m->checkpoint, m->config, m->config_bytes, layer,
+                                         &out->source)) ||
+        !ok(m, moe_checkpoint_layer_desc(out->source, &out->desc)) ||
+        !ok(m, moe_checkpoint_layer_router(out->source, &out->router)) ||
+        !ok(m, moec_replay_load(m->ctx, &out->desc, out->source, &out->replay))) {
+        moe_checkpoint_layer_close(out->source);
         return 0;
     }
-    if (!find_tensor(m, prefix, "router.bias", &out->router_bias)) {
-        memset(&out->router_bias, 0, sizeof out->router_bias);
-    }
-    d->x_dtype = MOE_F32;
-    d->max_tokens = max_tokens;
-    // Where it can, the layer runs on the mapped checkpoint.
-    return moec_replay_make(m->ctx, d, &source, 1, &out->replay) == MOE_OK ||
-           ok(m, moec_replay_make(m->ctx, d, &source, 0, &out->replay));
+    return 1;
+}
+
+static void free_layer(struct model_layer *l)
+{
+    moec_replay_free(&l->replay);
+    moe_checkpoint_layer_close(l->source);
 }
 
 static moe_run_args layer_args(const struct model_layer *l, const moe_tensor *x,
                                const moe_tensor *logits, struct outcome *o)
 {
     moe_run_args args = moe_run_args_default();
-    (void)l;
+    args.correction_bias = l->router.correction_bias;
+    args.scale_tensor = l->router.scale_tensor;
     args.num_tokens = o->tokens;
     args.x = *x;
     args.logits = *logits;
@@ -287,7 +241,7 @@ static int replay(struct model *m, struct model_layer *l, int prompt, const stru
     o->ids = moec_new_i32(&m->heap, o->tokens, l->desc.top_k);
     o->weights = moec_new_f32(&m->heap, o->tokens, l->desc.top_k);
     o->y = moec_new_f32(&m->heap, o->tokens, l->desc.hidden);
-    if (!ok(m, moec_linear(m->ctx, &m->heap, &l->router, &l->router_bias, &x, &o->logits))) {
+    if (!ok(m, moec_linear(m->ctx, &m->heap, &l->router.weight, &l->router.bias, &x, &o->logits))) {
         return 0;
     }
     const moe_run_args args = layer_args(l, &x, &o->logits, o);
@@ -360,7 +314,7 @@ static void check_layer(struct model *m, int layer, int prompts, moec_counts *co
             counts->passed += o.failed == 0;
         }
     }
-    moec_replay_free(&l.replay);
+    free_layer(&l);
 }
 
 int moec_model_layers_run(const char *dir, const char *reference, const moec_options *options,
@@ -580,7 +534,7 @@ static int demo_layer(struct model *m, int layer, int prompts, int first)
     if (ran) {
         print_layer(m, &l, &t);
     }
-    moec_replay_free(&l.replay);
+    free_layer(&l);
     return ran && (!t.failed || fail(m, "layer %d differs from the reference", layer));
 }
 

@@ -185,6 +185,23 @@ moe_status moec_linear(const moe_context *ctx, moec_heap *heap, const moe_tensor
     return moe_ggemm(ctx, &args, NULL);
 }
 
+// The workspace of a layer whose plan and weights are there; what failed before is undone.
+static moe_status finish(moec_replay *layer, moe_status status, int64_t max_tokens,
+                         moec_replay *out)
+{
+    size_t align = 0;
+    if (status == MOE_OK) {
+        status = moe_plan_workspace(layer->plan, max_tokens, &layer->workspace_bytes, &align);
+    }
+    if (status != MOE_OK) {
+        moec_replay_free(layer);
+        return status;
+    }
+    layer->workspace = aligned(layer->workspace_bytes, align);
+    *out = *layer;
+    return MOE_OK;
+}
+
 moe_status moec_replay_make(moe_context *ctx, const moe_layer_desc *desc,
                             const moe_weights_source *source, int wrap, moec_replay *out)
 {
@@ -204,16 +221,24 @@ moe_status moec_replay_make(moe_context *ctx, const moe_layer_desc *desc,
             status = moe_weights_pack(layer.weights, 0, source);
         }
     }
+    return finish(&layer, status, desc->max_tokens, out);
+}
+
+moe_status moec_replay_load(moe_context *ctx, const moe_layer_desc *desc,
+                            const moe_checkpoint_layer *source, moec_replay *out)
+{
+    moec_replay layer = {NULL, NULL, NULL, NULL, 0};
+    size_t bytes = 0;
+    size_t align = 0;
+    moe_status status = moe_plan_create(ctx, desc, &layer.plan);
     if (status == MOE_OK) {
-        status = moe_plan_workspace(layer.plan, desc->max_tokens, &layer.workspace_bytes, &align);
+        status = moe_checkpoint_layer_bytes(source, layer.plan, &bytes, &align);
     }
-    if (status != MOE_OK) {
-        moec_replay_free(&layer);
-        return status;
+    if (status == MOE_OK) {
+        layer.memory = bytes > 0 ? aligned(bytes, align) : NULL;
+        status = moe_checkpoint_layer_load(source, layer.plan, layer.memory, bytes, &layer.weights);
     }
-    layer.workspace = aligned(layer.workspace_bytes, align);
-    *out = layer;
-    return MOE_OK;
+    return finish(&layer, status, desc->max_tokens, out);
 }
 
 void moec_replay_free(moec_replay *layer)

@@ -6,6 +6,7 @@
 
 #include <stddef.h>
 
+#include "moe/io.h"
 #include "moe/moe.h"
 
 #ifdef __cplusplus
@@ -59,6 +60,10 @@ typedef struct moec_replay {
 /// Plans, and packs (or with `wrap` uses in place) the weights. On failure nothing is left.
 moe_status moec_replay_make(moe_context *ctx, const moe_layer_desc *desc,
                             const moe_weights_source *source, int wrap, moec_replay *out);
+
+/// The same with a checkpoint's layer, in place where it can be.
+moe_status moec_replay_load(moe_context *ctx, const moe_layer_desc *desc,
+                            const moe_checkpoint_layer *source, moec_replay *out);
 void moec_replay_free(moec_replay *layer);
 
 /// moe_run in the layer's workspace.

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+// Folders with a checkpoint, as commands name them.
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli.h"
+
+#define MAX_CONFIG ((size_t)16 << 20) // no configuration is larger
+
+bool cli_split(const char *where, char dir[CLI_PATH_BYTES], int64_t *layer)
+{
+    const char *colon = strrchr(where, ':');
+    const size_t length = colon != NULL ? (size_t)(colon - where) : strlen(where);
+    *layer = 0;
+    if (length >= CLI_PATH_BYTES) {
+        (void)fprintf(stderr, "moe: \"%s\" is too long a name\n", where);
+        return false;
+    }
+    memcpy(dir, where, length);
+    dir[length] = '\0';
+    return colon == NULL || cli_number("layer", colon + 1, 0, INT32_MAX, layer);
+}
+
+// The text of a file; NULL after one line on stderr.
+static char *read_text(const char *path, size_t *size)
+{
+    FILE *file = fopen(path, "rb");
+    char *text = file != NULL ? malloc(MAX_CONFIG + 1) : NULL;
+    bool whole = false;
+    if (text != NULL) {
+        *size = fread(text, 1, MAX_CONFIG + 1, file);
+        whole = ferror(file) == 0 && *size <= MAX_CONFIG;
+    }
+    if (file != NULL) {
+        (void)fclose(file);
+    }
+    if (!whole) {
+        (void)fprintf(stderr, "moe: %s: cannot be read\n", path);
+        free(text);
+        return NULL;
+    }
+    return text;
+}
+
+bool cli_model_open(const char *dir, uint32_t flags, cli_model *out)
+{
+    char path[CLI_PATH_BYTES + 16];
+    cli_model model = {NULL, NULL, 0};
+    (void)snprintf(path, sizeof path, "%s/config.json", dir);
+    model.config = read_text(path, &model.config_size);
+    if (model.config == NULL) {
+        return false;
+    }
+    if (moe_checkpoint_open(dir, flags, &model.checkpoint) != MOE_OK) {
+        (void)fprintf(stderr, "moe: %s\n", moe_last_error());
+        cli_model_close(&model);
+        return false;
+    }
+    *out = model;
+    return true;
+}
+
+void cli_model_close(cli_model *model)
+{
+    moe_checkpoint_close(model->checkpoint);
+    free(model->config);
+}
