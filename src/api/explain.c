@@ -15,7 +15,7 @@ typedef struct text {
     size_t capacity, length;
 } text;
 
-static void put(text *t, const char *format, ...) MOEI_PRINTF(2, 3);
+static void put(text *t, const char *format, ...) MOE_PRINTF(2, 3);
 static void put(text *t, const char *format, ...)
 {
     va_list args;

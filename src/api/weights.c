@@ -397,8 +397,8 @@ typedef struct checked_source {
 
 static moe_status unexpected(const char *call, const char *name, const char *field)
 {
-    return moei_fail(MOE_E_ARGUMENT, "%s: %s is given, the descriptor says %s = 0", call, name,
-                     field);
+    return moe_fail(MOE_E_ARGUMENT, "%s: %s is given, the descriptor says %s = 0", call, name,
+                    field);
 }
 
 static moe_status check_source(const moe_plan *plan, const moe_weights_source *source,
@@ -441,9 +441,9 @@ static moe_status check_source(const moe_plan *plan, const moe_weights_source *s
     }
     if (source->shared_gate.data != NULL) {
         if (d->shared.count == 0 || d->shared.gate != MOE_SHARED_SIGMOID) {
-            return moei_fail(
-                MOE_E_ARGUMENT,
-                "%s: shared_gate is given, the descriptor's shared.gate is not SIGMOID", call);
+            return moe_fail(MOE_E_ARGUMENT,
+                            "%s: shared_gate is given, the descriptor's shared.gate is not SIGMOID",
+                            call);
         }
         MOE_TRY(linear_from_tensor(&source->shared_gate, 1, d->hidden, call, "shared_gate",
                                    &out->shared_gate));
@@ -494,9 +494,9 @@ static moe_status claim_act_scale(moe_weights *w, int stack, const moei_matrices
     }
     float earlier;
     memcpy(&earlier, &before, sizeof earlier);
-    return moei_fail(MOE_E_VALUE,
-                     "%s: %s activation scale is %.9g, an earlier call gave %.9g; a layer has one",
-                     call, stack_names[stack], (double)given, (double)earlier);
+    return moe_fail(MOE_E_VALUE,
+                    "%s: %s activation scale is %.9g, an earlier call gave %.9g; a layer has one",
+                    call, stack_names[stack], (double)given, (double)earlier);
 }
 
 static moe_status claim_act_scales(moe_weights *w, const checked_source *s, const char *call)

@@ -14,12 +14,9 @@
 #define MOEI_COLD
 #endif
 
-#define MOEI_PRINTF(format_index, first) MOE_PRINTF(format_index, first)
-
-/// Records the thread's message and returns `code`: `return moei_fail(MOE_E_SHAPE, "moe_run:
-/// ...")`. Messages name the call, the field and both values. Exported as moe_fail, so that
-/// libmoe_io and plugins write into the same place.
-#define moei_fail moe_fail
+// moe_fail (moe/status.h) records the thread's message and returns its code: `return
+// moe_fail(MOE_E_SHAPE, "moe_run: ...")`. Messages name the call, the field and both values. It is
+// exported, so that libmoe_io and plugins write into the same place.
 
 /// Copies a caller's struct, whose first member is its struct_size, into one of `known` bytes. From
 /// older headers it is shorter: what it lacks is 0. From newer ones it is longer: what this library
@@ -31,7 +28,7 @@ moe_status moei_struct_read(const void *from, void *to, size_t known, const char
 #define MOE_REQUIRE(condition, code, ...)                                                          \
     do {                                                                                           \
         if (!(condition)) {                                                                        \
-            (void)moei_fail((code), __VA_ARGS__);                                                  \
+            (void)moe_fail((code), __VA_ARGS__);                                                   \
             return (code); /* seen by static analysers, unlike moe_fail's body */                  \
         }                                                                                          \
     } while (0)

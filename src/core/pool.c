@@ -198,8 +198,8 @@ moe_status moei_pool_create(const moe_allocator *allocator, int threads, moei_po
         const int error = pthread_create(&pool->threads[i], NULL, worker, pool);
         if (error != 0) {
             moei_pool_destroy(pool);
-            return moei_fail(MOE_E_THREAD, "moe_context_create: thread %d of %d: %s", i + 1,
-                             threads - 1, strerror(error));
+            return moe_fail(MOE_E_THREAD, "moe_context_create: thread %d of %d: %s", i + 1,
+                            threads - 1, strerror(error));
         }
         pool->workers++;
     }

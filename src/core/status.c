@@ -11,7 +11,7 @@
 
 static _Thread_local char last_message[MESSAGE_BYTES];
 
-moe_status moei_fail(moe_status code, const char *format, ...)
+moe_status moe_fail(moe_status code, const char *format, ...)
 {
     va_list args;
     va_start(args, format);

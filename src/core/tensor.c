@@ -118,8 +118,8 @@ moe_status moei_tensor_check_any_order(const moe_tensor *t, const char *call, co
                 name);
     if (!dtype_known(t->dtype) || (dtypes & MOEI_DTYPE_BIT(t->dtype)) == 0) {
         dtype_mask_text(dtypes, want, sizeof want);
-        return moei_fail(MOE_E_DTYPE, "%s: %s is %s, must be %s", call, name,
-                         moe_dtype_name(t->dtype), want);
+        return moe_fail(MOE_E_DTYPE, "%s: %s is %s, must be %s", call, name,
+                        moe_dtype_name(t->dtype), want);
     }
     MOE_REQUIRE(t->ndim == ndim, MOE_E_SHAPE, "%s: %s has %d dimensions, must have %d", call, name,
                 (int)t->ndim, ndim);
@@ -128,9 +128,9 @@ moe_status moei_tensor_check_any_order(const moe_tensor *t, const char *call, co
         if (t->shape[i] < 0 || (shape[i] >= 0 && t->shape[i] != shape[i])) {
             moe_tensor wanted = *t;
             memcpy(wanted.shape, shape, (size_t)ndim * sizeof *shape);
-            return moei_fail(MOE_E_SHAPE, "%s: %s is %s, must be %s", call, name,
-                             moei_tensor_text(t, have, sizeof have),
-                             moei_tensor_text(&wanted, want, sizeof want));
+            return moe_fail(MOE_E_SHAPE, "%s: %s is %s, must be %s", call, name,
+                            moei_tensor_text(t, have, sizeof have),
+                            moei_tensor_text(&wanted, want, sizeof want));
         }
         MOE_REQUIRE(t->stride[i] >= 0 && (t->stride[i] > 0 || t->shape[i] <= 1 || empty),
                     MOE_E_SHAPE,

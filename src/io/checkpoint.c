@@ -58,8 +58,8 @@ static char *join(const char *folder, const char *name)
 
 static moe_status no_memory(const char *path)
 {
-    return moei_fail(MOE_E_NO_MEMORY, CALL ": %s: out of memory",
-                     moei_quote_tail(path, strlen(path)).text);
+    return moe_fail(MOE_E_NO_MEMORY, CALL ": %s: out of memory",
+                    moei_quote_tail(path, strlen(path)).text);
 }
 
 static struct moei_quote shown(const char *name)
@@ -112,22 +112,22 @@ static moe_status list_shards(moe_checkpoint *checkpoint, const moei_json *index
     MOE_REQUIRE(size > 0, MOE_E_MALFORMED, CALL ": %s: weight_map is empty", index->label);
     const char **names = malloc(moei_size_mul(size, sizeof names[0]));
     if (names == NULL) {
-        return moei_fail(MOE_E_NO_MEMORY, CALL ": %s: out of memory", index->label);
+        return moe_fail(MOE_E_NO_MEMORY, CALL ": %s: out of memory", index->label);
     }
     size_t used = 0;
     struct moei_json_iter iter = {.object = map};
     while (moei_json_next(&iter)) {
         const char *name = json_string_value(iter.value);
         if (name == NULL) {
-            status = moei_fail(
+            status = moe_fail(
                 MOE_E_MALFORMED, CALL ": %s: weight_map: \"%s\" is %s, expected a file name",
                 index->label, shown(iter.key).text, moei_json_describe(iter.value).text);
             goto out;
         }
         if (!plain_name(name)) {
-            status = moei_fail(MOE_E_MALFORMED,
-                               CALL ": %s: weight_map: \"%s\" is in \"%s\", not a plain file name",
-                               index->label, shown(iter.key).text, shown(name).text);
+            status = moe_fail(MOE_E_MALFORMED,
+                              CALL ": %s: weight_map: \"%s\" is in \"%s\", not a plain file name",
+                              index->label, shown(iter.key).text, shown(name).text);
             goto out;
         }
         names[used++] = name;
@@ -141,14 +141,14 @@ static moe_status list_shards(moe_checkpoint *checkpoint, const moei_json *index
     }
     checkpoint->shards = calloc(distinct, sizeof checkpoint->shards[0]);
     if (checkpoint->shards == NULL) {
-        status = moei_fail(MOE_E_NO_MEMORY, CALL ": %s: out of memory", index->label);
+        status = moe_fail(MOE_E_NO_MEMORY, CALL ": %s: out of memory", index->label);
         goto out;
     }
     for (size_t i = 0; i < distinct; i++) {
         struct shard *shard = &checkpoint->shards[checkpoint->shard_count++];
         shard->name = strdup(names[i]);
         if (shard->name == NULL) {
-            status = moei_fail(MOE_E_NO_MEMORY, CALL ": %s: out of memory", index->label);
+            status = moe_fail(MOE_E_NO_MEMORY, CALL ": %s: out of memory", index->label);
             goto out;
         }
     }
@@ -168,7 +168,7 @@ static moe_status open_shards(moe_checkpoint *checkpoint, const char *folder, ui
         }
         moe_status status;
         if (stat(path, &info) != 0 && errno == ENOENT) {
-            status = moei_fail(
+            status = moe_fail(
                 MOE_E_NOT_FOUND, CALL ": %s: the index names the shard \"%s\", which is missing",
                 moei_quote_tail(folder, strlen(folder)).text, shown(shard->name).text);
         } else {
@@ -299,17 +299,17 @@ static moe_status open_folder(moe_checkpoint *checkpoint, const char *folder, ui
     if (lstat(index, &info) == 0) {
         status = open_index(checkpoint, folder, index, flags);
         if (status == MOE_OK && has_single && !has_shard(checkpoint, SINGLE_NAME)) {
-            status = moei_fail(MOE_E_MALFORMED,
-                               CALL ": %s: holds " SINGLE_NAME " and " INDEX_NAME
-                                    ", which does not name it; open one file",
-                               moei_quote_tail(folder, strlen(folder)).text);
+            status = moe_fail(MOE_E_MALFORMED,
+                              CALL ": %s: holds " SINGLE_NAME " and " INDEX_NAME
+                                   ", which does not name it; open one file",
+                              moei_quote_tail(folder, strlen(folder)).text);
         }
     } else if (has_single) {
         status = open_single(checkpoint, single, flags);
     } else {
         status =
-            moei_fail(MOE_E_NOT_FOUND, CALL ": %s: holds neither " INDEX_NAME " nor " SINGLE_NAME,
-                      moei_quote_tail(folder, strlen(folder)).text);
+            moe_fail(MOE_E_NOT_FOUND, CALL ": %s: holds neither " INDEX_NAME " nor " SINGLE_NAME,
+                     moei_quote_tail(folder, strlen(folder)).text);
     }
 out:
     free(index);

@@ -78,12 +78,12 @@ static moe_status pick_layer(const struct reader *r, struct found *found)
     }
     for (size_t i = 1; i < size; i++) {
         if (!same_value(json_array_get(list, 0), json_array_get(list, i))) {
-            return moei_fail(MOE_E_UNSUPPORTED,
-                             "%s: %s: \"%s\" differs by layer: %s in layer 0, %s in layer %zu; "
-                             "name the layer with moe_layer_desc_from_config_layer",
-                             r->doc->call, r->doc->label, found->key,
-                             moei_json_describe(json_array_get(list, 0)).text,
-                             moei_json_describe(json_array_get(list, i)).text, i);
+            return moe_fail(MOE_E_UNSUPPORTED,
+                            "%s: %s: \"%s\" differs by layer: %s in layer 0, %s in layer %zu; "
+                            "name the layer with moe_layer_desc_from_config_layer",
+                            r->doc->call, r->doc->label, found->key,
+                            moei_json_describe(json_array_get(list, 0)).text,
+                            moei_json_describe(json_array_get(list, i)).text, i);
         }
     }
     found->value = json_array_get(list, 0);
@@ -121,11 +121,11 @@ static moe_status find(const struct reader *r, const char *keys, struct found *o
 static moe_status wrong(const struct reader *r, const struct found *found, const char *want)
 {
     if (found->value == NULL) {
-        return moei_fail(MOE_E_MALFORMED, "%s: %s: \"%s\" is missing, model class \"%s\" needs it",
-                         r->doc->call, r->doc->label, found->key, r->type);
+        return moe_fail(MOE_E_MALFORMED, "%s: %s: \"%s\" is missing, model class \"%s\" needs it",
+                        r->doc->call, r->doc->label, found->key, r->type);
     }
-    return moei_fail(MOE_E_MALFORMED, "%s: %s: \"%s\" is %s, expected %s", r->doc->call,
-                     r->doc->label, found->key, moei_json_describe(found->value).text, want);
+    return moe_fail(MOE_E_MALFORMED, "%s: %s: \"%s\" is %s, expected %s", r->doc->call,
+                    r->doc->label, found->key, moei_json_describe(found->value).text, want);
 }
 
 static moe_status read_integer(const struct reader *r, const char *keys, int64_t *out)
@@ -532,8 +532,8 @@ static moe_status unknown_class(const moei_json *doc, const char *type)
             used += size;
         }
     }
-    return moei_fail(MOE_E_NOT_FOUND, "%s: %s: model class \"%s\" is not known; known are %s, ...",
-                     doc->call, doc->label, moei_quote_head(type, strlen(type)).text, list);
+    return moe_fail(MOE_E_NOT_FOUND, "%s: %s: model class \"%s\" is not known; known are %s, ...",
+                    doc->call, doc->label, moei_quote_head(type, strlen(type)).text, list);
 }
 
 // Multimodal configurations keep the language model's in an object of their own; NULL: there is
@@ -577,10 +577,10 @@ static moe_status find_model(struct reader *r)
                 moei_json_describe(json_object_get(r->object, "model_type")).text);
     for (size_t i = 0; i < num_classes; i++) {
         if (has_type(&classes[i], outer_type)) {
-            return moei_fail(MOE_E_NOT_FOUND,
-                             "%s: %s: \"model_type\" \"%s\" is several classes, and "
-                             "\"architectures\" holds none of theirs (\"%s\" is one)",
-                             r->doc->call, r->doc->label, outer_type, classes[i].architecture);
+            return moe_fail(MOE_E_NOT_FOUND,
+                            "%s: %s: \"model_type\" \"%s\" is several classes, and "
+                            "\"architectures\" holds none of theirs (\"%s\" is one)",
+                            r->doc->call, r->doc->label, outer_type, classes[i].architecture);
         }
     }
     return unknown_class(r->doc, outer_type);

@@ -16,8 +16,8 @@
 static moe_status limit(const char *call, const char *label, size_t at, const char *what,
                         size_t max)
 {
-    return moei_fail(MOE_E_LIMIT, "%s: %s: byte %zu: %s, the limit is %zu", call, label, at, what,
-                     max);
+    return moe_fail(MOE_E_LIMIT, "%s: %s: byte %zu: %s, the limit is %zu", call, label, at, what,
+                    max);
 }
 
 // Length of a string literal that starts with the quote at text[0], or the rest if it never ends.
@@ -132,8 +132,8 @@ moe_status moei_json_parse(moei_json *doc, const char *call, const char *label, 
     const char *text = bytes;
     size_t constants = 0;
     if (size > MOEI_JSON_MAX_BYTES) {
-        return moei_fail(MOE_E_LIMIT, "%s: %s: %zu bytes, the limit is %u", call, label, size,
-                         MOEI_JSON_MAX_BYTES);
+        return moe_fail(MOE_E_LIMIT, "%s: %s: %zu bytes, the limit is %u", call, label, size,
+                        MOEI_JSON_MAX_BYTES);
     }
     // jansson skips a NUL behind a number or a word.
     const char *nul = size > 0 ? memchr(text, '\0', size) : NULL;
@@ -152,16 +152,16 @@ moe_status moei_json_parse(moei_json *doc, const char *call, const char *label, 
     if (root == NULL) {
         if (ran_out(&error, text, size)) {
             free(copy);
-            return moei_fail(MOE_E_NO_MEMORY, "%s: %s: out of memory", call, label);
+            return moe_fail(MOE_E_NO_MEMORY, "%s: %s: out of memory", call, label);
         }
         free(copy);
-        return moei_fail(MOE_E_MALFORMED, "%s: %s: byte %d: %s", call, label, error.position,
-                         moei_quote_head(error.text, strlen(error.text)).text);
+        return moe_fail(MOE_E_MALFORMED, "%s: %s: byte %d: %s", call, label, error.position,
+                        moei_quote_head(error.text, strlen(error.text)).text);
     }
     free(copy);
     if (!json_is_object(root)) {
         json_decref(root);
-        return moei_fail(MOE_E_MALFORMED, "%s: %s: an array, expected an object", call, label);
+        return moe_fail(MOE_E_MALFORMED, "%s: %s: an array, expected an object", call, label);
     }
     *doc = (moei_json){.root = root, .call = call, .label = label};
     return MOE_OK;
@@ -206,11 +206,11 @@ static moe_status wrong(const moei_json *doc, const char *key, const json_t *val
 {
     const struct moei_quote name = moei_quote_head(key, strlen(key));
     if (value == NULL) {
-        return moei_fail(MOE_E_MALFORMED, "%s: %s: \"%s\" is missing, expected %s", doc->call,
-                         doc->label, name.text, want);
+        return moe_fail(MOE_E_MALFORMED, "%s: %s: \"%s\" is missing, expected %s", doc->call,
+                        doc->label, name.text, want);
     }
-    return moei_fail(MOE_E_MALFORMED, "%s: %s: \"%s\" is %s, expected %s", doc->call, doc->label,
-                     name.text, moei_json_describe(value).text, want);
+    return moe_fail(MOE_E_MALFORMED, "%s: %s: \"%s\" is %s, expected %s", doc->call, doc->label,
+                    name.text, moei_json_describe(value).text, want);
 }
 
 bool moei_json_has(const json_t *object, const char *key)

@@ -17,8 +17,8 @@
 // glibc (2.32 on) keeps strerror's buffer per thread, and the text is copied at once.
 static moe_status fail_errno(const char *call, const char *path, const char *what, int error)
 {
-    return moei_fail(error == ENOMEM ? MOE_E_NO_MEMORY : MOE_E_IO, "%s: %s: %s%s", call,
-                     moei_quote_tail(path, strlen(path)).text, what, strerror(error));
+    return moe_fail(error == ENOMEM ? MOE_E_NO_MEMORY : MOE_E_IO, "%s: %s: %s%s", call,
+                    moei_quote_tail(path, strlen(path)).text, what, strerror(error));
 }
 
 // read() may return less than asked for (2 GiB at most on Linux) and may be interrupted.

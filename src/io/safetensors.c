@@ -160,7 +160,7 @@ static moe_status open_image(const char *call, struct moei_quote label, struct m
     moe_file *file = calloc(1, sizeof *file);
     if (file == NULL) {
         moei_map_close(&map);
-        return moei_fail(MOE_E_NO_MEMORY, "%s: %s: out of memory", call, label.text);
+        return moe_fail(MOE_E_NO_MEMORY, "%s: %s: out of memory", call, label.text);
     }
     file->map = map;
     file->label = label;

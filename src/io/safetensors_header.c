@@ -71,7 +71,7 @@ struct string {
 };
 
 static moe_status fail(const struct reader *r, moe_status code, const char *format, ...)
-    MOEI_PRINTF(3, 4) MOEI_COLD;
+    MOE_PRINTF(3, 4) MOEI_COLD;
 
 static moe_status fail(const struct reader *r, moe_status code, const char *format, ...)
 {
@@ -80,7 +80,7 @@ static moe_status fail(const struct reader *r, moe_status code, const char *form
     va_start(args, format);
     (void)vsnprintf(detail, sizeof detail, format, args);
     va_end(args);
-    return moei_fail(code, "%s: %s: %s", r->call, r->label, detail);
+    return moe_fail(code, "%s: %s: %s", r->call, r->label, detail);
 }
 
 static bool delimiter(unsigned char c)

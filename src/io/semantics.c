@@ -42,8 +42,8 @@ moe_status moei_word_find(const moei_json *doc, const char *key, const char *wor
             used += size;
         }
     }
-    return moei_fail(MOE_E_UNSUPPORTED, "%s: %s: \"%s\" is \"%s\", known are %s", doc->call,
-                     doc->label, key, moei_quote_head(word, strlen(word)).text, known);
+    return moe_fail(MOE_E_UNSUPPORTED, "%s: %s: \"%s\" is \"%s\", known are %s", doc->call,
+                    doc->label, key, moei_quote_head(word, strlen(word)).text, known);
 }
 
 static moe_status in_range(const moei_json *doc, const char *name, int64_t value, int64_t min,

@@ -151,9 +151,9 @@ static moe_status fault(const dialect *d, const pair *p, int ndim, bool experts,
     const int size = moe_dtype_bits(p->src.dtype) / 8;
     uint32_t code = 0;
     memcpy(&code, bytes, (size_t)size);
-    return moei_fail(MOE_E_VALUE,
-                     "%s: src.%s of expert %" PRId64 ": element %s] is 0x%0*" PRIX32 ", %s",
-                     d->call, p->field, experts ? at[0] : 0, index, 2 * size, code, why);
+    return moe_fail(MOE_E_VALUE,
+                    "%s: src.%s of expert %" PRId64 ": element %s] is 0x%0*" PRIX32 ", %s", d->call,
+                    p->field, experts ? at[0] : 0, index, 2 * size, code, why);
 }
 
 // ---- tensors ------------------------------------------------------------------------------------
