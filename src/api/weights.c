@@ -1,195 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// Weights: pack, wrap, update, unpack. The portable kernels read canonical matrices, so packed
-// form is canonical and compact; a source and a packed stack are both `moei_matrices`, and every
-// copy goes from one to the other.
+// Weights: pack, wrap, update, unpack. A source and a packed stack are both `moei_matrices`; a
+// source is checked as a whole before a byte is written.
 #include <inttypes.h>
 #include <math.h>
 
-#include "api/plan_internal.h"
+#include "api/weights_internal.h"
 #include "quant/elements.h"
-
-// ---- layout of the packed memory
-// --------------------------------------------------------------------
-
-static void layout_stack(moei_arena *arena, const moei_mlp *mlp, int g, moei_matrices *out,
-                         float **act_scale)
-{
-    const moe_gemm_desc *gemm = &mlp->gemm[g];
-    const moei_format_info *info = moei_format(gemm->weight_format);
-    const moe_gate_up gate_up = g == 0 ? mlp->gate_up : MOE_GATE_UP_UNSET;
-    const bool gated = gate_up != MOE_GATE_UP_UNSET;
-    moei_matrices m = {0};
-    m.format = info;
-    m.count = mlp->count;
-    m.n = g == 0 ? mlp->rows1 : mlp->width;
-    m.k = g == 0 ? mlp->width : mlp->inter;
-    m.interleaved_parts = gate_up == MOE_GATE_UP_INTERLEAVED || gate_up == MOE_UP_GATE_INTERLEAVED;
-    m.part_rows = gated && !m.interleaved_parts ? m.n / 2 : m.n;
-    const size_t count = (size_t)m.count;
-    const int64_t inner = moei_elem_bytes(info->elem, mlp->transposed ? m.n : m.k);
-    const int64_t outer = mlp->transposed ? m.k : m.n;
-    m.value_e_stride = inner * outer;
-    m.value_n_stride = mlp->transposed ? moe_dtype_bits(info->elem) / 8 : inner;
-    m.value_k_stride = mlp->transposed ? inner : 0;
-    m.values = moei_arena_array(arena, count, (size_t)m.value_e_stride);
-    if (info->scale_dtypes != 0) {
-        m.scale_dtype = gemm->weight_scale_dtype != 0 ? gemm->weight_scale_dtype
-                                                      : moei_format_scale_dtype(info);
-        m.block_n = info->block_n;
-        m.block_k = moei_gemm_block_k(info, gemm);
-        m.scale_parts = gated ? 2 : 1;
-        const int64_t rows = m.block_n == 0
-                                 ? m.scale_parts
-                                 : m.n / m.part_rows * moei_i64_ceil_div(m.part_rows, m.block_n);
-        const int64_t columns = m.block_k > 0 ? moei_i64_ceil_div(m.k, m.block_k) : 1;
-        m.scale_n_stride = columns;
-        m.scale_k_stride = 1;
-        m.scale_e_stride = rows * columns;
-        m.scales = moei_arena_array(arena, count * (size_t)m.scale_e_stride,
-                                    (size_t)moe_dtype_bits(m.scale_dtype) / 8);
-    }
-    if (info->scale2) {
-        m.scale2_parts = gated ? 2 : 1;
-        m.scale2_e_stride = m.scale2_parts;
-        m.scale2 = moei_arena_array(arena, count * (size_t)m.scale2_parts, sizeof(float));
-    }
-    if (gemm->zero_points != 0) {
-        m.zero_n_stride = moei_i64_ceil_div(m.k, m.block_k);
-        m.zero_e_stride = m.n * m.zero_n_stride;
-        m.zeros = moei_arena_array(arena, count, (size_t)m.zero_e_stride);
-    }
-    if (gemm->bias != 0) {
-        m.bias_dtype = MOE_F32;
-        m.bias_e_stride = m.n;
-        m.bias = moei_arena_array(arena, count * (size_t)m.n, sizeof(float));
-    }
-    if (moei_quant_needs_given_scale(&gemm->act)) {
-        *act_scale = moei_arena_array(arena, 1, sizeof(float));
-        m.act_scale = *act_scale;
-    }
-    *out = m;
-}
-
-// A linear map [n, k] kept in f32: widening is exact.
-static void layout_linear(moei_arena *arena, int64_t n, int64_t k, moei_matrices *out)
-{
-    moei_matrices m = {0};
-    m.format = moei_format(MOE_FORMAT_F32);
-    m.count = 1;
-    m.n = n;
-    m.k = k;
-    m.part_rows = n;
-    m.value_n_stride = k * (int64_t)sizeof(float);
-    m.value_e_stride = n * m.value_n_stride;
-    m.values = moei_arena_array(arena, (size_t)n, (size_t)m.value_n_stride);
-    *out = m;
-}
-
-static void layout_all(moei_arena *arena, const moe_plan *plan, moe_weights *w)
-{
-    for (int g = 0; g < 2; g++) {
-        layout_stack(arena, &plan->routed, g, &w->gemm[g], &w->act_scale[g]);
-        if (plan->shared.count > 0) {
-            layout_stack(arena, &plan->shared, g, &w->shared[g], &w->act_scale[2 + g]);
-        }
-    }
-    if (plan->desc.shared.count > 0 && plan->desc.shared.gate == MOE_SHARED_SIGMOID) {
-        layout_linear(arena, 1, plan->desc.hidden, &w->shared_gate);
-    }
-    if (plan->desc.latent > 0) {
-        layout_linear(arena, plan->desc.latent, plan->desc.hidden, &w->latent_in);
-        layout_linear(arena, plan->desc.hidden, plan->desc.latent, &w->latent_out);
-    }
-    if (plan->desc.output_bias != 0) {
-        w->output_bias_dtype = MOE_F32;
-        w->output_bias = moei_arena_array(arena, (size_t)plan->desc.hidden, sizeof(float));
-    }
-}
-
-static size_t self_bytes(const moe_plan *plan)
-{
-    return sizeof(moe_weights) + (size_t)plan->routed.count;
-}
-
-moe_status moe_weights_bytes(const moe_plan *plan, size_t *bytes, size_t *align)
-{
-    MOE_REQUIRE(plan != NULL && bytes != NULL && align != NULL, MOE_E_ARGUMENT,
-                "moe_weights_bytes: an argument is NULL");
-    moe_weights w;
-    moei_arena arena = {NULL, 0};
-    memset(&w, 0, sizeof w);
-    layout_all(&arena, plan, &w);
-    MOE_REQUIRE(arena.used != SIZE_MAX, MOE_E_OVERFLOW,
-                "moe_weights_bytes: the weights exceed %zu bytes", SIZE_MAX);
-    *bytes = arena.used;
-    *align = MOEI_ARENA_ALIGN;
-    return MOE_OK;
-}
-
-static moe_status allocate_self(const moe_plan *plan, const char *call, moe_weights **out)
-{
-    const size_t bytes = self_bytes(plan);
-    moe_weights *w = moei_alloc(plan->ctx, bytes, 64);
-    MOE_REQUIRE(w != NULL, MOE_E_NO_MEMORY, "%s: no memory for %zu bytes", call, bytes);
-    memset(w, 0, bytes);
-    w->plan = plan;
-    w->self_bytes = bytes;
-    *out = w;
-    return MOE_OK;
-}
-
-moe_status moe_weights_create(const moe_plan *plan, void *memory, size_t bytes, moe_weights **out)
-{
-    const char *call = "moe_weights_create";
-    size_t need = 0;
-    size_t align = 0;
-    MOE_REQUIRE(plan != NULL && out != NULL, MOE_E_ARGUMENT, "%s: %s is NULL", call,
-                plan == NULL ? "plan" : "out");
-    MOE_TRY(moe_weights_bytes(plan, &need, &align));
-    MOE_REQUIRE(memory != NULL && bytes >= need, MOE_E_ARGUMENT,
-                "%s: memory of %zu bytes, needs %zu", call, memory == NULL ? 0 : bytes, need);
-    MOE_REQUIRE((uintptr_t)memory % align == 0, MOE_E_ALIGNMENT,
-                "%s: memory is not aligned to %zu bytes", call, align);
-    moe_weights *w = NULL;
-    MOE_TRY(allocate_self(plan, call, &w));
-    moei_arena arena = {memory, 0};
-    layout_all(&arena, plan, w);
-    for (int i = 0; i < 4; i++) {
-        if (w->act_scale[i] != NULL) {
-            *w->act_scale[i] = 0.0f;
-        }
-    }
-    *out = w;
-    return MOE_OK;
-}
-
-void moe_weights_destroy(moe_weights *weights)
-{
-    if (weights != NULL) {
-        moei_free(weights->plan->ctx, weights, weights->self_bytes);
-    }
-}
 
 // ---- checks of scales
 // -------------------------------------------------------------------------------
-
-static int64_t scale_rows(const moei_matrices *m)
-{
-    return m->block_n == 0 ? m->scale_parts
-                           : m->n / m->part_rows * moei_i64_ceil_div(m->part_rows, m->block_n);
-}
-
-static int64_t scale_columns(const moei_matrices *m)
-{
-    return m->block_k > 0 ? moei_i64_ceil_div(m->k, m->block_k) : 1;
-}
 
 static moe_status check_scales(const moei_matrices *m, int32_t first, const char *call,
                                const char *name)
 {
     for (int32_t e = 0; e < m->count; e++) {
-        for (int64_t r = 0; m->scales != NULL && r < scale_rows(m); r++) {
-            for (int64_t c = 0; c < scale_columns(m); c++) {
+        for (int64_t r = 0; m->scales != NULL && r < moei_scale_rows(m); r++) {
+            for (int64_t c = 0; c < moei_scale_columns(m); c++) {
                 const float s = moei_load_one(m->scale_dtype, m->scales,
                                               e * m->scale_e_stride + r * m->scale_n_stride +
                                                   c * m->scale_k_stride);
@@ -213,99 +39,6 @@ static moe_status check_scales(const moei_matrices *m, int32_t first, const char
                     (double)s);
     }
     return MOE_OK;
-}
-
-// ---- copies
-// -----------------------------------------------------------------------------------------
-
-static void copy_values(const moei_matrices *s, int32_t se, const moei_matrices *d, int32_t de)
-{
-    const bool transposed = s->value_k_stride != 0;
-    const int64_t rows = transposed ? s->k : s->n;
-    const size_t bytes = (size_t)moei_elem_bytes(s->format->elem, transposed ? s->n : s->k);
-    const int64_t s_step = transposed ? s->value_k_stride : s->value_n_stride;
-    const int64_t d_step = transposed ? d->value_k_stride : d->value_n_stride;
-    const uint8_t *from = s->values + se * s->value_e_stride;
-    uint8_t *to = (uint8_t *)(uintptr_t)d->values + de * d->value_e_stride;
-    for (int64_t r = 0; r < rows; r++) {
-        memcpy(to + r * d_step, from + r * s_step, bytes);
-    }
-}
-
-static void copy_scales(const moei_matrices *s, int32_t se, const moei_matrices *d, int32_t de)
-{
-    const int64_t bytes = moe_dtype_bits(s->scale_dtype) / 8;
-    const uint8_t *from = (const uint8_t *)s->scales + se * s->scale_e_stride * bytes;
-    uint8_t *to = (uint8_t *)(uintptr_t)d->scales + de * d->scale_e_stride * bytes;
-    for (int64_t r = 0; r < scale_rows(d); r++) {
-        const int64_t s_row = s->block_n == 0 && s->scale_parts == 1 ? 0 : r;
-        for (int64_t c = 0; c < scale_columns(d); c++) {
-            memcpy(to + (r * d->scale_n_stride + c * d->scale_k_stride) * bytes,
-                   from + (s_row * s->scale_n_stride + c * s->scale_k_stride) * bytes,
-                   (size_t)bytes);
-        }
-    }
-}
-
-static void copy_zeros(const moei_matrices *s, int32_t se, const moei_matrices *d, int32_t de)
-{
-    const int64_t groups = moei_i64_ceil_div(s->k, s->block_k);
-    const uint8_t *from = s->zeros + se * s->zero_e_stride;
-    uint8_t *to = (uint8_t *)(uintptr_t)d->zeros + de * d->zero_e_stride;
-    for (int64_t n = 0; n < s->n; n++) {
-        for (int64_t g = 0; g < groups; g++) {
-            const uint8_t byte = from[(s->zeros_packed ? n / 2 : n) * s->zero_n_stride + g];
-            const uint8_t zero =
-                !s->zeros_packed ? byte : (uint8_t)(n % 2 == 0 ? byte & 15 : byte >> 4);
-            uint8_t *out = &to[(d->zeros_packed ? n / 2 : n) * d->zero_n_stride + g];
-            if (!d->zeros_packed) {
-                *out = zero;
-            } else if (n % 2 == 0) {
-                *out = (uint8_t)((*out & 0xF0) | zero);
-            } else {
-                *out = (uint8_t)((*out & 0x0F) | zero << 4);
-            }
-        }
-    }
-}
-
-static void copy_bias(const moei_matrices *s, int32_t se, const moei_matrices *d, int32_t de)
-{
-    const int64_t s_bytes = moe_dtype_bits(s->bias_dtype) / 8;
-    const int64_t d_bytes = moe_dtype_bits(d->bias_dtype) / 8;
-    const uint8_t *from = (const uint8_t *)s->bias + se * s->bias_e_stride * s_bytes;
-    uint8_t *to = (uint8_t *)(uintptr_t)d->bias + de * d->bias_e_stride * d_bytes;
-    if (s->bias_dtype == d->bias_dtype) {
-        memcpy(to, from, (size_t)(s->n * s_bytes));
-        return;
-    }
-    for (int64_t n = 0; n < s->n; n++) {
-        const float value = moei_load_one(s->bias_dtype, from, n);
-        moei_store_f32(d->bias_dtype, to + n * d_bytes, 1, &value);
-    }
-}
-
-// Copies one expert between two stacks of the same format. Float weights may differ in width: a
-// source narrower than the packed f32 widens exactly.
-static void copy_expert(const moei_matrices *s, int32_t se, const moei_matrices *d, int32_t de)
-{
-    copy_values(s, se, d, de);
-    if (s->scales != NULL) {
-        copy_scales(s, se, d, de);
-    }
-    if (s->scale2 != NULL) {
-        for (int32_t p = 0; p < d->scale2_parts; p++) {
-            const int32_t from = s->scale2_parts == 1 ? 0 : p;
-            uint8_t *to = (uint8_t *)(uintptr_t)(d->scale2 + de * d->scale2_e_stride + p);
-            memcpy(to, s->scale2 + se * s->scale2_e_stride + from, sizeof(float));
-        }
-    }
-    if (s->zeros != NULL) {
-        copy_zeros(s, se, d, de);
-    }
-    if (s->bias != NULL) {
-        copy_bias(s, se, d, de);
-    }
 }
 
 // ---- sources
@@ -377,14 +110,6 @@ static moe_status linear_from_tensor(const moe_tensor *tensor, int64_t n, int64_
     m.value_n_stride = moei_tensor_stride_bytes(&t, 0);
     *out = m;
     return MOE_OK;
-}
-
-static void widen_linear(const moei_matrices *s, const moei_matrices *d)
-{
-    for (int64_t n = 0; n < s->n; n++) {
-        float *to = (float *)(uintptr_t)(d->values + n * d->value_n_stride);
-        moei_load_f32(s->format->elem, s->values + n * s->value_n_stride, 0, s->k, to);
-    }
 }
 
 // Everything of a source, checked before a byte is written.
@@ -523,26 +248,26 @@ static moe_status pack(moe_weights *w, int32_t first, int32_t count,
     MOE_TRY(claim_act_scales(w, &s, call));
     for (int g = 0; g < 2; g++) {
         for (int32_t e = 0; s.has_gemm[g] && e < s.count; e++) {
-            copy_expert(&s.gemm[g], e, &w->gemm[g], first + e);
+            moei_copy_expert(&s.gemm[g], e, &w->gemm[g], first + e);
             w->has_expert[first + e] = (unsigned char)(w->has_expert[first + e] | 1u << g);
         }
         for (int32_t e = 0; s.has_shared[g] && e < w->plan->shared.count; e++) {
-            copy_expert(&s.shared[g], e, &w->shared[g], e);
+            moei_copy_expert(&s.shared[g], e, &w->shared[g], e);
         }
         if (s.has_shared[g]) {
             w->has_shared[g] = true;
         }
     }
     if (s.has_shared_gate) {
-        widen_linear(&s.shared_gate, &w->shared_gate);
+        moei_copy_linear(&s.shared_gate, &w->shared_gate);
         w->has_shared_gate = true;
     }
     if (s.has_latent_in) {
-        widen_linear(&s.latent_in, &w->latent_in);
+        moei_copy_linear(&s.latent_in, &w->latent_in);
         w->has_latent_in = true;
     }
     if (s.has_latent_out) {
-        widen_linear(&s.latent_out, &w->latent_out);
+        moei_copy_linear(&s.latent_out, &w->latent_out);
         w->has_latent_out = true;
     }
     if (s.output_bias.data != NULL) {
@@ -611,7 +336,7 @@ moe_status moe_weights_wrap(const moe_plan *plan, const moe_weights_source *sour
         MOE_TRY(moei_matrices_check_aligned(&s.shared[g], call, stack_names[2 + g]));
     }
     moe_weights *w = NULL;
-    MOE_TRY(allocate_self(plan, call, &w));
+    MOE_TRY(moei_weights_allocate(plan, call, &w));
     w->wrapped = true;
     for (int g = 0; g < 2; g++) {
         w->gemm[g] = s.gemm[g];
@@ -720,30 +445,6 @@ static moe_status check_target(const moe_weights *w, const moe_weights_source *o
     return MOE_OK;
 }
 
-static void copy_act_scale(const moei_matrices *from, const moei_matrices *to)
-{
-    if (to->act_scale != NULL) {
-        memcpy((uint8_t *)(uintptr_t)to->act_scale, from->act_scale, sizeof(float));
-    }
-}
-
-static void copy_floats(moe_dtype from_type, const void *from, moe_dtype to_type, uint8_t *to,
-                        int64_t n)
-{
-    for (int64_t i = 0; i < n; i++) {
-        const float value = moei_load_one(from_type, from, i);
-        moei_store_f32(to_type, to + i * moe_dtype_bits(to_type) / 8, 1, &value);
-    }
-}
-
-static void copy_linear(const moei_matrices *from, const moei_matrices *to)
-{
-    for (int64_t n = 0; to->values != NULL && n < to->n; n++) {
-        copy_floats(from->format->elem, from->values + n * from->value_n_stride, to->format->elem,
-                    (uint8_t *)(uintptr_t)to->values + n * to->value_n_stride, to->k);
-    }
-}
-
 moe_status moe_weights_unpack(const moe_weights *weights, int32_t first,
                               const moe_weights_source *out)
 {
@@ -758,20 +459,20 @@ moe_status moe_weights_unpack(const moe_weights *weights, int32_t first,
     MOE_TRY(check_target(weights, &known, first, call, &to));
     for (int g = 0; g < 2; g++) {
         for (int32_t e = 0; to.has_gemm[g] && e < to.gemm[g].count; e++) {
-            copy_expert(&weights->gemm[g], first + e, &to.gemm[g], e);
+            moei_copy_expert(&weights->gemm[g], first + e, &to.gemm[g], e);
         }
         for (int32_t e = 0; to.has_shared[g] && e < to.shared[g].count; e++) {
-            copy_expert(&weights->shared[g], e, &to.shared[g], e);
+            moei_copy_expert(&weights->shared[g], e, &to.shared[g], e);
         }
-        copy_act_scale(&weights->gemm[g], &to.gemm[g]);
-        copy_act_scale(&weights->shared[g], &to.shared[g]);
+        moei_copy_act_scale(&weights->gemm[g], &to.gemm[g]);
+        moei_copy_act_scale(&weights->shared[g], &to.shared[g]);
     }
-    copy_linear(&weights->shared_gate, &to.shared_gate);
-    copy_linear(&weights->latent_in, &to.latent_in);
-    copy_linear(&weights->latent_out, &to.latent_out);
+    moei_copy_linear(&weights->shared_gate, &to.shared_gate);
+    moei_copy_linear(&weights->latent_in, &to.latent_in);
+    moei_copy_linear(&weights->latent_out, &to.latent_out);
     if (known.output_bias.data != NULL) {
-        copy_floats(weights->output_bias_dtype, weights->output_bias, known.output_bias.dtype,
-                    moei_tensor_data(&known.output_bias), weights->plan->desc.hidden);
+        moei_copy_floats(weights->output_bias_dtype, weights->output_bias, known.output_bias.dtype,
+                         moei_tensor_data(&known.output_bias), weights->plan->desc.hidden);
     }
     return MOE_OK;
 }

@@ -37,4 +37,14 @@ static inline int refusal_check(const char *file, int line, moe_status have, moe
 #define REFUSED(status, code, ...)                                                                 \
     refusal_check(__FILE__, __LINE__, status, code, WORDS(__VA_ARGS__))
 
+/// REACHED(codes...): the program has been refused with each of them.
+#define REACHED(...)                                                                               \
+    do {                                                                                           \
+        static const moe_status codes[] = {__VA_ARGS__};                                           \
+        for (size_t i = 0; i < sizeof codes / sizeof codes[0]; i++) {                              \
+            CHECK(refusal_reached[codes[i]], "%s has not been reached",                            \
+                  moe_status_name(codes[i]));                                                      \
+        }                                                                                          \
+    } while (0)
+
 #endif

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copies of matrices between two stacks of one format that may differ in strides, in the number of
+// scales and in how zero points are packed: pack one way, unpack the other.
+#include "api/weights_internal.h"
+#include "quant/elements.h"
+
+static void copy_values(const moei_matrices *s, int32_t se, const moei_matrices *d, int32_t de)
+{
+    const bool transposed = s->value_k_stride != 0;
+    const int64_t rows = transposed ? s->k : s->n;
+    const size_t bytes = (size_t)moei_elem_bytes(s->format->elem, transposed ? s->n : s->k);
+    const int64_t s_step = transposed ? s->value_k_stride : s->value_n_stride;
+    const int64_t d_step = transposed ? d->value_k_stride : d->value_n_stride;
+    const uint8_t *from = s->values + se * s->value_e_stride;
+    uint8_t *to = (uint8_t *)(uintptr_t)d->values + de * d->value_e_stride;
+    for (int64_t r = 0; r < rows; r++) {
+        memcpy(to + r * d_step, from + r * s_step, bytes);
+    }
+}
+
+static void copy_scales(const moei_matrices *s, int32_t se, const moei_matrices *d, int32_t de)
+{
+    const int64_t bytes = moe_dtype_bits(s->scale_dtype) / 8;
+    const uint8_t *from = (const uint8_t *)s->scales + se * s->scale_e_stride * bytes;
+    uint8_t *to = (uint8_t *)(uintptr_t)d->scales + de * d->scale_e_stride * bytes;
+    for (int64_t r = 0; r < moei_scale_rows(d); r++) {
+        const int64_t s_row = s->block_n == 0 && s->scale_parts == 1 ? 0 : r;
+        for (int64_t c = 0; c < moei_scale_columns(d); c++) {
+            memcpy(to + (r * d->scale_n_stride + c * d->scale_k_stride) * bytes,
+                   from + (s_row * s->scale_n_stride + c * s->scale_k_stride) * bytes,
+                   (size_t)bytes);
+        }
+    }
+}
+
+static void copy_zeros(const moei_matrices *s, int32_t se, const moei_matrices *d, int32_t de)
+{
+    const int64_t groups = moei_i64_ceil_div(s->k, s->block_k);
+    const uint8_t *from = s->zeros + se * s->zero_e_stride;
+    uint8_t *to = (uint8_t *)(uintptr_t)d->zeros + de * d->zero_e_stride;
+    for (int64_t n = 0; n < s->n; n++) {
+        for (int64_t g = 0; g < groups; g++) {
+            const uint8_t byte = from[(s->zeros_packed ? n / 2 : n) * s->zero_n_stride + g];
+            const uint8_t zero =
+                !s->zeros_packed ? byte : (uint8_t)(n % 2 == 0 ? byte & 15 : byte >> 4);
+            uint8_t *out = &to[(d->zeros_packed ? n / 2 : n) * d->zero_n_stride + g];
+            if (!d->zeros_packed) {
+                *out = zero;
+            } else if (n % 2 == 0) {
+                *out = (uint8_t)((*out & 0xF0) | zero);
+            } else {
+                *out = (uint8_t)((*out & 0x0F) | zero << 4);
+            }
+        }
+    }
+}
+
+static void copy_bias(const moei_matrices *s, int32_t se, const moei_matrices *d, int32_t de)
+{
+    const int64_t s_bytes = moe_dtype_bits(s->bias_dtype) / 8;
+    const int64_t d_bytes = moe_dtype_bits(d->bias_dtype) / 8;
+    const uint8_t *from = (const uint8_t *)s->bias + se * s->bias_e_stride * s_bytes;
+    uint8_t *to = (uint8_t *)(uintptr_t)d->bias + de * d->bias_e_stride * d_bytes;
+    if (s->bias_dtype == d->bias_dtype) {
+        memcpy(to, from, (size_t)(s->n * s_bytes));
+        return;
+    }
+    for (int64_t n = 0; n < s->n; n++) {
+        const float value = moei_load_one(s->bias_dtype, from, n);
+        moei_store_f32(d->bias_dtype, to + n * d_bytes, 1, &value);
+    }
+}
+
+void moei_copy_expert(const moei_matrices *s, int32_t se, const moei_matrices *d, int32_t de)
+{
+    copy_values(s, se, d, de);
+    if (s->scales != NULL) {
+        copy_scales(s, se, d, de);
+    }
+    if (s->scale2 != NULL) {
+        for (int32_t p = 0; p < d->scale2_parts; p++) {
+            const int32_t from = s->scale2_parts == 1 ? 0 : p;
+            uint8_t *to = (uint8_t *)(uintptr_t)(d->scale2 + de * d->scale2_e_stride + p);
+            memcpy(to, s->scale2 + se * s->scale2_e_stride + from, sizeof(float));
+        }
+    }
+    if (s->zeros != NULL) {
+        copy_zeros(s, se, d, de);
+    }
+    if (s->bias != NULL) {
+        copy_bias(s, se, d, de);
+    }
+}
+
+void moei_copy_act_scale(const moei_matrices *from, const moei_matrices *to)
+{
+    if (to->act_scale != NULL) {
+        memcpy((uint8_t *)(uintptr_t)to->act_scale, from->act_scale, sizeof(float));
+    }
+}
+
+void moei_copy_floats(moe_dtype from_type, const void *from, moe_dtype to_type, uint8_t *to,
+                      int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        const float value = moei_load_one(from_type, from, i);
+        moei_store_f32(to_type, to + i * moe_dtype_bits(to_type) / 8, 1, &value);
+    }
+}
+
+void moei_copy_linear(const moei_matrices *from, const moei_matrices *to)
+{
+    for (int64_t n = 0; to->values != NULL && n < to->n; n++) {
+        moei_copy_floats(from->format->elem, from->values + n * from->value_n_stride,
+                         to->format->elem,
+                         (uint8_t *)(uintptr_t)to->values + n * to->value_n_stride, to->k);
+    }
+}
