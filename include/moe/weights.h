@@ -19,7 +19,8 @@ typedef struct moe_matrix_source {
     moe_tensor zero_points; ///< U8 or UINT4: [n, N, ceil(K/g)], or U8 [n, ceil(N/2), ceil(K/g)]
                             ///< with row 2i in the low nibble
     moe_tensor bias;        ///< [n, N] f32, bf16 or f16
-    moe_tensor act_scale; ///< static activation scale or NVFP4 global: f32 [1], one for all experts
+    moe_tensor act_scale;   ///< static activation scale or NVFP4 global: f32 [1], one for all
+                            ///< experts; where x arrives as codes, shared[0]'s equals gemm[0]'s
 } moe_matrix_source;
 
 /// A layer's tensors. A part of the descriptor that is not given here must come in another call.

@@ -79,6 +79,12 @@ static inline bool moei_plan_writes_out_directly(const moe_plan *plan)
            plan->desc.out_dtype == plan->desc.partial_dtype;
 }
 
+/// False where x arrives as codes.
+static inline bool x_is_float(const moe_plan *plan)
+{
+    return (MOEI_DTYPE_BIT(plan->desc.x_dtype) & MOEI_DTYPES_FLOAT) != 0;
+}
+
 /// Checks a descriptor, resolves its defaults and selects kernels; allocates nothing. `call` heads
 /// messages.
 moe_status moei_plan_init(const moe_context *ctx, const moe_layer_desc *desc, const char *call,
@@ -103,7 +109,8 @@ struct moe_weights {
     moei_matrices shared_gate, latent_in, latent_out; // float formats, one matrix each
     void *output_bias;
     moe_dtype output_bias_dtype;
-    float *act_scale[4]; // packed copies of the given activation scales: gemm, then shared
+    float *act_scale[4]; // packed copies of the given activation scales: gemm, then shared; [2] is
+                         // [0] where x arrives as codes, which have one scale
     bool has_shared[2], has_shared_gate, has_latent_in, has_latent_out, has_output_bias;
     unsigned char has_expert[]; // [local experts]: bit 0 gate_up, bit 1 down
 };

@@ -57,12 +57,6 @@ static inline size_t dtype_bytes(moe_dtype dtype)
     return (size_t)moe_dtype_bits(dtype) / 8;
 }
 
-/// False where x arrives as codes.
-static inline bool x_is_float(const moe_plan *plan)
-{
-    return (MOEI_DTYPE_BIT(plan->desc.x_dtype) & MOEI_DTYPES_FLOAT) != 0;
-}
-
 static inline int32_t slots_per_token(const moe_plan *plan)
 {
     return plan->desc.top_k + plan->desc.route.append_shared;

@@ -126,6 +126,21 @@ static moe_status unexpected(const char *call, const char *name, const char *fie
                     field);
 }
 
+// Codes of x have one scale, whichever experts read them.
+static moe_status check_x_scale(const moe_plan *plan, const checked_source *s, const char *call)
+{
+    if (x_is_float(plan) || !s->has_gemm[0] || !s->has_shared[0] || s->gemm[0].act_scale == NULL) {
+        return MOE_OK;
+    }
+    const float routed = moei_load_one(MOE_F32, s->gemm[0].act_scale, 0);
+    const float shared = moei_load_one(MOE_F32, s->shared[0].act_scale, 0);
+    MOE_REQUIRE(routed == shared, MOE_E_VALUE,
+                "%s: shared gate_up activation scale is %.9g, that of gate_up is %.9g; x arrives "
+                "as codes, which have one scale",
+                call, (double)shared, (double)routed);
+    return MOE_OK;
+}
+
 static moe_status check_source(const moe_plan *plan, const moe_weights_source *source,
                                int32_t first, int32_t count, const char *call, checked_source *out)
 {
@@ -164,6 +179,7 @@ static moe_status check_source(const moe_plan *plan, const moe_weights_source *s
             out->has_shared[g] = true;
         }
     }
+    MOE_TRY(check_x_scale(plan, out, call));
     if (source->shared_gate.data != NULL) {
         if (d->shared.count == 0 || d->shared.gate != MOE_SHARED_SIGMOID) {
             return moe_fail(MOE_E_ARGUMENT,
@@ -202,7 +218,7 @@ static moe_status check_source(const moe_plan *plan, const moe_weights_source *s
 
 // One activation scale serves the whole layer: the first call sets it, later ones must agree. 0 is
 // unset; calls for different experts may come from several threads.
-static moe_status claim_act_scale(moe_weights *w, int stack, const moei_matrices *m,
+static moe_status agree_act_scale(moe_weights *w, int stack, const moei_matrices *m, bool set,
                                   const char *call)
 {
     uint32_t *to = (uint32_t *)(void *)w->act_scale[stack];
@@ -211,27 +227,33 @@ static moe_status claim_act_scale(moe_weights *w, int stack, const moei_matrices
     }
     const float given = moei_load_one(MOE_F32, m->act_scale, 0);
     uint32_t bits;
-    uint32_t before = 0;
     memcpy(&bits, &given, sizeof bits);
-    if (__atomic_compare_exchange_n(to, &before, bits, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED) ||
+    uint32_t before = __atomic_load_n(to, __ATOMIC_RELAXED);
+    if (before == bits || (before == 0 && !set) ||
+        (before == 0 && __atomic_compare_exchange_n(to, &before, bits, false, __ATOMIC_RELAXED,
+                                                    __ATOMIC_RELAXED)) ||
         before == bits) {
         return MOE_OK;
     }
     float earlier;
     memcpy(&earlier, &before, sizeof earlier);
     return moe_fail(MOE_E_VALUE,
-                    "%s: %s activation scale is %.9g, an earlier call gave %.9g; a layer has one",
-                    call, stack_names[stack], (double)given, (double)earlier);
+                    "%s: %s activation scale is %.9g, an earlier call gave %.9g; a layer has one%s",
+                    call, stack_names[stack], (double)given, (double)earlier,
+                    stack == 2 && to == (void *)w->act_scale[0] ? ", with which x arrives" : "");
 }
 
-static moe_status claim_act_scales(moe_weights *w, const checked_source *s, const char *call)
+// All of a source agree before one is set, so that a refused call leaves nothing behind.
+static moe_status agree_act_scales(moe_weights *w, const checked_source *s, const char *call)
 {
-    for (int g = 0; g < 2; g++) {
-        if (s->has_gemm[g]) {
-            MOE_TRY(claim_act_scale(w, g, &s->gemm[g], call));
-        }
-        if (s->has_shared[g]) {
-            MOE_TRY(claim_act_scale(w, 2 + g, &s->shared[g], call));
+    for (int set = 0; set < 2; set++) {
+        for (int g = 0; g < 2; g++) {
+            if (s->has_gemm[g]) {
+                MOE_TRY(agree_act_scale(w, g, &s->gemm[g], set != 0, call));
+            }
+            if (s->has_shared[g]) {
+                MOE_TRY(agree_act_scale(w, 2 + g, &s->shared[g], set != 0, call));
+            }
         }
     }
     return MOE_OK;
@@ -245,7 +267,7 @@ static moe_status pack(moe_weights *w, int32_t first, int32_t count,
     MOE_REQUIRE(!w->wrapped, MOE_E_STATE,
                 "%s: the weights wrap the caller's tensors; change those instead", call);
     MOE_TRY(check_source(w->plan, source, first, count, call, &s));
-    MOE_TRY(claim_act_scales(w, &s, call));
+    MOE_TRY(agree_act_scales(w, &s, call));
     for (int g = 0; g < 2; g++) {
         for (int32_t e = 0; s.has_gemm[g] && e < s.count; e++) {
             moei_copy_expert(&s.gemm[g], e, &w->gemm[g], first + e);

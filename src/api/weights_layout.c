@@ -88,6 +88,10 @@ static void layout_all(moei_arena *arena, const moe_plan *plan, moe_weights *w)
             layout_stack(arena, &plan->shared, g, &w->shared[g], &w->act_scale[2 + g]);
         }
     }
+    if (plan->shared.count > 0 && !x_is_float(plan)) {
+        w->act_scale[2] = w->act_scale[0];
+        w->shared[0].act_scale = w->act_scale[0];
+    }
     if (plan->desc.shared.count > 0 && plan->desc.shared.gate == MOE_SHARED_SIGMOID) {
         layout_linear(arena, 1, plan->desc.hidden, &w->shared_gate);
     }

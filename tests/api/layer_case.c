@@ -229,6 +229,9 @@ static moe_status make_weights(layer_case *c)
                     s->transposed != 0, "shared_gate_up", &c->source.shared[0]);
         make_matrix(c, &s->gemm[1], s->count, d->hidden, s->inter, false, s->transposed != 0,
                     "shared_down", &c->source.shared[1]);
+        if (!is_float(d->x_dtype)) { // codes of x have one scale
+            c->source.shared[0].act_scale = c->source.gemm[0].act_scale;
+        }
         if (s->gate == MOE_SHARED_SIGMOID) {
             c->source.shared_gate = floats(c, "shared_gate", MOE_F32, 1, &d->hidden, -0.1f, 0.1f);
         }

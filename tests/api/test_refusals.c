@@ -461,6 +461,31 @@ static void test_weights_sources(layer_case *c)
 #undef REFUSE
 }
 
+// A refused call sets no activation scale: a later one may give others.
+static void test_weights_refused_scale(const layer_case *c)
+{
+    const float twice[2] = {2.0f * *(const float *)c->source.gemm[0].act_scale.data,
+                            2.0f * *(const float *)c->source.gemm[1].act_scale.data};
+    moe_weights *w = NULL;
+    size_t bytes = 0;
+    size_t align = 0;
+    CHECK(moe_weights_bytes(c->plan, &bytes, &align) == MOE_OK, "%s", moe_last_error());
+    void *memory = aligned_alloc(align, (bytes + align - 1) / align * align);
+    if (CHECK(memory != NULL && moe_weights_create(c->plan, memory, bytes, &w) == MOE_OK, "%s",
+              moe_last_error())) {
+        moe_weights_source s = c->source;
+        s.gemm[0] = (moe_matrix_source){0};
+        CHECK(moe_weights_pack(w, 0, &s) == MOE_OK, "%s", moe_last_error());
+        s = c->source;
+        s.gemm[0].act_scale.data = (void *)(uintptr_t)&twice[0];
+        s.gemm[1].act_scale.data = (void *)(uintptr_t)&twice[1];
+        REFUSED(moe_weights_pack(w, 0, &s), MOE_E_VALUE, "down activation scale", "earlier");
+        CHECK(moe_weights_pack(w, 0, &c->source) == MOE_OK, "%s", moe_last_error());
+    }
+    moe_weights_destroy(w);
+    free(memory);
+}
+
 // Formats with scales: what they may not be, and that one activation scale serves a layer.
 static void test_weights_values(void)
 {
@@ -503,6 +528,7 @@ static void test_weights_values(void)
             "earlier", "a layer has one");
     *act = act_was;
     CHECK(moe_weights_pack(c.weights, 0, &c.source) == MOE_OK, "%s", moe_last_error());
+    test_weights_refused_scale(&c);
     // Floats of a mapped file may lie anywhere: copied they may, read in place they may not.
     moe_weights *wrapped = NULL;
     _Alignas(float) unsigned char raw[2 * sizeof(float)];
@@ -515,6 +541,46 @@ static void test_weights_values(void)
             "1 bytes");
     layer_case_free(&c);
     moe_plan_destroy(plan);
+}
+
+// Codes of x have one scale: that of the shared experts is the routed experts'.
+static void test_weights_x_scale(void)
+{
+    static const moe_quant_spec specs[] = {MOE_QUANT_FP8_STATIC, MOE_QUANT_INT8_STATIC,
+                                           MOE_QUANT_NVFP4};
+    static const moe_dtype codes[] = {MOE_E4M3FN, MOE_I8, MOE_E2M1};
+    for (int i = 0; i < 3; i++) {
+        moe_layer_desc d = layer_case_base();
+        moe_plan *plan = NULL;
+        moe_weights *wrapped = NULL;
+        layer_case c;
+        float other = 0.5f;
+        share(&d);
+        d.gemm[0].weight_format = d.shared.gemm[0].weight_format = MOE_FORMAT_INT8_CHANNEL;
+        d.gemm[0].act.spec = d.shared.gemm[0].act.spec = specs[i];
+        d.x_dtype = codes[i];
+        d.inter_dtype = d.partial_dtype = d.out_dtype = MOE_BF16;
+        if (!CHECK(moe_plan_create(ctx, &d, &plan) == MOE_OK &&
+                       layer_case_make(&c, plan, &d, 3) == MOE_OK,
+                   "%s", moe_last_error())) {
+            return;
+        }
+        moe_weights_source s = c.source;
+        s.shared[0].act_scale.data = &other;
+        REFUSED(moe_weights_pack(c.weights, 0, &s), MOE_E_VALUE, "shared gate_up activation scale",
+                "is 0.5", "x arrives");
+        REFUSED(moe_weights_wrap(plan, &s, &wrapped), MOE_E_VALUE,
+                "shared gate_up activation scale", "is 0.5", "x arrives");
+        for (int g = 0; g < 2; g++) { // the shared experts in a call of their own
+            s.gemm[g] = (moe_matrix_source){0};
+        }
+        REFUSED(moe_weights_pack(c.weights, 0, &s), MOE_E_VALUE, "shared gate_up activation scale",
+                "0.5, an earlier call", "x arrives");
+        // A refused call sets no scale: the second product's comes too late to save the first's.
+        CHECK(layer_case_run(&c) == MOE_OK, "%s", moe_last_error());
+        layer_case_free(&c);
+        moe_plan_destroy(plan);
+    }
 }
 
 static void test_weights(void)
@@ -531,6 +597,7 @@ static void test_weights(void)
     }
     moe_plan_destroy(plan);
     test_weights_values();
+    test_weights_x_scale();
 }
 
 int main(void)

@@ -144,6 +144,9 @@ static bool build_weights(moec_layer_case *c, moec_rng *rng)
         ok = ok && build_stack(c, rng, &c->gemm[g], false, g);
         ok = ok && (d->shared.count == 0 || build_stack(c, rng, &c->shared[g], true, g));
     }
+    if (ok && !moec_is_float(d->x_dtype) && c->shared[0].act_scale.data != NULL) {
+        memcpy(c->shared[0].act_scale.data, c->gemm[0].act_scale.data, sizeof(float));
+    }
     if (ok && d->shared.count > 0 && d->shared.gate == MOE_SHARED_SIGMOID) {
         ok = build_linear(rng, &c->shared_gate, 1, d->hidden);
     }
