@@ -16,8 +16,9 @@ typedef struct moe_matrix_source {
     moe_tensor scales; ///< tensor: [n] or [n, 2] (gate and up; parts in row order); channel: [n, N]
                        ///< or [n, N, 1]; else [n, ceil(N/block_n), ceil(K/block_k)]; multipliers
     moe_tensor scale2; ///< NVFP4: f32 [n] or [n, 2], a multiplier (ModelOpt's weight_scale_2)
-    moe_tensor zero_points; ///< U8 or UINT4: [n, N, ceil(K/g)], or U8 [n, ceil(N/2), ceil(K/g)]
-                            ///< with row 2i in the low nibble
+    moe_tensor zero_points; ///< U8 [n, N, ceil(K/g)]; of 4-bit formats also UINT4 of that shape
+                            ///< (rows begin on a byte: an odd count has the next even stride), or
+                            ///< U8 [n, ceil(N/2), ceil(K/g)] with row 2i in the low nibble
     moe_tensor bias;        ///< [n, N] f32, bf16 or f16
     moe_tensor act_scale;   ///< static activation scale or NVFP4 global: f32 [1], one for all
                             ///< experts; where x arrives as codes, shared[0]'s equals gemm[0]'s

@@ -386,9 +386,27 @@ moe_status moe_weights_wrap(const moe_plan *plan, const moe_weights_source *sour
     return MOE_OK;
 }
 
-// Views of one scale for gate and up take two only where these are the same.
-static moe_status check_parts(const moei_matrices *from, int32_t e, const moei_matrices *to,
-                              const char *call, const char *name)
+// A nibble holds zero points up to 15; packed ones are bytes.
+static moe_status check_zeros_fit(const moei_matrices *from, int32_t e, const moei_matrices *to,
+                                  const char *call, const char *name)
+{
+    const int64_t groups = from->zeros != NULL ? moei_i64_ceil_div(from->k, from->block_k) : 0;
+    for (int64_t n = 0; to->zero_form != MOEI_ZERO_BYTES && n < from->n; n++) {
+        for (int64_t g = 0; g < groups; g++) {
+            const int zero = moei_zero_point(from, e, n, g);
+            MOE_REQUIRE(zero < 16, MOE_E_VALUE,
+                        "%s: %s zero point [%" PRId64 ", %" PRId64
+                        "] is %d, a nibble holds 0..15; a U8 view [n, N, groups] works",
+                        call, name, n, g, zero);
+        }
+    }
+    return MOE_OK;
+}
+
+// Whether a view to write to holds what the weights have. One scale for gate and up takes two only
+// where these are the same.
+static moe_status check_fits(const moei_matrices *from, int32_t e, const moei_matrices *to,
+                             const char *call, const char *name)
 {
     const size_t bytes = (size_t)moe_dtype_bits(from->scale_dtype) / 8;
     if (from->scales != NULL && from->block_n == 0 && from->scale_parts > to->scale_parts) {
@@ -405,7 +423,7 @@ static moe_status check_parts(const moei_matrices *from, int32_t e, const moei_m
             "%s: %s second-level scales of gate and up differ, the view is [n]; [n, 2] works", call,
             name);
     }
-    return MOE_OK;
+    return check_zeros_fit(from, e, to, call, name);
 }
 
 // A source to write to, checked against what has been packed: experts [first, first + n).
@@ -426,7 +444,7 @@ static moe_status check_target(const moe_weights *w, const moe_weights_source *o
                 MOE_REQUIRE((w->has_expert[first + e] & 1u << g) != 0, MOE_E_STATE,
                             "%s: %s of expert %d has not been packed", call, stack_names[g],
                             (int)(first + e));
-                MOE_TRY(check_parts(&w->gemm[g], first + e, &to->gemm[g], call, stack_names[g]));
+                MOE_TRY(check_fits(&w->gemm[g], first + e, &to->gemm[g], call, stack_names[g]));
             }
             to->has_gemm[g] = true;
         }
@@ -436,7 +454,7 @@ static moe_status check_target(const moe_weights *w, const moe_weights_source *o
             MOE_TRY(stack_from_source(plan, &out->shared[g], true, g, plan->shared.count, call,
                                       &to->shared[g]));
             for (int32_t e = 0; e < plan->shared.count; e++) {
-                MOE_TRY(check_parts(&w->shared[g], e, &to->shared[g], call, stack_names[2 + g]));
+                MOE_TRY(check_fits(&w->shared[g], e, &to->shared[g], call, stack_names[2 + g]));
             }
             to->has_shared[g] = true;
         }

@@ -33,24 +33,31 @@ static void copy_scales(const moei_matrices *s, int32_t se, const moei_matrices 
     }
 }
 
+// Writes one zero point; what shares its byte stays.
+static void put_zero(const moei_matrices *d, int32_t e, int64_t n, int64_t group, uint8_t zero)
+{
+    uint8_t *expert = (uint8_t *)(uintptr_t)d->zeros + e * d->zero_e_stride;
+    uint8_t *at;
+    switch (d->zero_form) {
+    case MOEI_ZERO_PAIRS:
+        at = &expert[n / 2 * d->zero_n_stride + group];
+        *at = (uint8_t)(n % 2 == 0 ? (*at & 0xF0) | zero : (*at & 0x0F) | zero << 4);
+        break;
+    case MOEI_ZERO_NIBBLES:
+        moei_set_u4(expert + n * d->zero_n_stride, (size_t)group, zero);
+        break;
+    default:
+        expert[n * d->zero_n_stride + group] = zero;
+        break;
+    }
+}
+
 static void copy_zeros(const moei_matrices *s, int32_t se, const moei_matrices *d, int32_t de)
 {
     const int64_t groups = moei_i64_ceil_div(s->k, s->block_k);
-    const uint8_t *from = s->zeros + se * s->zero_e_stride;
-    uint8_t *to = (uint8_t *)(uintptr_t)d->zeros + de * d->zero_e_stride;
     for (int64_t n = 0; n < s->n; n++) {
         for (int64_t g = 0; g < groups; g++) {
-            const uint8_t byte = from[(s->zeros_packed ? n / 2 : n) * s->zero_n_stride + g];
-            const uint8_t zero =
-                !s->zeros_packed ? byte : (uint8_t)(n % 2 == 0 ? byte & 15 : byte >> 4);
-            uint8_t *out = &to[(d->zeros_packed ? n / 2 : n) * d->zero_n_stride + g];
-            if (!d->zeros_packed) {
-                *out = zero;
-            } else if (n % 2 == 0) {
-                *out = (uint8_t)((*out & 0xF0) | zero);
-            } else {
-                *out = (uint8_t)((*out & 0x0F) | zero << 4);
-            }
+            put_zero(d, de, n, g, moei_zero_point(s, se, n, g));
         }
     }
 }

@@ -174,14 +174,18 @@ static moe_status fill_zeros(const moe_matrix_source *source, const moe_gemm_des
     }
     const moe_tensor t = moei_tensor_with_experts(&source->zero_points, 3);
     const int64_t groups = moei_i64_ceil_div(out->k, out->block_k);
-    const bool packed = t.ndim == 3 && out->format->elem == MOE_UINT4 &&
-                        t.shape[1] == moei_i64_ceil_div(out->n, 2) && t.shape[1] != out->n;
-    const int64_t shape[3] = {out->count, packed ? t.shape[1] : out->n, groups};
-    MOE_TRY(moei_tensor_check(&t, call, label, MOEI_DTYPE_BIT(MOE_U8), 3, shape));
+    const bool narrow = out->format->elem == MOE_UINT4;
+    const bool pairs = narrow && t.dtype == MOE_U8 && t.ndim == 3 && t.shape[1] != out->n &&
+                       t.shape[1] == moei_i64_ceil_div(out->n, 2);
+    const int64_t shape[3] = {out->count, pairs ? t.shape[1] : out->n, groups};
+    const uint32_t mask = MOEI_DTYPE_BIT(MOE_U8) | (narrow ? MOEI_DTYPE_BIT(MOE_UINT4) : 0u);
+    MOE_TRY(moei_tensor_check(&t, call, label, mask, 3, shape));
     out->zeros = moei_tensor_data(&t);
-    out->zeros_packed = packed;
-    out->zero_e_stride = t.stride[0];
-    out->zero_n_stride = t.stride[1];
+    out->zero_form = pairs                  ? MOEI_ZERO_PAIRS
+                     : t.dtype == MOE_UINT4 ? MOEI_ZERO_NIBBLES
+                                            : MOEI_ZERO_BYTES;
+    out->zero_e_stride = moei_tensor_stride_bytes(&t, 0);
+    out->zero_n_stride = moei_tensor_stride_bytes(&t, 1);
     return MOE_OK;
 }
 

@@ -12,6 +12,7 @@
 #include "core/check.h"
 #include "core/safemath.h"
 #include "moe/weights.h"
+#include "numerics/int4.h"
 #include "ops/backend.h"
 #include "quant/formats.h"
 
@@ -36,14 +37,30 @@ typedef struct moei_matrices {
     // where there are no parts, or blocks of rows run through both.
     bool interleaved_parts;
     int64_t part_rows;
-    const uint8_t *zeros;                 // NULL: the format's zero point
-    bool zeros_packed;                    // two rows of a byte: row 2i in the low nibble
-    int64_t zero_e_stride, zero_n_stride; // per group of k: 1
+    const uint8_t *zeros; // NULL: the format's zero point
+    moei_zero_form zero_form;
+    int64_t zero_e_stride, zero_n_stride; // bytes; of pairs: from pair to pair
     const void *bias;                     // NULL: none
     moe_dtype bias_dtype;
     int64_t bias_e_stride;
     const float *act_scale; // static scale of the activations, NULL: none
 } moei_matrices;
+
+/// Zero point of row n's group; `zeros` must not be NULL.
+static inline uint8_t moei_zero_point(const moei_matrices *w, int64_t e, int64_t n, int64_t group)
+{
+    const uint8_t *expert = w->zeros + e * w->zero_e_stride;
+    switch (w->zero_form) {
+    case MOEI_ZERO_PAIRS: {
+        const uint8_t byte = expert[n / 2 * w->zero_n_stride + group];
+        return n % 2 == 0 ? byte & 15 : byte >> 4;
+    }
+    case MOEI_ZERO_NIBBLES:
+        return moei_get_u4(expert + n * w->zero_n_stride, (size_t)group);
+    default:
+        return expert[n * w->zero_n_stride + group];
+    }
+}
 
 /// The rows of x: floats, or codes with scales.
 typedef struct moei_operand {

@@ -19,6 +19,13 @@ typedef struct moei_format_info {
     const char *source;
 } moei_format_info;
 
+/// How the zero points of n matrices lie: G groups of k in each of N rows.
+typedef enum moei_zero_form {
+    MOEI_ZERO_BYTES,  // U8 [n, N, G]
+    MOEI_ZERO_PAIRS,  // U8 [n, ceil(N/2), G], row 2i in the low nibble
+    MOEI_ZERO_NIBBLES // UINT4 [n, N, G]
+} moei_zero_form;
+
 /// NULL for MOE_FORMAT_UNSET and unknown values.
 const moei_format_info *moei_format(moe_format format);
 

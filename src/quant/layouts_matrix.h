@@ -17,12 +17,6 @@ typedef struct moei_row_parts {
 /// The parts of `rows` rows in an order; UNSET: one part.
 moei_row_parts moei_row_parts_of(moe_gate_up order, int64_t rows);
 
-typedef enum moei_zero_form {
-    MOEI_ZERO_BYTES,  // U8 [n, N, G]
-    MOEI_ZERO_PAIRS,  // U8 [n, ceil(N/2), G], row 2i in the low nibble
-    MOEI_ZERO_NIBBLES // UINT4 [n, N, G]
-} moei_zero_form;
-
 enum {
     MOEI_VIEW_VALUES, // [n, N, K in elements or bytes] or [n, K, N]
     MOEI_VIEW_SCALES, // [n, scale rows, scale columns]; per part [n, 1 or 2, 1]

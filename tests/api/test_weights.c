@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "api/layer_case.h"
+#include "numerics/int4.h"
 #include "quant/formats.h"
 #include "unit/test.h"
 
@@ -208,6 +209,75 @@ static void test_parts(void)
     moe_plan_destroy(plan);
 }
 
+// Zero points as bytes and as nibbles (an odd number of groups, so that rows end in half a byte):
+// the same bits, packed, wrapped and back.
+static void test_zero_points(void)
+{
+    enum { EXPERTS = 4, ROWS = 72, GROUPS = 5, BYTES = 3 }; // of down: N = hidden, K = 160
+    static uint8_t nibbles[EXPERTS * ROWS * BYTES];
+    static uint8_t back[sizeof nibbles];
+    moe_layer_desc d = layer_of(MOE_FORMAT_INT4_GROUP, 0);
+    moe_plan *plan = NULL;
+    layer_case c;
+    d.inter = 32 * GROUPS;
+    d.gemm[1].weight_group = 32;
+    if (!CHECK(moe_plan_create(ctx, &d, &plan) == MOE_OK &&
+                   layer_case_make(&c, plan, &d, 5) == MOE_OK,
+               "%s", moe_last_error())) {
+        return;
+    }
+    uint8_t *bytes = c.source.gemm[1].zero_points.data;
+    for (int r = 0; r < EXPERTS * ROWS; r++) {
+        nibbles[BYTES * r + BYTES - 1] = 0xF0; // belongs to no zero point
+        for (int g = 0; g < GROUPS; g++) {
+            moei_set_u4(&nibbles[BYTES * r], (size_t)g, bytes[GROUPS * r + g]);
+        }
+    }
+    CHECK(layer_case_run(&c) == MOE_OK, "%s", moe_last_error());
+    const uint64_t want = layer_case_outputs(&c);
+    moe_weights_source s = c.source;
+    s.gemm[1].zero_points = moe_tensor_3d(nibbles, MOE_UINT4, EXPERTS, ROWS, GROUPS);
+    CHECK(moe_weights_pack(c.weights, 0, &s) == MOE_E_SHAPE &&
+              strstr(moe_last_error(), "must begin on a byte") != NULL,
+          "rows of 5 nibbles: %s", moe_last_error());
+    s.gemm[1].zero_points.stride[1] = 2 * BYTES;
+    s.gemm[1].zero_points.stride[0] = (int64_t)2 * BYTES * ROWS;
+    memset(bytes, 7, (size_t)EXPERTS * ROWS * GROUPS);
+    CHECK(moe_weights_pack(c.weights, 0, &c.source) == MOE_OK, "%s", moe_last_error());
+    layer_case_poison(&c);
+    CHECK(layer_case_run(&c) == MOE_OK && layer_case_outputs(&c) != want,
+          "zero points do not matter: %s", moe_last_error());
+    CHECK(moe_weights_pack(c.weights, 0, &s) == MOE_OK, "%s", moe_last_error());
+    layer_case_poison(&c);
+    CHECK(layer_case_run(&c) == MOE_OK && layer_case_outputs(&c) == want,
+          "nibbles give other bits than bytes: %s", moe_last_error());
+    moe_weights *const packed = c.weights;
+    layer_case_poison(&c);
+    if (CHECK(moe_weights_wrap(plan, &s, &c.weights) == MOE_OK, "%s", moe_last_error())) {
+        CHECK(layer_case_run(&c) == MOE_OK && layer_case_outputs(&c) == want,
+              "wrapped nibbles give other bits than bytes: %s", moe_last_error());
+        moe_weights_destroy(c.weights);
+    }
+    c.weights = packed;
+    moe_weights_source out = empty_copy(&c);
+    free(out.gemm[1].zero_points.data);
+    out.gemm[1].zero_points = s.gemm[1].zero_points;
+    out.gemm[1].zero_points.data = back;
+    memset(back, 0xFF, sizeof back);
+    CHECK(moe_weights_unpack(packed, 0, &out) == MOE_OK && memcmp(back, nibbles, sizeof back) == 0,
+          "nibbles come back changed: %s", moe_last_error());
+    // A byte may hold what a nibble cannot.
+    bytes[GROUPS + 4] = 16;
+    CHECK(moe_weights_pack(c.weights, 0, &c.source) == MOE_OK, "%s", moe_last_error());
+    CHECK(moe_weights_unpack(packed, 0, &out) == MOE_E_VALUE &&
+              strstr(moe_last_error(), "down zero point [1, 4] is 16") != NULL,
+          "a zero point of 16: %s", moe_last_error());
+    out.gemm[1].zero_points.data = NULL;
+    free_copy(&out);
+    layer_case_free(&c);
+    moe_plan_destroy(plan);
+}
+
 int main(void)
 {
     const moei_format_info *info;
@@ -238,6 +308,7 @@ int main(void)
         }
     }
     test_parts();
+    test_zero_points();
     moe_context_destroy(ctx);
     return test_summary();
 }

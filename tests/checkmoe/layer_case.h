@@ -38,7 +38,7 @@ typedef struct moec_stack {
     int64_t scale_rows, scale_columns;
     int32_t scale_parts;  // tensor scales: per expert
     int32_t scale2_parts; // 0: none
-    bool zeros_packed;
+    moei_zero_form zero_form;
     moe_dtype bias_dtype;
     moec_guard values, scales, scale2, zeros, bias, act_scale;
     double *dense;      // [count, n, k]

@@ -65,13 +65,16 @@ static bool same_values(const moec_stack *a, const moec_stack *b)
     return true;
 }
 
-// Zero points; the high nibble of an odd last row means nothing.
+// Zero points; the high nibble of an odd last row of pairs, or of an odd last group, means nothing.
 static bool same_zeros(const moec_stack *a, const moec_stack *b)
 {
-    const size_t groups = (size_t)a->scale_columns;
-    const size_t rows = (size_t)(a->zeros_packed ? (a->n + 1) / 2 : a->n);
+    const bool pairs = a->zero_form == MOEI_ZERO_PAIRS;
+    const bool nibbles = a->zero_form == MOEI_ZERO_NIBBLES;
+    const size_t bytes = (size_t)(nibbles ? (a->scale_columns + 1) / 2 : a->scale_columns);
+    const size_t rows = (size_t)(pairs ? (a->n + 1) / 2 : a->n);
     for (size_t i = 0; i < a->zeros.bytes; i++) {
-        const bool low = a->zeros_packed && a->n % 2 == 1 && i / groups % rows == rows - 1;
+        const bool low = (pairs && a->n % 2 == 1 && i / bytes % rows == rows - 1) ||
+                         (nibbles && a->scale_columns % 2 == 1 && i % bytes == bytes - 1);
         const unsigned mask = low ? 0x0F : 0xFF;
         if (((a->zeros.data[i] ^ b->zeros.data[i]) & mask) != 0) {
             return false;

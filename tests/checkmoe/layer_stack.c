@@ -118,7 +118,8 @@ static void choose_form(moec_stack *m, moec_rng *rng)
             dtype_bytes(m->scale_dtype) == 1 && moec_below(rng, 2) == 0 ? MOE_U8 : m->scale_dtype;
         m->scale_by_column = moec_below(rng, 4) == 0;
     }
-    m->zeros_packed = info->elem == MOE_UINT4 && m->n > 1 && moec_below(rng, 2) == 0;
+    m->zero_form =
+        info->elem == MOE_UINT4 && m->n > 1 ? (moei_zero_form)moec_below(rng, 3) : MOEI_ZERO_BYTES;
     static const moe_dtype floats[] = {MOE_F32, MOE_BF16, MOE_F16};
     m->bias_dtype = floats[moec_below(rng, 3)];
 }
@@ -137,7 +138,12 @@ static bool take(moec_guard *guard, size_t bytes, bool at_end, bool wanted)
 
 static int64_t zero_rows(const moec_stack *m)
 {
-    return m->zeros_packed ? ceil_div(m->n, 2) : m->n;
+    return m->zero_form == MOEI_ZERO_PAIRS ? ceil_div(m->n, 2) : m->n;
+}
+
+static int64_t zero_row_bytes(const moec_stack *m)
+{
+    return m->zero_form == MOEI_ZERO_NIBBLES ? ceil_div(groups_of(m), 2) : groups_of(m);
 }
 
 bool moec_stack_build(moec_stack *m, moec_rng *rng, moec_layer_fill fill)
@@ -156,7 +162,7 @@ bool moec_stack_build(moec_stack *m, moec_rng *rng, moec_layer_fill fill)
                 at_end, m->scale_dtype != 0) &&
            take(&m->scale2, count * (size_t)m->scale2_parts * sizeof(float), at_end,
                 m->scale2_parts > 0) &&
-           take(&m->zeros, count * (size_t)(zero_rows(m) * groups_of(m)), at_end,
+           take(&m->zeros, count * (size_t)(zero_rows(m) * zero_row_bytes(m)), at_end,
                 m->gemm.zero_points != 0) &&
            take(&m->bias, count * (size_t)m->n * dtype_bytes(m->bias_dtype), at_end,
                 m->gemm.bias != 0) &&
@@ -249,14 +255,17 @@ static double draw_zero(moec_stack *m, moec_rng *rng, int32_t e, int64_t n, int6
         return m->info->zero_point < 0 ? 0.0 : m->info->zero_point;
     }
     const unsigned zero = (unsigned)(m->info->zero_point - 2 + moec_below(rng, 5));
-    unsigned char *at =
-        m->zeros.data + (e * zero_rows(m) + (m->zeros_packed ? n / 2 : n)) * groups_of(m) + group;
-    if (!m->zeros_packed) {
-        *at = (unsigned char)zero;
+    const bool pairs = m->zero_form == MOEI_ZERO_PAIRS;
+    unsigned char *row =
+        m->zeros.data + (e * zero_rows(m) + (pairs ? n / 2 : n)) * zero_row_bytes(m);
+    if (m->zero_form == MOEI_ZERO_NIBBLES) { // an odd last one leaves the high nibble as it is
+        moei_set_u4(row, (size_t)group, (uint8_t)zero);
+    } else if (!pairs) {
+        row[group] = (unsigned char)zero;
     } else if (n % 2 == 0) {
-        *at = (unsigned char)(0xF0u | zero); // an odd last row leaves the high nibble as it is
+        row[group] = (unsigned char)(0xF0u | zero); // so does an odd last row
     } else {
-        *at = (unsigned char)((*at & 0x0Fu) | zero << 4);
+        row[group] = (unsigned char)((row[group] & 0x0Fu) | zero << 4);
     }
     return zero;
 }
@@ -373,7 +382,7 @@ void moec_stack_copy_expert(moec_stack *m, int32_t from, int32_t to)
     } parts[] = {
         {&m->scales, (size_t)(m->scale_rows * m->scale_columns) * dtype_bytes(m->scale_dtype)},
         {&m->scale2, (size_t)m->scale2_parts * sizeof(float)},
-        {&m->zeros, (size_t)(zero_rows(m) * groups_of(m))},
+        {&m->zeros, (size_t)(zero_rows(m) * zero_row_bytes(m))},
         {&m->bias, (size_t)m->n * dtype_bytes(m->bias_dtype)},
     };
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
@@ -444,8 +453,13 @@ moe_matrix_source moec_stack_source(const moec_stack *m, int32_t first, int32_t 
                                  MOE_F32, count, m->scale2_parts);
     }
     if (m->gemm.zero_points != 0) {
-        s.zero_points = moe_tensor_3d(m->zeros.data + first * zero_rows(m) * groups_of(m), MOE_U8,
-                                      count, zero_rows(m), groups_of(m));
+        const int64_t step = zero_row_bytes(m);
+        const bool nibbles = m->zero_form == MOEI_ZERO_NIBBLES;
+        s.zero_points =
+            moe_tensor_3d(m->zeros.data + first * zero_rows(m) * step, nibbles ? MOE_UINT4 : MOE_U8,
+                          count, zero_rows(m), groups_of(m));
+        s.zero_points.stride[1] = nibbles ? 2 * step : step;
+        s.zero_points.stride[0] = zero_rows(m) * s.zero_points.stride[1];
     }
     if (m->gemm.bias != 0) {
         s.bias = moe_tensor_2d(m->bias.data + (size_t)(first * m->n) * dtype_bytes(m->bias_dtype),
@@ -535,10 +549,15 @@ static moe_tensor split_zeros(const moec_stack *m, int part, unsigned char **mem
     unsigned char *to = carve(memory, m->count * inter * groups);
     for (int64_t i = 0; i < m->count * inter * groups; i++) {
         const int64_t row = row_of_part(m, part, i / groups % inter);
-        const int64_t stored =
-            i / groups / inter * zero_rows(m) + (m->zeros_packed ? row / 2 : row);
-        const unsigned char byte = m->zeros.data[stored * groups + i % groups];
-        to[i] = !m->zeros_packed ? byte : (unsigned char)(row % 2 == 0 ? byte & 15 : byte >> 4);
+        const bool pairs = m->zero_form == MOEI_ZERO_PAIRS;
+        const unsigned char *stored =
+            m->zeros.data +
+            (i / groups / inter * zero_rows(m) + (pairs ? row / 2 : row)) * zero_row_bytes(m);
+        const unsigned char byte = stored[i % groups];
+        to[i] = m->zero_form == MOEI_ZERO_NIBBLES ? moei_get_u4(stored, (size_t)(i % groups))
+                : !pairs                          ? byte
+                : row % 2 == 0                    ? byte & 15
+                                                  : byte >> 4;
     }
     return moe_tensor_3d(to, MOE_U8, m->count, inter, groups);
 }

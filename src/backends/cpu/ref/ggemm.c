@@ -76,13 +76,7 @@ static float zero_point(const moei_matrices *w, int32_t e, int64_t n, int64_t k)
     if (w->zeros == NULL) {
         return (float)w->format->zero_point;
     }
-    const int64_t group = k / w->block_k;
-    if (w->zeros_packed) {
-        const uint8_t byte =
-            w->zeros[(int64_t)e * w->zero_e_stride + n / 2 * w->zero_n_stride + group];
-        return (float)(n % 2 == 0 ? byte & 15 : byte >> 4);
-    }
-    return (float)w->zeros[(int64_t)e * w->zero_e_stride + n * w->zero_n_stride + group];
+    return (float)moei_zero_point(w, e, n, k / w->block_k);
 }
 
 // Scale of x for row i of expert e at element k.
