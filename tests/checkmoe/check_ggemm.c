@@ -450,55 +450,86 @@ static uint64_t hash_inputs(const ggemm_case *c)
     return hash;
 }
 
-// The result of row i, column n, against float64.
-static double worst_ratio(const ggemm_case *c, const moei_arith_info *arith, char *where,
-                          size_t size)
+// Error / bound of the result of row i of expert e, column n, and what it follows from.
+static double ratio_at(const ggemm_case *c, const moei_arith_info *arith, int32_t e, int64_t i,
+                       int64_t n, double *want, double *bound)
 {
-    double worst = 0.0;
     const int32_t *index = (const int32_t *)(const void *)c->index.data;
     const int32_t *out_index = (const int32_t *)(const void *)c->out_index.data;
     const float *weights = (const float *)(const void *)c->weights.data;
+    const int64_t y_row = c->scatter ? out_index[i] : i;
+    const double weight = c->row_weights ? (double)weights[y_row] : 1.0;
+    const double have = decode(c->y_dtype, c->y.data, y_row * c->y_stride + n);
+    double magnitude;
+    *want = float64_ggemm_element(&c->oracle, e, index[i], n, weight, &magnitude);
+    *bound = c->fill == MOEC_EXACT ? float64_half_ulp(*want, c->y_dtype)
+                                   : float64_ggemm_bound(arith->chunk, arith->fraction_bits, c->k,
+                                                         magnitude, *want, c->y_dtype);
+    if (isnan(*want) || isnan(have)) {
+        // Products beyond f32's range may meet as inf - inf.
+        const bool overflow = isnan(have) && magnitude > (double)FLT_MAX;
+        return (isnan(*want) && isnan(have)) || overflow ? 0.0 : HUGE_VAL;
+    }
+    if (isinf(*want) || isinf(have)) {
+        // Beyond the range of f32, or of y: infinity of the right sign.
+        const double limit = c->y_dtype == MOE_F16 ? 65504.0 : (double)FLT_MAX;
+        const bool may = fabs(*want) + *bound > limit || magnitude > (double)FLT_MAX;
+        return (isinf(*want) && have == *want) || (may && (isinf(have) || fabs(*want) >= limit))
+                   ? 0.0
+                   : HUGE_VAL;
+    }
+    const double error = fabs(have - *want);
+    return error == 0.0 ? 0.0 : *bound > 0.0 ? error / *bound : HUGE_VAL;
+}
+
+// Whether every element is within its bound. Where `wants` and `bounds` are given ([rows, n]),
+// fills them instead of stopping at the first that is not.
+static bool within_bounds(const ggemm_case *c, const moei_arith_info *arith, double *wants,
+                          double *bounds)
+{
+    const int32_t *out_index = (const int32_t *)(const void *)c->out_index.data;
+    bool within = true;
     for (int32_t e = 0; e < c->experts; e++) {
         for (int64_t i = c->offsets[e]; i < c->offsets[e + 1]; i++) {
             const int64_t y_row = c->scatter ? out_index[i] : i;
-            const double weight = c->row_weights ? (double)weights[y_row] : 1.0;
-            for (int64_t n = 0; n < c->n; n++) {
-                double magnitude;
-                const double want =
-                    float64_ggemm_element(&c->oracle, e, index[i], n, weight, &magnitude);
-                const double have = decode(c->y_dtype, c->y.data, y_row * c->y_stride + n);
-                double bound = float64_ggemm_bound(arith->chunk, arith->fraction_bits, c->k,
-                                                   magnitude, want, c->y_dtype);
-                if (c->fill == MOEC_EXACT) {
-                    bound = float64_half_ulp(want, c->y_dtype);
-                }
-                double ratio;
-                if (isnan(want) || isnan(have)) {
-                    // Products beyond f32's range may meet as inf - inf.
-                    const bool overflow = isnan(have) && magnitude > (double)FLT_MAX;
-                    ratio = (isnan(want) && isnan(have)) || overflow ? 0.0 : HUGE_VAL;
-                } else if (isinf(want) || isinf(have)) {
-                    // Beyond the range of f32, or of y: infinity of the right sign.
-                    const double limit = c->y_dtype == MOE_F16 ? 65504.0 : (double)FLT_MAX;
-                    const bool may = fabs(want) + bound > limit || magnitude > (double)FLT_MAX;
-                    ratio = (isinf(want) && have == want) ||
-                                    (may && (isinf(have) || fabs(want) >= limit))
-                                ? 0.0
-                                : HUGE_VAL;
-                } else {
-                    const double error = fabs(have - want);
-                    ratio = error == 0.0 ? 0.0 : bound > 0.0 ? error / bound : HUGE_VAL;
-                }
-                if (!(ratio <= worst)) {
-                    worst = ratio;
-                    (void)snprintf(where, size,
-                                   "row %lld col %lld: have %.9g, want %.17g, bound %.3g",
-                                   (long long)y_row, (long long)n, have, want, bound);
+            for (int64_t n = 0; n < c->n && (within || wants != NULL); n++) {
+                double want;
+                double bound;
+                const double ratio = ratio_at(c, arith, e, i, n, &want, &bound);
+                within = within && ratio <= 1.0;
+                if (wants != NULL) {
+                    // Equal, or excused: infinities and NaN that overflow explains.
+                    wants[y_row * c->n + n] =
+                        ratio > 0.0 ? want : decode(c->y_dtype, c->y.data, y_row * c->y_stride + n);
+                    bounds[y_row * c->n + n] = bound;
                 }
             }
         }
     }
-    return worst;
+    return within;
+}
+
+static void check_bounds(moec_run *run, const moei_kernel *kernel, const ggemm_case *c)
+{
+    const moei_arith_info *arith = moei_arith_get(kernel->arith);
+    if (within_bounds(c, arith, NULL, NULL)) {
+        run->counts->passed++;
+        return;
+    }
+    const size_t elements = (size_t)(c->rows * c->n);
+    double *wants = calloc(2 * elements, sizeof *wants);
+    if (!moec_check(run, wants != NULL, kernel->name, "%s: %s: beyond its bound; memory is short",
+                    kernel->name, c->text)) {
+        return;
+    }
+    (void)within_bounds(c, arith, wants, wants + elements);
+    moec_compare compare = {.actual = moe_tensor_2d(c->y.data, c->y_dtype, c->rows, c->n),
+                            .expected = moe_tensor_2d(wants, MOE_F64, c->rows, c->n),
+                            .bound = wants + elements,
+                            .nan_matches = 1};
+    compare.actual.stride[0] = c->y_stride;
+    moec_fail_compare(run, &compare, kernel->name, "%s: %s", kernel->name, c->text);
+    free(wants);
 }
 
 static bool padding_intact(const ggemm_case *c)
@@ -515,35 +546,65 @@ static bool padding_intact(const ggemm_case *c)
     return true;
 }
 
-#define MAX_CASES 4096
-static uint64_t class_hash[MOEI_NUM_ARITH][MAX_CASES];
-static const char *class_row[MOEI_NUM_ARITH][MAX_CASES];
+// All of y, padding included, against what it was.
+static bool same_y(moec_run *run, const ggemm_case *c, const unsigned char *was, const char *repro,
+                   const char *row, const char *what)
+{
+    return moec_check_same(run, c->y_dtype, c->rows, c->y_stride, c->y.data, was, repro,
+                           "%s: %s: %s", row, c->text, what);
+}
+
+// Against the bits of the row of the same class that had the case before.
+static void compare_rows(moec_run *run, const moei_kernel *kernel, const ggemm_case *c,
+                         const moek_ggemm_args *a, const unsigned char *first, int number)
+{
+    const moei_exec exec = {run->ctx, NULL};
+    const uint64_t hash = moec_hash(first, c->y.bytes);
+    moec_seen *seen = moec_seen_at(run, kernel, number);
+    if (seen == NULL) {
+        return;
+    }
+    if (seen->kernel != NULL && seen->hash != hash) {
+        char both[128];
+        char what[160];
+        const char *isa = run->isa;
+        moec_pair_glob(seen->kernel->name, kernel->name, both, sizeof both);
+        (void)snprintf(what, sizeof what, "%s of the same class has other bits than expected",
+                       seen->kernel->name);
+        run->isa = NULL;
+        memset(c->y.data, POISON, c->y.bytes);
+        (void)run->ctx->backend->ggemm(&exec, seen->kernel, a);
+        same_y(run, c, first, both, kernel->name, what);
+        run->isa = isa;
+        return;
+    }
+    *seen = (moec_seen){kernel, hash};
+    run->counts->passed++;
+}
 
 static void run_case(moec_run *run, const moei_kernel *kernel, ggemm_case *c, int number)
 {
     const moei_exec exec = {run->ctx, NULL};
     const moei_backend *backend = run->ctx->backend;
+    const char *name = kernel->name;
     moek_ggemm_args a;
-    char where[200] = "";
     const moe_status status = make_args(c, &a);
-    if (!moec_check(run, status == MOE_OK, kernel->name, "%s: %s: %s", kernel->name, c->text,
-                    moe_last_error())) {
+    unsigned char *first = malloc(c->y.bytes + 1);
+    if (!moec_check(run, first != NULL && status == MOE_OK, name, "%s: %s: %s", name, c->text,
+                    first != NULL ? moe_last_error() : "memory is short")) {
+        free(first);
         return;
     }
     const uint64_t inputs = hash_inputs(c);
     memset(c->y.data, POISON, c->y.bytes);
     moei_count_run(run->ctx, kernel);
     (void)backend->ggemm(&exec, kernel, &a);
-    const double ratio = worst_ratio(c, moei_arith_get(kernel->arith), where, sizeof where);
-    moec_check(run, ratio <= 1.0, kernel->name, "%s: %s: error %.3g x bound at %s", kernel->name,
-               c->text, ratio, where);
-    moec_check(run, padding_intact(c), kernel->name, "%s: %s: wrote past its columns", kernel->name,
-               c->text);
-    const uint64_t first = moec_hash(c->y.data, c->y.bytes);
+    check_bounds(run, kernel, c);
+    moec_check(run, padding_intact(c), name, "%s: %s: wrote past its columns", name, c->text);
+    memcpy(first, c->y.data, c->y.bytes);
     memset(c->y.data, POISON, c->y.bytes);
     (void)backend->ggemm(&exec, kernel, &a);
-    moec_check(run, moec_hash(c->y.data, c->y.bytes) == first, kernel->name,
-               "%s: %s: two runs differ", kernel->name, c->text);
+    same_y(run, c, first, name, name, "two runs differ");
     // Batch invariance: every row alone, in one group of its expert.
     memset(c->y.data, POISON, c->y.bytes);
     for (int32_t e = 0; e < c->experts; e++) {
@@ -552,18 +613,10 @@ static void run_case(moec_run *run, const moei_kernel *kernel, ggemm_case *c, in
             fn(&a, e, i, i + 1, 0, c->n);
         }
     }
-    moec_check(run, moec_hash(c->y.data, c->y.bytes) == first, kernel->name,
-               "%s: %s: rows alone differ from rows together", kernel->name, c->text);
-    moec_check(run, hash_inputs(c) == inputs, kernel->name, "%s: %s: an input changed",
-               kernel->name, c->text);
-    if (number < MAX_CASES) {
-        const char *other = class_row[kernel->arith][number];
-        moec_check(run, other == NULL || class_hash[kernel->arith][number] == first, kernel->name,
-                   "%s: %s: bits differ from %s of the same class", kernel->name, c->text,
-                   other != NULL ? other : "");
-        class_hash[kernel->arith][number] = first;
-        class_row[kernel->arith][number] = kernel->name;
-    }
+    same_y(run, c, first, name, name, "rows alone differ from rows together");
+    moec_check(run, hash_inputs(c) == inputs, name, "%s: %s: an input changed", name, c->text);
+    compare_rows(run, kernel, c, &a, first, number);
+    free(first);
 }
 
 // Activation forms: floats, and one quantiser of each scale form.

@@ -2,6 +2,7 @@
 // Every glu row: all activations, gate/up orders and dtypes, against float64.
 #include <float.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "checkmoe/check_rows.h"
@@ -38,101 +39,179 @@ static float draw(moec_rng *rng, int fill)
     }
 }
 
-// Results of the first row that ran a case: every other row must give the same bits.
-#define MAX_CASES 4096
-static uint64_t case_hash[MAX_CASES];
-static bool case_seen[MAX_CASES];
+// A case in memory.
+typedef struct glu_data {
+    moek_glu_args a;
+    moec_guard x, y;
+    int64_t y_stride;
+} glu_data;
 
-static void run_glu(moec_run *run, const moei_kernel *kernel, const glu_case *c, moec_rng *rng,
-                    int number)
+static bool build(const glu_case *c, moec_rng *rng, glu_data *d)
 {
     const bool gated = moe_activation_gated(c->act.activation) != 0;
     const int64_t width = gated ? 2 * c->inter : c->inter;
     const size_t xb = (size_t)moe_dtype_bits(c->x_dtype) / 8;
     const size_t yb = (size_t)moe_dtype_bits(c->y_dtype) / 8;
-    const int64_t y_stride = c->inter + 2;
-    moec_guard x;
-    moec_guard y;
-    if (!moec_guard_alloc(&x, (size_t)(ROWS * width) * xb, true)) {
-        return;
-    }
-    if (!moec_guard_alloc(&y, (size_t)(ROWS * y_stride) * yb, true)) {
-        moec_guard_free(&x);
-        return;
+    memset(d, 0, sizeof *d);
+    d->y_stride = c->inter + 2;
+    if (!moec_guard_alloc(&d->x, (size_t)(ROWS * width) * xb, true) ||
+        !moec_guard_alloc(&d->y, (size_t)(ROWS * d->y_stride) * yb, true)) {
+        return false;
     }
     for (int64_t i = 0; i < ROWS * width; i++) {
         const float v = draw(rng, c->fill);
-        moei_store_f32(c->x_dtype, x.data + (size_t)i * xb, 1, &v);
+        moei_store_f32(c->x_dtype, d->x.data + (size_t)i * xb, 1, &v);
     }
-    memset(y.data, POISON, y.bytes);
-    moek_glu_args a = {.act = {c->act.activation, (float)c->act.alpha, (float)c->act.beta,
-                               (float)c->act.linear_beta, (float)c->act.limit},
-                       .x = x.data,
-                       .x_dtype = c->x_dtype,
-                       .x_row_stride = width * (int64_t)xb,
-                       .y = y.data,
-                       .y_dtype = c->y_dtype,
-                       .y_row_stride = y_stride * (int64_t)yb,
-                       .inter = c->inter,
-                       .rows = ROWS,
-                       .batches = 1};
-    moei_glu_order(c->act.activation, c->gate_up, c->inter, &a.gate_offset, &a.up_offset, &a.step);
-    const moei_exec exec = {run->ctx, NULL};
-    const uint64_t before = moec_hash(x.data, x.bytes);
-    (void)run->ctx->backend->glu(&exec, kernel, &a);
-    double worst = 0.0;
-    char where[200] = "";
+    d->a = (moek_glu_args){.act = {c->act.activation, (float)c->act.alpha, (float)c->act.beta,
+                                   (float)c->act.linear_beta, (float)c->act.limit},
+                           .x = d->x.data,
+                           .x_dtype = c->x_dtype,
+                           .x_row_stride = width * (int64_t)xb,
+                           .y = d->y.data,
+                           .y_dtype = c->y_dtype,
+                           .y_row_stride = d->y_stride * (int64_t)yb,
+                           .inter = c->inter,
+                           .rows = ROWS,
+                           .batches = 1};
+    moei_glu_order(c->act.activation, c->gate_up, c->inter, &d->a.gate_offset, &d->a.up_offset,
+                   &d->a.step);
+    return true;
+}
+
+// Error / bound of element j of row r, and what it follows from.
+static double ratio_at(const glu_case *c, const glu_data *d, int64_t r, int64_t j, double *want,
+                       double *bound)
+{
+    const moek_glu_args *a = &d->a;
+    const unsigned char *row = d->x.data + r * a->x_row_stride;
+    const bool gated = moe_activation_gated(c->act.activation) != 0;
+    const double g = (double)moei_load_one(c->x_dtype, row, a->gate_offset + j * a->step);
+    const double u =
+        gated ? (double)moei_load_one(c->x_dtype, row, a->up_offset + j * a->step) : 1.0;
+    const double have = (double)moei_load_one(c->y_dtype, d->y.data, r * d->y_stride + j);
+    double error;
+    *want = float64_glu(&c->act, g, u, &error);
+    *bound = error + float64_half_ulp(fabs(*want) + error, c->y_dtype);
+    // Products of intermediates beyond f32's range overflow on the way.
+    if (!(fabs(g) < 1e38) || !(fabs(u) < 1e38)) {
+        return 0.0;
+    }
+    if (isnan(*want) || isnan(have)) {
+        return isnan(*want) && isnan(have) ? 0.0 : HUGE_VAL;
+    }
+    if (!isfinite(have) || !isfinite(*want)) {
+        const double limit = c->y_dtype == MOE_F16 ? 65504.0 : (double)FLT_MAX;
+        const bool beyond = fabs(*want) + *bound >= limit;
+        return beyond && (*want > 0.0) == (have > 0.0) ? 0.0 : HUGE_VAL;
+    }
+    const double difference = fabs(have - *want);
+    return difference > 0.0 ? difference / *bound : 0.0;
+}
+
+static bool within_bounds(const glu_case *c, const glu_data *d)
+{
+    double want;
+    double bound;
+    for (int64_t i = 0; i < ROWS * c->inter; i++) {
+        if (!(ratio_at(c, d, i / c->inter, i % c->inter, &want, &bound) <= 1.0)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void report(moec_run *run, const moei_kernel *kernel, const glu_case *c, const glu_data *d)
+{
+    const size_t n = (size_t)(ROWS * c->inter);
+    double *want = calloc(2 * n, sizeof *want);
+    if (!moec_check(run, want != NULL, kernel->name, "%s: %s: beyond its bound; memory is short",
+                    kernel->name, c->text)) {
+        return;
+    }
+    for (int64_t i = 0; i < ROWS * c->inter; i++) {
+        const int64_t r = i / c->inter;
+        const int64_t j = i % c->inter;
+        if (ratio_at(c, d, r, j, &want[i], &want[(int64_t)n + i]) <= 0.0) {
+            // Equal, or excused: infinities and NaN that overflow explains.
+            want[i] = (double)moei_load_one(c->y_dtype, d->y.data, r * d->y_stride + j);
+        }
+    }
+    moec_compare compare = {.actual = moe_tensor_2d(d->y.data, c->y_dtype, ROWS, c->inter),
+                            .expected = moe_tensor_2d(want, MOE_F64, ROWS, c->inter),
+                            .bound = want + n,
+                            .nan_matches = 1};
+    compare.actual.stride[0] = d->y_stride;
+    moec_fail_compare(run, &compare, kernel->name, "%s: %s", kernel->name, c->text);
+    free(want);
+}
+
+static bool padding_intact(const glu_case *c, const glu_data *d)
+{
+    const size_t yb = (size_t)moe_dtype_bits(c->y_dtype) / 8;
     for (int64_t r = 0; r < ROWS; r++) {
-        for (int64_t j = 0; j < c->inter; j++) {
-            const unsigned char *row = x.data + (size_t)(r * width) * xb;
-            const double g = (double)moei_load_one(c->x_dtype, row, a.gate_offset + j * a.step);
-            const double u =
-                gated ? (double)moei_load_one(c->x_dtype, row, a.up_offset + j * a.step) : 1.0;
-            double error;
-            const double want = float64_glu(&c->act, g, u, &error);
-            const double have =
-                (double)moei_load_one(c->y_dtype, y.data + (size_t)(r * y_stride) * yb, j);
-            const double bound = error + float64_half_ulp(fabs(want) + error, c->y_dtype);
-            const double limit = c->y_dtype == MOE_F16 ? 65504.0 : (double)FLT_MAX;
-            double ratio = fabs(have - want) / bound;
-            if (isnan(want) || isnan(have)) {
-                // inf * 0 in a product of exact limits is NaN in both, or the exact value of an
-                // intermediate overflowed f32.
-                ratio = isnan(want) && isnan(have) ? 0.0 : HUGE_VAL;
-            } else if (!isfinite(have) || !isfinite(want)) {
-                ratio =
-                    fabs(want) + bound >= limit && (want > 0.0) == (have > 0.0) ? 0.0 : HUGE_VAL;
-            }
-            // Products of intermediates beyond f32's range overflow on the way.
-            if (ratio > worst && fabs(g) < 1e38 && fabs(u) < 1e38) {
-                worst = ratio;
-                (void)snprintf(where, sizeof where,
-                               "row %lld col %lld: g %.9g u %.9g have %.9g want %.17g",
-                               (long long)r, (long long)j, g, u, have, want);
-            }
-        }
-        const unsigned char *pad = y.data + (size_t)(r * y_stride + c->inter) * yb;
-        for (size_t b = 0; b < (size_t)(y_stride - c->inter) * yb; b++) {
+        const unsigned char *pad = d->y.data + (size_t)(r * d->y_stride + c->inter) * yb;
+        for (size_t b = 0; b < (size_t)(d->y_stride - c->inter) * yb; b++) {
             if (pad[b] != POISON) {
-                worst = HUGE_VAL;
-                (void)snprintf(where, sizeof where, "padding of row %lld written", (long long)r);
+                return false;
             }
         }
     }
-    moec_check(run, worst <= 1.0, kernel->name, "%s: %s: error %.3g x bound at %s", kernel->name,
-               c->text, worst, where);
-    const uint64_t first = moec_hash(y.data, y.bytes);
-    (void)run->ctx->backend->glu(&exec, kernel, &a);
-    moec_check(run, moec_hash(y.data, y.bytes) == first && moec_hash(x.data, x.bytes) == before,
-               kernel->name, "%s: %s: two runs differ, or x changed", kernel->name, c->text);
-    moec_check(run, number >= MAX_CASES || !case_seen[number] || case_hash[number] == first,
-               kernel->name, "%s: %s: bits differ from another row's", kernel->name, c->text);
-    if (number < MAX_CASES) {
-        case_hash[number] = first;
-        case_seen[number] = true;
+    return true;
+}
+
+// The same bits a second time, and from the row that had the case before.
+static void compare_runs(moec_run *run, const moei_kernel *kernel, const glu_case *c, glu_data *d,
+                         int number)
+{
+    const moei_exec exec = {run->ctx, NULL};
+    moec_seen *seen = moec_seen_at(run, kernel, number);
+    unsigned char *first = malloc(d->y.bytes);
+    if (!moec_check(run, first != NULL, kernel->name, "%s: memory is short", kernel->name)) {
+        return;
     }
-    moec_guard_free(&x);
-    moec_guard_free(&y);
+    memcpy(first, d->y.data, d->y.bytes);
+    (void)run->ctx->backend->glu(&exec, kernel, &d->a);
+    moec_check_same(run, c->y_dtype, ROWS, d->y_stride, d->y.data, first, kernel->name,
+                    "%s: %s: two runs differ", kernel->name, c->text);
+    const uint64_t hash = moec_hash(first, d->y.bytes);
+    if (seen != NULL && seen->kernel != NULL && seen->hash != hash) {
+        char both[128];
+        const char *isa = run->isa;
+        moec_pair_glob(seen->kernel->name, kernel->name, both, sizeof both);
+        run->isa = NULL;
+        (void)run->ctx->backend->glu(&exec, seen->kernel, &d->a);
+        moec_check_same(run, c->y_dtype, ROWS, d->y_stride, first, d->y.data, both,
+                        "%s: %s: bits differ from %s", kernel->name, c->text, seen->kernel->name);
+        run->isa = isa;
+    } else if (seen != NULL) {
+        *seen = (moec_seen){kernel, hash};
+        run->counts->passed++;
+    }
+    free(first);
+}
+
+static void run_glu(moec_run *run, const moei_kernel *kernel, const glu_case *c, moec_rng *rng,
+                    int number)
+{
+    glu_data d;
+    const moei_exec exec = {run->ctx, NULL};
+    if (moec_check(run, build(c, rng, &d), kernel->name, "%s: memory is short", kernel->name)) {
+        const uint64_t before = moec_hash(d.x.data, d.x.bytes);
+        memset(d.y.data, POISON, d.y.bytes);
+        (void)run->ctx->backend->glu(&exec, kernel, &d.a);
+        if (within_bounds(c, &d)) {
+            run->counts->passed++;
+        } else {
+            report(run, kernel, c, &d);
+        }
+        moec_check(run, padding_intact(c, &d), kernel->name, "%s: %s: wrote past its columns",
+                   kernel->name, c->text);
+        compare_runs(run, kernel, c, &d, number);
+        moec_check(run, moec_hash(d.x.data, d.x.bytes) == before, kernel->name, "%s: %s: x changed",
+                   kernel->name, c->text);
+    }
+    moec_guard_free(&d.x);
+    moec_guard_free(&d.y);
 }
 
 void moec_check_glu(moec_run *run, const moei_kernel *kernel)

@@ -4,11 +4,30 @@
 #include "checkmoe/checkmoe.h"
 
 #include <stdarg.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "core/registry.h"
+
 #define MAX_PRINTED 40
+#define MAX_CASES   4096 // of a row, that are compared with other rows
+
+void moec_repro(const moec_run *run, const char *name, char *text, size_t size)
+{
+    const moec_options *o = run->options;
+    const char *isa = run->isa != NULL ? run->isa : o->isa;
+    const char *quote = strpbrk(name, "*?") != NULL ? "'" : "";
+    char threads[32] = "";
+    if (o->threads > 0) {
+        (void)snprintf(threads, sizeof threads, " --threads %d", (int)o->threads);
+    }
+    (void)snprintf(text, size, "%s check%s%s%s%s%s%s%s --seed %llu",
+                   o->program != NULL ? o->program : "moe", name[0] != '\0' ? " --kernel " : "",
+                   quote, name, quote, isa != NULL ? " --isa " : "", isa != NULL ? isa : "",
+                   threads, (unsigned long long)o->seed);
+}
 
 bool moec_check(moec_run *run, bool ok, const char *repro, const char *format, ...)
 {
@@ -18,17 +37,97 @@ bool moec_check(moec_run *run, bool ok, const char *repro, const char *format, .
     }
     run->counts->failed++;
     if (run->counts->failed <= MAX_PRINTED) {
+        char command[320];
         va_list args;
         va_start(args, format);
         (void)fprintf(run->out, "FAILED: ");
         (void)vfprintf(run->out, format, args);
         va_end(args);
-        (void)fprintf(run->out, "\n  repeat: %s check%s%s --seed %llu\n",
-                      run->options->program != NULL ? run->options->program : "moe",
-                      repro[0] != '\0' ? " --kernel " : "", repro,
-                      (unsigned long long)run->options->seed);
+        moec_repro(run, repro, command, sizeof command);
+        (void)fprintf(run->out, "\n  repeat with  %s\n", command);
     }
     return false;
+}
+
+static void fail_compare(moec_run *run, const moec_compare *compare, const char *repro,
+                         const char *format, va_list args)
+{
+    char label[1024];
+    char command[320];
+    moec_compare c = *compare;
+    run->counts->failed++;
+    if (run->counts->failed > MAX_PRINTED) {
+        return;
+    }
+    (void)vsnprintf(label, sizeof label, format, args);
+    moec_repro(run, repro, command, sizeof command);
+    c.label = label;
+    c.repro = command;
+    c.out = run->out;
+    if (moec_report_compare(&c, NULL) != MOEC_FAIL) {
+        (void)fprintf(run->out,
+                      "FAILED: %s: the report finds nothing beyond its bound\n"
+                      "  repeat with  %s\n",
+                      label, command);
+    }
+}
+
+void moec_fail_compare(moec_run *run, const moec_compare *compare, const char *repro,
+                       const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    fail_compare(run, compare, repro, format, args);
+    va_end(args);
+}
+
+bool moec_check_same(moec_run *run, moe_dtype dtype, int64_t rows, int64_t columns,
+                     const void *actual, const void *expected, const char *repro,
+                     const char *format, ...)
+{
+    const size_t bytes = (size_t)(rows * columns) * (size_t)moe_dtype_bits(dtype) / 8;
+    if (bytes == 0 || memcmp(actual, expected, bytes) == 0) {
+        run->counts->passed++;
+        return true;
+    }
+    const moec_compare c = {.actual = moe_tensor_2d(actual, dtype, rows, columns),
+                            .expected = moe_tensor_2d(expected, dtype, rows, columns),
+                            .exact = 1};
+    va_list args;
+    va_start(args, format);
+    fail_compare(run, &c, repro, format, args);
+    va_end(args);
+    return false;
+}
+
+moec_seen *moec_seen_at(const moec_run *run, const moei_kernel *kernel, int number)
+{
+    const size_t kind = kernel->op == MOEI_OP_GGEMM ? (size_t)MOEI_NUM_OPS + (size_t)kernel->arith
+                                                    : (size_t)kernel->op;
+    return run->seen == NULL || number >= MAX_CASES ? NULL
+                                                    : &run->seen[kind * MAX_CASES + (size_t)number];
+}
+
+bool moec_seen_begin(moec_run *run)
+{
+    run->seen = calloc((size_t)(MOEI_NUM_OPS + MOEI_NUM_ARITH) * MAX_CASES, sizeof *run->seen);
+    return run->seen != NULL;
+}
+
+void moec_pair_glob(const char *a, const char *b, char *glob, size_t size)
+{
+    size_t prefix = 0;
+    size_t suffix = 0;
+    const size_t length_a = strlen(a);
+    const size_t length_b = strlen(b);
+    while (a[prefix] != '\0' && a[prefix] == b[prefix]) {
+        prefix++;
+    }
+    while (suffix < length_a - prefix && suffix < length_b - prefix &&
+           a[length_a - suffix - 1] == b[length_b - suffix - 1]) {
+        suffix++;
+    }
+    (void)snprintf(glob, size, "%.*s*%s", (int)prefix, a, a + length_a - suffix);
 }
 
 void moec_skip(moec_run *run, const char *format, ...)

@@ -9,7 +9,10 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include "checkmoe/report.h"
 #include "moe/moe.h"
+
+struct moei_kernel;
 
 typedef struct moec_options {
     const char *kernel;  // glob over row names; NULL: all
@@ -18,23 +21,59 @@ typedef struct moec_options {
     int32_t threads;     // 0: all
     const char *program; // name in repro lines
     bool verbose;        // a report for what passes, too
+    bool list;           // names what would run, and runs nothing
+    /// For tests of the checks: called on every context that kernel rows and layers run in.
+    void (*spoil)(moe_context *ctx);
 } moec_options;
 
 typedef struct moec_counts {
     unsigned long passed, failed, skipped;
 } moec_counts;
 
-/// Where checks report. Every failure prints what failed and one line that repeats it.
+/// The bits that the first row of a kind gave for a case: all others must give the same.
+typedef struct moec_seen {
+    const struct moei_kernel *kernel;
+    uint64_t hash;
+} moec_seen;
+
+/// Where checks report. Every failure prints a block: a line that begins with FAIL, then indented
+/// lines, the last of which repeats it.
 typedef struct moec_run {
     const moec_options *options;
     FILE *out;
     moec_counts *counts;
     const moe_context *ctx;
+    const char *isa; // ceiling that repeats the row in hand; NULL: that of the options
+    moec_seen *seen; // NULL: rows are not compared with each other
 } moec_run;
 
 /// Counts a result; prints the message and the repro line where it is a failure. Returns `ok`.
+/// `repro`: the row or case (a glob) that repeats it.
 bool moec_check(moec_run *run, bool ok, const char *repro, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
+
+/// Counts a failure that a quick look found in a comparison, and prints the comparison's report
+/// under a label. `compare` needs neither label, repro nor out.
+void moec_fail_compare(moec_run *run, const moec_compare *compare, const char *repro,
+                       const char *format, ...) __attribute__((format(printf, 4, 5)));
+
+/// Compares two blocks of memory byte for byte, both as rows of a shape and dtype, and counts the
+/// result; a failure prints the report of the tensors.
+bool moec_check_same(moec_run *run, moe_dtype dtype, int64_t rows, int64_t columns,
+                     const void *actual, const void *expected, const char *repro,
+                     const char *format, ...) __attribute__((format(printf, 8, 9)));
+
+/// The command that repeats a row or case.
+void moec_repro(const moec_run *run, const char *name, char *text, size_t size);
+
+/// Begins to keep the bits of cases; to be freed with free(run->seen). False: memory is short.
+bool moec_seen_begin(moec_run *run);
+
+/// Case `number` of all rows that must agree with this one; NULL: not kept.
+moec_seen *moec_seen_at(const moec_run *run, const struct moei_kernel *kernel, int number);
+
+/// A glob that both names match.
+void moec_pair_glob(const char *a, const char *b, char *glob, size_t size);
 
 /// Counts and prints a skip with its reason.
 void moec_skip(moec_run *run, const char *format, ...) __attribute__((format(printf, 2, 3)));

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Walks every kernel row of the context's backend; a row that the machine cannot run is skipped by
 // name, never passed.
+#include <stdlib.h>
+
 #include "checkmoe/check_ggemm.h"
 #include "checkmoe/check_rows.h"
 #include "checkmoe/checkmoe.h"
@@ -14,8 +16,13 @@ static void check_row(moec_run *run, const moei_kernel *kernel)
         moec_skip(run, "%s: %s", kernel->name, moei_whynot_text(&why, text, sizeof text));
         return;
     }
+    if (run->options->list) {
+        (void)fprintf(run->out, "%s\n", kernel->name);
+        return;
+    }
     const unsigned long failed = run->counts->failed;
     const unsigned long passed = run->counts->passed;
+    run->isa = kernel->isa_name;
     switch (kernel->op) {
     case MOEI_OP_GGEMM:
         moec_check_ggemm(run, kernel);
@@ -26,8 +33,11 @@ static void check_row(moec_run *run, const moei_kernel *kernel)
     case MOEI_OP_COMBINE:
         moec_check_combine(run, kernel);
         break;
+    case MOEI_OP_QUANTIZE:
+        moec_check_quantize(run, kernel);
+        break;
     default:
-        return; // route, place, sort, quantize: bit-exact statements of their own, tests/unit
+        return; // route, place, sort: bit-exact statements of their own, tests/unit
     }
     (void)fprintf(run->out, "%-44s %lu passed, %lu failed\n", kernel->name,
                   run->counts->passed - passed, run->counts->failed - failed);
@@ -43,13 +53,24 @@ int moec_kernels_run(const moec_options *options, FILE *out, moec_counts *counts
         (void)fprintf(out, "%s\n", moe_last_error());
         return -1;
     }
-    moec_run run = {options, out, counts, ctx};
+    moec_options resolved = *options;
+    resolved.seed = options->seed != 0 ? options->seed : 1;
+    if (options->spoil != NULL) {
+        options->spoil(ctx);
+    }
+    moec_run run = {.options = &resolved, .out = out, .counts = counts, .ctx = ctx};
+    if (!moec_seen_begin(&run)) {
+        (void)fprintf(out, "memory is short\n");
+        moe_context_destroy(ctx);
+        return -1;
+    }
     for (size_t i = 0; i < ctx->backend->num_kernels; i++) {
         const moei_kernel *kernel = &ctx->backend->kernels[i];
         if (moec_glob(options->kernel, kernel->name)) {
             check_row(&run, kernel);
         }
     }
+    free(run.seen);
     moe_context_destroy(ctx);
     return 0;
 }

@@ -77,6 +77,13 @@ static double value_at(const moe_tensor *t, int64_t at)
     }
 }
 
+static unsigned long long bits_at(const moe_tensor *t, int64_t at)
+{
+    unsigned long long bits = 0;
+    memcpy(&bits, elem_at(t, at), elem_bytes(t->dtype));
+    return bits;
+}
+
 // Numbers of the dtype between two values, so that a rounding shows as 1.
 static double ulps_apart(moe_dtype dtype, double a, double b)
 {
@@ -116,12 +123,11 @@ static struct element element_at(const moec_compare *c, int64_t at)
     e.bound = c->exact ? 0 : c->bound != NULL ? c->bound[at] : c->atol + c->rtol * fabs(e.expected);
     const bool nan_a = isnan(e.actual);
     const bool nan_e = isnan(e.expected);
-    bool same = (nan_a && nan_e && c->nan_matches) ||
-                (!(e.actual < e.expected) && !(e.actual > e.expected) && !nan_a && !nan_e);
-    if (c->exact && !(nan_a && nan_e && c->nan_matches)) {
-        same = memcmp(elem_at(&c->actual, at), elem_at(&c->expected, at),
-                      elem_bytes(c->actual.dtype)) == 0;
-    }
+    const bool same =
+        c->exact ? memcmp(elem_at(&c->actual, at), elem_at(&c->expected, at),
+                          elem_bytes(c->actual.dtype)) == 0
+                 : (nan_a && nan_e && c->nan_matches) ||
+                       (!(e.actual < e.expected) && !(e.actual > e.expected) && !nan_a && !nan_e);
     if (same) {
         e.diff = 0;
         // A bound that is no number proves nothing about a number.
@@ -132,6 +138,12 @@ static struct element element_at(const moec_compare *c, int64_t at)
     e.diff = finite ? fabs(e.actual - e.expected) : HUGE_VAL;
     e.ratio = finite && e.bound > 0 && isfinite(e.bound) ? e.diff / e.bound : HUGE_VAL;
     return e;
+}
+
+// Whether a NaN alone is no failure.
+static bool nan_may_be(const moec_compare *c)
+{
+    return c->nan_matches || c->exact;
 }
 
 static void gather(const moec_compare *c, moec_stats *s)
@@ -355,6 +367,10 @@ static void print_report(const moec_compare *c, const moec_stats *s)
         (void)fprintf(out, "  worst        ");
         print_index(out, &c->actual, s->worst);
         (void)fprintf(out, ": actual %.9g, expected %.9g", e.actual, e.expected);
+        if (c->exact) {
+            (void)fprintf(out, ", bits 0x%llX and 0x%llX", bits_at(&c->actual, s->worst),
+                          bits_at(&c->expected, s->worst));
+        }
         if (isfinite(e.diff)) {
             (void)fprintf(out, ", difference %.4g (%.3g ulp)", e.diff,
                           ulps_apart(c->actual.dtype, e.actual, e.expected));
@@ -367,10 +383,10 @@ static void print_report(const moec_compare *c, const moec_stats *s)
     if (s->over > 0) {
         print_patterns(c, s);
     }
-    if (!c->nan_matches && s->actual.nan > 0) {
+    if (!nan_may_be(c) && s->actual.nan > 0) {
         (void)fprintf(out, "  NaN          in actual: the code is wrong, not its precision\n");
     }
-    if (!c->nan_matches && s->expected.nan > 0) {
+    if (!nan_may_be(c) && s->expected.nan > 0) {
         (void)fprintf(out, "  NaN          in expected: the reference is wrong\n");
     }
     if (c->repro != NULL) {
@@ -418,7 +434,7 @@ moec_verdict moec_report_compare(const moec_compare *c, moec_stats *stats)
         }
     } else {
         gather(c, &s);
-        const bool nan = !c->nan_matches && (s.actual.nan > 0 || s.expected.nan > 0);
+        const bool nan = !nan_may_be(c) && (s.actual.nan > 0 || s.expected.nan > 0);
         s.verdict = s.over > 0 || nan ? MOEC_FAIL : s.max_ratio > 0.5 ? MOEC_MARGINAL : MOEC_PASS;
         if (c->out != NULL && (s.verdict == MOEC_FAIL || c->always)) {
             print_report(c, &s);

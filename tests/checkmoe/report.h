@@ -26,8 +26,8 @@ typedef struct moec_compare {
     moe_tensor expected; ///< the same; f64 where it comes from an oracle in double
     const double *bound; ///< one per element, row-major; NULL: atol + rtol * |expected|
     double atol, rtol;
-    int exact;         ///< 1: equal bits, same dtype; bound, atol and rtol are not used
-    int nan_matches;   ///< 1: NaN in both is equal; 0: any NaN fails
+    int exact;       ///< 1: equal bits, same dtype; bound, atol, rtol and nan_matches are not used
+    int nan_matches; ///< 1: NaN in both is equal; 0: any NaN fails
     const char *repro; ///< command that repeats the case, NULL: none
     FILE *out;         ///< where failures go; NULL: nowhere
     int always;        ///< 1: print on success too
