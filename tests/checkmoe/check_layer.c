@@ -23,7 +23,7 @@ static const moec_batch_style base_style = {true, 0xFF, 1};
 // ---------------------------------------------------------------------------------
 
 // An access outside of a case's memory ends the process; the last words name the case.
-static char last_words[1200];
+static char last_words[1400];
 static struct sigaction usual_action;
 
 static void speak(int signal_number)
@@ -35,12 +35,11 @@ static void speak(int signal_number)
 
 static void watch(const moec_layer_checks *k, const moec_layer_case *c)
 {
+    char command[320];
+    moec_repro(&k->run, c->name, command, sizeof command);
     (void)snprintf(last_words, sizeof last_words,
-                   "FAILED: %s: access outside of the memory it was given: %s\n  repeat: %s check "
-                   "--kernel %s --seed %llu\n",
-                   c->name, c->text,
-                   k->run.options->program != NULL ? k->run.options->program : "moe", c->name,
-                   (unsigned long long)k->run.options->seed);
+                   "FAILED: %s: access outside of the memory it was given: %s\n  repeat with  %s\n",
+                   c->name, c->text, command);
 }
 
 // ---- contexts -----------------------------------------------------------------------------------
@@ -71,6 +70,9 @@ static bool make_contexts(moec_layer_checks *k, FILE *out)
         if (moe_context_create(&desc, &k->ctx[i]) != MOE_OK) {
             (void)fprintf(out, "%s\n", moe_last_error());
             return false;
+        }
+        if (k->run.options->spoil != NULL) {
+            k->run.options->spoil(k->ctx[i]);
         }
     }
     k->run.ctx = k->ctx[MOEC_CTX_MAIN];
@@ -185,33 +187,39 @@ unsigned char *moec_layer_results(moec_layer_checks *k, const moec_layer_case *c
     return results;
 }
 
-// Says which item and element of two results differ.
-static bool same_bits(moec_layer_checks *k, const moec_layer_case *c, const unsigned char *a,
-                      const unsigned char *b, int32_t n, const char *what)
+bool moec_layer_same(moec_layer_checks *k, const moec_layer_case *c, const unsigned char *want,
+                     const unsigned char *have, int32_t n, const char *what)
 {
-    const size_t row = moec_layer_result_bytes(c, 1);
-    const size_t bytes = (size_t)moe_dtype_bits(moec_layer_out_dtype(c)) / 8;
-    char text[256];
-    for (size_t i = 0; i < (size_t)n * row; i++) {
-        if (a[i] != b[i]) {
-            const size_t first = i / bytes * bytes;
-            uint32_t x = 0;
-            uint32_t y = 0;
-            memcpy(&x, a + first, bytes);
-            memcpy(&y, b + first, bytes);
-            (void)snprintf(text, sizeof text, "%s: item %zu element %zu is 0x%X, was 0x%X", what,
-                           i / row, i % row / bytes, (unsigned)y, (unsigned)x);
-            return moec_layer_check(k, c, false, text);
-        }
+    return moec_check_same(&k->run, moec_layer_out_dtype(c), n, (int64_t)c->out_row_elems, have,
+                           want, c->name, "%s: %s: %s", c->name, what, c->text);
+}
+
+// Judges once more, for the values and bounds of every element, and reports.
+static void report_judged(moec_layer_checks *k, const moec_layer_case *c, const moec_made *made,
+                          const int32_t *items, const moec_routing *routing,
+                          const unsigned char *results)
+{
+    const int64_t columns = (int64_t)c->out_row_elems;
+    const size_t elements = (size_t)c->items * c->out_row_elems;
+    double *values = calloc(2 * elements + 1, sizeof *values);
+    moec_layer_stats stats = {.values = values, .bounds = values + elements};
+    const bool ok = values != NULL &&
+                    moec_layer_judge(c, made->plan, items, c->items, routing, results, &stats);
+    if (moec_layer_check(k, c, ok, "beyond its bound; memory is short")) {
+        const moec_compare compare = {
+            .actual = moe_tensor_2d(results, moec_layer_out_dtype(c), c->items, columns),
+            .expected = moe_tensor_2d(values, MOE_F64, c->items, columns),
+            .bound = stats.bounds,
+            .nan_matches = 1};
+        moec_fail_compare(&k->run, &compare, c->name, "%s: against float64: %s", c->name, c->text);
     }
-    return moec_layer_check(k, c, true, what);
+    free(values);
 }
 
 static void judge(moec_layer_checks *k, const moec_layer_case *c, const moec_made *made,
                   const int32_t *items, const moec_routing *routing, const unsigned char *results)
 {
-    moec_layer_stats stats;
-    char text[256];
+    moec_layer_stats stats = {0};
     if (!moec_layer_judged(c)) {
         return;
     }
@@ -228,8 +236,11 @@ static void judge(moec_layer_checks *k, const moec_layer_case *c, const moec_mad
         k->worst = stats.ratio;
         (void)snprintf(k->worst_case, sizeof k->worst_case, "%s", c->name);
     }
-    (void)snprintf(text, sizeof text, "error %.3g x bound at %s", stats.ratio, stats.where);
-    moec_layer_check(k, c, stats.ratio <= 1.0, text);
+    if (stats.ratio <= 1.0) {
+        k->run.counts->passed++;
+    } else {
+        report_judged(k, c, made, items, routing, results);
+    }
 }
 
 // The base run: its results go to `results`. Against float64, the composition, and a second time.
@@ -254,13 +265,14 @@ static bool check_base(moec_layer_checks *k, const moec_layer_case *c, const moe
             moec_layer_compose(k->ctx[MOEC_CTX_MAIN], c, items, c->items, other);
         (void)snprintf(text, sizeof text, "composition: %s", moe_last_error());
         if (moec_layer_check(k, c, status == MOE_OK, text)) {
-            same_bits(k, c, other, results, c->items, "differs from the composition of the ops");
+            moec_layer_same(k, c, other, results, c->items,
+                            "differs from the composition of the ops");
         }
         ok = execute(k, c, made, &batch, "second run");
     }
     if (ok) {
         moec_batch_collect(&batch, other);
-        same_bits(k, c, results, other, c->items, "two runs differ");
+        moec_layer_same(k, c, results, other, c->items, "two runs differ");
     }
     moec_routing_free(&routing);
     moec_batch_free(&batch);
@@ -279,8 +291,8 @@ static void check_variant(moec_layer_checks *k, const moec_layer_case *c, const 
     for (int32_t p = 0; results != NULL && p < n; p++) {
         if (items[p] < c->items) {
             (void)snprintf(text, sizeof text, "%s (item %d)", what, (int)items[p]);
-            if (!same_bits(k, c, base + (size_t)items[p] * row, results + (size_t)p * row, 1,
-                           text)) {
+            if (!moec_layer_same(k, c, base + (size_t)items[p] * row, results + (size_t)p * row, 1,
+                                 text)) {
                 break;
             }
         }
@@ -448,7 +460,7 @@ int moec_layer_run(const moec_options *options, FILE *out, moec_counts *counts)
 {
     moec_options resolved = *options;
     resolved.seed = options->seed != 0 ? options->seed : 1;
-    moec_layer_checks k = {.run = {&resolved, out, counts, NULL}};
+    moec_layer_checks k = {.run = {.options = &resolved, .out = out, .counts = counts}};
     const unsigned long passed = counts->passed;
     const unsigned long failed = counts->failed;
     int result = -1;
@@ -459,7 +471,9 @@ int moec_layer_run(const moec_options *options, FILE *out, moec_counts *counts)
         for (int number = 0; number < CASES; number++) {
             char name[32];
             (void)snprintf(name, sizeof name, "layer-%d", number);
-            if (moec_glob(options->kernel, name)) {
+            if (moec_glob(options->kernel, name) && options->list) {
+                (void)fprintf(out, "%s\n", name);
+            } else if (moec_glob(options->kernel, name)) {
                 check_case(&k, number);
             }
         }

@@ -44,6 +44,10 @@ bool moec_layer_case_make(moec_layer_checks *k, moec_layer_case *c, int number);
 /// Counts a check of a case; a failure prints it with its description.
 bool moec_layer_check(moec_layer_checks *k, const moec_layer_case *c, bool ok, const char *what);
 
+/// Compares the results of n items bit for bit and counts; a failure prints a report.
+bool moec_layer_same(moec_layer_checks *k, const moec_layer_case *c, const unsigned char *want,
+                     const unsigned char *have, int32_t n, const char *what);
+
 /// Runs n items and returns their results in memory to free; NULL after a failure, which is counted
 /// under `what`.
 unsigned char *moec_layer_results(moec_layer_checks *k, const moec_layer_case *c,

@@ -235,11 +235,12 @@ typedef struct moec_layer_stats {
     double ratio;                   // largest error / bound
     unsigned long elements, unsure; // compared; of these without a bound
     unsigned long marginal;         // above half their bound
-    char where[160];
+    double *values, *bounds; // in: where each element's go, [n, out_row_elems]; NULL: nowhere
 } moec_layer_stats;
 
 /// Compares the results of items (at positions 0 ..) with float64, where moec_layer_judged.
-/// `routing` settles choices that float64 cannot.
+/// `routing` settles choices that float64 cannot. `stats` begins as 0, or with values and bounds
+/// set; these are such that an element exceeds its bound only where the comparison says so.
 bool moec_layer_judge(const moec_layer_case *c, const moe_plan *plan, const int32_t *items,
                       int32_t n, const moec_routing *routing, const unsigned char *results,
                       moec_layer_stats *stats);

@@ -230,7 +230,8 @@ typedef struct runner {
     const unsigned char *want;
     int32_t *items;
     int index;
-    bool ok;
+    bool ok, differs;       // differs: results, of the last round, are not those wanted
+    unsigned char *results; // to be freed
 } runner;
 
 // The same plan and weights, a batch and a workspace of its own.
@@ -239,22 +240,36 @@ static void *run_rounds(void *argument)
     runner *r = argument;
     const moec_layer_case *c = r->c;
     const size_t bytes = moec_layer_result_bytes(c, c->items);
-    unsigned char *results = malloc(bytes + 1);
     const moec_batch_style style = {r->index % 2 == 0, (unsigned char)r->index, r->index % 3};
     moec_batch batch = {0};
     const char *wrong = "";
-    r->ok = results != NULL && moec_batch_build(&batch, c, r->items, c->items, &style);
+    r->results = calloc(bytes + 1, 1);
+    r->ok = r->results != NULL && moec_batch_build(&batch, c, r->items, c->items, &style);
     for (int i = 0; r->ok && i < ROUNDS; i++) {
         r->ok = moec_batch_execute(&batch, r->made->plan, r->made->weights) == MOE_OK &&
                 moec_batch_intact(&batch, &wrong);
         if (r->ok) {
-            moec_batch_collect(&batch, results);
-            r->ok = memcmp(results, r->want, bytes) == 0;
+            moec_batch_collect(&batch, r->results);
+            r->ok = memcmp(r->results, r->want, bytes) == 0;
+            r->differs = !r->ok;
         }
     }
     moec_batch_free(&batch);
-    free(results);
     return NULL;
+}
+
+// Counts what a runner found; results that differ are reported.
+static bool settle(moec_layer_checks *k, runner *r, const char *what)
+{
+    bool ok = r->ok;
+    if (r->differs) {
+        ok = moec_layer_same(k, r->c, r->want, r->results, r->c->items, what);
+    } else {
+        moec_layer_check(k, r->c, ok, what);
+    }
+    free(r->results);
+    r->results = NULL;
+    return ok;
 }
 
 // What one run gives, to compare others with; NULL after a failure.
@@ -282,7 +297,7 @@ void moec_layer_threads(moec_layer_checks *k, const moec_layer_case *c)
     pthread_t threads[THREADS];
     int started = 0;
     for (; want != NULL && started < THREADS; started++) {
-        runners[started] = (runner){c, &made, want, items, started, false};
+        runners[started] = (runner){c, &made, want, items, started, false, false, NULL};
         if (pthread_create(&threads[started], NULL, run_rounds, &runners[started]) != 0) {
             break;
         }
@@ -290,7 +305,7 @@ void moec_layer_threads(moec_layer_checks *k, const moec_layer_case *c)
     moec_layer_check(k, c, want == NULL || started == THREADS, "a thread could not be made");
     for (int i = 0; i < started; i++) {
         (void)pthread_join(threads[i], NULL);
-        moec_layer_check(k, c, runners[i].ok, "a run beside others on one plan differs");
+        settle(k, &runners[i], "a run beside others on one plan differs");
     }
     free(want);
     free(items);
@@ -309,19 +324,21 @@ void moec_layer_fork(moec_layer_checks *k, const moec_layer_case *c)
         return;
     }
     unsigned char *want = expected(k, c, &made, &items);
-    runner r = {c, &made, want, items, 1, false};
+    runner r = {c, &made, want, items, 1, false, false, NULL};
     if (want != NULL) {
         (void)fflush(NULL);
         const pid_t child = fork();
         if (child == 0) {
             (void)run_rounds(&r);
-            _exit(r.ok ? 0 : 1);
+            const bool ok = settle(k, &r, "a run in a child after fork differs");
+            (void)fflush(k->run.out);
+            _exit(ok ? 0 : 1);
         }
         moec_layer_check(k, c, child > 0 && waitpid(child, &status, 0) == child, "fork");
         moec_layer_check(k, c, WIFEXITED(status) && WEXITSTATUS(status) == 0,
-                         "a run in a child after fork differs");
+                         "a child after fork failed");
         (void)run_rounds(&r);
-        moec_layer_check(k, c, r.ok, "a run in the parent after fork differs");
+        settle(k, &r, "a run in the parent after fork differs");
     }
     free(want);
     free(items);

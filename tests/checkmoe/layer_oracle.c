@@ -187,9 +187,11 @@ static void compare(const moec_layer_case *c, const unsigned char *row, const do
         const bool negative_zero = value[i] == 0.0 && bound[i] == 0.0 && signbit(have) != 0;
         if (!(ratio <= stats->ratio) || negative_zero) {
             stats->ratio = negative_zero ? HUGE_VAL : ratio;
-            (void)snprintf(stats->where, sizeof stats->where,
-                           "item %d element %zu: have %.9g, want %.17g, bound %.3g", (int)position,
-                           i, have, value[i], bound[i]);
+        }
+        if (stats->values != NULL) {
+            const size_t at = (size_t)position * c->out_row_elems + i;
+            stats->values[at] = ratio > 0.0 || negative_zero ? value[i] : have;
+            stats->bounds[at] = negative_zero ? (double)NAN : bound[i]; // NaN: nothing is within
         }
     }
 }
@@ -204,7 +206,6 @@ bool moec_layer_judge(const moec_layer_case *c, const moe_plan *plan, const int3
     double *value = calloc(3 * c->out_row_elems, sizeof(double));
     item_slots s;
     bool ok = slots_make(c, &s) && value != NULL;
-    memset(stats, 0, sizeof *stats);
     for (int32_t p = 0; ok && p < n; p++) {
         double *previous = value + 2 * c->out_row_elems;
         float64_token t = {.x = c->x_dense + (size_t)items[p] * (size_t)c->desc.hidden,
