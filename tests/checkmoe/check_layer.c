@@ -243,13 +243,37 @@ static void judge(moec_layer_checks *k, const moec_layer_case *c, const moec_mad
     }
 }
 
+// The outputs of the routing; weights that are wrong are reported in full.
+static void check_routing(moec_layer_checks *k, const moec_layer_case *c, const moec_batch *batch,
+                          const moec_routing *routing)
+{
+    moec_routing_verdict v = {.text = "outputs of the routing: memory is short"};
+    const bool ok = moec_layer_check_routing(batch, routing, &v);
+    const int32_t slots = moec_layer_slots(c);
+    const size_t elements = (size_t)batch->n * (size_t)slots;
+    double *values = ok || !v.weights ? NULL : calloc(2 * elements, sizeof *values);
+    if (values == NULL) {
+        moec_layer_check(k, c, ok, v.text);
+        return;
+    }
+    moec_routing_verdict all = {.values = values, .bounds = values + elements};
+    (void)moec_layer_check_routing(batch, routing, &all);
+    moec_compare compare = {.actual = batch->args.out_weights,
+                            .expected = moe_tensor_2d(values, MOE_F64, batch->n, slots),
+                            .bound = all.bounds,
+                            .nan_matches = 1};
+    compare.actual.shape[0] = batch->n;
+    moec_fail_compare(&k->run, &compare, c->name, "%s: %s: %s", c->name, v.text, c->text);
+    free(values);
+}
+
 // The base run: its results go to `results`. Against float64, the composition, and a second time.
 static bool check_base(moec_layer_checks *k, const moec_layer_case *c, const moec_made *made,
                        const int32_t *items, unsigned char *results)
 {
     moec_batch batch = {0};
     moec_routing routing = {0};
-    char text[256] = "";
+    char text[256];
     const size_t bytes = moec_layer_result_bytes(c, c->items);
     unsigned char *other = calloc(bytes + 1, 1);
     bool ok = other != NULL && moec_batch_build(&batch, c, items, c->items, &base_style) &&
@@ -258,8 +282,7 @@ static bool check_base(moec_layer_checks *k, const moec_layer_case *c, const moe
         moec_layer_check(k, c, ok, "no memory or no routing") && execute(k, c, made, &batch, "run");
     if (ok) {
         moec_batch_collect(&batch, results);
-        ok = moec_layer_check_routing(&batch, &routing, text, sizeof text);
-        moec_layer_check(k, c, ok, text);
+        check_routing(k, c, &batch, &routing);
         judge(k, c, made, items, &routing, results);
         const moe_status status =
             moec_layer_compose(k->ctx[MOEC_CTX_MAIN], c, items, c->items, other);

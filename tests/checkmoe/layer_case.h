@@ -248,9 +248,17 @@ bool moec_layer_judge(const moec_layer_case *c, const moe_plan *plan, const int3
 /// True where the float64 statement covers the case: nothing but the caller quantises.
 bool moec_layer_judged(const moec_layer_case *c);
 
-/// Checks out_ids, out_weights, out_counts and load of a run against plain statements; says what is
-/// wrong in `text`.
-bool moec_layer_check_routing(const moec_batch *r, const moec_routing *routing, char *text,
-                              size_t size);
+/// What a check of the outputs of a routing found.
+typedef struct moec_routing_verdict {
+    char text[256];          // what is wrong
+    bool weights;            // it is a weight
+    double *values, *bounds; // in: where float64's weights go, [n, slots]; NULL: nowhere
+} moec_routing_verdict;
+
+/// Checks out_ids, out_weights, out_counts and load of a run against plain statements. `verdict`
+/// begins as 0, or with values and bounds set; these are such that a weight exceeds its bound only
+/// where the check says so.
+bool moec_layer_check_routing(const moec_batch *r, const moec_routing *routing,
+                              moec_routing_verdict *verdict);
 
 #endif

@@ -249,36 +249,41 @@ static int64_t load_id(const moe_tensor *t, int64_t row, int64_t column)
 }
 
 static bool check_slot(const moec_batch *r, const item_slots *s, const moec_routing *routing,
-                       int32_t p, int32_t j, char *text, size_t size)
+                       int32_t p, int32_t j, moec_routing_verdict *v)
 {
-    const int32_t slots = moec_layer_slots(r->c);
+    const int32_t at = p * moec_layer_slots(r->c) + j;
     const moe_tensor *weights = &r->args.out_weights;
     const int64_t id = load_id(&r->args.out_ids, p, j);
     const float have = moei_load_one(weights->dtype, weights->data, p * weights->stride[0] + j);
-    const float want = moei_round_to(weights->dtype, routing->weights[p * slots + j]);
+    const float want = moei_round_to(weights->dtype, routing->weights[at]);
     const double exact = s->slot[j].weight;
     const double bound = s->slot[j].weight_error +
                          (weights->dtype == MOE_BF16 ? 0x1p-8 : 0x1p-23) * fabs(exact) + 1e-40;
+    const bool nan = isnan(have) && isnan(want);
+    const bool routed = memcmp(&have, &want, sizeof have) == 0 || nan;
+    const bool within = fabs((double)have - exact) <= bound || (isnan(have) && isnan(exact));
+    if (v->values != NULL) {
+        v->values[at] = routed && within ? (double)have : exact;
+        v->bounds[at] = routed ? bound : (double)NAN; // NaN: nothing is within
+    }
     if (id != s->id[j]) {
-        (void)snprintf(text, size, "out_ids of item %d slot %d is %lld, must be %d", (int)p, (int)j,
-                       (long long)id, (int)s->id[j]);
+        (void)snprintf(v->text, sizeof v->text, "out_ids of item %d slot %d is %lld, must be %d",
+                       (int)p, (int)j, (long long)id, (int)s->id[j]);
         return false;
     }
-    if (memcmp(&have, &want, sizeof have) != 0 && !(isnan(have) && isnan(want))) {
-        (void)snprintf(text, size, "out_weights of item %d slot %d is %.9g, moe_route gives %.9g",
-                       (int)p, (int)j, (double)have, (double)want);
-        return false;
-    }
-    if (!(fabs((double)have - exact) <= bound) && !(isnan(have) && isnan(exact))) {
-        (void)snprintf(text, size, "out_weights of item %d slot %d is %.9g, must be %.17g +- %.3g",
-                       (int)p, (int)j, (double)have, exact, bound);
+    if (!routed || !within) {
+        (void)snprintf(v->text, sizeof v->text,
+                       "out_weights of item %d slot %d is %.9g, moe_route gives %.9g, float64 "
+                       "%.17g +- %.3g",
+                       (int)p, (int)j, (double)have, (double)want, exact, bound);
+        v->weights = true;
         return false;
     }
     return true;
 }
 
-bool moec_layer_check_routing(const moec_batch *r, const moec_routing *routing, char *text,
-                              size_t size)
+bool moec_layer_check_routing(const moec_batch *r, const moec_routing *routing,
+                              moec_routing_verdict *v)
 {
     const moec_layer_case *c = r->c;
     if (r->out_ids.data == NULL) {
@@ -288,11 +293,12 @@ bool moec_layer_check_routing(const moec_batch *r, const moec_routing *routing, 
     int64_t *counts = calloc((size_t)experts + 1, sizeof *counts);
     int32_t *load = calloc((size_t)c->physical + 1, sizeof *load);
     item_slots s;
-    bool ok = slots_make(c, &s) && counts != NULL && load != NULL;
-    for (int32_t p = 0; ok && p < r->n; p++) {
+    const bool made = slots_make(c, &s) && counts != NULL && load != NULL;
+    bool ok = made;
+    for (int32_t p = 0; made && (ok || v->values != NULL) && p < r->n; p++) {
         fill_slots(c, routing, r->items[p], p, &s);
-        for (int32_t j = 0; ok && j < moec_layer_slots(c); j++) {
-            ok = check_slot(r, &s, routing, p, j, text, size);
+        for (int32_t j = 0; (ok || v->values != NULL) && j < moec_layer_slots(c); j++) {
+            ok = check_slot(r, &s, routing, p, j, v) && ok;
             const int32_t physical = moec_layer_physical(c, p, s.id[j]);
             if (physical >= 0) {
                 load[physical]++;
@@ -303,11 +309,11 @@ bool moec_layer_check_routing(const moec_batch *r, const moec_routing *routing, 
         }
     }
     if (ok && memcmp(counts, r->out_counts.data, (size_t)experts * sizeof *counts) != 0) {
-        (void)snprintf(text, size, "out_counts differ from a plain count");
+        (void)snprintf(v->text, sizeof v->text, "out_counts differ from a plain count");
         ok = false;
     }
     if (ok && memcmp(load, r->load.data, (size_t)c->physical * sizeof *load) != 0) {
-        (void)snprintf(text, size, "load differs from a plain count");
+        (void)snprintf(v->text, sizeof v->text, "load differs from a plain count");
         ok = false;
     }
     slots_free(&s);

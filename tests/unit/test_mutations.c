@@ -112,9 +112,9 @@ static void examine(moe_context *clean, const moec_layer_case *c, const moec_mad
 {
     const moec_batch_style style = {true, 0xFF, 1};
     const char *wrong = "";
-    char text[256];
     moec_batch batch = {0};
     moec_routing routing = {0};
+    moec_routing_verdict checked = {0};
     moec_layer_stats stats = {0};
     const size_t bytes = moec_layer_result_bytes(c, c->items);
     unsigned char *have = calloc(bytes, 1);
@@ -128,7 +128,7 @@ static void examine(moe_context *clean, const moec_layer_case *c, const moec_mad
     if (v->ran) {
         moec_batch_collect(&batch, have);
         v->intact = moec_batch_intact(&batch, &wrong);
-        v->routing = moec_layer_check_routing(&batch, &routing, text, sizeof text);
+        v->routing = moec_layer_check_routing(&batch, &routing, &checked);
         v->same = memcmp(have, want, bytes) == 0;
         v->judged = moec_layer_judged(c);
         if (v->judged) {
