@@ -1,75 +1,202 @@
 // SPDX-License-Identifier: Apache-2.0
 // moe check: proves the kernels on this machine, or replays what other software computed.
+#define _POSIX_C_SOURCE 200809L
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "checkmoe/checkmoe.h"
 #include "checkmoe/oracle.h"
 #include "cli.h"
 
-int cmd_check(int argc, char **argv)
+typedef struct request {
+    moec_options options;
+    const char *device, *oracle, *model, *reference;
+    int64_t repeat;
+    bool show, json;
+} request;
+
+static bool parse(int argc, char **argv, request *r)
 {
-    const char *kernel = NULL;
-    const char *isa = NULL;
     const char *seed = "1";
     const char *threads = "0";
-    const char *device = NULL;
-    const char *oracle = NULL;
-    const char *model = NULL;
-    const char *reference = NULL;
-    bool show = false;
-    bool json = false;
-    bool verbose = false;
+    const char *repeat = "1";
     int count = 0;
     int64_t seed_value = 0;
     int64_t thread_value = 0;
-    const cli_option options[] = {{"kernel", &kernel, NULL},   {"isa", &isa, NULL},
-                                  {"seed", &seed, NULL},       {"threads", &threads, NULL},
-                                  {"device", &device, NULL},   {"oracle", &oracle, NULL},
-                                  {"model", &model, NULL},     {"reference", &reference, NULL},
-                                  {"show", NULL, &show},       {"json", NULL, &json},
-                                  {"verbose", NULL, &verbose}, {NULL, NULL, NULL}};
+    moec_options *o = &r->options;
+    const cli_option options[] = {{"kernel", &o->kernel, NULL},
+                                  {"isa", &o->isa, NULL},
+                                  {"seed", &seed, NULL},
+                                  {"threads", &threads, NULL},
+                                  {"repeat", &repeat, NULL},
+                                  {"device", &r->device, NULL},
+                                  {"oracle", &r->oracle, NULL},
+                                  {"model", &r->model, NULL},
+                                  {"reference", &r->reference, NULL},
+                                  {"show", NULL, &r->show},
+                                  {"json", NULL, &r->json},
+                                  {"list", NULL, &o->list},
+                                  {"verbose", NULL, &o->verbose},
+                                  {NULL, NULL, NULL}};
     if (!cli_parse(argc, argv, options, NULL, 0, &count) ||
-        !cli_number("--seed", seed, 0, INT64_MAX, &seed_value) ||
+        !cli_number("--seed", seed, 0, INT64_MAX - 1000000, &seed_value) ||
+        !cli_number("--repeat", repeat, 1, 1000000, &r->repeat) ||
         !cli_number("--threads", threads, 0, 1024, &thread_value)) {
-        return CLI_USAGE;
+        return false;
     }
-    if (device != NULL && strcmp(device, "cpu") != 0) {
-        int code = CLI_OK;
-        moe_context *ctx = cli_context(NULL, device, &code);
+    if (r->repeat > 1 && (r->oracle != NULL || r->model != NULL)) {
+        (void)fprintf(stderr, "moe: --repeat draws other problems; a recorded one has no seed\n");
+        return false;
+    }
+    o->seed = (uint64_t)seed_value;
+    o->threads = (int32_t)thread_value;
+    o->program = "moe";
+    return true;
+}
+
+// Whether the device and the instruction set are there; else one line on stderr and the exit code.
+static int available(const request *r)
+{
+    int code = CLI_OK;
+    if (r->device != NULL) {
+        moe_context *ctx = cli_context(NULL, r->device, &code);
         if (ctx == NULL) {
             return code;
         }
         moe_context_destroy(ctx);
     }
-    const moec_options o = {.kernel = kernel,
-                            .isa = isa,
-                            .seed = (uint64_t)seed_value,
-                            .threads = (int32_t)thread_value,
-                            .program = "moe",
-                            .verbose = verbose};
-    moec_counts counts = {0, 0, 0};
-    FILE *out = json ? stderr : stdout;
-    int result;
-    if (oracle != NULL) {
-        result = moec_oracle_run(oracle, &o, out, &counts);
-    } else if (model != NULL && show) {
-        return moec_demo(model, stdout) == 0 ? CLI_OK : CLI_FAILED;
-    } else if (model != NULL) {
-        result = moec_model_layers_run(model, reference, &o, out, &counts);
+    moe_context_desc desc = moe_context_desc_default();
+    moe_context *ctx = NULL;
+    desc.isa = r->options.isa;
+    desc.num_threads = 1;
+    const moe_status status = moe_context_create(&desc, &ctx);
+    if (status != MOE_OK) {
+        (void)fprintf(stderr, "moe: %s\n", moe_last_error());
+        return status == MOE_E_UNSUPPORTED                          ? CLI_UNSUPPORTED
+               : status == MOE_E_ARGUMENT && r->options.isa != NULL ? CLI_USAGE
+                                                                    : CLI_FAILED;
+    }
+    moe_context_destroy(ctx);
+    return CLI_OK;
+}
+
+static int run_checks(const request *r, FILE *out, moec_counts *counts)
+{
+    moec_options o = r->options;
+    int result = 0;
+    if (r->oracle != NULL) {
+        return moec_oracle_run(r->oracle, &o, out, counts);
+    }
+    if (r->model != NULL) {
+        return moec_model_layers_run(r->model, r->reference, &o, out, counts);
+    }
+    for (int64_t i = 0; i < r->repeat && result == 0; i++, o.seed++) {
+        if (r->repeat > 1 && !o.list) {
+            (void)fprintf(out, "seed %llu\n", (unsigned long long)o.seed);
+        }
+        result = moec_kernels_run(&o, out, counts);
+        if (result == 0) {
+            result = moec_layer_run(&o, out, counts); // cases are named layer-N
+        }
+        if (o.list) {
+            return result; // the same names for every seed
+        }
+    }
+    if (result == 0) {
+        (void)fprintf(out, "%lu passed, %lu failed, %lu skipped\n", counts->passed, counts->failed,
+                      counts->skipped);
+    }
+    return result;
+}
+
+// ---- JSON ---------------------------------------------------------------------------------------
+
+static void print_string(const char *text, size_t length)
+{
+    (void)printf("\"");
+    for (size_t i = 0; i < length; i++) {
+        const unsigned char c = (unsigned char)text[i];
+        if (c == '"' || c == '\\') {
+            (void)printf("\\%c", c);
+        } else if (c < 0x20) {
+            (void)printf("\\u%04x", c);
+        } else {
+            (void)printf("%c", c);
+        }
+    }
+    (void)printf("\"");
+}
+
+static size_t line_length(const char *text)
+{
+    const char *end = strchr(text, '\n');
+    return end != NULL ? (size_t)(end - text) + 1 : strlen(text);
+}
+
+// The blocks of text that checks print for failures: a line that begins with FAIL and the indented
+// ones after it. With `names`, every line.
+static void print_blocks(const char *text, bool names)
+{
+    const char *separator = "";
+    while (*text != '\0') {
+        size_t length = line_length(text);
+        if (names || strncmp(text, "FAIL", 4) == 0) {
+            while (!names && strncmp(text + length, "  ", 2) == 0) {
+                length += line_length(text + length);
+            }
+            (void)printf("%s", separator);
+            print_string(text, text[length - 1] == '\n' ? length - 1 : length);
+            separator = ", ";
+        }
+        text += length;
+    }
+}
+
+static int run_json(const request *r, moec_counts *counts)
+{
+    char *text = NULL;
+    size_t size = 0;
+    FILE *out = open_memstream(&text, &size);
+    if (out == NULL) {
+        (void)fprintf(stderr, "moe: memory is short\n");
+        return -1;
+    }
+    const int result = run_checks(r, out, counts);
+    (void)fclose(out);
+    if (r->options.list) {
+        (void)printf("{\"names\": [");
     } else {
-        result = moec_kernels_run(&o, out, &counts);
-        if (result == 0) {
-            result = moec_layer_run(&o, out, &counts); // cases are named layer-N
-        }
-        if (result == 0) {
-            (void)fprintf(out, "%lu passed, %lu failed, %lu skipped\n", counts.passed,
-                          counts.failed, counts.skipped);
-        }
+        (void)printf("{\"passed\": %lu, \"failed\": %lu, \"skipped\": %lu, \"failures\": [",
+                     counts->passed, counts->failed, counts->skipped);
     }
-    if (json) {
-        (void)printf("{\"passed\": %lu, \"failed\": %lu, \"skipped\": %lu}\n", counts.passed,
-                     counts.failed, counts.skipped);
+    print_blocks(text, r->options.list);
+    (void)printf("]}\n");
+    free(text);
+    return result;
+}
+
+int cmd_check(int argc, char **argv)
+{
+    request r = {.device = NULL};
+    moec_counts counts = {0, 0, 0, 0};
+    if (!parse(argc, argv, &r)) {
+        return CLI_USAGE;
     }
-    return result == 0 && counts.failed == 0 ? CLI_OK : CLI_FAILED;
+    const int code = available(&r);
+    if (code != CLI_OK) {
+        return code;
+    }
+    if (r.model != NULL && r.show) {
+        return moec_demo(r.model, stdout) == 0 ? CLI_OK : CLI_FAILED;
+    }
+    const int result = r.json ? run_json(&r, &counts) : run_checks(&r, stdout, &counts);
+    if (result != 0 || counts.failed > 0) {
+        return CLI_FAILED;
+    }
+    if (counts.selected == 0 && r.options.kernel != NULL) {
+        (void)fprintf(stderr, "moe: --kernel \"%s\" names no row and no case\n", r.options.kernel);
+        return CLI_USAGE;
+    }
+    return counts.passed == 0 && counts.skipped > 0 ? CLI_UNSUPPORTED : CLI_OK;
 }

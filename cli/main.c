@@ -19,8 +19,9 @@ static const struct {
      "[--json]\n"
      "    which kernel runs each step, and why the others do not"},
     {"check", cmd_check,
-     "moe check [--kernel GLOB] [--isa NAME] [--seed N] [--threads N] [--json]\n"
-     "moe check --oracle FILE\n"
+     "moe check [--kernel GLOB] [--device D] [--isa NAME] [--seed N] [--repeat N] [--threads N]\n"
+     "          [--list] [--json]\n"
+     "moe check --oracle FILE [--kernel GLOB] [--list] [--json]\n"
      "moe check --model DIR --reference FILE [--show]\n"
      "    proves the kernels on this machine; replays what other software computed"},
 };

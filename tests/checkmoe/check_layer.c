@@ -494,9 +494,13 @@ int moec_layer_run(const moec_options *options, FILE *out, moec_counts *counts)
         for (int number = 0; number < CASES; number++) {
             char name[32];
             (void)snprintf(name, sizeof name, "layer-%d", number);
-            if (moec_glob(options->kernel, name) && options->list) {
+            if (!moec_glob(options->kernel, name)) {
+                continue;
+            }
+            counts->selected++;
+            if (options->list) {
                 (void)fprintf(out, "%s\n", name);
-            } else if (moec_glob(options->kernel, name)) {
+            } else {
                 check_case(&k, number);
             }
         }

@@ -28,6 +28,7 @@ typedef struct moec_options {
 
 typedef struct moec_counts {
     unsigned long passed, failed, skipped;
+    unsigned long selected; // rows and cases that the options name
 } moec_counts;
 
 /// The bits that the first row of a kind gave for a case: all others must give the same.

@@ -340,10 +340,17 @@ int moec_model_layers_run(const char *dir, const char *reference, const moec_opt
         counts->skipped++;
     }
     for (int layer = 0; layer < layers; layer++) {
-        check_layer(&m, layer, prompts, counts);
+        counts->selected++;
+        if (options->list) {
+            (void)fprintf(out, "layer %d\n", layer);
+        } else {
+            check_layer(&m, layer, prompts, counts);
+        }
     }
-    (void)fprintf(out, "%lu passed, %lu failed, %lu skipped\n", counts->passed, counts->failed,
-                  counts->skipped);
+    if (!options->list) {
+        (void)fprintf(out, "%lu passed, %lu failed, %lu skipped\n", counts->passed, counts->failed,
+                      counts->skipped);
+    }
     close_model(&m);
     return opened ? 0 : -1;
 }

@@ -302,6 +302,11 @@ static int run_cases(const char *path, const moec_options *options, moe_context 
         if (options->kernel != NULL && !moec_glob(options->kernel, name)) {
             continue;
         }
+        counts->selected++;
+        if (options->list) {
+            (void)fprintf(out, "%s\n", name);
+            continue;
+        }
         struct moec_case c = {.options = options,
                               .out = out,
                               .path = path,
@@ -332,8 +337,10 @@ int moec_oracle_run(const char *path, const moec_options *options, FILE *out, mo
     } else {
         result = run_cases(path, options, ctx, file, out, counts);
     }
-    (void)fprintf(out, "%lu passed, %lu failed, %lu skipped\n", counts->passed, counts->failed,
-                  counts->skipped);
+    if (!options->list) {
+        (void)fprintf(out, "%lu passed, %lu failed, %lu skipped\n", counts->passed, counts->failed,
+                      counts->skipped);
+    }
     moe_file_close(file);
     moe_context_destroy(ctx);
     return result;

@@ -44,9 +44,24 @@ expect 3 "fp8_tensor" explain --shape 64,32,8,2 --format e4m3fn_tensor --activat
 expect 0 "level RUN" explain --shape 64,32,8,2 --format e4m3fn_tensor --activation fp8_tensor --det run
 expect 2 "not a whole number" explain --shape 64,32,8,2 --format mxfp4 --tokens many
 expect 3 "no backend for device \"cuda\"" check --device cuda
+expect 0 "passed, 0 failed, 0 skipped" check --device cpu --kernel layer-3 --threads 2
+expect 2 "is not one of ref" check --isa nobody
+expect 3 "1 skipped" check --isa ref --kernel 'moek_glu_any_any__ref_fma'
+expect 2 "names no row and no case" check --kernel nobody
+expect 0 "moek_quantize_any_any__ref" check --list
+expect 0 "layer-1599" check --list
+expect 0 "{\"names\": [\"layer-7\"]}" check --list --json --kernel layer-7
+expect 0 "\"failed\": 0, \"skipped\": 0, \"failures\": []}" check --json --kernel layer-7
+expect 0 "seed 6" check --kernel layer-7 --seed 5 --repeat 2
+expect 2 "--repeat \"0\" is not a whole number" check --repeat 0
+expect 2 "a recorded one has no seed" check --repeat 2 --model "$models/tiny-gpt-oss"
+expect 2 "not a whole number" check --seed -1
+expect 2 "not a whole number" check --threads few
+expect 0 "layer 3" check --list --model "$models/tiny-gpt-oss"
 expect 2 "is not one of cpu, cuda, hip" check --device tpu
 expect 2 "needs a value" check --oracle
 expect 1 "No such file" check --oracle /nonexistent/file
+expect 1 "\"failures\": [\"FAIL  " check --json --oracle /nonexistent/file
 expect 1 "" check --model /nonexistent/folder
 MOE_ISA=ref expect 0 "CPU or context has" info --kernels
 MOE_ISA=nobody expect 1 "is not one of ref" info
