@@ -13,6 +13,7 @@
 #include "quant/elements.h"
 
 static const int thread_counts[] = {1, 2, 7};
+#define ENOUGH       60 // failures of a row
 #define NUM_CONTEXTS (sizeof thread_counts / sizeof thread_counts[0])
 
 /// Contexts of 1, 2 and 7 threads whose quantiser is the row in hand.
@@ -21,7 +22,8 @@ typedef struct quantize_rows {
     const moei_kernel *kernel;
     moe_context *made[NUM_CONTEXTS];
     moe_context ctx[NUM_CONTEXTS];
-    int number; // of the case: decides its layout
+    int number;           // of the case: decides its layout
+    unsigned long failed; // before this row
 } quantize_rows;
 
 // ---- what a failure prints ----------------------------------------------------------------------
@@ -194,12 +196,18 @@ static void set_layout(moec_quantize_problem *p, const moei_quant_info *info, in
     }
 }
 
+// A row that is wrong everywhere ends early.
+static bool enough(const quantize_rows *q)
+{
+    return q->run->counts->failed - q->failed >= ENOUGH;
+}
+
 static void check_form(quantize_rows *q, const moei_quant_info *info, moe_dtype elem,
                        moe_scale_type type, moec_rng *rng)
 {
     static const moe_dtype dtypes[] = {MOE_F32, MOE_BF16, MOE_F16};
     for (int d = 0; d < 3; d++) {
-        for (int fill = 0; fill <= MOEC_QUANTIZE_MIXED; fill++, q->number++) {
+        for (int fill = 0; fill <= MOEC_QUANTIZE_MIXED && !enough(q); fill++, q->number++) {
             moec_quantize_problem p = {.quant = {.spec = info->spec,
                                                  .elem = elem,
                                                  .group = info->group,
@@ -273,7 +281,7 @@ static void check_silu(quantize_rows *q, moec_rng *rng)
 void moec_check_quantize(moec_run *run, const moei_kernel *kernel)
 {
     moec_rng rng = {run->options->seed * 1009u + 7u};
-    quantize_rows q = {.run = run, .kernel = kernel};
+    quantize_rows q = {.run = run, .kernel = kernel, .failed = run->counts->failed};
     bool ok = true;
     for (size_t i = 0; i < NUM_CONTEXTS && ok; i++) {
         moe_context_desc desc = moe_context_desc_default();
@@ -289,6 +297,8 @@ void moec_check_quantize(moec_run *run, const moei_kernel *kernel)
     }
     if (ok) {
         check_specs(&q, &rng);
+    }
+    if (ok && !enough(&q)) {
         check_large(&q, &rng);
         check_silu(&q, &rng);
     }

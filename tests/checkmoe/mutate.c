@@ -317,12 +317,15 @@ static moe_status mutant_quantize(const moei_exec *exec, const moei_kernel *kern
                                   const moek_quantize_args *args)
 {
     const moe_status status = real->quantize(exec, kernel, args);
-    for (int64_t r = 0; r < args->rows; r++) {
+    const int64_t rows = args->stage == MOEK_QUANTIZE_CODES ? moei_quantize_count(args, 0) : 0;
+    const int64_t row_bytes = moei_quant_row_bytes(args->quant.elem, args->k);
+    const int64_t block = args->info->grain == MOEI_GRAIN_BLOCK ? args->info->block_rows : 1;
+    for (int64_t r = 0; r < rows; r++) {
         if (active == MOEC_MUTATE_QUANT_SCALE_ONE && args->quant.scale_type == MOE_SCALE_F32) {
-            ((float *)args->scales)[r * args->scale_row_stride] = 1.0f;
+            ((float *)args->scales)[r / block * args->scale_row_stride] = 1.0f;
             hits++;
         }
-        for (int64_t k = 0; active == MOEC_MUTATE_QUANT_OTHER_GRID && k < args->k; k++) {
+        for (int64_t k = 0; active == MOEC_MUTATE_QUANT_OTHER_GRID && k < row_bytes; k++) {
             args->q[r * args->q_row_stride + k] &= 0xFE;
             hits++;
         }

@@ -281,10 +281,12 @@ static void print_patterns(const moec_compare *c, const moec_stats *s)
         (void)fprintf(c->out, "  pattern      actual is 0 at every one of them\n");
     } else if (p.all_negated) {
         (void)fprintf(c->out, "  pattern      actual has the other sign at every one of them\n");
-    } else if (s->over > 1 && p.factor_max - p.factor_min <= 1e-3 * fabs(factor)) {
+    } else if (s->over > 1 && isfinite(factor) &&
+               p.factor_max - p.factor_min <= 1e-3 * fabs(factor)) {
         (void)fprintf(c->out, "  pattern      actual is %.6g times expected at every one of them\n",
                       factor);
-    } else if (s->over > 1 && p.offset_max - p.offset_min <= 1e-3 * fabs(offset)) {
+    } else if (s->over > 1 && isfinite(offset) &&
+               p.offset_max - p.offset_min <= 1e-3 * fabs(offset)) {
         (void)fprintf(c->out, "  pattern      actual is expected %+.6g at every one of them\n",
                       offset);
     } else {
