@@ -13,11 +13,11 @@
 #include <jansson.h>
 #include <stdbool.h>
 
+#include "checkmoe/route_problem.h"
 #include "float64/route.h"
 #include "moe/io.h"
 #include "numerics/bf16.h"
 #include "numerics/f16.h"
-#include "unit/route_problem.h"
 #include "unit/test.h"
 
 static moe_context *ctx;

@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Routing: every rule of docs/routing.md by example.
+#include "checkmoe/route_problem.h"
 #include "float64/route.h"
 #include "numerics/math.h"
-#include "unit/route_problem.h"
 #include "unit/test.h"
 
 #define INF HUGE_VALF
 
-static moe_context *ctx_ref;     // baseline, 1 thread
-static moe_context *ctx_fma;     // with FMA where the machine has it, 2 threads
-static moe_context *ctx_threads; // 7 threads
+static route_contexts ctx;
 
 static float bits_float(uint32_t u)
 {
@@ -30,7 +28,7 @@ static void expect_token(const char *what, moe_route_desc desc, int32_t experts,
     if (bias != NULL) {
         memcpy(p.bias, bias, (size_t)(experts + desc.zero_experts) * sizeof(float));
     }
-    const moe_context *const both[] = {ctx_ref, ctx_fma};
+    const moe_context *const both[] = {ctx.ref, ctx.fma};
     for (int c = 0; c < 2; c++) {
         if (CHECK(problem_run(both[c], &p) == MOE_OK, "%s: %s", what, moe_last_error())) {
             for (int64_t j = 0; j < p.slots; j++) {
@@ -231,11 +229,11 @@ static void test_normalisation(void)
             .experts = 7,
             .top_k = 1,
             .tokens = 1};
-        rng r = {(uint64_t)i};
+        moec_rng r = {(uint64_t)i};
         p.desc.scale = i % 4 < 2 ? 0.0f : 2.4460001f;
         problem_alloc(&p);
         problem_fill(&p, &r, 3.0f);
-        CHECK(problem_run(ctx_ref, &p) == MOE_OK, "%s", moe_last_error());
+        CHECK(problem_run(ctx.ref, &p) == MOE_OK, "%s", moe_last_error());
         const float expected = i % 4 < 2 ? 1.0f : 2.4460001f;
         CHECK(p.weights[0] == expected, "k = 1, renormalised: %.9g, not %.9g", (double)p.weights[0],
               (double)expected);
@@ -246,16 +244,16 @@ static void test_normalisation(void)
                  .experts = 24,
                  .top_k = 6,
                  .tokens = 11};
-    rng r = {77};
+    moec_rng r = {77};
     problem_alloc(&p);
     problem_fill(&p, &r, 1.0f);
     float plain[11 * 6];
-    CHECK(problem_run(ctx_ref, &p) == MOE_OK, "%s", moe_last_error());
+    CHECK(problem_run(ctx.ref, &p) == MOE_OK, "%s", moe_last_error());
     memcpy(plain, p.weights, sizeof plain);
     p.desc.scale = 1.7f;
     p.desc.scale_tensor = 1;
     p.scale_tensor = 0.3f;
-    CHECK(problem_run(ctx_ref, &p) == MOE_OK, "%s", moe_last_error());
+    CHECK(problem_run(ctx.ref, &p) == MOE_OK, "%s", moe_last_error());
     for (int i = 0; i < 66; i++) {
         CHECK(p.weights[i] == plain[i] * 1.7f * 0.3f, "scaled: %.9g of %.9g", (double)p.weights[i],
               (double)plain[i]);
@@ -302,7 +300,7 @@ static void test_further_rows(void)
     p.desc.scale = 2.0f;
     problem_alloc(&p);
     memcpy(p.logits, FLOATS(0, -INF, 0, 0, INF), 5 * sizeof(float));
-    CHECK(problem_run(ctx_ref, &p) == MOE_OK, "%s", moe_last_error());
+    CHECK(problem_run(ctx.ref, &p) == MOE_OK, "%s", moe_last_error());
     CHECK(p.ids[0] == 0 && p.ids[1] == 2, "shared rows were selected: %d %d", (int)p.ids[0],
           (int)p.ids[1]);
     CHECK(p.weights[0] == 1.0f && p.weights[1] == 1.0f, "weights %g %g", (double)p.weights[0],
@@ -310,7 +308,7 @@ static void test_further_rows(void)
     CHECK(p.shared[0] == 1.0f && p.shared[1] == 2.0f, "shared weights %g %g: scaled only",
           (double)p.shared[0], (double)p.shared[1]);
     p.desc.renorm_shared = 1;
-    CHECK(problem_run(ctx_ref, &p) == MOE_OK, "%s", moe_last_error());
+    CHECK(problem_run(ctx.ref, &p) == MOE_OK, "%s", moe_last_error());
     CHECK(p.weights[0] == 0.4f && p.shared[0] == 0.4f && p.shared[1] == 0.8f,
           "joined sum: %g %g %g", (double)p.weights[0], (double)p.shared[0], (double)p.shared[1]);
     problem_free(&p);
@@ -319,14 +317,14 @@ static void test_further_rows(void)
                  .experts = 4,
                  .top_k = 2,
                  .tokens = 3};
-    rng r = {9};
+    moec_rng r = {9};
     float gate[6] = {0.5f, 0.25f, 1.5f, -2.0f, 0.0f, 3.0f};
     q.desc.append_shared = 2;
     problem_alloc(&q);
     problem_fill(&q, &r, 1.0f);
     moe_route_args a = problem_args(&q);
     a.shared_gate = moe_tensor_2d(gate, MOE_F32, 3, 2);
-    CHECK(moe_route(ctx_ref, &a, NULL) == MOE_OK, "%s", moe_last_error());
+    CHECK(moe_route(ctx.ref, &a, NULL) == MOE_OK, "%s", moe_last_error());
     for (int t = 0; t < 3; t++) {
         CHECK(q.ids[t * 4 + 2] == 4 && q.ids[t * 4 + 3] == 5, "appended ids of token %d", t);
         CHECK(q.weights[t * 4 + 2] == gate[t * 2] && q.weights[t * 4 + 3] == gate[t * 2 + 1],
@@ -341,7 +339,7 @@ static void test_hash(void)
                  .experts = 6,
                  .top_k = 3,
                  .tokens = 7};
-    rng r = {21};
+    moec_rng r = {21};
     p.desc.hash_table = 1;
     p.desc.scale = 1.5f;
     problem_alloc(&p);
@@ -350,7 +348,7 @@ static void test_hash(void)
     memcpy(p.token_ids, tokens, sizeof tokens);
     const int32_t table[9] = {5, 0, 2, /**/ -3, 6, 3, /**/ 4, 4, 1};
     memcpy(p.hash_table, table, sizeof table);
-    CHECK(problem_run(ctx_fma, &p) == MOE_OK, "%s", moe_last_error());
+    CHECK(problem_run(ctx.fma, &p) == MOE_OK, "%s", moe_last_error());
     for (int t = 0; t < 7; t++) {
         const bool known = tokens[t] >= 0 && tokens[t] < 50;
         float sum = 0.0f;
@@ -385,7 +383,7 @@ static void test_hash(void)
     a.token_ids = moe_tensor_1d(wide_tokens, MOE_I64, 7);
     a.ids = moe_tensor_2d(wide_ids, MOE_I64, 7, 3);
     a.weights = moe_tensor_2d(weights, MOE_F32, 7, 3);
-    CHECK(moe_route(ctx_ref, &a, NULL) == MOE_OK, "%s", moe_last_error());
+    CHECK(moe_route(ctx.ref, &a, NULL) == MOE_OK, "%s", moe_last_error());
     for (int i = 0; i < 21; i++) {
         CHECK(wide_ids[i] == p.ids[i] && weights[i] == p.weights[i], "int64 slot %d: %lld", i,
               (long long)wide_ids[i]);
@@ -395,7 +393,7 @@ static void test_hash(void)
     p.desc.renormalise = MOE_RENORM_NONE;
     p.desc.scale = 0.0f;
     memcpy(p.logits, FLOATS(1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6), 12 * sizeof(float));
-    CHECK(problem_run(ctx_ref, &p) == MOE_OK, "%s", moe_last_error());
+    CHECK(problem_run(ctx.ref, &p) == MOE_OK, "%s", moe_last_error());
     CHECK(p.weights[3] == 0.0f && p.weights[4] == 0.0f && p.weights[5] == 1.0f,
           "absent slots joined the softmax: %g %g %g", (double)p.weights[3], (double)p.weights[4],
           (double)p.weights[5]);
@@ -410,11 +408,11 @@ static void test_expert_map(void)
                  .experts = 13,
                  .top_k = 4,
                  .tokens = 50};
-    rng r = {31};
+    moec_rng r = {31};
     p.desc.zero_experts = 3;
     problem_alloc(&p);
     problem_fill(&p, &r, 1.0f);
-    CHECK(problem_run(ctx_ref, &p) == MOE_OK, "%s", moe_last_error());
+    CHECK(problem_run(ctx.ref, &p) == MOE_OK, "%s", moe_last_error());
     int32_t *map = problem_array(13, sizeof(int32_t)); // exactly E: a sanitizer sees any other use
     for (int32_t e = 0; e < 13; e++) {
         map[e] = e % 3 == 0 ? e / 3 : e == 7 ? 1000000 : e == 8 ? -7 : -1;
@@ -425,7 +423,7 @@ static void test_expert_map(void)
     a.expert_map = moe_tensor_1d(map, MOE_I32, 13);
     a.ids = moe_tensor_2d(ids, MOE_I64, 50, 4);
     a.weights = moe_tensor_2d(weights, MOE_F32, 50, 4);
-    CHECK(moe_route(ctx_threads, &a, NULL) == MOE_OK, "%s", moe_last_error());
+    CHECK(moe_route(ctx.threads, &a, NULL) == MOE_OK, "%s", moe_last_error());
     for (int i = 0; i < 200; i++) {
         const int32_t id = p.ids[i];
         const int64_t expected = id >= 13 ? id : id % 3 == 0 ? id / 3 : -1;
@@ -443,10 +441,10 @@ static void test_replicas(void)
                  .experts = 6,
                  .top_k = 3,
                  .tokens = 400};
-    rng r = {41};
+    moec_rng r = {41};
     problem_alloc(&p);
     problem_fill(&p, &r, 1.0f);
-    CHECK(problem_run(ctx_ref, &p) == MOE_OK, "%s", moe_last_error());
+    CHECK(problem_run(ctx.ref, &p) == MOE_OK, "%s", moe_last_error());
     // 9 physical experts; bad entries: a count of 0, one past the slots, an id out of range.
     int32_t table[18] = {0,      6,  7,  /**/ 1, 8,  -1, /**/ 2, -1, -1, /**/ 3, -1, -1,
                          /**/ 4, -1, -1, /**/ 9, -1, -1};
@@ -467,7 +465,7 @@ static void test_replicas(void)
         int32_t expected_load[9];
         memcpy(expected_load, load, sizeof load);
         a.expert_map = mapped ? moe_tensor_1d(map, MOE_I32, 9) : (moe_tensor){.data = NULL};
-        CHECK(moe_route(ctx_threads, &a, NULL) == MOE_OK, "%s", moe_last_error());
+        CHECK(moe_route(ctx.threads, &a, NULL) == MOE_OK, "%s", moe_last_error());
         for (int64_t i = 0; i < 1200; i++) {
             const bool valid = i / 3 < num_valid;
             int32_t id = valid ? float64_replica(table, 3, count, i / 3, p.ids[i]) : -1;
@@ -499,7 +497,7 @@ static void test_replicas(void)
         b.replica_table = moe_tensor_2d(row, MOE_I32, 1, replicas);
         b.replica_count = moe_tensor_1d(&replicas, MOE_I32, 1);
         b.load = moe_tensor_1d(spread, MOE_I32, 8);
-        CHECK(moe_route(ctx_threads, &b, NULL) == MOE_OK, "%s", moe_last_error());
+        CHECK(moe_route(ctx.threads, &b, NULL) == MOE_OK, "%s", moe_last_error());
         for (int i = 0; i < replicas; i++) {
             most = spread[i] > most ? spread[i] : most;
         }
@@ -516,17 +514,14 @@ static void test_num_valid(void)
                  .experts = 12,
                  .top_k = 3,
                  .tokens = 17};
-    rng r = {51};
+    moec_rng r = {51};
     p.desc.append_shared = 1;
     p.desc.shared_scores = 1;
     problem_alloc(&p);
     problem_fill(&p, &r, 1.0f);
-    CHECK(problem_run(ctx_ref, &p) == MOE_OK, "%s", moe_last_error());
+    CHECK(problem_run(ctx.ref, &p) == MOE_OK, "%s", moe_last_error());
     for (size_t i = 0; i < sizeof limits / sizeof limits[0]; i++) {
-        problem q = p;
-        q.ids = problem_array(17 * 4, sizeof(int32_t));
-        q.weights = problem_array(17 * 4, sizeof(float));
-        q.shared = problem_array(17, sizeof(float));
+        problem q = problem_beside(&p);
         memset(q.ids, 0x5A, 17 * 4 * 4);
         memset(q.weights, 0x5A, 17 * 4 * 4);
         memset(q.shared, 0x5A, 17 * 4);
@@ -535,7 +530,7 @@ static void test_num_valid(void)
         int32_t total = 0;
         a.num_valid = moe_tensor_1d(&limits[i], MOE_I32, 1);
         a.load = moe_tensor_1d(load, MOE_I32, 12);
-        CHECK(moe_route(ctx_threads, &a, NULL) == MOE_OK, "%s", moe_last_error());
+        CHECK(moe_route(ctx.threads, &a, NULL) == MOE_OK, "%s", moe_last_error());
         for (int s = 0; s < 17 * 4; s++) {
             const bool valid = s / 4 < limits[i];
             CHECK(q.ids[s] == (valid ? p.ids[s] : -1) &&
@@ -549,20 +544,14 @@ static void test_num_valid(void)
         }
         const int32_t valid = limits[i] < 0 ? 0 : limits[i] > 17 ? 17 : limits[i];
         CHECK(total == 3 * valid, "num_valid %d: %d slots counted", (int)limits[i], (int)total);
-        free(q.ids);
-        free(q.weights);
-        free(q.shared);
+        problem_free_outputs(&q);
     }
     problem_free(&p);
 }
 
 int main(void)
 {
-    ctx_ref = route_context("ref", 1);
-    ctx_fma = route_context("ref_fma", 2);
-    ctx_threads = route_context("ref_fma", 7);
-    if (CHECK(ctx_ref != NULL && ctx_fma != NULL && ctx_threads != NULL, "no context: %s",
-              moe_last_error())) {
+    if (CHECK(route_contexts_make(&ctx), "no context: %s", moe_last_error())) {
         test_ties();
         test_selection_keys();
         test_nonfinite();
@@ -575,8 +564,6 @@ int main(void)
         test_replicas();
         test_num_valid();
     }
-    moe_context_destroy(ctx_ref);
-    moe_context_destroy(ctx_fma);
-    moe_context_destroy(ctx_threads);
+    route_contexts_destroy(&ctx);
     return test_summary();
 }

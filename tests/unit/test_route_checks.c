@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What moe_route and moe_routing_validate refuse, and that the message names the field and both
 // values. A refused call writes nothing.
+#include "checkmoe/route_problem.h"
 #include "ops/route.h"
-#include "unit/route_problem.h"
 #include "unit/test.h"
 
 static moe_context *ctx;
@@ -16,7 +16,7 @@ typedef struct base {
 
 static void base_init(base *b)
 {
-    rng r = {1};
+    moec_rng r = {1};
     memset(b, 0, sizeof *b);
     b->p.desc = route_desc(MOE_SCORING_SIGMOID, MOE_RENORM_SUM);
     b->p.experts = 16;

@@ -3,8 +3,8 @@
 // form of a routing result.
 #include <stdbool.h>
 
+#include "checkmoe/route_problem.h"
 #include "numerics/bf16.h"
-#include "unit/route_problem.h"
 #include "unit/test.h"
 
 static moe_context *contexts[2]; // both builds of the portable kernels
@@ -151,20 +151,20 @@ static void test_random_sorts(void)
                      .block = blocks[i / 12 % 8],
                      .num_valid = -100};
         const int mode = i / 96;
-        rng r = {(uint64_t)i};
+        moec_rng r = {(uint64_t)i};
         char what[96];
         s.globals = mode >= 2 ? s.experts * 2 + 1 : 0;
-        s.num_valid = mode % 2 == 1 ? (int32_t)rng_below(&r, s.tokens + 3) - 1 : -100;
+        s.num_valid = mode % 2 == 1 ? (int32_t)moec_below(&r, s.tokens + 3) - 1 : -100;
         (void)snprintf(what, sizeof what, "T %d k %d E %d block %d mode %d", (int)s.tokens,
                        (int)s.top_k, (int)s.experts, (int)s.block, mode);
         sorting_alloc(&s);
         for (int64_t j = 0; j < s.num_slots; j++) { // some absent, some far out
             const int64_t span = (s.globals > 0 ? s.globals : s.experts) + 3;
-            s.ids[j] = rng_below(&r, 50) == 0 ? (rng_next(&r) & 1 ? INT32_MAX : INT32_MIN)
-                                              : (int32_t)(rng_below(&r, span) - 1);
+            s.ids[j] = moec_below(&r, 50) == 0 ? (moec_next(&r) & 1 ? INT32_MAX : INT32_MIN)
+                                               : (int32_t)(moec_below(&r, span) - 1);
         }
         for (int64_t g = 0; g < s.globals; g++) {
-            s.map[g] = rng_next(&r) & 1 ? -1 : (int32_t)rng_below(&r, s.experts + 1);
+            s.map[g] = moec_next(&r) & 1 ? -1 : (int32_t)moec_below(&r, s.experts + 1);
         }
         for (int c = 0; c < 2; c++) {
             const moe_sort_args a = sorting_args(&s);
@@ -185,11 +185,11 @@ static void test_dtypes(void)
     sorting s = {.tokens = 11, .top_k = 3, .experts = 9, .num_valid = -100};
     int64_t wide[11 * 5];
     int64_t counts[9];
-    rng r = {5};
+    moec_rng r = {5};
     sorting_alloc(&s);
     memset(wide, 0x01, sizeof wide);
     for (int64_t i = 0; i < 33; i++) {
-        s.ids[i] = (int32_t)rng_below(&r, 11) - 1;
+        s.ids[i] = (int32_t)moec_below(&r, 11) - 1;
         wide[i / 3 * 5 + i % 3] = s.ids[i];
     }
     wide[0] = (int64_t)3 << 32 | 2; // absent, though its low half is not
@@ -316,15 +316,15 @@ static void test_batched(void)
     static uint16_t batched[E * ROOM * B_STRIDE];
     static int32_t counts[E];
     static int32_t rows[T * K];
-    rng r = {17};
+    moec_rng r = {17};
     moe_batched_args a;
     memset(&a, 0, sizeof a);
     a.struct_size = sizeof a;
     for (int i = 0; i < T * K; i++) {
-        ids[i] = (int32_t)rng_below(&r, E + 2) - 1;
+        ids[i] = (int32_t)moec_below(&r, E + 2) - 1;
     }
     for (int i = 0; i < T * X_STRIDE; i++) {
-        x[i] = (uint16_t)rng_next(&r);
+        x[i] = (uint16_t)moec_next(&r);
     }
     a.ids = moe_tensor_2d(ids, MOE_I32, T, K);
     a.x = moe_tensor_2d(x, MOE_BF16, T, H);
@@ -475,16 +475,16 @@ static void test_sparse_forms(void)
         const int32_t experts = shapes[i % 6].experts;
         sparse s;
         sparse_alloc(&s, shapes[i % 6].tokens, k, experts, i / 6 % 2 == 1);
-        rng r = {900 + (uint64_t)i};
+        moec_rng r = {900 + (uint64_t)i};
         int32_t *ids = problem_array(n, sizeof(int32_t));
         float *weights = problem_array(n, sizeof(float));
         int64_t *back = problem_array(n, sizeof(int64_t));
         float *weights_back = problem_array(n, sizeof(float));
         for (int64_t j = 0; j < n; j++) {
             const int64_t step = experts > k ? experts / k : 1;
-            ids[j] = (int32_t)(j % k * step + rng_below(&r, step)); // no id twice
+            ids[j] = (int32_t)(j % k * step + moec_below(&r, step)); // no id twice
             ids[j] = ids[j] >= experts ? -1 : ids[j];
-            const int64_t odd = i / 6 >= 2 ? rng_below(&r, 6) : 9;
+            const int64_t odd = i / 6 >= 2 ? moec_below(&r, 6) : 9;
             ids[j] = odd == 0 ? -1 : odd == 1 ? experts : odd == 2 ? INT32_MIN : ids[j];
             weights[j] = 1.0f + (float)j;
         }
