@@ -8,7 +8,6 @@
 #include "ops/combine.h"
 #include "quant/elements.h"
 
-#define POISON    0xA5
 #define MAX_SLOTS 9
 
 static float element(moe_dtype dtype, const void *p, int64_t i)

@@ -8,9 +8,11 @@
 #include "checkmoe/checkmoe.h"
 #include "ops/backend.h"
 
-// Ops whose rows are walked. The others have bit-exact statements of their own in tests/unit.
 typedef void (*check_fn)(moec_run *run, const moei_kernel *kernel);
 static const check_fn checks[MOEI_NUM_OPS] = {
+    [MOEI_OP_ROUTE] = moec_check_route,
+    [MOEI_OP_PLACE] = moec_check_place,
+    [MOEI_OP_SORT] = moec_check_sort,
     [MOEI_OP_QUANTIZE] = moec_check_quantize,
     [MOEI_OP_GGEMM] = moec_check_ggemm,
     [MOEI_OP_GLU] = moec_check_glu,

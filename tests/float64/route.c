@@ -3,12 +3,14 @@
 
 #include <math.h>
 
-#define U 5.9604644775390625e-8 // 2^-24: half a unit in the last place of 1
+#define U    5.9604644775390625e-8 // 2^-24: half a unit in the last place of 1
+#define STEP 0x1p-149              // between subnormal numbers of f32
 
-// Relative error of each score, in units of U.
+// Of each score: the relative error in units of U, and what underflow adds to it, absolute.
 typedef struct scores {
     double value[FLOAT64_ROUTE_ROWS];
     double error[FLOAT64_ROUTE_ROWS];
+    double step[FLOAT64_ROUTE_ROWS];
 } scores;
 
 static double finite(double x)
@@ -24,6 +26,12 @@ static double sigmoid(double x)
 static double softplus(double x)
 {
     return x > 0.0 ? x + log1p(exp(-x)) : log1p(exp(x));
+}
+
+// What f32 cannot tell from the root of v: v itself comes in steps of 2^-149.
+static double root_step(double v)
+{
+    return sqrt(v + STEP) - sqrt(fmax(v - STEP, 0.0));
 }
 
 // Softmax over the `n` values of x that `in` admits (NULL: all). Error: the difference l - m
@@ -65,10 +73,14 @@ static void score_all(const float64_route *r, scores *s)
     static _Thread_local double logits[FLOAT64_ROUTE_ROWS];
     for (int32_t e = 0; e < keyed + d->shared_scores; e++) {
         logits[e] = (double)r->logits[e];
+        s->step[e] = STEP;
         switch (d->scoring) {
         case MOE_SCORING_SQRTSOFTPLUS:
             s->value[e] = finite(sqrt(softplus(logits[e])));
             s->error[e] = 3.0;
+            if (softplus(logits[e]) < 0x1p-126) {
+                s->step[e] = root_step(softplus(logits[e]));
+            }
             break;
         default:
             s->value[e] = finite(sigmoid(logits[e]));
@@ -178,7 +190,8 @@ static bool select_ids(float64_route *r, scores *s)
     for (int32_t e = 0; e < keyed; e++) {
         const double base = on_logits ? (double)r->logits[e] : s->value[e];
         key[e] = isnan(base) ? -HUGE_VAL : base;
-        size[e] = fabs(base);
+        // Below a step, different keys are equal in f32: they count as too close.
+        size[e] = fabs(base) + (on_logits ? 0.0 : s->step[e] / FLOAT64_ROUTE_MARGIN);
         if (r->bias != NULL) {
             key[e] += (double)r->bias[e];
             key[e] = isnan(key[e]) ? -HUGE_VAL : key[e];
@@ -236,12 +249,14 @@ static void weigh(float64_route *r, const scores *s)
     const moe_route_desc *d = r->desc;
     static _Thread_local double logit[FLOAT64_ROUTE_ROWS];
     static _Thread_local double error[FLOAT64_ROUTE_ROWS];
+    static _Thread_local double step[FLOAT64_ROUTE_ROWS];
     static _Thread_local bool in[FLOAT64_ROUTE_ROWS];
     for (int32_t j = 0; j < r->top_k; j++) {
         in[j] = r->ids[j] >= 0;
         logit[j] = in[j] && !isnan(r->logits[r->ids[j]]) ? (double)r->logits[r->ids[j]] : -HUGE_VAL;
         r->weights[j] = in[j] ? s->value[r->ids[j]] : 0.0;
         error[j] = in[j] ? s->error[r->ids[j]] : 0.0;
+        step[j] = in[j] ? s->step[r->ids[j]] : 0.0;
         if (d->scoring == MOE_SCORING_SIGMOID_SELECTED) {
             r->weights[j] = in[j] ? sigmoid(logit[j]) : 0.0;
         }
@@ -250,7 +265,7 @@ static void weigh(float64_route *r, const scores *s)
         softmax(logit, in, r->top_k, r->top_k, r->weights, error);
     }
     for (int32_t j = 0; j < r->top_k; j++) {
-        r->bounds[j] = error[j] * U * r->weights[j];
+        r->bounds[j] = error[j] * U * r->weights[j] + step[j];
     }
 }
 
@@ -280,7 +295,7 @@ void float64_route_token(float64_route *r)
     score_all(r, &s);
     for (int32_t i = 0; i < d->shared_scores; i++) {
         r->shared[i] = s.value[keyed + i];
-        r->shared_bounds[i] = s.error[keyed + i] * U * r->shared[i];
+        r->shared_bounds[i] = s.error[keyed + i] * U * r->shared[i] + s.step[keyed + i];
     }
     if (d->scoring == MOE_SCORING_SPARSEMIXER) {
         sparsemixer(r);
@@ -330,14 +345,17 @@ void float64_route_token(float64_route *r)
     for (int32_t j = 0; j < r->top_k; j++) {
         r->bounds[j] += 1e-44; // subnormal results round in steps of 2^-149
     }
+    for (int32_t i = 0; i < d->shared_scores; i++) {
+        r->shared_bounds[i] += 1e-44;
+    }
 }
 
-int32_t float64_replica(const int32_t *table, int64_t slots, const int32_t *count, int64_t token,
-                        int32_t id)
+int32_t float64_replica(const int32_t *table, int64_t stride, int64_t slots, const int32_t *count,
+                        int64_t token, int32_t id)
 {
     if (count[id] < 1 || count[id] > slots) {
         return -1;
     }
     const uint64_t product = (uint64_t)token * 0x9E3779B9u;
-    return table[id * slots + (int64_t)(product % 4294967296u % (uint64_t)count[id])];
+    return table[id * stride + (int64_t)(product % 4294967296u % (uint64_t)count[id])];
 }

@@ -36,8 +36,8 @@ typedef struct float64_route {
 void float64_route_token(float64_route *r);
 
 /// Physical id of a logical expert for a token, -1 where there is none; the rule of
-/// docs/routing.md, written out.
-int32_t float64_replica(const int32_t *table, int64_t slots, const int32_t *count, int64_t token,
-                        int32_t id);
+/// docs/routing.md, written out. Row id of the table begins at id * stride.
+int32_t float64_replica(const int32_t *table, int64_t stride, int64_t slots, const int32_t *count,
+                        int64_t token, int32_t id);
 
 #endif

@@ -468,7 +468,7 @@ static void test_replicas(void)
         CHECK(moe_route(ctx.threads, &a, NULL) == MOE_OK, "%s", moe_last_error());
         for (int64_t i = 0; i < 1200; i++) {
             const bool valid = i / 3 < num_valid;
-            int32_t id = valid ? float64_replica(table, 3, count, i / 3, p.ids[i]) : -1;
+            int32_t id = valid ? float64_replica(table, 3, 3, count, i / 3, p.ids[i]) : -1;
             id = id >= 0 && id < 9 ? id : -1;
             expected_load[id >= 0 ? id : 0] += id >= 0;
             id = mapped && id >= 0 ? map[id] : id;

@@ -4,6 +4,7 @@
 #include <stdbool.h>
 
 #include "checkmoe/route_problem.h"
+#include "float64/sort.h"
 #include "numerics/bf16.h"
 #include "unit/test.h"
 
@@ -85,55 +86,48 @@ static int64_t expert_of(const sorting *s, int64_t slot)
     return id >= 0 && id < s->experts ? id : -1;
 }
 
-// Expert by expert, every slot in order: the O(E T k) statement of both forms.
+static void check_same(const char *what, const char *name, const int32_t *have, const int32_t *want,
+                       int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        CHECK(have[i] == want[i], "%s: %s[%d] = %d, expected %d", what, name, (int)i, (int)have[i],
+              (int)want[i]);
+    }
+}
+
+// Both forms, as the plain statement sorts.
 static void check_sorted(const sorting *s, const char *what)
 {
-    int64_t at = 0;
-    int64_t block = 0;
-    for (int64_t e = 0; e < s->experts; e++) {
-        const int64_t first = at;
-        for (int64_t i = 0; i < s->num_slots; i++) {
-            if (expert_of(s, i) == e) {
-                CHECK(s->slots[at] == i, "%s: position %d holds slot %d, expected %d", what,
-                      (int)at, (int)s->slots[at], (int)i);
-                CHECK(s->positions[i] == at, "%s: slot %d at %d, expected %d", what, (int)i,
-                      (int)s->positions[i], (int)at);
-                at++;
-            }
-        }
-        CHECK(s->counts[e] == at - first, "%s: count of %d is %d, expected %d", what, (int)e,
-              (int)s->counts[e], (int)(at - first));
-        if (s->block == 0) {
-            CHECK(s->offsets[e] == first && s->offsets[e + 1] == at,
-                  "%s: expert %d from %d to %d, expected %d to %d", what, (int)e,
-                  (int)s->offsets[e], (int)s->offsets[e + 1], (int)first, (int)at);
-            continue;
-        }
-        for (; at % s->block != 0; at++) {
-            CHECK(s->slots[at] == s->num_slots, "%s: padding at %d is %d", what, (int)at,
-                  (int)s->slots[at]);
-        }
-        for (; block < at / s->block; block++) {
-            CHECK(s->block_experts[block] == e, "%s: block %d of expert %d, expected %d", what,
-                  (int)block, (int)s->block_experts[block], (int)e);
-        }
-    }
-    if (s->block != 0) {
-        CHECK(s->num_padded == at, "%s: num_padded %d, expected %d", what, (int)s->num_padded,
-              (int)at);
-        for (; block < s->blocks; block++) {
-            CHECK(s->block_experts[block] == -1, "%s: block %d past the end: %d", what, (int)block,
-                  (int)s->block_experts[block]);
-        }
-    }
-    for (; at < s->padded; at++) {
-        CHECK(s->slots[at] == s->num_slots, "%s: position %d past the end holds %d", what, (int)at,
-              (int)s->slots[at]);
-    }
+    int64_t *experts = problem_array(s->num_slots, sizeof *experts);
+    plain_sort w = {.experts = experts,
+                    .num_slots = s->num_slots,
+                    .num_experts = (int32_t)s->experts,
+                    .block = s->block,
+                    .padded = s->padded,
+                    .slots = problem_array(s->padded, sizeof(int32_t)),
+                    .positions = problem_array(s->num_slots, sizeof(int32_t)),
+                    .counts = problem_array(s->experts, sizeof(int32_t)),
+                    .offsets = problem_array(s->experts + 1, sizeof(int32_t)),
+                    .block_experts = problem_array(s->blocks, sizeof(int32_t))};
     for (int64_t i = 0; i < s->num_slots; i++) {
-        CHECK(expert_of(s, i) >= 0 || s->positions[i] == -1, "%s: absent slot %d at %d", what,
-              (int)i, (int)s->positions[i]);
+        experts[i] = expert_of(s, i);
     }
+    plain_sort_run(&w);
+    check_same(what, "slots", s->slots, w.slots, s->padded);
+    check_same(what, "positions", s->positions, w.positions, s->num_slots);
+    check_same(what, "counts", s->counts, w.counts, s->experts);
+    if (s->block == 0) {
+        check_same(what, "offsets", s->offsets, w.offsets, s->experts + 1);
+    } else {
+        check_same(what, "block_experts", s->block_experts, w.block_experts, s->blocks);
+        check_same(what, "num_padded", &s->num_padded, &w.num_padded, 1);
+    }
+    free(experts);
+    free(w.slots);
+    free(w.positions);
+    free(w.counts);
+    free(w.offsets);
+    free(w.block_experts);
 }
 
 static void test_random_sorts(void)
