@@ -112,7 +112,7 @@ moe_status moe_checkpoint_layer_open(const moe_checkpoint *checkpoint, const cha
     moe_checkpoint_layer *l = calloc(1, sizeof *l);
     moe_status status = MOE_E_NO_MEMORY;
     if (l == NULL) {
-        (void)moei_fail(status, CALL ": out of memory");
+        (void)moe_fail(status, CALL ": out of memory");
     } else {
         l->checkpoint = checkpoint;
         l->desc = desc;

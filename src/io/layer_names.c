@@ -192,7 +192,7 @@ static moe_status find_prefix(moe_checkpoint_layer *layer, const char *call, int
         memcpy(layer->outer, name, (size_t)(rest - name));
     }
     if (layer->prefix[0] == '\0' && first >= 0) {
-        return moei_fail(MOE_E_NOT_FOUND,
+        return moe_fail(MOE_E_NOT_FOUND,
                          "%s: %s: layer %" PRId32 " has no experts; the first that has is %" PRId32,
                          call, moei_checkpoint_label(c), index, first);
     }
@@ -229,7 +229,7 @@ static bool read_tail(const char *tail, enum moei_projection *projection, enum m
 static moe_status unknown_tensor(const moe_checkpoint_layer *layer, const char *call,
                                  const struct moei_stack *stack, const char *name)
 {
-    return moei_fail(MOE_E_MALFORMED,
+    return moe_fail(MOE_E_MALFORMED,
                      "%s: %s: the tensor \"%s\" of the %s has no meaning that is known", call,
                      moei_checkpoint_label(layer->checkpoint),
                      moei_quote_head(name, strlen(name)).text, stack->what);
