@@ -111,8 +111,16 @@ static void test_special_values(void)
     CHECK(run(pair(a, e), &s) == MOEC_PASS, "two zeros are equal");
     c = pair(a, e);
     c.exact = 1;
-    CHECK(run(c, &s) == MOEC_FAIL && s.over == 1 && says("bit for bit"), "but not in bits: %s",
-          text);
+    CHECK(run(c, &s) == MOEC_FAIL && s.over == 1 && says("bit for bit") &&
+              says("bits 0x0 and 0x80000000"),
+          "but not in bits: %s", text);
+    a[3] = e[3] = NAN;
+    c = pair(a, e);
+    c.exact = 1;
+    CHECK(run(c, &s) == MOEC_PASS && s.actual.nan == 1, "NaN of equal bits: %s", text);
+    c.nan_matches = 1;
+    e[3] = -e[3];
+    CHECK(run(c, &s) == MOEC_FAIL && s.over == 1, "NaN of other bits: %s", text);
 }
 
 static void test_patterns(void)
@@ -140,6 +148,11 @@ static void test_patterns(void)
         a[i] = -e[i];
     }
     CHECK(run(pair(a, e), NULL) == MOEC_FAIL && says("the other sign"), "%s", text);
+    memset(e, 0, sizeof e);
+    a[1] = 1;
+    a[2] = 2;
+    CHECK(run(pair(a, e), NULL) == MOEC_FAIL && !says("times expected"), "%s", text);
+    fill(e);
     memcpy(a, e, sizeof a);
     memcpy(&a[COLS], &e[3 * COLS], COLS * sizeof *a);
     CHECK(run(pair(a, e), NULL) == MOEC_FAIL && says("row 1 of actual is row 3 of expected"), "%s",
