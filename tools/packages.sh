@@ -3,7 +3,7 @@
 # Sees to it that the Debian packages of a build are there: says which are missing, installs them when
 # root, else prints the one line that does.
 set -euo pipefail
-want="gcc g++ cmake make pkg-config libjansson-dev python3"
+want="gcc g++ cmake make pkg-config libjansson-dev libpcre2-dev python3"
 missing=""
 for p in $want; do
     case $p in
