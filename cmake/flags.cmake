@@ -35,3 +35,6 @@ else()
     add_compile_definitions($<$<CONFIG:Release>:_FORTIFY_SOURCE=2>)
     add_link_options(-Wl,-z,relro,-z,now)
 endif()
+if(MOE_FUZZ)
+    add_compile_options(-fsanitize=fuzzer-no-link) # what libFuzzer watches; tests/CMakeLists.txt links it
+endif()

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the seeds of the fuzz targets to corpus/{safetensors,index,json} beside this file."""
+"""Writes the seeds of the fuzz targets to corpus/{safetensors,index,json,tokenizer}
+beside this file."""
 import json
 import pathlib
 import struct
@@ -137,10 +138,62 @@ JSON = {
     "trailing": b"0{}x",
 }
 
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+
+
+def split(pattern, behavior="Isolated", invert=False, kind="Regex"):
+    return {"type": "Split", "pattern": {kind: pattern}, "behavior": behavior, "invert": invert}
+
+
+def sequence(*splits, **byte_level):
+    return {"type": "Sequence", "pretokenizers": [*splits, {**BYTE_LEVEL, **byte_level}]}
+
+
+def added(number, content, **flags):
+    return {"id": number, "content": content, "single_word": False, "lstrip": False, "rstrip": False,
+            "normalized": False, "special": True, **flags}
+
+
+def tokenizer(text, pre, tokens=(), vocab=None, merges=None, more=None, **root):
+    """A tokenizer.json, a NUL, and a text for it."""
+    vocab = vocab or {"a": 0, "b": 1, "\u0120": 2, "'": 3, "s": 4, "1": 5, "\u010a": 6, "ab": 7, "\u0120a": 8, "\u0120ab": 9,
+                      "\u00c3": 10, "\u00a9": 11}
+    merges = [["a", "b"], ["\u0120", "a"], ["\u0120", "ab"]] if merges is None else merges
+    model = {"type": "BPE", "vocab": vocab, "merges": merges, **(more or {})}
+    document = {"added_tokens": list(tokens), "pre_tokenizer": pre, "model": model, **root}
+    return json.dumps(document, separators=(",", ":")).encode() + b"\0" + text.encode()
+
+
+WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+(?i:'s|'t)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+DOUBLING = {"a" * 2**i: i for i in range(6)}
+
+TOKENIZER = {
+    "gpt2": tokenizer("ab ab's 11\n  a", {**BYTE_LEVEL, "use_regex": True}),
+    "gpt2-prefix": tokenizer("ab ab", {**BYTE_LEVEL, "use_regex": True, "add_prefix_space": True}),
+    "words": tokenizer("ab ab's 1111\n\n a'S", sequence(split(WORDS)), more={"ignore_merges": True}),
+    "merges": tokenizer("ab abab  a\u00e9b", sequence()),
+    "doubling": tokenizer("a" * 61, sequence(), vocab=DOUBLING, merges=[["a" * 2**i] * 2 for i in range(5)]),
+    "strings": tokenizer("ab ab", sequence(), merges=["a b", "\u0120 a"]),
+    "added": tokenizer("a<x>b <x> <y><xx>", sequence(), [added(20, "<x>"), added(21, "<xx"), added(22, "<y>", normalized=True)]),
+    "strip": tokenizer("a  <x>  <x> b", sequence(), [added(20, "<x>", lstrip=True, rstrip=True), added(21, "  b", special=False)]),
+    "removed": tokenizer("a b ab", sequence(split(r"\s", "Removed"))),
+    "previous": tokenizer("a b  ab", sequence(split(r"\s", "MergedWithPrevious", True))),
+    "next": tokenizer("a b  ab", sequence(split(" ", "MergedWithNext", kind="String"))),
+    "contiguous": tokenizer("a b  ab", sequence(split(r"[ab]", "Contiguous"), split(r"b"), use_regex=True)),
+    "quadratic": tokenizer("a" * 200 + "1b", sequence(split("(a+)+b"))),
+    "no-byte": tokenizer("axb", sequence()),
+    "not-utf8": tokenizer("a", sequence()) + b"\xff",
+    "normalizer": tokenizer("a", sequence(), normalizer={"type": "NFC"}),
+    "class-in-class": tokenizer("a", sequence(split("[a[b]]"))),
+    "unicode-class": tokenizer("a", sequence(split(r"[\x{4e00}-\x{9fa5}]+|(?<=a)b{1,3}"))),
+    "unknown-merge": tokenizer("a", sequence(), merges=[["a", "x"]]),
+}
+
 
 def main():
     base = pathlib.Path(__file__).parent / "corpus"
-    for target, seeds in (("safetensors", SAFETENSORS), ("index", INDEX), ("json", JSON)):
+    for target, seeds in (("safetensors", SAFETENSORS), ("index", INDEX), ("json", JSON),
+                          ("tokenizer", TOKENIZER)):
         folder = base / target
         folder.mkdir(parents=True, exist_ok=True)
         for name, seed in seeds.items():

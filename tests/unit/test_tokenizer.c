@@ -52,7 +52,7 @@ void *__wrap_realloc(void *memory, size_t bytes)
 static char *read_file(const char *path, size_t *size)
 {
     FILE *f = fopen(path, "rb");
-    moem_text text = {NULL};
+    moem_text text = {.bytes = NULL};
     char part[65536];
     for (size_t n = 1; f != NULL && n > 0;) {
         n = fread(part, 1, sizeof part, f);
@@ -79,7 +79,7 @@ static moem_tokenizer *create(const json_t *root)
 
 static moem_ids encode(const moem_tokenizer *t, const char *text, size_t size)
 {
-    moem_ids ids = {NULL};
+    moem_ids ids = {.ids = NULL};
     CHECK(moem_tokenizer_encode(t, text, size, &ids) == MOE_OK, "%s", moe_last_error());
     return ids;
 }
@@ -87,7 +87,7 @@ static moem_ids encode(const moem_tokenizer *t, const char *text, size_t size)
 // The bytes of the ids one after another.
 static moem_text decode(const moem_tokenizer *t, const int32_t *ids, size_t count)
 {
-    moem_text text = {NULL};
+    moem_text text = {.bytes = NULL};
     moe_status status = MOE_OK;
     for (size_t i = 0; i < count && status == MOE_OK; i++) {
         const char *bytes = NULL;
@@ -625,7 +625,7 @@ static void check_bad_text(void)
     };
     json_t *root = small_json();
     moem_tokenizer *t = create(root);
-    moem_ids ids = {NULL};
+    moem_ids ids = {.ids = NULL};
     CHECK(moem_tokenizer_encode(t, "abc<x>bc<y>", 11, &ids) == MOE_OK, "%s", moe_last_error());
     static const int32_t want[] = {0, 4, 6, 4, 7};
     for (size_t i = 0; i < COUNT(bad); i++) {
@@ -733,7 +733,7 @@ static void check_hostile(void)
     memset(text, 'a', 1U << 18);
     memcpy(text + (1U << 18) - 2, "cb", 2);
     for (size_t i = 0; i < COUNT(slow); i++) {
-        moem_ids ids = {NULL};
+        moem_ids ids = {.ids = NULL};
         set_path(root, "pre_tokenizer.pretokenizers.0.pattern.Regex", json_string(slow[i]));
         t = create(root);
         const clock_t start = clock();
@@ -780,7 +780,7 @@ static void check_stream(void)
         const size_t size = strlen(cases[i].in);
         for (size_t part = 1; part <= size + 1; part++) {
             moem_stream stream = {.count = 0};
-            moem_text out = {NULL};
+            moem_text out = {.bytes = NULL};
             for (size_t at = 0; at < size; at += part) {
                 const size_t n = size - at < part ? size - at : part;
                 CHECK(moem_stream_push(&stream, cases[i].in + at, n, &out) == MOE_OK, "push");
@@ -794,7 +794,7 @@ static void check_stream(void)
     }
     // Nothing incomplete is shown, nothing complete is held.
     moem_stream stream = {.count = 0};
-    moem_text out = {NULL};
+    moem_text out = {.bytes = NULL};
     CHECK(moem_stream_push(&stream, "a\xF0\x9F", 3, &out) == MOE_OK && out.size == 1, "%zu",
           out.size);
     CHECK(moem_stream_push(&stream, "\x98", 1, &out) == MOE_OK && out.size == 1, "%zu", out.size);
@@ -818,7 +818,7 @@ static void check_no_memory(void)
     }
     until_failure = -1;
     CHECK(status == MOE_OK && created > 5, "%s after %ld", moe_last_error(), created);
-    moem_ids ids = {NULL};
+    moem_ids ids = {.ids = NULL};
     CHECK(moem_ids_push(&ids, 7) == MOE_OK, "push");
     static const char prompt[] =
         "The quick <|start|> brown zebra 12345 and the other one, of them; "
