@@ -93,6 +93,8 @@ typedef struct moe_gemm_desc {
     int32_t zero_points;          ///< 1: the weights bring zero points; 0: the format's own
     int32_t bias;                 ///< 1: a bias per output is added, in f32, after the scales
     moe_quant_desc act;           ///< zero: the input is used as it is
+    int32_t channel_scale; ///< 1: *_GROUP formats bring an f32 factor per output as well, which
+                           ///< multiplies the scaled sum before the bias (W4AFP8 checkpoints)
 } moe_gemm_desc;
 
 /// How the output of the shared experts is weighed.

@@ -15,7 +15,8 @@ typedef struct moe_matrix_source {
                        ///< bytes of K] or U8 [n, N, K/32, 16] (blocks); last stride 1
     moe_tensor scales; ///< tensor: [n] or [n, 2] (gate and up; parts in row order); channel: [n, N]
                        ///< or [n, N, 1]; else [n, ceil(N/block_n), ceil(K/block_k)]; multipliers
-    moe_tensor scale2; ///< NVFP4: f32 [n] or [n, 2], a multiplier (ModelOpt's weight_scale_2)
+    moe_tensor scale2; ///< NVFP4: f32 [n] or [n, 2], a multiplier (ModelOpt's weight_scale_2);
+                       ///< channel_scale: f32 [n, N] or [n, N, 1], a multiplier of each output
     moe_tensor zero_points; ///< U8 [n, N, ceil(K/g)]; of 4-bit formats also UINT4 of that shape
                             ///< (rows begin on a byte: an odd count has the next even stride), or
                             ///< U8 [n, ceil(N/2), ceil(K/g)] with row 2i in the low nibble

@@ -254,10 +254,10 @@ static void describe_mlp(const moei_mlp *mlp, const char *name, text *t)
         describe_quant(&gemm->act, t);
         put(t,
             ", \"weights\": \"%s\", \"scales\": \"%s\", \"group\": %d, \"zero_points\": %d, "
-            "\"bias\": %d, \"arith\": \"%s\", \"kernel\": \"%s\"}",
+            "\"channel_scale\": %d, \"bias\": %d, \"arith\": \"%s\", \"kernel\": \"%s\"}",
             info->name, moe_dtype_name(scales), (int)moei_gemm_block_k(info, gemm),
-            (int)gemm->zero_points, (int)gemm->bias, moei_arith_get(mlp->kernel[g]->arith)->name,
-            mlp->kernel[g]->name);
+            (int)gemm->zero_points, (int)gemm->channel_scale, (int)gemm->bias,
+            moei_arith_get(mlp->kernel[g]->arith)->name, mlp->kernel[g]->name);
     }
     put(t, "]}");
 }

@@ -28,8 +28,9 @@ static moe_status check_scales(const moei_matrices *m, int32_t first, const char
         for (int32_t p = 0; m->scale2 != NULL && p < m->scale2_parts; p++) {
             const float s = moei_load_one(MOE_F32, m->scale2, e * m->scale2_e_stride + p);
             MOE_REQUIRE(isfinite(s), MOE_E_VALUE,
-                        "%s: %s second-level scale of expert %d is %s, must be finite", call, name,
-                        (int)(first + e), isnan(s) ? "NaN" : "infinite");
+                        "%s: %s %s scale of expert %d: element [%d] is %s, must be finite", call,
+                        name, m->scale2_per_row ? "channel" : "second-level", (int)(first + e),
+                        (int)p, isnan(s) ? "NaN" : "infinite");
         }
     }
     if (m->act_scale != NULL) {

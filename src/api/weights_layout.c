@@ -43,8 +43,9 @@ static void layout_stack(moei_arena *arena, const moei_mlp *mlp, int g, moei_mat
         m.scales = moei_arena_array(arena, count * (size_t)m.scale_e_stride,
                                     (size_t)moe_dtype_bits(m.scale_dtype) / 8);
     }
-    if (info->scale2) {
-        m.scale2_parts = gated ? 2 : 1;
+    if (info->scale2 || gemm->channel_scale != 0) {
+        m.scale2_per_row = gemm->channel_scale != 0;
+        m.scale2_parts = m.scale2_per_row ? (int32_t)m.n : gated ? 2 : 1;
         m.scale2_e_stride = m.scale2_parts;
         m.scale2 = moei_arena_array(arena, count * (size_t)m.scale2_parts, sizeof(float));
     }

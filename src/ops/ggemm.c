@@ -93,6 +93,18 @@ static moe_status check_parts(const moe_tensor *t, uint32_t mask, int32_t count,
     return moei_tensor_check_any_order(t, call, name, mask, t->ndim == 1 ? 1 : 2, shape);
 }
 
+// Numbers per output, [n, N] or [N] of a single expert, as [n, N, 1].
+static moe_tensor as_channels(const moe_tensor *given, int64_t n, int32_t count)
+{
+    moe_tensor t = *given;
+    if ((t.ndim == 2 && t.shape[1] == n) || (t.ndim == 1 && count == 1)) {
+        t.shape[t.ndim] = 1;
+        t.stride[t.ndim] = 1;
+        t.ndim++;
+    }
+    return moei_tensor_with_experts(&t, 3);
+}
+
 static moe_status fill_scales(const moe_matrix_source *source, const moe_gemm_desc *gemm,
                               bool gated, const char *call, const char *name, moei_matrices *out)
 {
@@ -121,16 +133,8 @@ static moe_status fill_scales(const moe_matrix_source *source, const moe_gemm_de
         const int64_t rows = parts * moei_i64_ceil_div(out->part_rows, out->block_n);
         const int64_t columns = out->block_k > 0 ? moei_i64_ceil_div(out->k, out->block_k) : 1;
         const int64_t shape[3] = {out->count, rows, columns};
-        if (out->block_k == 0 && t.ndim == 2 && t.shape[1] == out->n) {
-            t.ndim = 3; // channel scales [n, N]
-            t.shape[2] = 1;
-            t.stride[2] = 1;
-        } else if (out->block_k == 0 && t.ndim == 1 && out->count == 1) {
-            t.ndim = 2; // [N] of a single expert
-            t.shape[1] = 1;
-            t.stride[1] = 1;
-        }
-        t = moei_tensor_with_experts(&t, 3);
+        t = out->block_k == 0 ? as_channels(&t, out->n, out->count)
+                              : moei_tensor_with_experts(&t, 3);
         MOE_TRY(moei_tensor_check_any_order(&t, call, label, mask, 3, shape));
         out->scale_n_stride = t.stride[1];
         out->scale_k_stride = t.stride[2];
@@ -141,14 +145,36 @@ static moe_status fill_scales(const moe_matrix_source *source, const moe_gemm_de
     return MOE_OK;
 }
 
-static moe_status fill_scale2(const moe_matrix_source *source, bool gated, const char *call,
-                              const char *name, moei_matrices *out)
+static moe_status fill_channel_scale(const moe_matrix_source *source, const char *call,
+                                     const char *name, moei_matrices *out)
+{
+    char label[64];
+    (void)snprintf(label, sizeof label, "%s channel scale", name);
+    const moe_tensor t = as_channels(&source->scale2, out->n, out->count);
+    const int64_t shape[3] = {out->count, out->n, 1};
+    MOE_TRY(moei_tensor_check_any_order(&t, call, label, MOEI_DTYPE_BIT(MOE_F32), 3, shape));
+    MOE_REQUIRE(t.stride[1] == 1 || out->n == 1, MOE_E_SHAPE,
+                "%s: %s has stride %" PRId64 " between outputs, must be 1", call, label,
+                t.stride[1]);
+    out->scale2 = (const float *)(const void *)moei_tensor_data(&t);
+    out->scale2_e_stride = t.stride[0];
+    out->scale2_parts = (int32_t)out->n;
+    out->scale2_per_row = true;
+    return MOE_OK;
+}
+
+static moe_status fill_scale2(const moe_matrix_source *source, const moe_gemm_desc *gemm,
+                              bool gated, const char *call, const char *name, moei_matrices *out)
 {
     char label[64];
     (void)snprintf(label, sizeof label, "%s second-level scale", name);
+    if (gemm->channel_scale != 0) {
+        return fill_channel_scale(source, call, name, out);
+    }
     if (!out->format->scale2) {
         MOE_REQUIRE(source->scale2.data == NULL, MOE_E_ARGUMENT,
-                    "%s: %s is given, format %s has none", call, label, out->format->name);
+                    "%s: %s is given, format %s has none%s", call, label, out->format->name,
+                    out->format->free_group ? " and the descriptor says channel_scale = 0" : "");
         return MOE_OK;
     }
     const moe_tensor *t = &source->scale2;
@@ -245,7 +271,7 @@ moe_status moei_matrices_from_source(const moe_matrix_source *source, const moe_
     }
     MOE_TRY(fill_values(source, transposed, call, name, &m));
     MOE_TRY(fill_scales(source, gemm, gated, call, name, &m));
-    MOE_TRY(fill_scale2(source, gated, call, name, &m));
+    MOE_TRY(fill_scale2(source, gemm, gated, call, name, &m));
     MOE_TRY(fill_zeros(source, gemm, call, name, &m));
     MOE_TRY(fill_bias(source, gemm, call, name, &m));
     MOE_TRY(fill_act_scale(source, gemm, call, name, &m));
@@ -290,6 +316,12 @@ moe_status moei_gemm_desc_check(const moe_gemm_desc *gemm, const char *call, con
     MOE_REQUIRE(gemm->zero_points == 0 || info->zero_point >= 0, MOE_E_UNSUPPORTED,
                 "%s: %s.zero_points = 1, format %s has none; int4_group and uint8_group do", call,
                 name, info->name);
+    MOE_REQUIRE(gemm->channel_scale == 0 || gemm->channel_scale == 1, MOE_E_ARGUMENT,
+                "%s: %s.channel_scale = %d, must be 0 or 1", call, name, (int)gemm->channel_scale);
+    MOE_REQUIRE(gemm->channel_scale == 0 || info->free_group, MOE_E_UNSUPPORTED,
+                "%s: %s.channel_scale = 1, format %s has none beside its scales; int4_group, "
+                "int8_group and uint8_group do",
+                call, name, info->name);
     MOE_REQUIRE(gemm->bias == 0 || gemm->bias == 1, MOE_E_ARGUMENT,
                 "%s: %s.bias = %d, must be 0 or 1", call, name, (int)gemm->bias);
     MOE_TRY(moei_quant_check(&gemm->act, call)); // NONE too: its parameters must be 0

@@ -4,7 +4,8 @@
 // Arithmetic (docs/numerics.md#ggemm): products and sums in f32 in the order of the kernel's
 // arithmetic class; then, where they exist, in this order:
 //   fma classes with a scale per block of k:  acc = fma(chain * s_x, s_w, acc) at each block's end
-//   acc = acc * row scale of x;  acc = acc * scale of W's row or tensor;  acc = acc * scale2 of W
+//   acc = acc * row scale of x;  acc = acc * scale of W's row or tensor;
+//   acc = acc * scale2 of W (second-level, or the channel scale of a *_GROUP format)
 //   acc = acc / scale2 of x;  acc = acc + bias;  acc = acc * row weight;  one rounding to y's dtype
 #ifndef MOEI_OPS_GGEMM_H
 #define MOEI_OPS_GGEMM_H
@@ -33,6 +34,7 @@ typedef struct moei_matrices {
     const float *scale2; // NULL: none
     int64_t scale2_e_stride;
     int32_t scale2_parts;
+    bool scale2_per_row; // a channel scale: scale2_parts is n
     // Gate and up rows: part of row r is r & 1 if interleaved, else r / part_rows. part_rows is n
     // where there are no parts, or blocks of rows run through both.
     bool interleaved_parts;

@@ -184,6 +184,11 @@ static void make_matrix(layer_case *c, const moe_gemm_desc *gemm, int64_t count,
         (void)strcat(strcpy(label, name), ".scale2");
         m->scale2 = floats(c, label, MOE_F32, 1, &count, 0.1f, 0.2f);
     }
+    if (gemm->channel_scale != 0) {
+        const int64_t channels[2] = {count, n};
+        (void)strcat(strcpy(label, name), ".channels");
+        m->scale2 = floats(c, label, MOE_F32, 2, channels, 0.5f, 1.5f);
+    }
     if (gemm->zero_points != 0) {
         const int64_t zeros[3] = {count, n, moei_i64_ceil_div(k, moei_gemm_block_k(info, gemm))};
         (void)strcat(strcpy(label, name), ".zeros");

@@ -50,7 +50,7 @@ typedef struct field {
           MOE_FORMAT_INT4_GROUP, MOE_FORMAT_NVFP4, MOE_FORMAT_E4M3FN_CHANNEL),                     \
         FIELD(at.weight_scale_dtype, I32, MOE_F32, MOE_BF16, MOE_E8M0, MOE_I32),                   \
         FIELD(at.weight_group, I32, 16, 32, 64, 128), FIELD(at.zero_points, I32, 1),               \
-        FIELD(at.bias, I32, 1), QUANT_FIELDS(at.act)
+        FIELD(at.channel_scale, I32, 1), FIELD(at.bias, I32, 1), QUANT_FIELDS(at.act)
 
 static const field fields[] = {
     FIELD(max_tokens, I64, 5, 100),

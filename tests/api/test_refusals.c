@@ -228,6 +228,9 @@ static void test_plan_experts(void)
            MOE_E_UNSUPPORTED, "desc.gemm[0].weight_group = 24", "16, 32, 64 or 128");
     REFUSE(d.gemm[0].zero_points = 1, MOE_E_UNSUPPORTED, "zero_points = 1", "bf16", "int4_group");
     REFUSE(d.gemm[0].zero_points = 2, MOE_E_ARGUMENT, "zero_points = 2", "0 or 1");
+    REFUSE(d.gemm[1].channel_scale = 1, MOE_E_UNSUPPORTED, "desc.gemm[1].channel_scale = 1", "bf16",
+           "int4_group");
+    REFUSE(d.gemm[0].channel_scale = -1, MOE_E_ARGUMENT, "channel_scale = -1", "0 or 1");
     REFUSE(d.gemm[1].bias = 2, MOE_E_ARGUMENT, "desc.gemm[1].bias = 2", "0 or 1");
     REFUSE(d.gemm[0].act.elem = MOE_E4M3FN, MOE_E_UNSET, "quant.spec is unset", "elem = 14");
     REFUSE(d.gemm[0].act.spec = 99, MOE_E_ARGUMENT, "quant.spec = 99");
@@ -543,6 +546,43 @@ static void test_weights_values(void)
     moe_plan_destroy(plan);
 }
 
+// The second scale of a group format: one number per output.
+static void test_weights_channel_scale(void)
+{
+    moe_layer_desc d = layer_case_base();
+    moe_plan *plan = NULL;
+    layer_case c;
+    d.gemm[0].weight_format = d.gemm[1].weight_format = MOE_FORMAT_INT4_GROUP;
+    d.gemm[0].channel_scale = 1;
+    if (!CHECK(moe_plan_create(ctx, &d, &plan) == MOE_OK &&
+                   layer_case_make(&c, plan, &d, 3) == MOE_OK,
+               "%s", moe_last_error())) {
+        return;
+    }
+    float *channels = c.source.gemm[0].scale2.data;
+#define REFUSE(edit, code, ...)                                                                    \
+    do {                                                                                           \
+        moe_weights_source s = c.source;                                                           \
+        edit;                                                                                      \
+        REFUSED(moe_weights_pack(c.weights, 0, &s), code, __VA_ARGS__);                            \
+    } while (0)
+    REFUSE(s.gemm[0].scale2.data = NULL, MOE_E_ARGUMENT, "gate_up channel scale", "absent");
+    REFUSE(s.gemm[0].scale2.shape[1] = 2, MOE_E_SHAPE, "gate_up channel scale", "272");
+    REFUSE(s.gemm[0].scale2.stride[1] = 2, MOE_E_SHAPE, "channel scale has stride 2", "must be 1");
+    REFUSE(s.gemm[0].scale2.dtype = MOE_BF16, MOE_E_DTYPE, "gate_up channel scale is bf16", "f32");
+    REFUSE(s.gemm[1].scale2 = s.gemm[0].scale2, MOE_E_ARGUMENT, "down second-level scale is given",
+           "int4_group has none", "channel_scale = 0");
+    channels[272 * 3 + 17] = -INFINITY;
+    REFUSE((void)s, MOE_E_VALUE, "gate_up channel scale of expert 3", "[17] is infinite");
+#undef REFUSE
+    channels[272 * 3 + 17] = 1.0f;
+    moe_weights_source s = c.source;
+    s.gemm[0].scale2.ndim = 3; // [n, N, 1]
+    CHECK(moe_weights_pack(c.weights, 0, &s) == MOE_OK, "%s", moe_last_error());
+    layer_case_free(&c);
+    moe_plan_destroy(plan);
+}
+
 // Codes of x have one scale: that of the shared experts is the routed experts'.
 static void test_weights_x_scale(void)
 {
@@ -597,6 +637,7 @@ static void test_weights(void)
     }
     moe_plan_destroy(plan);
     test_weights_values();
+    test_weights_channel_scale();
     test_weights_x_scale();
 }
 

@@ -53,6 +53,7 @@ static void draw_gemm(moe_gemm_desc *gemm)
     gemm->weight_group = format->free_group || chance(3) ? groups[below(7)] : 0;
     gemm->weight_scale_dtype = chance(4) ? from_to(MOE_F32, MOE_E8M0) : 0;
     gemm->zero_points = format->zero_point >= 0 || chance(3) ? (int32_t)below(2) : 0;
+    gemm->channel_scale = format->free_group || chance(2) ? (int32_t)below(2) : 0;
     gemm->bias = chance(30);
     while (moei_quant_at(specs) != NULL) {
         specs++;

@@ -95,6 +95,7 @@ static moe_layer_desc layer_of(moe_format format, int n)
     d.gemm[0].bias = n % 2;
     d.gate_up = 1 + n % 4;
     d.gemm[1].zero_points = info->zero_point >= 0;
+    d.gemm[n % 2].channel_scale = info->free_group;
     d.transposed = n % 3 == 0 && moe_dtype_bits(info->elem) >= 8;
     if (n % 2 == 1) {
         d.gemm[0].act.spec = MOE_QUANT_FP8_STATIC;

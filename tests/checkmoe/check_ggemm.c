@@ -162,6 +162,7 @@ static bool build_weights(ggemm_case *c, moec_rng *rng, bool at_end)
     const bool halves = c->gate_up == MOE_GATE_FIRST || c->gate_up == MOE_UP_FIRST;
     const int64_t part_rows = halves ? c->n / 2 : c->n;
     const int64_t parts = c->gate_up != MOE_GATE_UP_UNSET ? 2 : 1;
+    const int64_t parts2 = c->gemm.channel_scale != 0 ? c->n : parts;
     const int64_t srows =
         info->block_n == 0 ? parts
                            : (halves ? 2 : 1) * ((part_rows + info->block_n - 1) / info->block_n);
@@ -172,13 +173,13 @@ static bool build_weights(ggemm_case *c, moec_rng *rng, bool at_end)
     const int64_t groups = block_k > 0 ? scolumns : 1;
     if (!take(&c->values, (size_t)(c->experts * outer * inner), at_end) ||
         !take(&c->scales, (size_t)(c->experts * srows * scolumns) * sbytes, at_end) ||
-        !take(&c->scale2, (size_t)(c->experts * parts) * sizeof(float), at_end) ||
+        !take(&c->scale2, (size_t)(c->experts * parts2) * sizeof(float), at_end) ||
         !take(&c->zeros, (size_t)(c->experts * c->n * groups), at_end) ||
         !take(&c->bias, (size_t)(c->experts * c->n) * 4, at_end)) {
         return false;
     }
     float *scale2 = (float *)(void *)c->scale2.data;
-    for (int64_t i = 0; i < c->experts * parts; i++) {
+    for (int64_t i = 0; i < c->experts * parts2; i++) {
         scale2[i] = c->fill == MOEC_EXACT ? 2.0f : 0.5f + (float)moec_below(rng, 100) * 0.01f;
     }
     for (int64_t i = 0; sbytes > 0 && i < c->experts * srows * scolumns; i++) {
@@ -215,8 +216,8 @@ static bool build_weights(ggemm_case *c, moec_rng *rng, bool at_end)
                         (e * srows + srow) * scolumns + (block_k > 0 ? k / block_k : 0);
                     value *= decode(sdtype, c->scales.data, at);
                 }
-                if (info->scale2) {
-                    value *= (double)scale2[e * parts + part];
+                if (info->scale2 || c->gemm.channel_scale != 0) {
+                    value *= (double)scale2[e * parts2 + (parts2 == c->n ? n : part)];
                 }
                 c->oracle.w[(e * c->n + n) * c->k + k] = value;
             }
@@ -321,6 +322,7 @@ static bool build_case(ggemm_case *c, moec_rng *rng)
     c->row_weights = moec_below(rng, 2) == 0;
     c->gemm.bias = (int32_t)moec_below(rng, 2);
     c->gemm.zero_points = c->info->zero_point >= 0 ? (int32_t)moec_below(rng, 2) : 0;
+    c->gemm.channel_scale = c->info->free_group ? (int32_t)moec_below(rng, 2) : 0;
     static const moe_dtype y_dtypes[] = {MOE_F32, MOE_BF16, MOE_F16};
     c->y_dtype = y_dtypes[moec_below(rng, 3)];
     if (moec_below(rng, 2) == 0) {
@@ -336,13 +338,13 @@ static bool build_case(ggemm_case *c, moec_rng *rng)
     c->y_stride = c->n + 3;
     (void)snprintf(
         c->text, sizeof c->text,
-        "%s x %s (%s) -> %s, %s, e=%d rows=%lld n=%lld k=%lld%s%s%s%s gate_up=%d",
+        "%s x %s (%s) -> %s, %s, e=%d rows=%lld n=%lld k=%lld%s%s%s%s%s gate_up=%d",
         c->act.spec != MOE_QUANT_NONE ? moe_quant_name(c->act.spec) : moe_dtype_name(c->x_dtype),
         c->info->name, moe_dtype_name(c->gemm.weight_scale_dtype), moe_dtype_name(c->y_dtype),
         moec_fill_name(c->fill), (int)c->experts, (long long)c->rows, (long long)c->n,
         (long long)c->k, c->transposed ? " transposed" : "", c->scatter ? " scatter" : "",
         c->gemm.bias != 0 ? " bias" : "", c->gemm.zero_points != 0 ? " zeros" : "",
-        (int)c->gate_up);
+        c->gemm.channel_scale != 0 ? " channel" : "", (int)c->gate_up);
     const size_t rows = (size_t)c->rows;
     return float64_ggemm_alloc(&c->oracle, c->experts, c->rows, c->n, c->k) &&
            take(&c->index, rows * 4, at_end) && take(&c->out_index, rows * 4, at_end) &&
@@ -386,8 +388,9 @@ static moe_status make_args(const ggemm_case *c, moek_ggemm_args *a)
         s.values = moe_tensor_3d(c->values.data, c->info->elem, c->experts, c->n, c->k);
     }
     s.scales = scale_view(c);
-    if (c->info->scale2) {
-        s.scale2 = moe_tensor_2d(c->scale2.data, MOE_F32, c->experts, parts);
+    if (c->info->scale2 || c->gemm.channel_scale != 0) {
+        s.scale2 = moe_tensor_2d(c->scale2.data, MOE_F32, c->experts,
+                                 c->gemm.channel_scale != 0 ? c->n : parts);
     }
     if (c->gemm.zero_points != 0) {
         s.zero_points =

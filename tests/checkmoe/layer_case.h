@@ -37,7 +37,7 @@ typedef struct moec_stack {
     bool scale_by_column;  // scales of a column lie together
     int64_t scale_rows, scale_columns;
     int32_t scale_parts;  // tensor scales: per expert
-    int32_t scale2_parts; // 0: none
+    int32_t scale2_parts; // 0: none; n where gemm.channel_scale is set
     moei_zero_form zero_form;
     moe_dtype bias_dtype;
     moec_guard values, scales, scale2, zeros, bias, act_scale;

@@ -76,6 +76,7 @@ static void draw_format(moec_rng *rng, moe_gemm_desc *gemm, bool whole_bytes)
     }
     gemm->zero_points = info->zero_point >= 0 ? (int32_t)moec_below(rng, 2) : 0;
     gemm->bias = chance(rng, 40);
+    gemm->channel_scale = info->free_group ? (int32_t)moec_below(rng, 2) : 0;
 }
 
 static moe_dtype draw_elem(moec_rng *rng, uint32_t elems)

@@ -105,7 +105,10 @@ static void choose_form(moec_stack *m, moec_rng *rng)
     m->blocks = info->elem == MOE_E2M1 && m->k % 32 == 0 && moec_below(rng, 3) == 0;
     const bool gated = m->gate_up != MOE_GATE_UP_UNSET;
     m->scale_parts = gated ? 1 + (int32_t)moec_below(rng, 2) : 1;
-    m->scale2_parts = !info->scale2 ? 0 : gated ? 1 + (int32_t)moec_below(rng, 2) : 1;
+    m->scale2_parts = m->gemm.channel_scale != 0 ? (int32_t)m->n
+                      : !info->scale2            ? 0
+                      : gated                    ? 1 + (int32_t)moec_below(rng, 2)
+                                                 : 1;
     m->scale_dtype = 0;
     if (info->scale_dtypes != 0) {
         const int64_t part = halves(m) ? m->n / 2 : m->n;
@@ -215,8 +218,9 @@ static void store_float(moe_dtype dtype, void *data, int64_t i, double value)
 static void draw_scales(moec_stack *m, moec_rng *rng, double amplitude)
 {
     for (int32_t i = 0; i < m->count * m->scale2_parts; i++) {
+        const double factor = 0.5 + 0.01 * (double)moec_below(rng, 100);
         store_float(MOE_F32, m->scale2.data, i,
-                    amplitude * 0.5 * (0.5 + 0.01 * (double)moec_below(rng, 100)));
+                    m->gemm.channel_scale != 0 ? factor : amplitude * 0.5 * factor);
     }
     for (int64_t i = 0; m->scale_dtype != 0 && i < m->count * m->scale_rows * m->scale_columns;
          i++) {
@@ -243,7 +247,9 @@ static double scale_of(const moec_stack *m, int32_t e, int64_t n, int64_t k)
     }
     if (m->scale2_parts > 0) {
         const float *scale2 = (const float *)(const void *)m->scale2.data;
-        const int64_t part = m->scale2_parts == 1 ? 0 : part_of(m, n);
+        const int64_t part = m->gemm.channel_scale != 0 ? n
+                             : m->scale2_parts == 1     ? 0
+                                                        : part_of(m, n);
         scale *= (double)scale2[(int64_t)e * m->scale2_parts + part];
     }
     return scale;
@@ -476,7 +482,8 @@ moe_matrix_source moec_stack_source(const moec_stack *m, int32_t first, int32_t 
 bool moec_stack_must_split(const moec_stack *m)
 {
     return (m->info->block_n == 0 && m->scale_dtype != 0 && m->scale_parts == 2) ||
-           m->scale2_parts == 2 || (halves(m) && m->info->block_n > 1);
+           (m->scale2_parts == 2 && m->gemm.channel_scale == 0) ||
+           (halves(m) && m->info->block_n > 1);
 }
 
 bool moec_stack_can_split(const moec_stack *m)
@@ -582,12 +589,16 @@ moe_matrix_source moec_stack_split(const moec_stack *m, int part, void *memory)
         s.scales = split_scales(m, part, &at);
     }
     if (m->scale2_parts > 0) {
-        float *to = carve(&at, m->count * (int64_t)sizeof *to);
+        const int64_t rows = m->gemm.channel_scale != 0 ? inter : 1;
+        float *to = carve(&at, m->count * rows * (int64_t)sizeof *to);
         const float *from = (const float *)(const void *)m->scale2.data;
-        for (int32_t e = 0; e < m->count; e++) {
-            to[e] = from[e * m->scale2_parts + (m->scale2_parts == 2 ? part : 0)];
+        for (int64_t i = 0; i < m->count * rows; i++) {
+            const int64_t row = m->gemm.channel_scale != 0 ? row_of_part(m, part, i % rows)
+                                : m->scale2_parts == 2     ? part
+                                                           : 0;
+            to[i] = from[i / rows * m->scale2_parts + row];
         }
-        s.scale2 = moe_tensor_1d(to, MOE_F32, m->count);
+        s.scale2 = moe_tensor_2d(to, MOE_F32, m->count, rows);
     }
     if (m->gemm.zero_points != 0) {
         s.zero_points = split_zeros(m, part, &at);

@@ -32,6 +32,7 @@ const char *moec_mutation_name(moec_mutation mutation)
         [MOEC_MUTATE_SCALE_ROW_OFF] = "scale row off by one",
         [MOEC_MUTATE_ZERO_POINTS_IGNORED] = "zero points ignored",
         [MOEC_MUTATE_SCALE2_IGNORED] = "second-level scale ignored",
+        [MOEC_MUTATE_SCALE2_TWICE] = "second-level scale applied twice",
         [MOEC_MUTATE_EXPERT_BOUNDARY] = "a row by the wrong expert",
         [MOEC_MUTATE_TOKEN_OFF] = "a row of the wrong token",
         [MOEC_MUTATE_WEIGHT_TWICE] = "router weight applied twice",
@@ -148,6 +149,17 @@ static void *spoil_product(moek_ggemm_args *a, bool down)
     case MOEC_MUTATE_SCALE2_IGNORED:
         hits += down && w->scale2 != NULL;
         w->scale2 = down ? NULL : w->scale2;
+        break;
+    case MOEC_MUTATE_SCALE2_TWICE:
+        if (down && w->scale2 != NULL) {
+            const int64_t count = w->count * w->scale2_e_stride;
+            float *twice = copy_of(w->scale2, (size_t)count * sizeof *twice);
+            for (int64_t i = 0; i < count; i++) {
+                twice[i] *= twice[i];
+            }
+            copy = twice;
+            w->scale2 = twice;
+        }
         break;
     case MOEC_MUTATE_EXPERT_BOUNDARY:
         if (down && a->offsets != NULL) {

@@ -20,6 +20,7 @@ typedef enum moec_mutation {
     MOEC_MUTATE_SCALE_ROW_OFF, // rows use the scale of the next
     MOEC_MUTATE_ZERO_POINTS_IGNORED,
     MOEC_MUTATE_SCALE2_IGNORED,
+    MOEC_MUTATE_SCALE2_TWICE,
     MOEC_MUTATE_EXPERT_BOUNDARY, // a row is computed by the expert before its own
     MOEC_MUTATE_TOKEN_OFF,       // a row reads the token after its own
     MOEC_MUTATE_WEIGHT_TWICE,

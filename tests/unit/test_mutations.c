@@ -28,7 +28,8 @@ static int applies_to(moec_mutation mutation)
     case MOEC_MUTATE_ZERO_POINTS_IGNORED:
         return INT4;
     case MOEC_MUTATE_SCALE2_IGNORED:
-        return NVFP4;
+    case MOEC_MUTATE_SCALE2_TWICE:
+        return NVFP4 | INT4;
     default:
         return ALL;
     }
@@ -59,6 +60,7 @@ static void describe(moec_layer_case *c, moec_mutation mutation, moe_format form
         d->gemm[g].weight_format = format;
         d->gemm[g].weight_group = format == MOE_FORMAT_INT4_GROUP ? 32 : 0;
         d->gemm[g].zero_points = format == MOE_FORMAT_INT4_GROUP;
+        d->gemm[g].channel_scale = format == MOE_FORMAT_INT4_GROUP;
         d->gemm[g].bias = 1;
     }
     d->x_dtype = MOE_BF16;

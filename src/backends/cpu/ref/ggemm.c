@@ -195,7 +195,8 @@ static void finish(const moek_ggemm_args *a, int32_t e, int64_t i, int64_t n0, i
             v *= weight_scale(w, e, n, 0);
         }
         if (w->scale2 != NULL) {
-            v *= w->scale2[(int64_t)e * w->scale2_e_stride + part_of(w, w->scale2_parts, n)];
+            const int64_t at = w->scale2_per_row ? n : part_of(w, w->scale2_parts, n);
+            v *= w->scale2[(int64_t)e * w->scale2_e_stride + at];
         }
         if (a->x.scale2 != NULL) {
             v = moei_divf(v, a->x.scale2[0]);
