@@ -44,6 +44,8 @@ typedef struct moe_context_desc {
     const moe_thread_pool *pool;    ///< NULL: the library's own
     moe_log_fn log;                 ///< NULL: silent
     void *log_self;
+    const char *backend;     ///< name, e.g. of a plugin's backend; NULL: the first of the device
+    const char *plugin_path; ///< absolute path of a plugin, or of a folder of them; NULL: none
 } moe_context_desc;
 
 static inline moe_context_desc moe_context_desc_default(void)
@@ -61,7 +63,13 @@ static inline moe_context_desc moe_context_desc_default(void)
 /// Opaque. Immutable after creation; any number of threads may create plans from one context.
 typedef struct moe_context moe_context;
 
-/// Probes the machine, reads the environment (once) and makes a context.
+/// Probes the machine, reads the environment (once) and makes a context. Its backend is the first
+/// of the device that is built in ("cpu") or that a plugin offers. Plugins are looked for in
+/// desc.plugin_path, then in the colon-separated $MOE_PLUGIN_PATH (not in programs that run with
+/// raised privileges), then in the folder of libmoe itself; never in the working directory. An
+/// entry is a file, or a folder of libmoe_cuda.so, libmoe_hip.so and libmoe_backend_*.so. One that
+/// cannot be used is a reason in moe_context_visit_backends, and fails no context that does not ask
+/// for it. A file is loaded once per process and stays.
 /// @param[in]  desc  NULL: defaults
 /// @param[out] out   untouched on failure
 /// Errors: ARGUMENT, VERSION, UNSUPPORTED (no such device here), NO_MEMORY, THREAD. Since 0.1.
@@ -102,7 +110,8 @@ typedef struct moe_backend_info {
     const char *reason; ///< why not, or what was found ("AVX2 FMA F16C, 2 CPUs")
 } moe_backend_info;
 
-/// As moe_context_visit_kernels, for backends. Since 0.1.
+/// As moe_context_visit_kernels, for backends: the built-in ones, then every plugin that the
+/// context's search finds, and "cuda" and "hip" where none is. Loads them. Since 0.1.
 MOE_API int moe_context_visit_backends(const moe_context *ctx,
                                        int (*visit)(void *self, const moe_backend_info *info),
                                        void *self);

@@ -54,10 +54,11 @@ enum {
     MOE_DEVICE_UNSET = 0, ///< in a context: the CPU; in a view: the context's device
     MOE_DEVICE_CPU = 1,
     MOE_DEVICE_CUDA = 2,
-    MOE_DEVICE_HIP = 10
+    MOE_DEVICE_HIP = 10,
+    MOE_DEVICE_EXT = 12 ///< another plugin's own
 };
 
-/// Name ("cpu", "cuda", "hip").
+/// Name ("cpu", "cuda", "hip", "ext").
 MOE_API const char *moe_device_name(moe_device_type type);
 
 #define MOE_MAX_DIMS 4

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // The context: probes the machine, reads the environment once, picks the backend.
+#define _GNU_SOURCE // secure_getenv
 #include "moe/context.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "backends/backends.h"
+#include "backends/plugins.h"
 #include "core/check.h"
 #include "core/isa.h"
 #include "core/safemath.h"
@@ -43,23 +46,147 @@ static moe_status check_desc(const moe_context_desc *desc)
         "%s: desc.num_threads = %d, but desc.pool is given and has a size of its own; set it "
         "to 0",
         call, (int)desc->num_threads);
-    const bool cpu = desc->device == MOE_DEVICE_UNSET || desc->device == MOE_DEVICE_CPU;
-    MOE_REQUIRE(!cpu || desc->device_id == 0, MOE_E_ARGUMENT,
-                "%s: desc.device_id = %d, device \"cpu\" has 0 only", call, (int)desc->device_id);
+    MOE_REQUIRE(desc->device_id >= 0, MOE_E_ARGUMENT, "%s: desc.device_id = %d, must be 0 or more",
+                call, (int)desc->device_id);
+    MOE_REQUIRE(desc->plugin_path == NULL || desc->plugin_path[0] == '/', MOE_E_ARGUMENT,
+                "%s: desc.plugin_path = \"%s\", must be an absolute path", call, desc->plugin_path);
     return MOE_OK;
 }
 
-static moe_status choose_isa(const moe_context_desc *desc, uint64_t detected, uint64_t *isa)
+// The ceiling speaks of the CPU's instruction sets alone.
+static moe_status choose_isa(const moe_context_desc *desc, const moei_backend *backend,
+                             uint64_t detected, uint64_t *isa)
 {
-    const char *ceiling = desc->isa != NULL ? desc->isa : getenv("MOE_ISA");
+    const bool cpu = backend == moei_backend_for(MOE_DEVICE_CPU);
+    const char *ceiling = desc->isa != NULL ? desc->isa : cpu ? getenv("MOE_ISA") : NULL;
     uint64_t mask = UINT64_MAX;
     if (ceiling != NULL && ceiling[0] != '\0') {
+        MOE_REQUIRE(cpu, MOE_E_ARGUMENT,
+                    "moe_context_create: desc.isa = \"%s\", backend \"%s\" has no such ceiling",
+                    ceiling, backend->name);
         MOE_REQUIRE(moei_isa_ceiling(ceiling, &mask) != 0, MOE_E_ARGUMENT,
                     "moe_context_create: %s = \"%s\" is not one of ref, ref_fma, avx2, avx512, "
                     "amx, neon",
                     desc->isa != NULL ? "desc.isa" : "MOE_ISA", ceiling);
     }
     *isa = detected & mask;
+    return MOE_OK;
+}
+
+static bool is_wanted(const moei_backend *backend, const char *name, moe_device_type device)
+{
+    return (name == NULL || strcmp(backend->name, name) == 0) &&
+           (device == MOE_DEVICE_UNSET || backend->device == device);
+}
+
+// UNSUPPORTED, with the reason why the wanted backend is not among the plugins.
+static moe_status no_backend(const char *name, moe_device_type device,
+                             const moei_plugin *const *found, size_t count)
+{
+    const char *wanted = name != NULL ? name : moe_device_name(device);
+    char folder[PATH_MAX];
+    const char *own = moei_plugins_own_folder(folder, sizeof folder);
+    for (size_t i = 0; i < count; i++) {
+        if (found[i]->backend == NULL && strcmp(found[i]->name, wanted) == 0) {
+            return moe_fail(MOE_E_UNSUPPORTED,
+                             "moe_context_create: no backend for %s \"%s\": %.160s: %.160s; "
+                             "\"cpu\" works",
+                             name != NULL ? "name" : "device", wanted, found[i]->path,
+                             found[i]->reason);
+        }
+    }
+    return moe_fail(
+        MOE_E_UNSUPPORTED,
+        "moe_context_create: no backend for %s \"%s\"%s%s: no plugin in desc.plugin_path"
+        ", $MOE_PLUGIN_PATH or %.200s has it; \"cpu\" works",
+        name != NULL ? "name" : "device", wanted,
+        name != NULL && device != MOE_DEVICE_UNSET ? " on device " : "",
+        name != NULL && device != MOE_DEVICE_UNSET ? moe_device_name(device) : "",
+        own[0] != '\0' ? own : "libmoe's folder");
+}
+
+// Built in, else from a plugin.
+static moe_status choose_backend(const moe_context_desc *desc, const char *variable,
+                                 const moei_backend **out)
+{
+    const moei_plugin *found[MOEI_MAX_PLUGINS];
+    const moe_device_type device =
+        desc->device != MOE_DEVICE_UNSET || desc->backend != NULL ? desc->device : MOE_DEVICE_CPU;
+    const moei_backend *backend;
+    for (size_t i = 0; (backend = moei_backend_at(i)) != NULL; i++) {
+        if (is_wanted(backend, desc->backend, device)) {
+            *out = backend;
+            return MOE_OK;
+        }
+    }
+    const size_t count = moei_plugins_find(desc->plugin_path, variable, found);
+    for (size_t i = 0; i < count; i++) {
+        if (found[i]->backend != NULL && is_wanted(found[i]->backend, desc->backend, device)) {
+            *out = found[i]->backend;
+            return MOE_OK;
+        }
+    }
+    return no_backend(desc->backend, device, found, count);
+}
+
+// Keeps where plugins are looked for, for later reports.
+static moe_status keep_search(moe_context *ctx, const char *path, const char *variable)
+{
+    path = path != NULL ? path : "";
+    variable = variable != NULL ? variable : "";
+    const size_t first = strlen(path) + 1;
+    const size_t second = strlen(variable) + 1;
+    if (first + second == 2) {
+        return MOE_OK;
+    }
+    ctx->plugins = moei_alloc(ctx, first + second, 16);
+    MOE_REQUIRE(ctx->plugins != NULL, MOE_E_NO_MEMORY,
+                "moe_context_create: no memory for %zu bytes", first + second);
+    ctx->plugins_bytes = first + second;
+    memcpy(ctx->plugins, path, first);
+    memcpy(ctx->plugins + first, variable, second);
+    return MOE_OK;
+}
+
+static moe_status start_threads(moe_context *ctx, const moe_context_desc *desc)
+{
+    if (desc->pool != NULL) {
+        ctx->pool = *desc->pool;
+        const size_t size = ctx->pool.size(ctx->pool.self);
+        ctx->num_threads = size < 1 ? 1 : size > 65536 ? 65536 : (int)size;
+        return MOE_OK;
+    }
+    ctx->num_threads = desc->num_threads > 0 ? desc->num_threads : moei_cpu_count();
+    MOE_TRY(moei_pool_create(&ctx->allocator, ctx->num_threads, &ctx->own_pool));
+    ctx->pool = moei_pool_view(ctx->own_pool);
+    return MOE_OK;
+}
+
+// Everything that a context holds; what it has got when it fails is released by destroy.
+static moe_status fill_context(moe_context *ctx, const moe_context_desc *desc, const char *variable,
+                               uint64_t detected)
+{
+    const moei_backend *backend = ctx->backend;
+    MOE_TRY(choose_isa(desc, backend, detected, &ctx->isa));
+    for (int op = 0; op < MOEI_NUM_OPS; op++) {
+        moei_whynot why = {MOEI_WHYNOT_NONE, 0, 0};
+        char text[160];
+        if (op == MOEI_OP_GGEMM) {
+            continue; // chosen by problem
+        }
+        const int row = moei_registry_select(backend->kernels, backend->num_kernels, (moei_op)op,
+                                             ctx->isa, NULL, &why);
+        MOE_REQUIRE(row >= 0, MOE_E_UNSUPPORTED,
+                    "moe_context_create: backend \"%s\": no kernel of op %s: %s", backend->name,
+                    moei_op_name((moei_op)op), moei_whynot_text(&why, text, sizeof text));
+        ctx->op_kernel[op] = &backend->kernels[row];
+    }
+    MOE_TRY(keep_search(ctx, desc->plugin_path, variable));
+    MOE_TRY(start_threads(ctx, desc));
+    if (backend->open != NULL) {
+        MOE_TRY(backend->open(ctx, desc->device_id, &ctx->device));
+        ctx->opened = true;
+    }
     return MOE_OK;
 }
 
@@ -73,15 +200,16 @@ moe_status moe_context_create(const moe_context_desc *desc, moe_context **out)
     }
     desc = &known;
     MOE_TRY(check_desc(desc));
-    const moe_device_type device = desc->device != MOE_DEVICE_UNSET ? desc->device : MOE_DEVICE_CPU;
-    const moei_backend *backend = moei_backend_for(device);
-    MOE_REQUIRE(backend != NULL, MOE_E_UNSUPPORTED,
-                "moe_context_create: no backend for device \"%s\" in this build; \"cpu\" works",
-                moe_device_name(device));
+    // Ignored where a program runs with more rights than its caller's.
+    const char *variable = secure_getenv("MOE_PLUGIN_PATH");
+    const moei_backend *backend = NULL;
+    MOE_TRY(choose_backend(desc, variable, &backend));
+    MOE_REQUIRE(!backend->host_memory || desc->device_id == 0, MOE_E_ARGUMENT,
+                "moe_context_create: desc.device_id = %d, backend \"%s\" has 0 only",
+                (int)desc->device_id, backend->name);
     uint64_t detected = 0;
     MOE_REQUIRE(backend->probe(&detected, text, sizeof text), MOE_E_UNSUPPORTED,
-                "moe_context_create: device \"%s\": %s; \"cpu\" works", moe_device_name(device),
-                text);
+                "moe_context_create: backend \"%s\": %s; \"cpu\" works", backend->name, text);
     const moe_allocator *allocator = desc->allocator != NULL ? desc->allocator : &default_allocator;
     moe_context *ctx = allocator->alloc(allocator->self, sizeof *ctx, 64);
     MOE_REQUIRE(ctx != NULL, MOE_E_NO_MEMORY, "moe_context_create: no memory for %zu bytes",
@@ -89,47 +217,30 @@ moe_status moe_context_create(const moe_context_desc *desc, moe_context **out)
     memset(ctx, 0, sizeof *ctx);
     ctx->allocator = *allocator;
     ctx->backend = backend;
+    ctx->device_id = desc->device_id;
     ctx->log = desc->log;
     ctx->log_self = desc->log_self;
-    moe_status status = choose_isa(desc, detected, &ctx->isa);
+    const moe_status status = fill_context(ctx, desc, variable, detected);
     if (status != MOE_OK) {
-        goto fail;
-    }
-    for (int op = 0; op < MOEI_NUM_OPS; op++) {
-        moei_whynot why;
-        const int row = op == MOEI_OP_GGEMM
-                            ? -1
-                            : moei_registry_select(backend->kernels, backend->num_kernels,
-                                                   (moei_op)op, ctx->isa, NULL, &why);
-        ctx->op_kernel[op] = row >= 0 ? &backend->kernels[row] : NULL;
-    }
-    if (desc->pool != NULL) {
-        ctx->pool = *desc->pool;
-        const size_t size = ctx->pool.size(ctx->pool.self);
-        ctx->num_threads = size < 1 ? 1 : size > 65536 ? 65536 : (int)size;
-    } else {
-        ctx->num_threads = desc->num_threads > 0 ? desc->num_threads : moei_cpu_count();
-        status = moei_pool_create(&ctx->allocator, ctx->num_threads, &ctx->own_pool);
-        if (status != MOE_OK) {
-            goto fail;
-        }
-        ctx->pool = moei_pool_view(ctx->own_pool);
+        moe_context_destroy(ctx);
+        return status;
     }
     if (ctx->log != NULL) {
         ctx->log(ctx->log_self, 2, text);
     }
     *out = ctx;
     return MOE_OK;
-fail:
-    allocator->free(allocator->self, ctx, sizeof *ctx);
-    return status;
 }
 
 void moe_context_destroy(moe_context *ctx)
 {
     if (ctx != NULL) {
         const moe_allocator allocator = ctx->allocator;
+        if (ctx->opened && ctx->backend->close != NULL) {
+            ctx->backend->close(ctx, ctx->device);
+        }
         moei_pool_destroy(ctx->own_pool);
+        moei_free(ctx, ctx->plugins, ctx->plugins_bytes);
         allocator.free(allocator.self, ctx, sizeof *ctx);
     }
 }
@@ -144,52 +255,103 @@ moe_thread_pool moe_context_pool(const moe_context *ctx)
     return ctx->pool;
 }
 
-int moe_context_visit_kernels(const moe_context *ctx,
-                              int (*visit)(void *self, const moe_kernel_info *info), void *self)
+// The plugins that a context's search finds.
+static size_t find_plugins(const moe_context *ctx, const moei_plugin *found[MOEI_MAX_PLUGINS])
 {
-    const moei_backend *backend;
-    for (size_t b = 0; (backend = moei_backend_at(b)) != NULL; b++) {
-        for (size_t i = 0; i < backend->num_kernels; i++) {
-            const moei_kernel *kernel = &backend->kernels[i];
-            char text[128];
-            moei_whynot why = {MOEI_WHYNOT_NONE, 0, 0};
-            const bool here = backend == ctx->backend;
-            const bool available = here && moei_registry_supports(kernel, ctx->isa, NULL, &why);
-            moe_kernel_info info = {
-                .name = kernel->name,
-                .backend = backend->name,
-                .op = moei_op_name(kernel->op),
-                .isa = kernel->isa_name,
-                .arith =
-                    kernel->arith == MOEI_ARITH_NONE ? "" : moei_arith_get(kernel->arith)->name,
-                .available = available,
-                .why = !here ? "the context uses another device"
-                             : moei_whynot_text(&why, text, sizeof text),
-                .runs = atomic_load_explicit(&backend->runs[i], memory_order_relaxed),
-            };
-            const int result = visit(self, &info);
-            if (result != 0) {
-                return result;
-            }
-        }
-    }
-    return 0;
+    return ctx->plugins == NULL
+               ? moei_plugins_find(NULL, NULL, found)
+               : moei_plugins_find(ctx->plugins, ctx->plugins + strlen(ctx->plugins) + 1, found);
 }
 
-int moe_context_visit_backends(const moe_context *ctx,
-                               int (*visit)(void *self, const moe_backend_info *info), void *self)
+static int visit_kernels_of(const moe_context *ctx, const moei_backend *backend,
+                            int (*visit)(void *self, const moe_kernel_info *info), void *self)
 {
-    const moei_backend *backend;
-    (void)ctx;
-    for (size_t b = 0; (backend = moei_backend_at(b)) != NULL; b++) {
-        char text[256];
-        uint64_t isa = 0;
-        const bool available = backend->probe(&isa, text, sizeof text);
-        const moe_backend_info info = {backend->name, available, text};
+    for (size_t i = 0; i < backend->num_kernels; i++) {
+        const moei_kernel *kernel = &backend->kernels[i];
+        char text[128];
+        moei_whynot why = {MOEI_WHYNOT_NONE, 0, 0};
+        const bool here = backend == ctx->backend;
+        const bool available = here && moei_registry_supports(kernel, ctx->isa, NULL, &why);
+        const moe_kernel_info info = {
+            .name = kernel->name,
+            .backend = backend->name,
+            .op = moei_op_name(kernel->op),
+            .isa = kernel->isa_name,
+            .arith = kernel->arith == MOEI_ARITH_NONE ? "" : moei_arith_get(kernel->arith)->name,
+            .available = available,
+            .why = !here ? "the context uses another backend"
+                         : moei_whynot_text(&why, text, sizeof text),
+            .runs = __atomic_load_n(&backend->runs[i], __ATOMIC_RELAXED),
+        };
         const int result = visit(self, &info);
         if (result != 0) {
             return result;
         }
     }
     return 0;
+}
+
+int moe_context_visit_kernels(const moe_context *ctx,
+                              int (*visit)(void *self, const moe_kernel_info *info), void *self)
+{
+    const moei_plugin *found[MOEI_MAX_PLUGINS];
+    const moei_backend *backend;
+    int result = 0;
+    for (size_t b = 0; result == 0 && (backend = moei_backend_at(b)) != NULL; b++) {
+        result = visit_kernels_of(ctx, backend, visit, self);
+    }
+    const size_t count = result == 0 ? find_plugins(ctx, found) : 0;
+    for (size_t p = 0; result == 0 && p < count; p++) {
+        if (found[p]->backend != NULL) {
+            result = visit_kernels_of(ctx, found[p]->backend, visit, self);
+        }
+    }
+    return result;
+}
+
+static int visit_backend(const moei_backend *backend,
+                         int (*visit)(void *self, const moe_backend_info *info), void *self)
+{
+    char text[256] = "";
+    uint64_t isa = 0;
+    const bool available = backend->probe(&isa, text, sizeof text);
+    const moe_backend_info info = {backend->name, available, text};
+    return visit(self, &info);
+}
+
+int moe_context_visit_backends(const moe_context *ctx,
+                               int (*visit)(void *self, const moe_backend_info *info), void *self)
+{
+    const moei_plugin *found[MOEI_MAX_PLUGINS];
+    const moei_backend *backend;
+    const char *known;
+    char text[PATH_MAX + 600];
+    int result = 0;
+    for (size_t b = 0; result == 0 && (backend = moei_backend_at(b)) != NULL; b++) {
+        result = visit_backend(backend, visit, self);
+    }
+    const size_t count = result == 0 ? find_plugins(ctx, found) : 0;
+    for (size_t p = 0; result == 0 && p < count; p++) {
+        if (found[p]->backend != NULL) {
+            result = visit_backend(found[p]->backend, visit, self);
+        } else {
+            (void)snprintf(text, sizeof text, "%s: %s", found[p]->path, found[p]->reason);
+            const moe_backend_info info = {found[p]->name, 0, text};
+            result = visit(self, &info);
+        }
+    }
+    for (size_t k = 0; result == 0 && (known = moei_plugins_known(k)) != NULL; k++) {
+        bool seen = false;
+        for (size_t p = 0; p < count; p++) {
+            seen = seen || strcmp(found[p]->name, known) == 0;
+        }
+        if (!seen) {
+            char folder[PATH_MAX];
+            (void)snprintf(text, sizeof text, "no libmoe_%s.so in $MOE_PLUGIN_PATH or %s", known,
+                           moei_plugins_own_folder(folder, sizeof folder));
+            const moe_backend_info info = {known, 0, text};
+            result = visit(self, &info);
+        }
+    }
+    return result;
 }

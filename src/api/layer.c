@@ -481,7 +481,8 @@ moe_status moe_run(const moe_plan *plan, const moe_weights *weights, const moe_r
     r.plan = plan;
     r.desc = &plan->desc;
     r.weights = weights;
-    r.exec = (moei_exec){plan->ctx, stream};
+    r.exec = moei_exec_make(plan->ctx, stream);
+    r.exec.plan = plan->prepared;
     MOE_TRY(moei_op_begin(plan->ctx, args, &r.args, sizeof r.args, stream, CALL));
     MOE_TRY(moei_run_prepare(&r, workspace, bytes));
 

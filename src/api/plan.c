@@ -427,6 +427,18 @@ static moe_status check_level(moe_plan *plan, const char *call)
     return MOE_OK;
 }
 
+// The plan as its backend sees it.
+static moei_plan_info describe(const moe_plan *plan, moei_product products[MOEI_PLAN_STEPS])
+{
+    moei_plan_step steps[MOEI_PLAN_STEPS];
+    const int n = moei_plan_steps(plan, steps);
+    for (int i = 0; i < n; i++) {
+        products[i] =
+            (moei_product){steps[i].name, steps[i].problem, moei_plan_kernel(plan, &steps[i])};
+    }
+    return (moei_plan_info){&plan->desc, products, n};
+}
+
 moe_status moei_plan_init(const moe_context *ctx, const moe_layer_desc *desc, const char *call,
                           moe_plan *plan)
 {
@@ -449,6 +461,12 @@ moe_status moei_plan_init(const moe_context *ctx, const moe_layer_desc *desc, co
     }
     MOE_TRY(choose_kernels(plan, call));
     MOE_TRY(check_level(plan, call));
+    if (ctx->backend->plan_check != NULL) {
+        const moei_exec exec = moei_exec_make(ctx, NULL);
+        moei_product products[MOEI_PLAN_STEPS];
+        const moei_plan_info info = describe(plan, products);
+        MOE_TRY(ctx->backend->plan_check(&exec, &info));
+    }
     plan->max_workspace = moei_layer_workspace(plan, d->max_tokens);
     MOE_REQUIRE(plan->max_workspace != SIZE_MAX, MOE_E_OVERFLOW,
                 "%s: the workspace for %" PRId64 " tokens exceeds %zu bytes", call, d->max_tokens,
@@ -470,6 +488,16 @@ moe_status moe_plan_create(moe_context *ctx, const moe_layer_desc *desc, moe_pla
     moe_plan *kept = moei_alloc(ctx, sizeof *kept, 64);
     MOE_REQUIRE(kept != NULL, MOE_E_NO_MEMORY, "%s: no memory for %zu bytes", call, sizeof *kept);
     *kept = plan;
+    if (ctx->backend->plan_prepare != NULL) {
+        const moei_exec exec = moei_exec_make(ctx, NULL);
+        moei_product products[MOEI_PLAN_STEPS];
+        const moei_plan_info info = describe(kept, products);
+        const moe_status status = ctx->backend->plan_prepare(&exec, &info, &kept->prepared);
+        if (status != MOE_OK) {
+            moei_free(ctx, kept, sizeof *kept);
+            return status;
+        }
+    }
     *out = kept;
     return MOE_OK;
 }
@@ -477,6 +505,10 @@ moe_status moe_plan_create(moe_context *ctx, const moe_layer_desc *desc, moe_pla
 void moe_plan_destroy(moe_plan *plan)
 {
     if (plan != NULL) {
+        if (plan->ctx->backend->plan_release != NULL) {
+            const moei_exec exec = moei_exec_make(plan->ctx, NULL);
+            plan->ctx->backend->plan_release(&exec, plan->prepared);
+        }
         moei_free(plan->ctx, plan, sizeof *plan);
     }
 }

@@ -47,6 +47,7 @@ struct moe_plan {
     moe_determinism level;
     uint32_t flags;
     size_t max_workspace;
+    void *prepared; // what the backend's plan_prepare made
 };
 
 /// A product of a plan, whose kernel is selected by problem.

@@ -99,6 +99,11 @@ static void carve(moei_arena *arena, const moe_plan *plan, int64_t tokens, buffe
                   x_is_float(plan) && moei_mlp_quantizes(&plan->shared, 0), 1, tokens,
                   plan->shared.count, tokens, &b->shared);
     }
+    const moei_backend *backend = plan->ctx->backend;
+    if (backend->scratch_bytes != NULL) {
+        const moei_exec exec = moei_exec_make(plan->ctx, NULL);
+        b->scratch = moei_arena_take(arena, backend->scratch_bytes(&exec, d, tokens));
+    }
 }
 
 size_t moei_layer_workspace(const moe_plan *plan, int64_t num_tokens)
@@ -218,16 +223,19 @@ static moe_status check_routing_args(const run *r)
     return MOE_OK;
 }
 
-// Rows per expert: host-visible on the CPU, so their values are checked too.
+// Rows per expert. Where the host can read them, their values are checked too.
 static moe_status check_placement(const run *r)
 {
     const moe_layer_desc *d = r->desc;
     const moe_run_args *a = &r->args;
     const int64_t experts = r->plan->routed.count;
+    const bool readable = r->plan->ctx->backend->host_memory;
     if (d->x_layout == MOE_X_BATCHED) {
+        const int32_t *counts = (const int32_t *)(const void *)moei_tensor_data(&a->counts);
         MOE_TRY(check_view(&a->counts, "args.counts", MOEI_DTYPE_BIT(MOE_I32), 1, &experts));
-        MOE_TRY(moei_counts_check((const int32_t *)(const void *)moei_tensor_data(&a->counts),
-                                  experts, r->tokens, CALL));
+        if (readable) {
+            MOE_TRY(moei_counts_check(counts, experts, r->tokens, CALL));
+        }
     } else {
         MOE_TRY(check_absent(&a->counts, "counts", "the descriptor's x_layout is not BATCHED"));
     }
@@ -235,7 +243,7 @@ static moe_status check_placement(const run *r)
         const int64_t entries = experts + 1;
         MOE_TRY(check_view(&a->offsets, "args.offsets", MOEI_DTYPE_BIT(MOE_I32), 1, &entries));
         const int32_t *p = (const int32_t *)(const void *)moei_tensor_data(&a->offsets);
-        for (int64_t e = 0; e < experts; e++) {
+        for (int64_t e = 0; readable && e < experts; e++) {
             MOE_REQUIRE(p[0] == 0 && p[e] <= p[e + 1] && p[e + 1] <= r->tokens, MOE_E_VALUE,
                         CALL ": args.offsets[%" PRId64 "] = %d, [%" PRId64
                              "] = %d; must ascend from 0 to at most %" PRId64,
@@ -411,6 +419,7 @@ moe_status moei_run_prepare(run *r, void *workspace, size_t bytes)
                 CALL ": workspace is not aligned to %d bytes", MOEI_ARENA_ALIGN);
     moei_arena arena = {workspace, 0};
     carve(&arena, plan, r->tokens, &r->b);
+    r->exec.scratch = r->b.scratch;
     if (r->desc->routing == MOE_ROUTING_FROM_LOGITS) {
         MOE_TRY(prepare_route(r));
     }

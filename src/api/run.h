@@ -35,6 +35,7 @@ typedef struct buffers {
     void *latent_sum;     // [T, L] partial_dtype
     float *latent_out;    // [T, H]
     mlp_buffers routed, shared;
+    void *scratch; // the backend's own
 } buffers;
 
 /// What a run works on: checked views as pointers, and the buffers.

@@ -10,7 +10,7 @@
 static const moei_arith_info ariths[MOEI_NUM_ARITH] = {
 #define MOE_ARITH(ID, name, bits, truncating, products, chunk, consistent, text)                   \
     {#name, bits, (truncating) != 0, products, chunk, (consistent) != 0, text},
-#include "core/arith.def"
+#include "moe/arith.def"
 #undef MOE_ARITH
 };
 
@@ -71,7 +71,7 @@ const char *moei_whynot_text(const moei_whynot *why, char *buffer, size_t capaci
         const char *text;
     } rows[MOEI_NUM_WHYNOT] = {
 #define MOE_WHYNOT(ID, kind, text) {KIND_##kind, text},
-#include "core/whynot.def"
+#include "moe/whynot.def"
 #undef MOE_WHYNOT
     };
     char have[64];

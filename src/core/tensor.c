@@ -46,6 +46,8 @@ const char *moe_device_name(moe_device_type type)
         return "cuda";
     case MOE_DEVICE_HIP:
         return "hip";
+    case MOE_DEVICE_EXT:
+        return "ext";
     default:
         return "unknown device";
     }

@@ -1,50 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the layer asks of a backend: a table of kernels, and one function per op that runs a kernel
-// over a whole problem (loops over the pool on a CPU, launches on a stream on a GPU).
+// The context, and what the public calls share before they ask its backend (moe/backend.h) to run a
+// kernel over a whole problem: loops over the pool on a CPU, launches on a stream on a GPU.
 #ifndef MOEI_OPS_BACKEND_H
 #define MOEI_OPS_BACKEND_H
-
-#include <stdatomic.h>
 
 #include "core/check.h"
 #include "core/pool.h"
 #include "core/registry.h"
-
-struct moek_route_args;
-struct moek_place_args;
-struct moek_sort_args;
-struct moek_quantize_args;
-struct moek_ggemm_args;
-struct moek_glu_args;
-struct moek_combine_args;
-
-/// Where a call runs: threads and stream.
-typedef struct moei_exec {
-    const moe_context *ctx;
-    void *stream;
-} moei_exec;
-
-typedef struct moei_backend {
-    const char *name;
-    moe_device_type device;
-    const moei_kernel *kernels;
-    size_t num_kernels;
-    atomic_ullong *runs; // one per kernel: how often it ran, for `moe info` and tests
-
-    /// True if the backend can work in this process; fills the ISA bits and a line of text either
-    /// way.
-    bool (*probe)(uint64_t *isa, char *text, size_t capacity);
-
-    // All arguments have been checked; errors are the device's alone.
-    moe_status (*route)(const moei_exec *, const moei_kernel *, const struct moek_route_args *);
-    moe_status (*place)(const moei_exec *, const moei_kernel *, const struct moek_place_args *);
-    moe_status (*sort)(const moei_exec *, const moei_kernel *, const struct moek_sort_args *);
-    moe_status (*quantize)(const moei_exec *, const moei_kernel *,
-                           const struct moek_quantize_args *);
-    moe_status (*ggemm)(const moei_exec *, const moei_kernel *, const struct moek_ggemm_args *);
-    moe_status (*glu)(const moei_exec *, const moei_kernel *, const struct moek_glu_args *);
-    moe_status (*combine)(const moei_exec *, const moei_kernel *, const struct moek_combine_args *);
-} moei_backend;
+#include "moe/backend.h"
 
 struct moe_context {
     moe_allocator allocator;
@@ -55,6 +18,11 @@ struct moe_context {
     int num_threads;
     uint64_t isa; // of the machine, below the ceiling
     const moei_backend *backend;
+    int32_t device_id;
+    void *device; // what the backend's open made
+    bool opened;
+    char *plugins; // "desc.plugin_path\0$MOE_PLUGIN_PATH\0" as they were; NULL: both empty
+    size_t plugins_bytes;
     const moei_kernel *op_kernel[MOEI_NUM_OPS]; // ops but ggemm have one kernel per context
 };
 
@@ -69,11 +37,18 @@ static inline moe_status moei_op_begin(const moe_context *ctx, const void *args,
     return moei_struct_read(args, copy, known, call, "args");
 }
 
+/// Where a call of a context runs.
+static inline moei_exec moei_exec_make(const moe_context *ctx, void *stream)
+{
+    return (moei_exec){
+        .ctx = ctx, .stream = stream, .device_id = ctx->device_id, .device = ctx->device};
+}
+
 /// Counts a run of a kernel, for moe_kernel_info.runs.
 static inline void moei_count_run(const moe_context *ctx, const moei_kernel *kernel)
 {
-    atomic_fetch_add_explicit(&ctx->backend->runs[kernel - ctx->backend->kernels], 1,
-                              memory_order_relaxed);
+    (void)__atomic_fetch_add(&ctx->backend->runs[kernel - ctx->backend->kernels], 1,
+                             __ATOMIC_RELAXED);
 }
 
 static inline void *moei_alloc(const moe_context *ctx, size_t bytes, size_t align)

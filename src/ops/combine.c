@@ -67,7 +67,7 @@ moe_status moe_combine(const moe_context *ctx, const moe_combine_args *args, voi
         a.bias_dtype = args->bias.dtype;
     }
     MOE_TRY(moei_views_check_overlap(views, num_views, call));
-    const moei_exec exec = {ctx, stream};
+    const moei_exec exec = moei_exec_make(ctx, stream);
     moei_count_run(ctx, ctx->op_kernel[MOEI_OP_COMBINE]);
     return ctx->backend->combine(&exec, ctx->op_kernel[MOEI_OP_COMBINE], &a);
 }

@@ -348,13 +348,17 @@ moe_status moei_ggemm_select(const moe_context *ctx, const moei_ggemm_problem *p
     return MOE_OK;
 }
 
-static moe_status check_offsets(const moe_tensor *offsets, int32_t count, const char *call,
-                                int64_t *rows)
+// Where the host can read them (`readable`), values too, and `*rows` becomes what they say.
+static moe_status check_offsets(const moe_tensor *offsets, int32_t count, bool readable,
+                                const char *call, int64_t *rows)
 {
     const int64_t shape[1] = {(int64_t)count + 1};
     MOE_TRY(moei_tensor_check(offsets, call, "offsets", MOEI_DTYPE_BIT(MOE_I32), 1, shape));
     MOE_TRY(moei_tensor_check_aligned(offsets, call, "offsets"));
     const int32_t *p = (const int32_t *)(const void *)moei_tensor_data(offsets);
+    if (!readable) {
+        return MOE_OK;
+    }
     MOE_REQUIRE(p[0] == 0, MOE_E_VALUE, "%s: offsets[0] = %d, must be 0", call, (int)p[0]);
     for (int32_t e = 0; e < count; e++) {
         MOE_REQUIRE(p[e] <= p[e + 1], MOE_E_VALUE, "%s: offsets[%d] = %d exceeds offsets[%d] = %d",
@@ -364,7 +368,7 @@ static moe_status check_offsets(const moe_tensor *offsets, int32_t count, const 
     return MOE_OK;
 }
 
-static moe_status check_index(const moe_tensor *index, int64_t rows, int64_t limit,
+static moe_status check_index(const moe_tensor *index, int64_t rows, int64_t limit, bool readable,
                               const char *call, const char *name, const int32_t **out)
 {
     *out = NULL;
@@ -380,7 +384,7 @@ static moe_status check_index(const moe_tensor *index, int64_t rows, int64_t lim
                 rows);
     MOE_TRY(moei_tensor_check_aligned(index, call, name));
     const int32_t *p = (const int32_t *)(const void *)moei_tensor_data(index);
-    for (int64_t i = 0; i < rows; i++) {
+    for (int64_t i = 0; readable && i < rows; i++) {
         MOE_REQUIRE(p[i] >= 0 && p[i] < limit, MOE_E_VALUE,
                     "%s: %s[%" PRId64 "] = %d, must be 0..%" PRId64, call, name, i, (int)p[i],
                     limit - 1);
@@ -416,15 +420,16 @@ moe_status moe_ggemm(const moe_context *ctx, const moe_ggemm_args *args, void *s
     const int64_t any[2] = {-1, -1};
     MOE_TRY(moei_tensor_check(&args->y, call, "y", MOEI_DTYPES_FLOAT, 2, any));
     moek_ggemm_args a = {0};
+    const bool readable = ctx->backend->host_memory;
     int32_t count = 1;
-    int64_t rows = args->y.shape[0];
+    int64_t rows = args->y.shape[0]; // on a device the most that there may be
     if (moei_tensor_present(&args->offsets)) {
         MOE_REQUIRE(args->offsets.ndim == 1 && args->offsets.shape[0] >= 1 &&
                         args->offsets.shape[0] <= 4097,
                     MOE_E_SHAPE, "%s: offsets has %" PRId64 " entries, must be 2..4097", call,
                     args->offsets.ndim == 1 ? args->offsets.shape[0] : -1);
         count = (int32_t)args->offsets.shape[0] - 1;
-        MOE_TRY(check_offsets(&args->offsets, count, call, &rows));
+        MOE_TRY(check_offsets(&args->offsets, count, readable, call, &rows));
         a.offsets = (const int32_t *)(const void *)moei_tensor_data(&args->offsets);
     } else {
         MOE_REQUIRE(
@@ -448,8 +453,8 @@ moe_status moe_ggemm(const moe_context *ctx, const moe_ggemm_args *args, void *s
     if (a.x.scale2 != NULL) {
         MOE_TRY(moei_tensor_check_aligned(&args->weights.act_scale, call, "weights.act_scale"));
     }
-    MOE_TRY(check_index(&args->row_index, rows, x_rows, call, "row_index", &a.row_index));
-    MOE_TRY(check_index(&args->out_index, rows, args->y.shape[0], call, "out_index", &a.out_index));
+    MOE_TRY(check_index(&args->row_index, rows, x_rows, readable, call, "row_index", &a.row_index));
+    MOE_TRY(check_index(&args->out_index, rows, args->y.shape[0], readable, call, "out_index", &a.out_index));
     if (moei_tensor_present(&args->row_weight)) {
         MOE_TRY(moei_tensor_check(&args->row_weight, call, "row_weight", MOEI_DTYPE_BIT(MOE_F32), 1,
                                   args->y.shape));
@@ -467,7 +472,7 @@ moe_status moe_ggemm(const moe_context *ctx, const moe_ggemm_args *args, void *s
     const moei_kernel *kernel = NULL;
     MOE_TRY(moei_ggemm_select(ctx, &problem, call, "args.gemm", &kernel));
     MOE_TRY(moei_views_check_overlap(views, num_views, call));
-    const moei_exec exec = {ctx, stream};
+    const moei_exec exec = moei_exec_make(ctx, stream);
     moei_count_run(ctx, kernel);
     return ctx->backend->ggemm(&exec, kernel, &a);
 }

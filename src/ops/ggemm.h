@@ -17,37 +17,6 @@
 #include "ops/backend.h"
 #include "quant/formats.h"
 
-/// A stack of n canonical matrices [N, K] with scales, as kernels of layout "row" read it. Strides
-/// are in bytes for values, in elements for everything else.
-typedef struct moei_matrices {
-    const moei_format_info *format;
-    int64_t n, k;
-    int32_t count;
-    const uint8_t *values;
-    int64_t value_e_stride, value_n_stride; // bytes
-    int64_t value_k_stride;                 // bytes; sub-byte types are packed along k: 0
-    const void *scales;                     // NULL: none
-    moe_dtype scale_dtype;
-    int32_t block_n, block_k; // 0: the whole extent
-    int64_t scale_e_stride, scale_n_stride, scale_k_stride;
-    int32_t scale_parts; // tensor scales and scale2: 1, or 2 = one each for gate and up rows
-    const float *scale2; // NULL: none
-    int64_t scale2_e_stride;
-    int32_t scale2_parts;
-    bool scale2_per_row; // a channel scale: scale2_parts is n
-    // Gate and up rows: part of row r is r & 1 if interleaved, else r / part_rows. part_rows is n
-    // where there are no parts, or blocks of rows run through both.
-    bool interleaved_parts;
-    int64_t part_rows;
-    const uint8_t *zeros; // NULL: the format's zero point
-    moei_zero_form zero_form;
-    int64_t zero_e_stride, zero_n_stride; // bytes; of pairs: from pair to pair
-    const void *bias;                     // NULL: none
-    moe_dtype bias_dtype;
-    int64_t bias_e_stride;
-    const float *act_scale; // static scale of the activations, NULL: none
-} moei_matrices;
-
 /// Zero point of row n's group; `zeros` must not be NULL.
 static inline uint8_t moei_zero_point(const moei_matrices *w, int64_t e, int64_t n, int64_t group)
 {
@@ -64,41 +33,7 @@ static inline uint8_t moei_zero_point(const moei_matrices *w, int64_t e, int64_t
     }
 }
 
-/// The rows of x: floats, or codes with scales.
-typedef struct moei_operand {
-    const uint8_t *data;
-    moe_dtype dtype;
-    int64_t row_stride; // bytes
-    const void *scales; // NULL: floats
-    moe_dtype scale_dtype;
-    int32_t group;            // elements of k per scale; 0: one per row (stride 0: one for all)
-    bool packed;              // four e8m0 bytes per int32
-    int64_t scale_row_stride; // elements of scale_dtype (packed: of int32)
-    int64_t scale_k_stride;
-    int64_t batch_stride, scale_batch_stride; // between groups of equal room (no offsets)
-    const float *scale2; // NVFP4's global scale, a divisor: acc / scale2[0]; NULL: none
-} moei_operand;
-
-/// Rows come sorted (offsets: group e has rows offsets[e] .. offsets[e + 1] - 1), or in groups of
-/// equal room (offsets NULL: row i of group e is row i of x's and y's batch e, for i < counts[e],
-/// or i < rows without counts).
-typedef struct moek_ggemm_args {
-    moei_matrices w;
-    moei_operand x;
-    const int32_t *offsets;   // [count + 1], or NULL
-    const int32_t *counts;    // [count], or NULL
-    int64_t rows;             // rows of a group (offsets NULL), else the most that all may have
-    const int32_t *row_index; // sorted rows only: x row = row_index[i] / row_divisor; NULL: i
-    int32_t row_divisor;      // slot to token; at least 1
-    const int32_t *out_index; // sorted rows only: y row; NULL: i
-    const float *row_weight;  // NULL: 1; of y row i (sorted), or at e * batch + i * row stride
-    int64_t weight_batch_stride, weight_row_stride;
-    uint8_t *y;
-    moe_dtype y_dtype;
-    int64_t y_row_stride, y_batch_stride; // bytes
-} moek_ggemm_args;
-
-/// Computes columns [n0, n1) of rows [i0, i1) of expert e; i counts as in the struct above.
+/// Computes columns [n0, n1) of rows [i0, i1) of expert e; i counts as in moek_ggemm_args.
 typedef void moek_ggemm_fn(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1,
                            int64_t n0, int64_t n1);
 

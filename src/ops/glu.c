@@ -149,11 +149,13 @@ moe_status moe_glu(const moe_context *ctx, const moe_glu_args *args, void *strea
                                       args->y.shape));
             MOE_TRY(moei_tensor_check_aligned(&args->counts, call, "counts"));
             a.counts = (const int32_t *)(const void *)moei_tensor_data(&args->counts);
-            MOE_TRY(moei_counts_check(a.counts, a.batches, a.rows, call));
+            if (ctx->backend->host_memory) {
+                MOE_TRY(moei_counts_check(a.counts, a.batches, a.rows, call));
+            }
         }
     }
     MOE_TRY(moei_views_check_overlap(views, 3, call));
-    const moei_exec exec = {ctx, stream};
+    const moei_exec exec = moei_exec_make(ctx, stream);
     moei_count_run(ctx, ctx->op_kernel[MOEI_OP_GLU]);
     return ctx->backend->glu(&exec, ctx->op_kernel[MOEI_OP_GLU], &a);
 }

@@ -8,37 +8,6 @@
 #include "core/check.h"
 #include "ops/backend.h"
 
-typedef struct moek_place_args {
-    int64_t tokens;
-    int32_t top_k;
-    int32_t num_experts;      // router ids in [0, num_experts) name an expert
-    int32_t num_identity;     // ids in [num_experts, num_experts + num_identity): zero experts
-    int32_t num_physical;     // bound of physical ids: replicas, else num_experts
-    int32_t num_local;        // bound of local ids
-    const int32_t *num_valid; // NULL: all tokens; the others get id -1, weight 0
-    const void *ids;          // [tokens, top_k] int32 or int64
-    moe_dtype id_dtype;
-    int64_t id_token_stride; // elements
-    const void *weights;     // f32 or bf16; NULL: 1
-    moe_dtype weight_dtype;
-    int64_t weight_token_stride;
-    const int32_t *replica_table; // [num_experts, replica_slots]; NULL: logical = physical
-    int64_t replica_stride;
-    int32_t replica_slots;
-    const int32_t *replica_count; // [num_experts]
-    const int32_t *expert_map;    // [num_physical]; NULL: physical = local
-    int32_t *router_ids;          // out [tokens, top_k]; an id that names nothing becomes -1
-    int32_t *local_ids;           // out [tokens, top_k]
-    float *local_weights;         // out [tokens, top_k]
-    void *out_ids;                // optional, of out_id_dtype
-    moe_dtype out_id_dtype;
-    int64_t out_id_stride;
-    void *out_weights; // optional, of out_weight_dtype
-    moe_dtype out_weight_dtype;
-    int64_t out_weight_stride;
-    int32_t *load; // optional [num_physical], incremented by the driver
-} moek_place_args;
-
 /// Tokens [t0, t1); leaves `load` alone.
 typedef void moek_place_fn(const moek_place_args *args, int64_t t0, int64_t t1);
 

@@ -159,7 +159,7 @@ static moe_status check_global(request *r)
     return check_aligned(a->global_scale, r->call, "global_scale");
 }
 
-static moe_status check_counts(request *r)
+static moe_status check_counts(request *r, bool readable)
 {
     moek_quantize_args *a = &r->args;
     if (!moei_tensor_present(r->counts)) {
@@ -171,7 +171,7 @@ static moe_status check_counts(request *r)
         moei_tensor_check(r->counts, r->call, "counts", MOEI_DTYPE_BIT(MOE_I32), 1, &r->batches));
     a->counts = (const int32_t *)(const void *)moei_tensor_data(r->counts);
     MOE_TRY(check_aligned(a->counts, r->call, "counts"));
-    return moei_counts_check(a->counts, r->batches, r->rows, r->call);
+    return readable ? moei_counts_check(a->counts, r->batches, r->rows, r->call) : MOE_OK;
 }
 
 static moe_status check_distinct(const request *r)
@@ -244,20 +244,13 @@ static moe_status check_request(const moe_context *ctx, request *r, const moe_qu
     MOE_TRY(check_codes(r));
     MOE_TRY(check_scales(r));
     MOE_TRY(check_global(r));
-    MOE_TRY(check_counts(r));
+    MOE_TRY(check_counts(r, ctx->backend->host_memory));
     return check_distinct(r);
-}
-
-static moe_status check_kernel(const moe_context *ctx, const char *call)
-{
-    MOE_REQUIRE(ctx->op_kernel[MOEI_OP_QUANTIZE] != NULL, MOE_E_NO_KERNEL,
-                "%s: the context's backend has no quantize kernel", call);
-    return MOE_OK;
 }
 
 static moe_status run(const moe_context *ctx, const request *r, void *stream)
 {
-    const moei_exec exec = {ctx, stream};
+    const moei_exec exec = moei_exec_make(ctx, stream);
     const moei_kernel *kernel = ctx->op_kernel[MOEI_OP_QUANTIZE];
     moei_count_run(ctx, kernel);
     return ctx->backend->quantize(&exec, kernel, &r->args);
@@ -268,7 +261,6 @@ static moe_status quantize_or_back(const moe_context *ctx, const moe_quantize_ar
 {
     moe_quantize_args known;
     MOE_TRY(moei_op_begin(ctx, args, &known, sizeof known, stream, call));
-    MOE_TRY(check_kernel(ctx, call));
     args = &known;
     request r = {.call = call,
                  .x = &args->x,
@@ -298,7 +290,6 @@ moe_status moe_silu_mul_quantize(const moe_context *ctx, const moe_silu_mul_quan
     const char *call = "moe_silu_mul_quantize";
     moe_silu_mul_quantize_args known;
     MOE_TRY(moei_op_begin(ctx, args, &known, sizeof known, stream, call));
-    MOE_TRY(check_kernel(ctx, call));
     args = &known;
     const moe_quant_spec spec = args->quant.spec;
     MOE_REQUIRE(spec == MOE_QUANT_NONE || moei_quant_get(spec) == NULL ||

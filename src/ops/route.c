@@ -440,7 +440,7 @@ moe_status moe_route(const moe_context *ctx, const moe_route_args *args, void *s
     MOE_TRY(moei_views_check_device(views, num_views, ctx->backend->device, call));
     MOE_TRY(moei_route_prepare(args, call, &a));
     MOE_TRY(moei_views_check_overlap(views, num_views, call));
-    const moei_exec exec = {ctx, stream};
+    const moei_exec exec = moei_exec_make(ctx, stream);
     moei_count_run(ctx, ctx->op_kernel[MOEI_OP_ROUTE]);
     return ctx->backend->route(&exec, ctx->op_kernel[MOEI_OP_ROUTE], &a);
 }

@@ -136,7 +136,7 @@ moe_status moe_sort(const moe_context *ctx, const moe_sort_args *args, void *str
         a.count_dtype = args->counts.dtype;
     }
     MOE_TRY(moei_views_check_overlap(views, num_views, call));
-    const moei_exec exec = {ctx, stream};
+    const moei_exec exec = moei_exec_make(ctx, stream);
     moei_count_run(ctx, ctx->op_kernel[MOEI_OP_SORT]);
     return ctx->backend->sort(&exec, ctx->op_kernel[MOEI_OP_SORT], &a);
 }
@@ -204,9 +204,9 @@ moe_status moe_gather_batched(const moe_context *ctx, const moe_batched_args *ar
     moe_batched_args known;
     MOE_TRY(moei_op_begin(ctx, args, &known, sizeof known, stream, call));
     args = &known;
-    MOE_REQUIRE(ctx->backend->device == MOE_DEVICE_CPU, MOE_E_UNSUPPORTED,
-                "%s: runs on device \"%s\" only, the context's is \"%s\"", call,
-                moe_device_name(MOE_DEVICE_CPU), moe_device_name(ctx->backend->device));
+    MOE_REQUIRE(ctx->backend->host_memory, MOE_E_UNSUPPORTED,
+                "%s: works on host memory only, backend \"%s\" has memory of its own", call,
+                ctx->backend->name);
     const moei_view views[] = {{&args->batched, "batched", true},
                                {&args->counts, "counts", true},
                                {&args->rows, "rows", true},

@@ -3,28 +3,7 @@
 #ifndef MOEI_QUANT_FORMATS_H
 #define MOEI_QUANT_FORMATS_H
 
-#include <stdbool.h>
-
-#include "moe/plan.h"
-
-typedef struct moei_format_info {
-    moe_format format;
-    const char *name;
-    moe_dtype elem;
-    int32_t block_n, block_k; // 0: the whole extent
-    uint32_t scale_dtypes;    // bit 1 << moe_dtype; 0: no scales
-    bool scale2;
-    int32_t zero_point; // -1: none
-    bool free_group;
-    const char *source;
-} moei_format_info;
-
-/// How the zero points of n matrices lie: G groups of k in each of N rows.
-typedef enum moei_zero_form {
-    MOEI_ZERO_BYTES,  // U8 [n, N, G]
-    MOEI_ZERO_PAIRS,  // U8 [n, ceil(N/2), G], row 2i in the low nibble
-    MOEI_ZERO_NIBBLES // UINT4 [n, N, G]
-} moei_zero_form;
+#include "moe/backend.h"
 
 /// NULL for MOE_FORMAT_UNSET and unknown values.
 const moei_format_info *moei_format(moe_format format);

@@ -188,7 +188,7 @@ static void check_text(const moe_support *s)
 {
     static const char *const kinds[] = {
 #define MOE_WHYNOT(ID, kind, text) #kind,
-#include "core/whynot.def"
+#include "moe/whynot.def"
 #undef MOE_WHYNOT
     };
     char have[128];

@@ -191,7 +191,7 @@ static void report(moec_run *run, const moei_kernel *kernel, const combine_case 
 static void run_combine(moec_run *run, const moei_kernel *kernel, combine_case *c)
 {
     const moek_combine_args *a = &c->a;
-    const moei_exec exec = {run->ctx, NULL};
+    const moei_exec exec = moei_exec_make(run->ctx, NULL);
     unsigned char *old = malloc(c->out.bytes + 1);
     if (old == NULL) {
         return;

@@ -561,7 +561,7 @@ static bool same_y(moec_run *run, const ggemm_case *c, const unsigned char *was,
 static void compare_rows(moec_run *run, const moei_kernel *kernel, const ggemm_case *c,
                          const moek_ggemm_args *a, const unsigned char *first, int number)
 {
-    const moei_exec exec = {run->ctx, NULL};
+    const moei_exec exec = moei_exec_make(run->ctx, NULL);
     const uint64_t hash = moec_hash(first, c->y.bytes);
     moec_seen *seen = moec_seen_at(run, kernel, number);
     if (seen == NULL) {
@@ -587,7 +587,7 @@ static void compare_rows(moec_run *run, const moei_kernel *kernel, const ggemm_c
 
 static void run_case(moec_run *run, const moei_kernel *kernel, ggemm_case *c, int number)
 {
-    const moei_exec exec = {run->ctx, NULL};
+    const moei_exec exec = moei_exec_make(run->ctx, NULL);
     const moei_backend *backend = run->ctx->backend;
     const char *name = kernel->name;
     moek_ggemm_args a;

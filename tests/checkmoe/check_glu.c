@@ -163,7 +163,7 @@ static bool padding_intact(const glu_case *c, const glu_data *d)
 static void compare_runs(moec_run *run, const moei_kernel *kernel, const glu_case *c, glu_data *d,
                          int number)
 {
-    const moei_exec exec = {run->ctx, NULL};
+    const moei_exec exec = moei_exec_make(run->ctx, NULL);
     moec_seen *seen = moec_seen_at(run, kernel, number);
     unsigned char *first = malloc(d->y.bytes);
     if (!moec_check(run, first != NULL, kernel->name, "%s: memory is short", kernel->name)) {
@@ -194,7 +194,7 @@ static void run_glu(moec_run *run, const moei_kernel *kernel, const glu_case *c,
                     int number)
 {
     glu_data d;
-    const moei_exec exec = {run->ctx, NULL};
+    const moei_exec exec = moei_exec_make(run->ctx, NULL);
     if (moec_check(run, build(c, rng, &d), kernel->name, "%s: memory is short", kernel->name)) {
         const uint64_t before = moec_hash(d.x.data, d.x.bytes);
         memset(d.y.data, POISON, d.y.bytes);

@@ -95,7 +95,7 @@ uint64_t moec_run_all(moec_run *run, const moec_teams *teams, const moec_launch 
     uint64_t first = 0;
     for (int i = 0; i < 4; i++) { // twice on one thread, then 2 and 7
         const moe_context *ctx = teams->ctx[i == 0 ? 0 : i - 1];
-        const moei_exec exec = {ctx, NULL};
+        const moei_exec exec = moei_exec_make(ctx, NULL);
         moec_buffers_poison(launch->buffers);
         if (launch->reset != NULL) {
             launch->reset(launch->args);

@@ -185,7 +185,7 @@ static void test_total(void)
         args.q_row_stride = sizeof q[0];
         args.scales = s;
         args.scale_row_stride = 1;
-        const moei_exec exec = {ctx, NULL};
+        const moei_exec exec = moei_exec_make(ctx, NULL);
         const moe_status status =
             ctx->backend->quantize(&exec, ctx->op_kernel[MOEI_OP_QUANTIZE], &args);
         CHECK(status == MOE_OK && s[0] == 1.0f && q[1][31] == 0x7E, "%s: scale %g, code %02x",

@@ -69,7 +69,7 @@ static const moei_kernel kernels[] = {
 
 #define NUM_KERNELS (sizeof kernels / sizeof kernels[0])
 
-static atomic_ullong runs[NUM_KERNELS];
+static uint64_t runs[NUM_KERNELS];
 
 static bool probe(uint64_t *isa, char *text, size_t capacity)
 {
@@ -82,8 +82,10 @@ static bool probe(uint64_t *isa, char *text, size_t capacity)
 
 extern const moei_backend moei_backend_cpu;
 const moei_backend moei_backend_cpu = {
+    .abi = MOE_BACKEND_ABI,
     .name = "cpu",
     .device = MOE_DEVICE_CPU,
+    .host_memory = true,
     .kernels = kernels,
     .num_kernels = NUM_KERNELS,
     .runs = runs,

@@ -40,7 +40,7 @@ moe_status moei_cpu_quantize(const moei_exec *exec, const moei_kernel *kernel,
 {
     moek_quantize_fn *fn = (moek_quantize_fn *)kernel->fn;
     if (args->stage == MOEK_QUANTIZE_CODES && moei_quantize_is_global(args->info)) {
-        _Atomic uint32_t amax = 0;
+        uint32_t amax = 0;
         moek_quantize_args first = *args;
         first.amax = &amax;
         first.zero_absent_scales = false;

@@ -633,18 +633,17 @@ static void dequantize_rows(const moek_quantize_args *a, int32_t b, int64_t r0, 
     }
 }
 
-static void raise_amax(_Atomic uint32_t *amax, uint32_t bits)
+static void raise_amax(uint32_t *amax, uint32_t bits)
 {
-    uint32_t seen = atomic_load_explicit(amax, memory_order_relaxed);
-    while (seen < bits && !atomic_compare_exchange_weak_explicit(
-                              amax, &seen, bits, memory_order_relaxed, memory_order_relaxed)) {
+    uint32_t seen = __atomic_load_n(amax, __ATOMIC_RELAXED);
+    while (seen < bits && !__atomic_compare_exchange_n(amax, &seen, bits, true, __ATOMIC_RELAXED,
+                                                       __ATOMIC_RELAXED)) {
     }
 }
 
 static void write_global(const moek_quantize_args *a)
 {
-    const float amax =
-        moei_f32_from_bits(atomic_load_explicit(a->amax, memory_order_relaxed) & ABS_MASK);
+    const float amax = moei_f32_from_bits(__atomic_load_n(a->amax, __ATOMIC_RELAXED) & ABS_MASK);
     if (a->info->scale == MOEI_SCALE_NVFP4_INVERSE) {
         const float g = finite_factor(finite_factor(1.0f / amax) * 2688.0f); // 448 * 6
         a->global_scale[0] = amax == 0.0f ? 1.0f : g;
