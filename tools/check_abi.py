@@ -25,18 +25,25 @@ def symbols(build):
 
 
 def header_text():
-    out = ""
-    for name in sorted(os.listdir(os.path.join(ROOT, "include/moe"))):
-        text = open(os.path.join(ROOT, "include/moe", name)).read()
-        out += re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.S) + "\n"
-    return out
+    """What the headers say once preprocessed, so that enumerators from tables are there."""
+    code = "".join('#include "%s"\n' % h for h in HEADERS)
+    text = subprocess.run([os.environ.get("CC", "cc"), "-std=c17", "-E", "-I", os.path.join(ROOT, "include"), "-x",
+                           "c", "-"], input=code, check=True, capture_output=True, text=True).stdout
+    out, ours = [], False
+    for line in text.splitlines():
+        marker = re.match(r'# \d+ "([^"]*)"', line)
+        if marker:
+            ours = os.path.join(ROOT, "include") in marker.group(1)
+        elif ours:
+            out.append(line)
+    return "\n".join(out)
 
 
 def probe(text):
     """Enum constants, and structs with their fields, as a C program prints them."""
     enums = []
     for body in re.findall(r"\benum\s*\w*\s*\{([^}]*)\}", text):
-        enums += re.findall(r"\b(MOE_\w+)\b\s*(?:=|,|$)", body)
+        enums += re.findall(r"\b(MOE[IK]?_\w+)\b\s*(?:=|,|$)", body)
     structs = {}
     for name, body in re.findall(r"typedef struct (\w+) \{(.*?)\n\} \w+;", text, re.S):
         fields = []
@@ -88,6 +95,8 @@ def main():
             continue
         failed = True
         before, after = set(old.splitlines()), set(lines)
+        if any(re.match(r"(?i)moe[ik]_", line) for line in before ^ after):
+            print("abi/%s.txt: what plugins compile against has changed: raise MOE_BACKEND_ABI" % name)
         for line in sorted(before - after):
             print("abi/%s.txt: - %s" % (name, line))
         for line in sorted(after - before):
