@@ -26,6 +26,9 @@ bool cli_parse(int argc, char **argv, const cli_option *options, const char **po
 /// A whole number in [low, high]; false after one line on stderr that names the option.
 bool cli_number(const char *name, const char *text, int64_t low, int64_t high, int64_t *out);
 
+/// The device of a --device argument; false after one line on stderr.
+bool cli_device(const char *text, moe_device_type *out);
+
 /// A context for the options that all commands share (--threads, --device); NULL after one line on
 /// stderr, with *code the exit code.
 moe_context *cli_context(const char *threads, const char *device, int *code);

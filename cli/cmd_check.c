@@ -11,7 +11,7 @@
 
 typedef struct request {
     moec_options options;
-    const char *device, *oracle, *model, *reference;
+    const char *device, *format, *oracle, *model, *reference;
     int64_t repeat;
     bool show, json;
 } request;
@@ -31,6 +31,7 @@ static bool parse(int argc, char **argv, request *r)
                                   {"threads", &threads, NULL},
                                   {"repeat", &repeat, NULL},
                                   {"device", &r->device, NULL},
+                                  {"format", &r->format, NULL},
                                   {"oracle", &r->oracle, NULL},
                                   {"model", &r->model, NULL},
                                   {"reference", &r->reference, NULL},
@@ -49,6 +50,14 @@ static bool parse(int argc, char **argv, request *r)
         (void)fprintf(stderr, "moe: --repeat draws other problems; a recorded one has no seed\n");
         return false;
     }
+    o->format = r->format != NULL ? moe_format_from_name(r->format) : MOE_FORMAT_UNSET;
+    if (r->format != NULL && o->format == MOE_FORMAT_UNSET) {
+        (void)fprintf(stderr, "moe: --format \"%s\" is not a format\n", r->format);
+        return false;
+    }
+    if (r->device != NULL && !cli_device(r->device, &o->device)) {
+        return false;
+    }
     o->seed = (uint64_t)seed_value;
     o->threads = (int32_t)thread_value;
     o->program = "moe";
@@ -58,32 +67,29 @@ static bool parse(int argc, char **argv, request *r)
 // Whether the device and the instruction set are there; else one line on stderr and the exit code.
 static int available(const request *r)
 {
-    int code = CLI_OK;
-    if (r->device != NULL) {
-        moe_context *ctx = cli_context(NULL, r->device, &code);
-        if (ctx == NULL) {
-            return code;
-        }
-        moe_context_destroy(ctx);
-    }
     moe_context_desc desc = moe_context_desc_default();
     moe_context *ctx = NULL;
+    const bool cpu = r->options.device == MOE_DEVICE_UNSET || r->options.device == MOE_DEVICE_CPU;
+    desc.device = r->options.device;
     desc.isa = r->options.isa;
     desc.num_threads = 1;
     const moe_status status = moe_context_create(&desc, &ctx);
     if (status != MOE_OK) {
-        (void)fprintf(stderr, "moe: %s\n", moe_last_error());
-        return status == MOE_E_UNSUPPORTED                          ? CLI_UNSUPPORTED
-               : status == MOE_E_ARGUMENT && r->options.isa != NULL ? CLI_USAGE
-                                                                    : CLI_FAILED;
+        const int code = cli_failed(status);
+        return status == MOE_E_ARGUMENT && r->options.isa != NULL ? CLI_USAGE : code;
     }
     moe_context_destroy(ctx);
+    if (!cpu && (r->oracle != NULL || r->model != NULL)) {
+        (void)fprintf(stderr, "moe: --oracle and --model replay on device \"cpu\" only\n");
+        return CLI_UNSUPPORTED;
+    }
     return CLI_OK;
 }
 
 static int run_checks(const request *r, FILE *out, moec_counts *counts)
 {
     moec_options o = r->options;
+    const bool cpu = o.device == MOE_DEVICE_UNSET || o.device == MOE_DEVICE_CPU;
     int result = 0;
     if (r->oracle != NULL) {
         return moec_oracle_run(r->oracle, &o, out, counts);
@@ -96,7 +102,7 @@ static int run_checks(const request *r, FILE *out, moec_counts *counts)
             (void)fprintf(out, "seed %llu\n", (unsigned long long)o.seed);
         }
         result = moec_kernels_run(&o, out, counts);
-        if (result == 0) {
+        if (result == 0 && o.format == MOE_FORMAT_UNSET && cpu) {
             result = moec_layer_run(&o, out, counts); // cases are named layer-N
         }
         if (o.list) {

@@ -19,8 +19,8 @@ static const struct {
      "[--json]\n"
      "    which kernel runs each step, and why the others do not"},
     {"check", cmd_check,
-     "moe check [--kernel GLOB] [--device D] [--isa NAME] [--seed N] [--repeat N] [--threads N]\n"
-     "          [--list] [--json]\n"
+     "moe check [--kernel GLOB] [--format F] [--device D] [--isa NAME] [--seed N]\n"
+     "          [--repeat N] [--threads N] [--list] [--json]\n"
      "moe check --oracle FILE [--kernel GLOB] [--list] [--json]\n"
      "moe check --model DIR --reference FILE [--show]\n"
      "    proves the kernels on this machine; replays what other software computed"},
@@ -90,6 +90,19 @@ int cli_failed(moe_status status)
     return status >= 30 && status < 40 ? CLI_UNSUPPORTED : CLI_FAILED;
 }
 
+bool cli_device(const char *text, moe_device_type *out)
+{
+    const moe_device_type types[] = {MOE_DEVICE_CPU, MOE_DEVICE_CUDA, MOE_DEVICE_HIP};
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
+        if (strcmp(text, moe_device_name(types[i])) == 0) {
+            *out = types[i];
+            return true;
+        }
+    }
+    (void)fprintf(stderr, "moe: --device \"%s\" is not one of cpu, cuda, hip\n", text);
+    return false;
+}
+
 moe_context *cli_context(const char *threads, const char *device, int *code)
 {
     moe_context_desc desc = moe_context_desc_default();
@@ -100,15 +113,8 @@ moe_context *cli_context(const char *threads, const char *device, int *code)
         return NULL;
     }
     desc.num_threads = (int32_t)n;
-    if (device != NULL) {
-        const moe_device_type types[] = {MOE_DEVICE_CPU, MOE_DEVICE_CUDA, MOE_DEVICE_HIP};
-        for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
-            desc.device = strcmp(device, moe_device_name(types[i])) == 0 ? types[i] : desc.device;
-        }
-        if (desc.device == MOE_DEVICE_UNSET) {
-            (void)fprintf(stderr, "moe: --device \"%s\" is not one of cpu, cuda, hip\n", device);
-            return NULL;
-        }
+    if (device != NULL && !cli_device(device, &desc.device)) {
+        return NULL;
     }
     const moe_status status = moe_context_create(&desc, &ctx);
     if (status != MOE_OK) {

@@ -22,7 +22,7 @@ function(moe_target_flags target)
         $<$<COMPILE_LANGUAGE:C>:-Wmissing-prototypes>
         $<$<BOOL:${MOE_WERROR}>:-Werror>)
     target_include_directories(${target} PRIVATE
-        ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
+        ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src ${PROJECT_BINARY_DIR}/generated)
     set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE ON)
 endfunction()
 

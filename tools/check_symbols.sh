@@ -12,7 +12,7 @@ check() { # library, then patterns of what it may need
     [ -e "$build/$lib" ] || { echo "$build/$lib is not there"; fail=1; return; }
     while read -r name; do
         local allowed=0
-        for pattern in 'libc.so.*' 'ld-linux*' 'libgcc_s.so.*' "$@"; do
+        for pattern in 'libc.so.*' 'ld-linux*' "$@"; do
             # shellcheck disable=SC2053
             [[ $name == $pattern ]] && allowed=1
         done

@@ -6,18 +6,19 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "numerics/elements.inc" // every header of numerics/; the build lists them
+
 static const struct {
     const char *name;
     int bits;
 } dtype_rows[] = {
-    [MOE_DTYPE_UNSET] = {"unset", 0}, [MOE_F32] = {"f32", 32},    [MOE_BF16] = {"bf16", 16},
-    [MOE_F16] = {"f16", 16},          [MOE_F64] = {"f64", 64},    [MOE_I8] = {"int8", 8},
-    [MOE_U8] = {"uint8", 8},          [MOE_I16] = {"int16", 16},  [MOE_U16] = {"uint16", 16},
-    [MOE_I32] = {"int32", 32},        [MOE_U32] = {"uint32", 32}, [MOE_I64] = {"int64", 64},
-    [MOE_U64] = {"uint64", 64},       [MOE_BOOL] = {"bool", 8},   [MOE_E4M3FN] = {"e4m3fn", 8},
-    [MOE_E4M3FNUZ] = {"e4m3fnuz", 8}, [MOE_E5M2] = {"e5m2", 8},   [MOE_E5M2FNUZ] = {"e5m2fnuz", 8},
-    [MOE_E8M0] = {"e8m0", 8},         [MOE_E2M1] = {"e2m1", 4},   [MOE_E2M3] = {"e2m3", 6},
-    [MOE_E3M2] = {"e3m2", 6},         [MOE_INT4] = {"int4", 4},   [MOE_UINT4] = {"uint4", 4},
+    [MOE_DTYPE_UNSET] = {"unset", 0}, [MOE_F32] = {"f32", 32},    [MOE_F64] = {"f64", 64},
+    [MOE_I8] = {"int8", 8},           [MOE_U8] = {"uint8", 8},    [MOE_I16] = {"int16", 16},
+    [MOE_U16] = {"uint16", 16},       [MOE_I32] = {"int32", 32},  [MOE_U32] = {"uint32", 32},
+    [MOE_I64] = {"int64", 64},        [MOE_U64] = {"uint64", 64}, [MOE_BOOL] = {"bool", 8},
+#define MOE_ELEMENT(dtype, name, bits, convert) [dtype] = {#name, bits},
+#include "numerics/elements.inc"
+#undef MOE_ELEMENT
 };
 
 static bool dtype_known(moe_dtype dtype)

@@ -29,3 +29,7 @@ MOE_HD uint16_t moei_f32_to_bf16(float x)
 }
 
 #endif
+
+#ifdef MOE_ELEMENT // rows for quant/elements.h and core/tensor.c
+MOE_ELEMENT(MOE_BF16, bf16, 16, moei_bf16_to_f32)
+#endif

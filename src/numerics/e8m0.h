@@ -71,3 +71,7 @@ MOE_HD int moei_f32_exponent(float x)
 }
 
 #endif
+
+#ifdef MOE_ELEMENT // rows for quant/elements.h and core/tensor.c
+MOE_ELEMENT(MOE_E8M0, e8m0, 8, moei_e8m0_to_f32)
+#endif

@@ -38,3 +38,7 @@ MOE_HD uint16_t moei_f32_to_f16(float x)
 }
 
 #endif
+
+#ifdef MOE_ELEMENT // rows for quant/elements.h and core/tensor.c
+MOE_ELEMENT(MOE_F16, f16, 16, moei_f16_to_f32)
+#endif

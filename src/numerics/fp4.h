@@ -66,3 +66,7 @@ MOE_HD uint8_t moei_f32_to_e2m1_half_away(float x)
 }
 
 #endif
+
+#ifdef MOE_ELEMENT // rows for quant/elements.h and core/tensor.c
+MOE_ELEMENT(MOE_E2M1, e2m1, 4, moei_e2m1_to_f32)
+#endif

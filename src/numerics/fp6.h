@@ -85,3 +85,8 @@ MOE_HD void moei_set_u6(uint8_t *p, size_t i, uint8_t code)
 }
 
 #endif
+
+#ifdef MOE_ELEMENT // rows for quant/elements.h and core/tensor.c
+MOE_ELEMENT(MOE_E2M3, e2m3, 6, moei_e2m3_to_f32)
+MOE_ELEMENT(MOE_E3M2, e3m2, 6, moei_e3m2_to_f32)
+#endif

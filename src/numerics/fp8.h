@@ -126,3 +126,10 @@ MOE_HD uint8_t moei_e4m3fn_to_e4m3fnuz_code(uint8_t code, int *is_nan)
 }
 
 #endif
+
+#ifdef MOE_ELEMENT // rows for quant/elements.h and core/tensor.c
+MOE_ELEMENT(MOE_E4M3FN, e4m3fn, 8, moei_e4m3fn_to_f32)
+MOE_ELEMENT(MOE_E4M3FNUZ, e4m3fnuz, 8, moei_e4m3fnuz_to_f32)
+MOE_ELEMENT(MOE_E5M2, e5m2, 8, moei_e5m2_to_f32)
+MOE_ELEMENT(MOE_E5M2FNUZ, e5m2fnuz, 8, moei_e5m2fnuz_to_f32)
+#endif

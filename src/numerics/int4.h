@@ -52,3 +52,8 @@ MOE_HD uint8_t moei_i32_to_uint4b8(int32_t v)
 }
 
 #endif
+
+#ifdef MOE_ELEMENT // rows for quant/elements.h and core/tensor.c
+MOE_ELEMENT(MOE_INT4, int4, 4, (float)moei_int4_to_i32)
+MOE_ELEMENT(MOE_UINT4, uint4, 4, (float))
+#endif

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Spans of elements of any type, to f32 and back; the one place that maps a dtype to its codec.
+// Spans of elements of any type, to f32 and back. A codec's header in numerics/ ends in its rows
+// MOE_ELEMENT(dtype, name, bits: 4 6 8 16, decode to f32); nothing else lists it.
 // Static inline, so that each kernel file compiles it with its own instruction set.
 #ifndef MOEI_QUANT_ELEMENTS_H
 #define MOEI_QUANT_ELEMENTS_H
@@ -7,12 +8,8 @@
 #include <string.h>
 
 #include "moe/types.h"
-#include "numerics/bf16.h"
-#include "numerics/e8m0.h"
-#include "numerics/f16.h"
-#include "numerics/fp4.h"
+#include "numerics/elements.inc" // every header of numerics/; the build lists them
 #include "numerics/fp6.h"
-#include "numerics/fp8.h"
 #include "numerics/int4.h"
 
 /// Bytes of n packed elements.
@@ -36,50 +33,31 @@ static inline void moei_load_f32(moe_dtype dtype, const uint8_t *row, int64_t i0
     for (int64_t i = 0; i < n; i++) {                                                              \
         out[i] = convert(row[i0 + i]);                                                             \
     }
+#define LOAD_6(convert)                                                                            \
+    for (int64_t i = 0; i < n; i++) {                                                              \
+        out[i] = convert(moei_get_u6(row, (size_t)(i0 + i)));                                      \
+    }
 // 4-bit codes: one look-up each, two codes a byte.
-#define LOAD_U4(table)                                                                             \
+#define LOAD_4(convert)                                                                            \
+    float table[16];                                                                               \
     int64_t i = 0;                                                                                 \
+    for (uint8_t code = 0; code < 16; code++) {                                                    \
+        table[code] = convert(code);                                                               \
+    }                                                                                              \
     if ((i0 & 1) != 0 && n > 0) {                                                                  \
-        out[i++] = (table)[row[i0 >> 1] >> 4];                                                     \
+        out[i++] = table[row[i0 >> 1] >> 4];                                                       \
     }                                                                                              \
     for (; i + 1 < n; i += 2) {                                                                    \
         const uint8_t byte = row[(i0 + i) >> 1];                                                   \
-        out[i] = (table)[byte & 15];                                                               \
-        out[i + 1] = (table)[byte >> 4];                                                           \
+        out[i] = table[byte & 15];                                                                 \
+        out[i + 1] = table[byte >> 4];                                                             \
     }                                                                                              \
     if (i < n) {                                                                                   \
-        out[i] = (table)[row[(i0 + i) >> 1] & 15];                                                 \
+        out[i] = table[row[(i0 + i) >> 1] & 15];                                                   \
     }
-#define LOAD_PACKED(get, convert)                                                                  \
-    for (int64_t i = 0; i < n; i++) {                                                              \
-        out[i] = convert(get(row, (size_t)(i0 + i)));                                              \
-    }
-    static const float e2m1[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
-                                   -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
     switch (dtype) {
     case MOE_F32:
         memcpy(out, row + 4 * i0, (size_t)n * sizeof *out);
-        break;
-    case MOE_BF16:
-        LOAD_16(moei_bf16_to_f32)
-        break;
-    case MOE_F16:
-        LOAD_16(moei_f16_to_f32)
-        break;
-    case MOE_E4M3FN:
-        LOAD_8(moei_e4m3fn_to_f32)
-        break;
-    case MOE_E4M3FNUZ:
-        LOAD_8(moei_e4m3fnuz_to_f32)
-        break;
-    case MOE_E5M2:
-        LOAD_8(moei_e5m2_to_f32)
-        break;
-    case MOE_E5M2FNUZ:
-        LOAD_8(moei_e5m2fnuz_to_f32)
-        break;
-    case MOE_E8M0:
-        LOAD_8(moei_e8m0_to_f32)
         break;
     case MOE_I8:
         LOAD_8((float)(int8_t))
@@ -87,33 +65,23 @@ static inline void moei_load_f32(moe_dtype dtype, const uint8_t *row, int64_t i0
     case MOE_U8:
         LOAD_8((float))
         break;
-    case MOE_E2M1: {
-        LOAD_U4(e2m1)
-        break;
-    }
-    case MOE_E2M3:
-        LOAD_PACKED(moei_get_u6, moei_e2m3_to_f32)
-        break;
-    case MOE_E3M2:
-        LOAD_PACKED(moei_get_u6, moei_e3m2_to_f32)
-        break;
-    case MOE_UINT4:
-        LOAD_PACKED(moei_get_u4, (float))
-        break;
-    case MOE_INT4:
-        LOAD_PACKED(moei_get_u4, (float)moei_int4_to_i32)
-        break;
     case MOE_I16:
         LOAD_16((float)(int16_t))
         break;
+#define MOE_ELEMENT(dtype, name, bits, convert)                                                    \
+    case dtype: {                                                                                  \
+        LOAD_##bits(convert) break;                                                                \
+    }
+#include "numerics/elements.inc"
+#undef MOE_ELEMENT
     default:
         memset(out, 0xFF, (size_t)n * sizeof *out); // NaN: callers have checked the dtype
         break;
     }
 #undef LOAD_16
 #undef LOAD_8
-#undef LOAD_U4
-#undef LOAD_PACKED
+#undef LOAD_6
+#undef LOAD_4
 }
 
 /// A NaN that an op computes is the quiet, positive one without payload: which operand's NaN an

@@ -4,10 +4,12 @@
 
 #include <string.h>
 
+#include "quant/elements.h"
+
 static const moei_format_info formats[] = {
 #define MOE_FORMAT_ROW(ID, name, elem, block_n, block_k, scales, scale2, zero, free_group, source) \
-    {MOE_FORMAT_##ID, #name,         elem, block_n,           block_k,                             \
-     scales,          (scale2) != 0, zero, (free_group) != 0, source},
+    {MOEI_FORMAT_##ID, #name,         elem, block_n,           block_k,                            \
+     scales,           (scale2) != 0, zero, (free_group) != 0, source},
 #include "quant/formats.def"
 #undef MOE_FORMAT_ROW
 };

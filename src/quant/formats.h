@@ -5,6 +5,15 @@
 
 #include "moe/backend.h"
 
+/// A format's number is its place in the table, from 1; types.h has the public names.
+enum {
+    MOEI_FORMAT_UNSET = MOE_FORMAT_UNSET,
+#define MOE_FORMAT_ROW(ID, ...) MOEI_FORMAT_##ID,
+#include "quant/formats.def"
+#undef MOE_FORMAT_ROW
+    MOEI_FORMAT_END
+};
+
 /// NULL for MOE_FORMAT_UNSET and unknown values.
 const moei_format_info *moei_format(moe_format format);
 

@@ -15,13 +15,15 @@
 struct moei_kernel;
 
 typedef struct moec_options {
-    const char *kernel;  // glob over row names; NULL: all
-    const char *isa;     // ceiling; NULL: all of the machine
-    uint64_t seed;       // 0: 1
-    int32_t threads;     // 0: all
-    const char *program; // name in repro lines
-    bool verbose;        // a report for what passes, too
-    bool list;           // names what would run, and runs nothing
+    const char *kernel;     // glob over row names; NULL: all
+    const char *isa;        // ceiling; NULL: all of the machine
+    moe_device_type device; // 0: the CPU
+    moe_format format;      // weight format of products, which are then all that is checked; 0: all
+    uint64_t seed;          // 0: 1
+    int32_t threads;        // 0: all
+    const char *program;    // name in repro lines
+    bool verbose;           // a report for what passes, too
+    bool list;              // names what would run, and runs nothing
     /// For tests of the checks: called on every context that kernel rows and layers run in.
     void (*spoil)(moe_context *ctx);
 } moec_options;
@@ -78,6 +80,9 @@ void moec_pair_glob(const char *a, const char *b, char *glob, size_t size);
 
 /// Counts and prints a skip with its reason.
 void moec_skip(moec_run *run, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/// The context that the options ask for.
+moe_status moec_context(const moec_options *options, moe_context **out);
 
 /// Walks all kernel rows. Returns 0, or -1 if the context could not be made.
 int moec_kernels_run(const moec_options *options, FILE *out, moec_counts *counts);

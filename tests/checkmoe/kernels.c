@@ -32,6 +32,11 @@ static void check_row(moec_run *run, const moei_kernel *kernel)
         moec_skip(run, "%s: %s", kernel->name, moei_whynot_text(&why, text, sizeof text));
         return;
     }
+    if (!run->ctx->backend->host_memory) {
+        moec_skip(run, "%s: backend %s has memory of its own", kernel->name,
+                  run->ctx->backend->name);
+        return;
+    }
     const unsigned long failed = run->counts->failed;
     const unsigned long passed = run->counts->passed;
     run->isa = kernel->isa_name;
@@ -40,13 +45,19 @@ static void check_row(moec_run *run, const moei_kernel *kernel)
                   run->counts->passed - passed, run->counts->failed - failed);
 }
 
-int moec_kernels_run(const moec_options *options, FILE *out, moec_counts *counts)
+moe_status moec_context(const moec_options *options, moe_context **out)
 {
     moe_context_desc desc = moe_context_desc_default();
+    desc.device = options->device;
     desc.isa = options->isa;
     desc.num_threads = options->threads;
+    return moe_context_create(&desc, out);
+}
+
+int moec_kernels_run(const moec_options *options, FILE *out, moec_counts *counts)
+{
     moe_context *ctx = NULL;
-    if (moe_context_create(&desc, &ctx) != MOE_OK) {
+    if (moec_context(options, &ctx) != MOE_OK) {
         (void)fprintf(out, "%s\n", moe_last_error());
         return -1;
     }
@@ -63,7 +74,8 @@ int moec_kernels_run(const moec_options *options, FILE *out, moec_counts *counts
     }
     for (size_t i = 0; i < ctx->backend->num_kernels; i++) {
         const moei_kernel *kernel = &ctx->backend->kernels[i];
-        if (moec_glob(options->kernel, kernel->name)) {
+        const bool wanted = options->format == 0 || kernel->op == MOEI_OP_GGEMM;
+        if (wanted && moec_glob(options->kernel, kernel->name)) {
             check_row(&run, kernel);
         }
     }

@@ -64,7 +64,7 @@ static void draw_format(moec_rng *rng, moe_gemm_desc *gemm, bool whole_bytes)
     static const int32_t groups[] = {0, 16, 32, 64, 128};
     const moei_format_info *info;
     do {
-        gemm->weight_format = between(rng, MOE_FORMAT_F32, MOE_FORMAT_NVFP4);
+        gemm->weight_format = between(rng, MOE_FORMAT_F32, MOEI_FORMAT_END - 1);
         info = moei_format(gemm->weight_format);
     } while (whole_bytes && moe_dtype_bits(info->elem) < 8);
     gemm->weight_group = info->free_group ? groups[moec_below(rng, 5)] : 0;

@@ -99,11 +99,8 @@ static int read_config(struct model *m)
 static int open_model(struct model *m, const char *reference, const moec_options *options)
 {
     char path[4096];
-    moe_context_desc desc = moe_context_desc_default();
-    desc.isa = options->isa;
-    desc.num_threads = options->threads;
     (void)snprintf(path, sizeof path, "%s/reference.safetensors", m->dir);
-    return ok(m, moe_context_create(&desc, &m->ctx)) && read_config(m) &&
+    return ok(m, moec_context(options, &m->ctx)) && read_config(m) &&
            ok(m, moe_checkpoint_open(m->dir, MOE_FILE_DEFAULT, &m->checkpoint)) &&
            ok(m,
               moe_file_open(reference != NULL ? reference : path, MOE_FILE_DEFAULT, &m->reference));

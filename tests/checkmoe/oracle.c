@@ -323,14 +323,11 @@ static int run_cases(const char *path, const moec_options *options, moe_context 
 int moec_oracle_run(const char *path, const moec_options *options, FILE *out, moec_counts *counts)
 {
     static const moec_options defaults;
-    moe_context_desc desc = moe_context_desc_default();
     moe_context *ctx = NULL;
     moe_file *file = NULL;
     int result = -1;
     options = options != NULL ? options : &defaults;
-    desc.isa = options->isa;
-    desc.num_threads = options->threads;
-    if (moe_context_create(&desc, &ctx) != MOE_OK ||
+    if (moec_context(options, &ctx) != MOE_OK ||
         moe_file_open(path, MOE_FILE_DEFAULT, &file) != MOE_OK) {
         (void)fprintf(out, "FAIL  %s\n", moe_last_error());
         counts->failed++;

@@ -58,6 +58,10 @@ expect 2 "a recorded one has no seed" check --repeat 2 --model "$models/tiny-gpt
 expect 2 "not a whole number" check --seed -1
 expect 2 "not a whole number" check --threads few
 expect 0 "layer 3" check --list --model "$models/tiny-gpt-oss"
+expect 0 "backend cuda   absent: no libmoe_cuda.so in" info
+expect 0 "\"name\": \"hip\", \"available\": false" info --json
+expect 0 " 0 failed" check --format mxfp4 --kernel "*__ref_b32"
+expect 2 "is not a format" check --format mxfp5
 expect 2 "is not one of cpu, cuda, hip" check --device tpu
 expect 2 "needs a value" check --oracle
 expect 1 "No such file" check --oracle /nonexistent/file
