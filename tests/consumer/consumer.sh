@@ -13,7 +13,7 @@ expect() { # exit code, text on either stream, command
     shift 2
     out=$("$@" 2>&1)
     status=$?
-    if [ "$status" = "$code" ] && printf '%s' "$out" | grep -qF -- "$text"; then
+    if [ "$status" = "$code" ] && { [ -z "$text" ] || printf '%s' "$out" | grep -qF -- "$text"; }; then
         passed=$((passed + 1))
     else
         failed=$((failed + 1))
