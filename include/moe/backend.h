@@ -476,6 +476,7 @@ typedef struct moek_combine_args {
     int64_t shared_token_stride, shared_stride; // bytes
     int32_t num_shared;
     bool accumulate;
+    bool convert; // one unweighed slot and nothing else: no sum, so that -0 stays -0
     uint8_t *out;
     moe_dtype out_dtype;
     int64_t out_token_stride; // bytes

@@ -81,7 +81,7 @@ typedef int32_t moe_out_mode;
 enum {
     MOE_OUT_DEFAULT = 0,  ///< COMBINED for TOKENS, LAYOUT otherwise
     MOE_OUT_COMBINED = 1, ///< out [T, H]: the sum over the slots, in slot order
-    MOE_OUT_SLOTS = 2,    ///< out [T, k, H] partial results; absent slots 0
+    MOE_OUT_SLOTS = 2,    ///< out [T, k, H] partial results; absent slots +0
     MOE_OUT_LAYOUT = 3    ///< out in x's BATCHED or SORTED layout
 };
 

@@ -432,6 +432,7 @@ static moe_status slots_step(const run *r, const moei_operand *x)
         c.router_ids = c.router_ids != NULL ? c.router_ids + j : NULL;
         c.identity_weights = c.identity_weights != NULL ? c.identity_weights + j : NULL;
         c.accumulate = d->accumulate != 0;
+        c.convert = !c.accumulate;
         c.out = moei_tensor_data(&r->args.out) + j * moei_tensor_stride_bytes(&r->args.out, 1);
         c.out_dtype = d->out_dtype;
         c.out_token_stride = moei_tensor_stride_bytes(&r->args.out, 0);
@@ -458,6 +459,7 @@ static moe_status layout_step(const run *r)
         .slot_dtype = d->partial_dtype,
         .slot_token_stride = d->hidden * (int64_t)dtype_bytes(d->partial_dtype),
         .accumulate = d->accumulate != 0,
+        .convert = d->accumulate == 0,
         .out = moei_tensor_data(&r->args.out),
         .out_dtype = d->out_dtype,
         .out_token_stride = moei_tensor_stride_bytes(&r->args.out, r->args.out.ndim - 2),

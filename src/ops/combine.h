@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // combine: a token's slots to its output. Contract between the layer and its kernels.
 //   out[t] = round(((0 + slot 0 + slot 1 + ..) + identity + bias + shared) + previous out), f32
+//   convert: out[t] = round(slot 0), +0 where it is absent
 #ifndef MOEI_OPS_COMBINE_H
 #define MOEI_OPS_COMBINE_H
 

@@ -25,7 +25,7 @@ static void fill_floats(moec_rng *rng, moe_dtype dtype, moec_guard *g)
 {
     const size_t bytes = (size_t)moe_dtype_bits(dtype) / 8;
     for (size_t i = 0; i < g->bytes / bytes; i++) {
-        const float v = (float)moec_normal(rng);
+        const float v = moec_below(rng, 30) == 0 ? -0.0f : (float)moec_normal(rng);
         moei_store_f32(dtype, g->data + i * bytes, 1, &v);
     }
 }
@@ -41,6 +41,12 @@ static bool build(combine_case *c, moec_rng *rng)
     a->out_dtype = dtypes[moec_below(rng, 3)];
     a->num_shared = (int32_t)moec_below(rng, 3);
     a->accumulate = moec_below(rng, 2) == 0;
+    if (moec_below(rng, 4) == 0) {
+        a->convert = true;
+        a->slots_per_token = 1;
+        a->num_shared = 0;
+        a->accumulate = false;
+    }
     const int64_t sb = moe_dtype_bits(a->slot_dtype) / 8;
     const int64_t ob = moe_dtype_bits(a->out_dtype) / 8;
     const size_t slots = (size_t)(a->tokens * a->slots_per_token);
@@ -81,7 +87,7 @@ static bool build(combine_case *c, moec_rng *rng)
         a->id_token_stride = a->slots_per_token;
         a->first_absent = moec_below(rng, 2) == 0 ? 8 : 0;
     }
-    if (moec_below(rng, 2) == 0) {
+    if (!a->convert && moec_below(rng, 2) == 0) {
         a->weights = c->weights.data;
         a->weight_dtype = MOE_F32;
         a->weight_token_stride = a->slots_per_token;
@@ -97,7 +103,7 @@ static bool build(combine_case *c, moec_rng *rng)
         a->x_dtype = MOE_BF16;
         a->x_token_stride = a->width * 2;
     }
-    if (moec_below(rng, 2) == 0) {
+    if (!a->convert && moec_below(rng, 2) == 0) {
         a->bias = c->bias.data;
         a->bias_dtype = MOE_F32;
     }
@@ -112,12 +118,12 @@ static bool build(combine_case *c, moec_rng *rng)
     }
     a->out = c->out.data;
     a->out_token_stride = (a->width + 3) * ob;
-    (void)snprintf(c->text, sizeof c->text,
-                   "%s -> %s tokens=%lld slots=%d width=%lld shared=%d%s%s%s",
-                   moe_dtype_name(a->slot_dtype), moe_dtype_name(a->out_dtype),
-                   (long long)a->tokens, (int)a->slots_per_token, (long long)a->width,
-                   (int)a->num_shared, a->accumulate ? " accumulate" : "",
-                   a->router_ids != NULL ? " identity" : "", a->bias != NULL ? " bias" : "");
+    (void)snprintf(
+        c->text, sizeof c->text, "%s -> %s tokens=%lld slots=%d width=%lld shared=%d%s%s%s%s",
+        moe_dtype_name(a->slot_dtype), moe_dtype_name(a->out_dtype), (long long)a->tokens,
+        (int)a->slots_per_token, (long long)a->width, (int)a->num_shared,
+        a->accumulate ? " accumulate" : "", a->convert ? " convert" : "",
+        a->router_ids != NULL ? " identity" : "", a->bias != NULL ? " bias" : "");
     return true;
 }
 
@@ -130,7 +136,9 @@ static float expected(const moek_combine_args *a, const unsigned char *old, int6
         if (a->router_ids != NULL && a->router_ids[slot] >= a->identity_first &&
             a->router_ids[slot] < a->identity_first + a->identity_count) {
             const float w = a->identity_weights != NULL ? a->identity_weights[slot] : 1.0f;
-            sum += moei_round_to(a->slot_dtype, w * element(a->x_dtype, a->x, t * a->width + h));
+            const float v =
+                moei_round_to(a->slot_dtype, w * element(a->x_dtype, a->x, t * a->width + h));
+            sum = a->convert ? v : sum + v;
             continue;
         }
         int64_t id = 0;
@@ -145,7 +153,9 @@ static float expected(const moek_combine_args *a, const unsigned char *old, int6
             continue;
         }
         const float v = element(a->slot_dtype, a->slots, slot * a->width + h);
-        sum += a->weights != NULL ? element(a->weight_dtype, a->weights, slot) * v : v;
+        sum = a->convert           ? v
+              : a->weights != NULL ? sum + element(a->weight_dtype, a->weights, slot) * v
+                                   : sum + v;
     }
     if (a->bias != NULL) {
         sum += element(a->bias_dtype, a->bias, h);

@@ -600,14 +600,18 @@ static moe_status combined(composition *k, const moe_tensor *y, const moe_tensor
     return add_up(k, &a, shared_y, results);
 }
 
-// A result per slot. Rows that go to out as they are stay as they are, -0 included.
+// A result per slot: converted, so that -0 stays, or added to what is there.
 static moe_status per_slot(composition *k, const moe_tensor *y, unsigned char *results)
 {
     const moec_layer_case *c = k->c;
     const int64_t slots = (int64_t)k->n * k->slots;
-    const bool placed = c->desc.routing == MOE_ROUTING_PLACED;
-    if (placed && c->desc.accumulate == 0 && y->dtype == moec_layer_out_dtype(c)) {
-        memcpy(results, y->data, (size_t)(slots * c->desc.hidden) * dtype_bytes(y->dtype));
+    const moe_dtype out = moec_layer_out_dtype(c);
+    for (int64_t i = 0; c->desc.accumulate == 0 && i < slots * c->desc.hidden; i++) {
+        const bool there = k->local[i / c->desc.hidden] >= 0;
+        const float v = there ? moei_load_one(y->dtype, y->data, i) : 0.0f;
+        moei_store_f32(out, results + (size_t)i * dtype_bytes(out), 1, &v);
+    }
+    if (c->desc.accumulate == 0) {
         return MOE_OK;
     }
     moe_combine_args a;
@@ -616,7 +620,7 @@ static moe_status per_slot(composition *k, const moe_tensor *y, unsigned char *r
     a.slots = moe_tensor_3d(y->data, y->dtype, slots, 1, c->desc.hidden);
     a.ids = moe_tensor_2d(k->local, MOE_I32, slots, 1);
     a.accumulate = c->desc.accumulate;
-    a.out = moe_tensor_2d(results, moec_layer_out_dtype(c), slots, c->desc.hidden);
+    a.out = moe_tensor_2d(results, out, slots, c->desc.hidden);
     return moe_combine(k->ctx, &a, NULL);
 }
 

@@ -45,12 +45,15 @@ static void add_span(moe_dtype dtype, const uint8_t *row, int64_t h0, int64_t n,
     }
 }
 
-static void add_slots(const moek_combine_args *a, int64_t t, int64_t h0, int64_t n, float *sum)
+// False where no slot is there.
+static bool add_slots(const moek_combine_args *a, int64_t t, int64_t h0, int64_t n, float *sum)
 {
+    bool any = false;
     for (int32_t j = 0; j < a->slots_per_token; j++) {
         const int64_t id = slot_id(a, t, j);
         float v[SPAN];
         if (is_identity(a, t, j)) {
+            any = true;
             const float weight = a->identity_weights != NULL
                                      ? a->identity_weights[t * a->router_token_stride + j]
                                      : 1.0f;
@@ -63,6 +66,7 @@ static void add_slots(const moek_combine_args *a, int64_t t, int64_t h0, int64_t
         if (id < 0 || (a->first_absent > 0 && id >= a->first_absent)) {
             continue;
         }
+        any = true;
         moei_load_f32(a->slot_dtype, a->slots + t * a->slot_token_stride + j * a->slot_stride, h0,
                       n, v);
         const float weight = a->weights != NULL ? moei_load_one(a->weight_dtype, a->weights,
@@ -72,6 +76,7 @@ static void add_slots(const moek_combine_args *a, int64_t t, int64_t h0, int64_t
             sum[h] += a->weights != NULL ? weight * v[h] : v[h];
         }
     }
+    return any;
 }
 
 moek_combine_fn MOEI_REF(moek_combine_any_any);
@@ -87,7 +92,12 @@ void MOEI_REF(moek_combine_any_any)(const moek_combine_args *args, int64_t t0, i
         for (int64_t h0 = 0; h0 < args->width; h0 += SPAN) {
             const int64_t n = moei_i64_min(SPAN, args->width - h0);
             float sum[SPAN] = {0};
-            add_slots(args, t, h0, n, sum);
+            for (int64_t h = 0; args->convert && h < n; h++) {
+                sum[h] = -0.0f; // what changes no term, itself -0 or not
+            }
+            if (!add_slots(args, t, h0, n, sum)) {
+                memset(sum, 0, sizeof sum);
+            }
             if (args->bias != NULL) {
                 add_span(args->bias_dtype, args->bias, h0, n, sum);
             }
