@@ -26,7 +26,8 @@ enum {
 
     // FP8 (element e4m3fn, e4m3fnuz or e5m2)
     MOE_QUANT_FP8_STATIC = 1,          ///< given s: x * (1/s)
-    MOE_QUANT_FP8_TENSOR = 2,          ///< s = amax / MAX over all rows, then as STATIC. Level RUN
+    MOE_QUANT_FP8_TENSOR = 2,          ///< s = amax / MAX over all rows, then as STATIC. Level RUN;
+                                       ///< in a layer: docs/numerics.md says which rows count
     MOE_QUANT_FP8_TOKEN = 3,           ///< s = max(min(amax, bound) / MAX, 1 / (512 MAX)); x / s
     MOE_QUANT_FP8_GROUP_DIV = 4,       ///< s = max(amax, 1e-10) / MAX; x / s
     MOE_QUANT_FP8_GROUP_RECIP = 5,     ///< s = max(amax, 1e-10) * (1/MAX); x / s
