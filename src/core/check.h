@@ -5,6 +5,7 @@
 
 #include <assert.h>
 #include <stddef.h>
+#include <string.h>
 
 #include "moe/status.h"
 
@@ -17,12 +18,6 @@
 // moe_fail (moe/status.h) records the thread's message and returns its code: `return
 // moe_fail(MOE_E_SHAPE, "moe_run: ...")`. Messages name the call, the field and both values. It is
 // exported, so that libmoe_io and plugins write into the same place.
-
-/// Copies a caller's struct, whose first member is its struct_size, into one of `known` bytes. From
-/// older headers it is shorter: what it lacks is 0. From newer ones it is longer: what this library
-/// does not know must be 0. VERSION otherwise; `call` and `name` head the message.
-moe_status moei_struct_read(const void *from, void *to, size_t known, const char *call,
-                            const char *name);
 
 /// A caller's mistake: always checked, returns.
 #define MOE_REQUIRE(condition, code, ...)                                                          \
@@ -56,5 +51,46 @@ moe_status moei_struct_read(const void *from, void *to, size_t known, const char
             return moei_try_status;                                                                \
         }                                                                                          \
     } while (0)
+
+/// Copies a caller's struct, whose first member is its struct_size, into one of `known` bytes. From
+/// older headers it is shorter: what it lacks is 0. From newer ones it is longer: what this library
+/// does not know must be 0. VERSION otherwise; `call` and `name` head the message. (Inline:
+/// libmoe_io uses it too, and libmoe does not export it.)
+static inline moe_status moei_struct_read(const void *from, void *to, size_t known,
+                                          const char *call, const char *name)
+{
+    size_t given;
+    memcpy(&given, from, sizeof given);
+    // Every such struct begins with a size_t, so that its size is a multiple of one.
+    MOE_REQUIRE(given >= sizeof given && given % sizeof given == 0, MOE_E_VERSION,
+                "%s: %s.struct_size = %zu, must be the size of the struct, here %zu", call, name,
+                given, known);
+    for (size_t i = known; i < given; i++) {
+        MOE_REQUIRE(((const unsigned char *)from)[i] == 0, MOE_E_VERSION,
+                    "%s: %s.struct_size = %zu, this library knows %zu, and byte %zu is set", call,
+                    name, given, known, i);
+    }
+    memset(to, 0, known);
+    memcpy(to, from, given < known ? given : known);
+    memcpy(to, &known, sizeof known);
+    return MOE_OK;
+}
+
+/// The way back, after moei_struct_read of the same struct: writes what the caller's has room for
+/// and leaves its struct_size. VERSION, and nothing written, where it lacks a field that is set.
+static inline moe_status moei_struct_write(const void *from, size_t known, void *to,
+                                           const char *call, const char *name)
+{
+    size_t given;
+    memcpy(&given, to, sizeof given);
+    for (size_t i = given; i < known; i++) {
+        MOE_REQUIRE(((const unsigned char *)from)[i] == 0, MOE_E_VERSION,
+                    "%s: %s.struct_size = %zu, the result needs %zu: byte %zu is set", call, name,
+                    given, known, i);
+    }
+    memcpy(to, from, given < known ? given : known);
+    memcpy(to, &given, sizeof given);
+    return MOE_OK;
+}
 
 #endif

@@ -20,26 +20,6 @@ moe_status moe_fail(moe_status code, const char *format, ...)
     return code;
 }
 
-moe_status moei_struct_read(const void *from, void *to, size_t known, const char *call,
-                            const char *name)
-{
-    size_t given;
-    memcpy(&given, from, sizeof given);
-    // Every such struct begins with a size_t, so that its size is a multiple of one.
-    MOE_REQUIRE(given >= sizeof given && given % sizeof given == 0, MOE_E_VERSION,
-                "%s: %s.struct_size = %zu, must be the size of the struct, here %zu", call, name,
-                given, known);
-    for (size_t i = known; i < given; i++) {
-        MOE_REQUIRE(((const unsigned char *)from)[i] == 0, MOE_E_VERSION,
-                    "%s: %s.struct_size = %zu, this library knows %zu, and byte %zu is set", call,
-                    name, given, known, i);
-    }
-    memset(to, 0, known);
-    memcpy(to, from, given < known ? given : known);
-    memcpy(to, &known, sizeof known);
-    return MOE_OK;
-}
-
 const char *moe_last_error(void)
 {
     return last_message;

@@ -619,9 +619,8 @@ static moe_status from_config(const char *call, const char *json, size_t size, i
     struct moei_facts facts;
     MOE_REQUIRE(json != NULL && desc != NULL, MOE_E_ARGUMENT, "%s: %s is NULL", call,
                 json == NULL ? "json" : "desc");
-    MOE_REQUIRE(desc->struct_size == sizeof *desc, MOE_E_VERSION,
-                "%s: desc.struct_size = %zu, this library knows %zu", call, desc->struct_size,
-                sizeof *desc);
+    moe_layer_desc known;
+    MOE_TRY(moei_struct_read(desc, &known, sizeof known, call, "desc"));
     MOE_TRY(moei_json_parse(&doc, call, "config", json, size, MOEI_JSON_PYTHON));
     struct reader r = {.doc = &doc, .object = doc.root, .layer = layer};
     moe_status status = find_model(&r);
@@ -630,7 +629,10 @@ static moe_status from_config(const char *call, const char *json, size_t size, i
     }
     if (status == MOE_OK) {
         facts.transposed = facts.transposed && !is_mxfp4(doc.root);
-        status = moei_facts_apply(&doc, &facts, desc);
+        status = moei_facts_apply(&doc, &facts, &known);
+    }
+    if (status == MOE_OK) {
+        status = moei_struct_write(&known, sizeof known, desc, call, "desc");
     }
     moei_json_free(&doc);
     return status;

@@ -594,13 +594,15 @@ moe_status moe_layer_desc_from_semantics(const char *json, size_t size, moe_shap
     struct case_reader r = {.shape_of = shape_of, .self = self};
     MOE_REQUIRE(json != NULL && desc != NULL, MOE_E_ARGUMENT, "%s: %s is NULL", call,
                 json == NULL ? "json" : "desc");
-    MOE_REQUIRE(desc->struct_size == sizeof *desc, MOE_E_VERSION,
-                "%s: desc.struct_size = %zu, this library knows %zu", call, desc->struct_size,
-                sizeof *desc);
+    moe_layer_desc known;
+    MOE_TRY(moei_struct_read(desc, &known, sizeof known, call, "desc"));
     MOE_TRY(moei_json_parse(&r.doc, call, "case", json, size, MOEI_JSON_PYTHON));
     moe_status status = read_case(&r);
     if (status == MOE_OK) {
-        status = moei_facts_apply(&r.doc, &r.facts, desc);
+        status = moei_facts_apply(&r.doc, &r.facts, &known);
+    }
+    if (status == MOE_OK) {
+        status = moei_struct_write(&known, sizeof known, desc, call, "desc");
     }
     moei_json_free(&r.doc);
     return status;

@@ -321,11 +321,14 @@ moe_status moe_layout_convert(const moe_matrix_layout *from, const moe_matrix_so
                               const moe_matrix_layout *to, const moe_matrix_source *dst)
 {
     static const char call[] = "moe_layout_convert";
+    moe_matrix_layout known[2];
     moei_matrix s;
     moei_matrix d;
     moe_gate_up from_order;
     moe_gate_up to_order;
-    MOE_TRY(moei_layouts_check(from, to, call));
+    MOE_TRY(moei_layouts_read(from, to, call, &known[0], &known[1]));
+    from = &known[0];
+    to = &known[1];
     MOE_TRY(moei_matrix_check(from, src, call, "src", false, &s));
     MOE_TRY(moei_scale_orders(&s, to, call, &from_order, &to_order));
     MOE_TRY(moei_matrix_check(to, dst, call, "dst", true, &d));

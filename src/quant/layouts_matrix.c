@@ -33,12 +33,12 @@ moei_row_parts moei_row_parts_of(moe_gate_up order, int64_t rows)
     }
 }
 
-static moe_status check_layout(const moe_matrix_layout *m, const char *call, const char *name)
+// Reads a caller's layout into one of this library's, and checks it.
+static moe_status read_layout(const moe_matrix_layout *given, const char *call, const char *name,
+                              moe_matrix_layout *m)
 {
-    MOE_REQUIRE(m != NULL, MOE_E_ARGUMENT, "%s: %s is NULL", call, name);
-    MOE_REQUIRE(m->struct_size == sizeof *m, MOE_E_VERSION,
-                "%s: %s->struct_size = %zu, this library knows %zu", call, name, m->struct_size,
-                sizeof *m);
+    MOE_REQUIRE(given != NULL, MOE_E_ARGUMENT, "%s: %s is NULL", call, name);
+    MOE_TRY(moei_struct_read(given, m, sizeof *m, call, name));
     MOE_REQUIRE(m->format != MOE_FORMAT_UNSET, MOE_E_UNSET, "%s: %s->format is unset", call, name);
     const moei_format_info *info = moei_format(m->format);
     MOE_REQUIRE(info != NULL, MOE_E_ARGUMENT, "%s: %s->format = %d is not a format", call, name,
@@ -243,11 +243,11 @@ moe_status moei_matrix_check(const moe_matrix_layout *layout, const moe_matrix_s
     return MOE_OK;
 }
 
-moe_status moei_layouts_check(const moe_matrix_layout *from, const moe_matrix_layout *to,
-                              const char *call)
+moe_status moei_layouts_read(const moe_matrix_layout *given_from, const moe_matrix_layout *given_to,
+                             const char *call, moe_matrix_layout *from, moe_matrix_layout *to)
 {
-    MOE_TRY(check_layout(from, call, "from"));
-    MOE_TRY(check_layout(to, call, "to"));
+    MOE_TRY(read_layout(given_from, call, "from", from));
+    MOE_TRY(read_layout(given_to, call, "to", to));
     MOE_REQUIRE(from->format == to->format, MOE_E_ARGUMENT,
                 "%s: from->format = %s, to->format = %s", call, moe_format_name(from->format),
                 moe_format_name(to->format));
@@ -304,23 +304,25 @@ moe_status moe_layout_round_up(const moe_matrix_layout *from, int64_t row_multip
                                int64_t col_multiple, moe_matrix_layout *to)
 {
     static const char call[] = "moe_layout_round_up";
-    MOE_TRY(check_layout(from, call, "from"));
+    moe_matrix_layout known;
+    MOE_TRY(read_layout(from, call, "from", &known));
     MOE_REQUIRE(to != NULL, MOE_E_ARGUMENT, "%s: to is NULL", call);
     MOE_REQUIRE(row_multiple > 0 && row_multiple <= INT32_MAX && col_multiple > 0 &&
                     col_multiple <= INT32_MAX,
                 MOE_E_ARGUMENT,
                 "%s: multiples of %" PRId64 " rows and %" PRId64 " columns, must be 1..%" PRId32,
                 call, row_multiple, col_multiple, INT32_MAX);
-    const int64_t parts = from->gate_up == MOE_GATE_UP_UNSET ? 1 : 2;
-    const int64_t rows = parts * moei_i64_round_up(from->rows / parts, row_multiple);
-    const int64_t cols = moei_i64_round_up(from->cols, col_multiple);
+    const int64_t parts = known.gate_up == MOE_GATE_UP_UNSET ? 1 : 2;
+    const int64_t rows = parts * moei_i64_round_up(known.rows / parts, row_multiple);
+    const int64_t cols = moei_i64_round_up(known.cols, col_multiple);
     MOE_REQUIRE(rows <= INT32_MAX && cols <= INT32_MAX, MOE_E_OVERFLOW,
                 "%s: %" PRId64 " rows and %" PRId64 " columns, at most %" PRId32, call, rows, cols,
                 INT32_MAX);
-    *to = *from;
-    to->rows = rows;
-    to->cols = cols;
-    return MOE_OK;
+    // Both are of the caller's version: `to` gets as many bytes as `from` has.
+    known.rows = rows;
+    known.cols = cols;
+    memmove(to, from, from->struct_size);
+    return moei_struct_write(&known, sizeof known, to, call, "from");
 }
 
 // [n, rows, cols] with the least strides that let rows begin on a byte.
@@ -404,9 +406,12 @@ moe_status moe_layout_place(const moe_matrix_layout *from, const moe_matrix_sour
                             moe_matrix_source *out)
 {
     static const char call[] = "moe_layout_place";
+    moe_matrix_layout known[2];
     moei_matrix s;
     moe_gate_up order[2];
-    MOE_TRY(moei_layouts_check(from, to, call));
+    MOE_TRY(moei_layouts_read(from, to, call, &known[0], &known[1]));
+    from = &known[0];
+    to = &known[1];
     MOE_TRY(moei_matrix_check(from, src, call, "src", false, &s));
     MOE_TRY(moei_scale_orders(&s, to, call, &order[0], &order[1]));
     moe_matrix_source r;

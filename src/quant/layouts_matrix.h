@@ -41,9 +41,10 @@ typedef struct moei_matrix {
 /// Scales of a row: ceil(cols / group), or 1.
 int64_t moei_scale_cols(int64_t group, const moe_matrix_layout *m);
 
-/// Checks both layouts and that one can become the other.
-moe_status moei_layouts_check(const moe_matrix_layout *from, const moe_matrix_layout *to,
-                              const char *call);
+/// Reads both layouts of a caller, of whatever version, into `from` and `to`; checks them, and that
+/// one can become the other.
+moe_status moei_layouts_read(const moe_matrix_layout *given_from, const moe_matrix_layout *given_to,
+                             const char *call, moe_matrix_layout *from, moe_matrix_layout *to);
 
 /// Checks the views of a source against a checked layout and fills `m`. `side` ("src") heads the
 /// names in messages; out: the views are written.

@@ -359,6 +359,43 @@ static const struct refused refusals[] = {
      MOE_E_UNSUPPORTED, "\"swiglu_limits\" differs by layer: the real number 0 in layer 0"},
 };
 
+// A caller's descriptor may be longer, or lack fields that the configuration does not set.
+static void test_other_versions(void)
+{
+    static const char json[] = "{\"model_type\":\"mixtral\",\"num_local_experts\":8,"
+                               "\"num_experts_per_tok\":2,\"hidden_size\":64,"
+                               "\"intermediate_size\":96,\"hidden_act\":\"silu\"}";
+    const size_t shorter = offsetof(moe_layer_desc, workspace_cap);
+    struct {
+        moe_layer_desc known;
+        int64_t unknown;
+    } newer = {moe_layer_desc_default(), 0};
+    moe_layer_desc want = moe_layer_desc_default();
+    moe_layer_desc older = moe_layer_desc_default();
+    CHECK(moe_layer_desc_from_config(json, sizeof json - 1, &want) == MOE_OK, "%s",
+          moe_last_error());
+    newer.known.struct_size = sizeof newer;
+    CHECK(moe_layer_desc_from_config(json, sizeof json - 1, &newer.known) == MOE_OK &&
+              newer.known.struct_size == sizeof newer && newer.known.num_experts == 8,
+          "longer: %s", moe_last_error());
+    newer.unknown = 1;
+    CHECK(moe_layer_desc_from_config(json, sizeof json - 1, &newer.known) == MOE_E_VERSION,
+          "a longer one with an unknown field set");
+    older.struct_size = shorter;
+    older.workspace_cap = 77; // not theirs: neither read nor written
+    CHECK(moe_layer_desc_from_config(json, sizeof json - 1, &older) == MOE_OK &&
+              older.struct_size == shorter && older.workspace_cap == 77,
+          "shorter: %s", moe_last_error());
+    older.struct_size = want.struct_size;
+    older.workspace_cap = 0;
+    CHECK(same_bytes(&older, &want, sizeof want), "a shorter descriptor is filled otherwise");
+    older = moe_layer_desc_default();
+    older.struct_size = offsetof(moe_layer_desc, activation);
+    CHECK(moe_layer_desc_from_config(json, sizeof json - 1, &older) == MOE_E_VERSION &&
+              strstr(moe_last_error(), "the result needs") != NULL && older.num_experts == 0,
+          "one that lacks the activation: %s", moe_last_error());
+}
+
 static void test_refusals(void)
 {
     for (size_t i = 0; i < sizeof refusals / sizeof refusals[0]; i++) {
@@ -380,8 +417,9 @@ static void test_refusals(void)
     moe_layer_desc d = moe_layer_desc_default();
     CHECK(moe_layer_desc_from_config(NULL, 0, &d) == MOE_E_ARGUMENT, "json NULL");
     CHECK(moe_layer_desc_from_config("{}", 2, NULL) == MOE_E_ARGUMENT, "desc NULL");
-    d.struct_size = 8;
-    CHECK(moe_layer_desc_from_config("{}", 2, &d) == MOE_E_VERSION, "struct_size 8");
+    d.struct_size = 7;
+    CHECK(moe_layer_desc_from_config("{}", 2, &d) == MOE_E_VERSION, "struct_size 7");
+    test_other_versions();
     d = moe_layer_desc_default();
     CHECK(moe_layer_desc_from_config_layer("{}", 2, -1, &d) == MOE_E_ARGUMENT, "layer -1");
     static const char step[] =

@@ -297,6 +297,22 @@ static void test_convert_refusals(void)
     release_all();
 }
 
+// As newer headers would have it: the same fields, then one that this library does not know.
+static void test_newer_layout(const moe_matrix_layout *good)
+{
+    struct {
+        moe_matrix_layout known;
+        int64_t unknown;
+    } newer = {*good, 0}, out = {*good, 5};
+    newer.known.struct_size = sizeof newer;
+    CHECK(moe_layout_round_up(&newer.known, 32, 1, &out.known) == MOE_OK &&
+              out.known.struct_size == sizeof newer && out.known.rows == 64 && out.unknown == 0,
+          "a longer layout: %s", moe_last_error());
+    newer.unknown = 1;
+    REFUSED(moe_layout_round_up(&newer.known, 32, 1, &out.known), MOE_E_VERSION,
+            "this library knows", "is set");
+}
+
 static void test_layout_refusals(void)
 {
     const matrix_case c = {MOE_FORMAT_MXFP4, 0, MOE_E8M0, AS_TYPE, NO_ZEROS, 1, false};
@@ -307,8 +323,12 @@ static void test_layout_refusals(void)
     const moe_matrix_source src = source_of(&s);
     REFUSED(moe_layout_convert(NULL, &src, &good, &src), MOE_E_ARGUMENT, "from", "NULL");
     REFUSED(moe_layout_convert(&good, NULL, &good, &src), MOE_E_ARGUMENT, "src", "NULL");
-    bad.struct_size = 8;
-    REFUSED(moe_layout_convert(&bad, &src, &good, &src), MOE_E_VERSION, "= 8", "knows");
+    bad.struct_size = 7;
+    REFUSED(moe_layout_convert(&bad, &src, &good, &src), MOE_E_VERSION, "from.struct_size = 7",
+            "must be the size");
+    bad.struct_size = 8; // a caller who knows no field
+    REFUSED(moe_layout_convert(&good, &src, &bad, &src), MOE_E_UNSET, "to->format", "unset");
+    test_newer_layout(&good);
     bad = good;
     bad.format = MOE_FORMAT_UNSET;
     REFUSED(moe_layout_convert(&good, &src, &bad, &src), MOE_E_UNSET, "to->format", "unset");
