@@ -218,8 +218,8 @@ static void check_batch(route_check *check, const route_case *c, const int64_t *
         a.ids = q.ids;
         a.weights = q.weights;
         a.shared_weights = q.shared;
-        const moei_exec exec = moei_exec_make(check->teams.ctx[2], NULL);
-        go(&exec, check->kernel, &a);
+        const moec_launch launch = {check->kernel, go, &a, NULL, &b, c->text};
+        moec_launch_on(check->run, check->teams.ctx[2], &launch);
         int64_t wrong = -1;
         for (int64_t i = 0; i < n && wrong < 0; i++) {
             wrong = problem_same(p, from[i], &q, i, 1) ? -1 : from[i];

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
+#define _GNU_SOURCE
 #include "checkmoe/check_rows.h"
 
+#include <signal.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "ops/backend.h"
 
@@ -89,18 +92,51 @@ void moec_teams_free(moec_teams *teams)
     }
 }
 
+// What a handler may still say once a kernel has touched a guard page.
+static struct {
+    char text[640];
+    size_t length;
+    int file;
+} fault;
+
+static void on_fault(int signal_number)
+{
+    (void)signal_number; // its default action follows: the access is repeated
+    const ssize_t written = write(fault.file, fault.text, fault.length);
+    (void)written;
+}
+
+void moec_launch_on(moec_run *run, const moe_context *ctx, const moec_launch *launch)
+{
+    char repeat[320];
+    struct sigaction now = {.sa_handler = on_fault, .sa_flags = (int)SA_RESETHAND};
+    struct sigaction before[2];
+    const moei_exec exec = moei_exec_make(ctx, NULL);
+    moec_repro(run, launch->kernel->name, repeat, sizeof repeat);
+    const int length = snprintf(fault.text, sizeof fault.text,
+                                "FAILED: %s: %s: memory beyond a buffer was touched\n"
+                                "  repeat with  %s\n",
+                                launch->kernel->name, launch->text, repeat);
+    fault.length = length < (int)sizeof fault.text ? (size_t)length : sizeof fault.text - 1;
+    fault.file = fileno(run->out);
+    (void)sigaction(SIGSEGV, &now, &before[0]);
+    (void)sigaction(SIGBUS, &now, &before[1]);
+    launch->go(&exec, launch->kernel, launch->args);
+    (void)sigaction(SIGSEGV, &before[0], NULL);
+    (void)sigaction(SIGBUS, &before[1], NULL);
+}
+
 uint64_t moec_run_all(moec_run *run, const moec_teams *teams, const moec_launch *launch)
 {
     const uint64_t inputs = moec_buffers_hash(launch->buffers, false);
     uint64_t first = 0;
     for (int i = 0; i < 4; i++) { // twice on one thread, then 2 and 7
         const moe_context *ctx = teams->ctx[i == 0 ? 0 : i - 1];
-        const moei_exec exec = moei_exec_make(ctx, NULL);
         moec_buffers_poison(launch->buffers);
         if (launch->reset != NULL) {
             launch->reset(launch->args);
         }
-        launch->go(&exec, launch->kernel, launch->args);
+        moec_launch_on(run, ctx, launch);
         const uint64_t hash = moec_buffers_hash(launch->buffers, true);
         first = i == 0 ? hash : first;
         moec_check(run, hash == first, launch->kernel->name,

@@ -62,6 +62,10 @@ typedef struct moec_launch {
     const char *text; // names the case
 } moec_launch;
 
+/// Runs a case once. An access beyond a buffer ends the program, with the case and the line that
+/// repeats it.
+void moec_launch_on(moec_run *run, const moe_context *ctx, const moec_launch *launch);
+
 /// Runs a case twice on one thread, then on 2 and on 7, from poisoned outputs each time: the bytes
 /// of all outputs must be the same, those of all inputs as before. Returns the hash of the outputs,
 /// which hold the last result.

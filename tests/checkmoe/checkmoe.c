@@ -45,6 +45,7 @@ bool moec_check(moec_run *run, bool ok, const char *repro, const char *format, .
         va_end(args);
         moec_repro(run, repro, command, sizeof command);
         (void)fprintf(run->out, "\n  repeat with  %s\n", command);
+        (void)fflush(run->out); // a later case may end the program
     }
     return false;
 }
