@@ -52,6 +52,29 @@ MOE_API moe_status moe_file_tensor(const moe_file *file, const char *name, moe_t
 /// Value of a key of the header's __metadata__, NULL when absent. Since 0.1.
 MOE_API const char *moe_file_metadata(const moe_file *file, const char *key);
 
+/// A tensor to write, and a string of the header's __metadata__.
+typedef struct moe_file_entry {
+    const char *name;
+    moe_tensor tensor;
+} moe_file_entry;
+typedef struct moe_file_pair {
+    const char *key;
+    const char *value;
+} moe_file_pair;
+
+/// Writes a safetensors file that moe_file_open reads: a new file beside `path`, forced to the disk
+/// and then given that name, so that `path` is the old file or the whole new one whatever happens.
+/// Tensors are stored compact, wider elements first, then by name; the same arguments give the same
+/// bytes.
+/// @param[in] entries   host memory; any strides but that elements of less than a byte must be
+///                      compact
+/// @param[in] metadata  may be NULL with count 0
+/// Errors: ARGUMENT (a name twice, "__metadata__", text that is not UTF-8), SHAPE, DTYPE (a type
+/// that the format lacks), OVERFLOW, LIMIT, IO, NO_MEMORY. After an error no new file is left.
+/// Since 0.1.
+MOE_API moe_status moe_file_write(const char *path, const moe_file_entry *entries, size_t count,
+                                  const moe_file_pair *metadata, size_t metadata_count);
+
 /// A checkpoint: one safetensors file, or a folder with model.safetensors.index.json or
 /// model.safetensors. Shards that the index names but the folder lacks, tensors that the index
 /// places in a shard that does not hold them, and shard names that are not plain file names are

@@ -16,7 +16,7 @@ struct moei_st_dtype {
     uint8_t bits;
     uint8_t dtype;
 };
-extern const struct moei_st_dtype moei_st_dtypes[];
+extern const struct moei_st_dtype moei_st_dtypes[]; ///< ends with a NULL name
 
 struct moei_st_tensor {
     const char *name;

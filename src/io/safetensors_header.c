@@ -46,8 +46,9 @@ const struct moei_st_dtype moei_st_dtypes[] = {
     {"F64", 64, MOE_F64},
     {"I64", 64, MOE_I64},
     {"U64", 64, MOE_U64},
+    {NULL, 0, MOE_DTYPE_UNSET},
 };
-#define DTYPE_COUNT (sizeof moei_st_dtypes / sizeof moei_st_dtypes[0])
+#define DTYPE_COUNT (sizeof moei_st_dtypes / sizeof moei_st_dtypes[0] - 1)
 
 // The parser's state. Everything but `text` and `size` is bounded by how far it has come: `used`
 // never passes `at`, since a decoded string is shorter than its literal.
