@@ -205,17 +205,17 @@ static moe_status fail_piece(const struct checking *c, const struct moei_piece *
     }
     if (row != NULL && fits(c, row, piece, k, &missing) == FIT_MISSING) {
         return moe_fail(MOE_E_NOT_FOUND,
-                         "%s: %s: \"%s\" is there (%s), its %s is missing; %s needs it", c->call,
-                         c->label, shown(name).text, text, suffix_names[missing], row->name);
+                        "%s: %s: \"%s\" is there (%s), its %s is missing; %s needs it", c->call,
+                        c->label, shown(name).text, text, suffix_names[missing], row->name);
     }
     if (row != NULL && other != NULL) {
         return moe_fail(MOE_E_MALFORMED, "%s: %s: two dialects at once: \"%s\" is %s, other %s %s",
-                         c->call, c->label, shown(name).text, other->name, c->stack->what,
-                         row->name);
+                        c->call, c->label, shown(name).text, other->name, c->stack->what,
+                        row->name);
     }
     return moe_fail(MOE_E_MALFORMED, "%s: %s: \"%s\" has %s, which %s%s", c->call, c->label,
-                     shown(name).text, text, row != NULL ? "is not as in " : "is no known dialect",
-                     row != NULL ? row->name : "");
+                    shown(name).text, text, row != NULL ? "is not as in " : "is no known dialect",
+                    row != NULL ? row->name : "");
 }
 
 // ---- which tensors
@@ -360,8 +360,8 @@ static bool same_dims(const struct moei_stack *s, const moe_tensor *t, int64_t d
 static moe_status fail_dims(const struct checking *c, const struct subject *of, const char *want)
 {
     return moe_fail(MOE_E_MALFORMED, "%s: %s: \"%s\" is %s, expected %s%s", c->call, c->label,
-                     shown(of->name).text, moei_tensor_describe(&of->t).text,
-                     c->stack->stacked && c->stack->count > 1 ? "of all experts " : "", want);
+                    shown(of->name).text, moei_tensor_describe(&of->t).text, want,
+                    c->stack->stacked && c->stack->count > 1 ? " per expert" : "");
 }
 
 static moe_status require_dims(const struct checking *c, const struct subject *of, int64_t d0,
