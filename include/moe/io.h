@@ -76,9 +76,10 @@ MOE_API moe_status moe_file_write(const char *path, const moe_file_entry *entrie
                                   const moe_file_pair *metadata, size_t metadata_count);
 
 /// A checkpoint: one safetensors file, or a folder with model.safetensors.index.json or
-/// model.safetensors. Shards that the index names but the folder lacks, tensors that the index
-/// places in a shard that does not hold them, and shard names that are not plain file names are
-/// refused by name.
+/// model.safetensors. Shards that the index names but the folder lacks, or of the same set
+/// ("<stem>-N-of-M.safetensors") that the folder has and the index does not name; tensors that the
+/// index places in a shard that does not hold them, or does not place; and shard names that are not
+/// plain file names are refused by name.
 typedef struct moe_checkpoint moe_checkpoint;
 
 /// Errors: as moe_file_open, NOT_FOUND. Since 0.1.

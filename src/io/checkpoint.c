@@ -3,10 +3,13 @@
 //   model.safetensors.index.json   {"metadata": {..}, "weight_map": {tensor: shard file, ..}}
 // The index is not trusted: a shard's name must be a plain file name, and index and shards must
 // name exactly the same tensors in the same places. Shards that no tensor is in are not opened.
+// A file whose name makes it one more shard of the same set is refused as well; other safetensors
+// files in the folder are not the checkpoint's.
 // The index's total_size is not compared: public checkpoints count it in different ways.
 #define _POSIX_C_SOURCE 200809L
 #include "io/checkpoint.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -284,6 +287,55 @@ static bool has_shard(const moe_checkpoint *checkpoint, const char *name)
     return false;
 }
 
+// Bytes of what is before "-N-of-M.safetensors"; 0: not the name of a shard.
+static size_t shard_stem(const char *name)
+{
+    static const char ending[] = ".safetensors";
+    const size_t size = strlen(name);
+    size_t at = size > sizeof ending - 1 ? size - (sizeof ending - 1) : 0;
+    if (at == 0 || strcmp(name + at, ending) != 0) {
+        return 0;
+    }
+    for (int part = 0; part < 2; part++) {
+        const size_t end = at;
+        while (at > 0 && name[at - 1] >= '0' && name[at - 1] <= '9') {
+            at--;
+        }
+        const char *mark = part == 0 ? "-of-" : "-";
+        const size_t length = strlen(mark);
+        if (at == end || at <= length || strncmp(name + at - length, mark, length) != 0) {
+            return 0;
+        }
+        at -= length;
+    }
+    return at;
+}
+
+// A shard of the index's own set that the index does not name: a download gone wrong, or two mixed.
+static moe_status check_extra(const moe_checkpoint *checkpoint, const char *folder)
+{
+    moe_status status = MOE_OK;
+    DIR *dir = opendir(folder);
+    MOE_REQUIRE(dir != NULL, MOE_E_IO, CALL ": %s: %s",
+                moei_quote_tail(folder, strlen(folder)).text, strerror(errno));
+    for (const struct dirent *e = readdir(dir); e != NULL && status == MOE_OK; e = readdir(dir)) {
+        const size_t stem = shard_stem(e->d_name);
+        bool same_set = false;
+        for (size_t i = 0; i < checkpoint->shard_count && stem > 0; i++) {
+            const char *name = checkpoint->shards[i].name;
+            same_set =
+                same_set || (shard_stem(name) == stem && strncmp(name, e->d_name, stem) == 0);
+        }
+        if (same_set && !has_shard(checkpoint, e->d_name)) {
+            status = moei_fail(MOE_E_MALFORMED,
+                               CALL ": %s: holds the shard \"%s\", which the index does not name",
+                               moei_quote_tail(folder, strlen(folder)).text, shown(e->d_name).text);
+        }
+    }
+    (void)closedir(dir);
+    return status;
+}
+
 static moe_status open_folder(moe_checkpoint *checkpoint, const char *folder, uint32_t flags)
 {
     struct stat info;
@@ -303,6 +355,9 @@ static moe_status open_folder(moe_checkpoint *checkpoint, const char *folder, ui
                               CALL ": %s: holds " SINGLE_NAME " and " INDEX_NAME
                                    ", which does not name it; open one file",
                               moei_quote_tail(folder, strlen(folder)).text);
+        }
+        if (status == MOE_OK) {
+            status = check_extra(checkpoint, folder);
         }
     } else if (has_single) {
         status = open_single(checkpoint, single, flags);

@@ -582,7 +582,7 @@ static moe_status check_integers(const struct checking *c, const struct moei_pie
     if (row->role[SHAPE] != 0 && of.name != NULL && !c->stack->stacked) {
         MOE_REQUIRE((of.t.dtype == MOE_I64 || of.t.dtype == MOE_I32) && of.t.ndim == 1 &&
                         of.t.shape[0] == 2,
-                    MOE_E_MALFORMED, "%s: %s: \"%s\" is %s, expected i64 [2]", c->call, c->label,
+                    MOE_E_MALFORMED, "%s: %s: \"%s\" is %s, expected int64 [2]", c->call, c->label,
                     shown(of.name).text, moei_tensor_describe(&of.t).text);
         const int64_t rows = load_integer(&of.t, 0);
         const int64_t columns = load_integer(&of.t, 1);
@@ -595,8 +595,8 @@ static moe_status check_integers(const struct checking *c, const struct moei_pie
     if (row->role[INDEX] != 0 && of.name != NULL) {
         MOE_REQUIRE((of.t.dtype == MOE_I64 || of.t.dtype == MOE_I32) && of.t.ndim == 1 &&
                         of.t.shape[0] == p->k && p->group > 0,
-                    MOE_E_UNSUPPORTED, "%s: %s: \"%s\" is %s, expected i32 [%" PRId64 "]", c->call,
-                    c->label, shown(of.name).text, moei_tensor_describe(&of.t).text, p->k);
+                    MOE_E_UNSUPPORTED, "%s: %s: \"%s\" is %s, expected int32 [%" PRId64 "]",
+                    c->call, c->label, shown(of.name).text, moei_tensor_describe(&of.t).text, p->k);
         for (int64_t i = 0; i < p->k; i++) {
             MOE_REQUIRE(load_integer(&of.t, i) == i / p->group, MOE_E_UNSUPPORTED,
                         "%s: %s: \"%s\" puts column %" PRId64 " into group %" PRId64

@@ -169,6 +169,48 @@ static void check_index(void)
     (void)rmdir(in_folder("sub"));
 }
 
+// Files of the folder that the index does not name.
+static void check_extra(void)
+{
+    static const struct {
+        const char *name;
+        int refused;
+    } cases[] = {
+        {"model-00003-of-00002.safetensors", 1},
+        {"model-1-of-2.safetensors", 1},
+        {"reference.safetensors", 0},
+        {"other-00001-of-00002.safetensors", 0},
+        {"model-of-00002.safetensors", 0},
+        {"model-00003-of-.safetensors", 0},
+        {"model-00003-of-00002.safetensors.part", 0},
+    };
+    static const char index[] = MAP("\"a\":\"model-00001-of-00002.safetensors\","
+                                    "\"c\":\"model-00002-of-00002.safetensors\"");
+    write_shard("model-00001-of-00002.safetensors", "{" T("a", "U8", "1", 0, 1) "}", 1);
+    write_shard("model-00002-of-00002.safetensors", "{" T("c", "U8", "1", 0, 1) "}", 1);
+    write_file("model.safetensors.index.json", index, sizeof index - 1);
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        moe_checkpoint *checkpoint = not_touched;
+        char expected[256];
+        write_shard(cases[i].name, "{" T("x", "U8", "1", 0, 1) "}", 1);
+        const moe_status status = moe_checkpoint_open(folder, 0, &checkpoint);
+        CHECK(status == (cases[i].refused ? MOE_E_MALFORMED : MOE_OK), "%s: %s", cases[i].name,
+              moe_last_error());
+        if (status == MOE_OK) {
+            moe_checkpoint_close(checkpoint);
+        } else {
+            (void)snprintf(expected, sizeof expected,
+                           ": holds the shard \"%s\", which the index does not name",
+                           cases[i].name);
+            check_message(folder, expected);
+        }
+        remove_file(cases[i].name);
+    }
+    remove_file("model-00001-of-00002.safetensors");
+    remove_file("model-00002-of-00002.safetensors");
+    remove_file("model.safetensors.index.json");
+}
+
 #ifdef MOE_TEST_WRAP_ALLOC
 static long fail_at; // allocations until one fails; 0: none fails
 
@@ -248,6 +290,7 @@ int main(void)
 {
     folder_make();
     check_index();
+    check_extra();
 #ifdef MOE_TEST_WRAP_ALLOC
     check_allocations();
 #endif
