@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the seeds of the fuzz targets to corpus/{safetensors,index,json,tokenizer}
-beside this file."""
+"""Writes the seeds of the fuzz targets to corpus/ beside this file."""
 import json
 import pathlib
 import struct
@@ -190,14 +189,138 @@ TOKENIZER = {
 }
 
 
+DEEPSEEK = {
+    "model_type": "deepseek_v3", "hidden_size": 7168, "moe_intermediate_size": 2048, "n_routed_experts": 256,
+    "num_experts_per_tok": 8, "hidden_act": "silu", "n_group": 8, "topk_group": 4, "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5, "n_shared_experts": 1, "scoring_func": "sigmoid", "topk_method": "noaux_tc",
+    "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+}
+OSS = {**CONFIG, "intermediate_size": 2880, "hidden_act": "silu"}
+QWEN = {
+    "model_type": "qwen3_5_moe",
+    "text_config": {
+        "model_type": "qwen3_5_moe_text", "hidden_size": 64, "moe_intermediate_size": 32, "num_experts": 4,
+        "num_experts_per_tok": 2, "hidden_act": "silu", "shared_expert_intermediate_size": 48,
+    },
+    "quantization_config": {
+        "quant_method": "compressed-tensors", "format": "pack-quantized",
+        "ignore": ["lm_head", "re:.*mlp.gate$", "re:.*self_attn\\.(q|k|v)_proj", "re:.*shared_expert.*"],
+        "config_groups": {"group_0": {"targets": ["Linear", "re:.*experts\\.\\d+\\.[a-z]*_proj"],
+                                      "weights": {"num_bits": 4, "group_size": 32}}},
+    },
+}
+STEP = {
+    "model_type": "step3p5", "hidden_size": 64, "moe_intermediate_size": 32, "moe_num_experts": 4, "moe_top_k": 2,
+    "hidden_act": "silu", "moe_router_scaling_factor": 3.0, "share_expert_dim": 32, "swiglu_limits": [0, 7.0],
+    "swiglu_limits_shared": [0, 7.0],
+}
+SEMANTICS = {
+    "H": 64, "I": 32, "E": 8, "k": 2,
+    "semantics": {
+        "scoring": "sigmoid", "scoring_over": "all", "select_on": "scores", "correction_bias": True,
+        "groups": {"n": 4, "top": 2, "score": "top2sum", "masked_value": 0.0}, "renormalise": True, "renorm_eps": 1e-20,
+        "scale": 2.5, "weights_from": "scores", "weight_on": "output", "act": "silu_glu", "layout": "out_in",
+        "gate_up": "split", "shared": "plain", "shared_act": "silu_glu",
+        "tensors": {"router": "gate.weight", "gate_up": "w13", "down": "w2", "shared_gate_up": "s13", "shared_down": "s2"},
+    },
+}
+
+
+def text(value):
+    return json.dumps(value).encode()
+
+
+# The first byte: bit 0 an oracle's case, bit 1 all layers at once, the rest the layer.
+CONFIGS = {
+    "deepseek": b"\0" + text(DEEPSEEK),
+    "gpt-oss": b"\0" + text(OSS),
+    "qwen": b"\x02" + text(QWEN),
+    "step-layer": b"\x04" + text(STEP),
+    "step-any": b"\x02" + text(STEP),
+    "modelopt": b"\0" + text({**OSS, "quantization_config": {"quant_algo": "NVFP4", "ignore": ["*.gate", "model.?"]}}),
+    "quark": b"\0" + text({**OSS, "quantization_config": {
+        "quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp4"}}, "exclude": ["re:a{2}"]}}),
+    "semantics": b"\x01" + text(SEMANTICS),
+    "unknown-class": b"\0" + b'{"model_type":"nobody"}',
+    "negative": b"\0" + text({**OSS, "hidden_size": -1}),
+    "huge": b"\0" + text({**OSS, "hidden_size": 2**62, "num_local_experts": 2**31}),
+    "python": b"\0" + text({**OSS, "swiglu_limit": float("nan")}),
+}
+
+
+def checkpoint(tensors):
+    """A safetensors file of {name: (dtype, shape, bytes)}."""
+    header, data = {}, b""
+    for name, (dtype, shape, size) in tensors.items():
+        header[name] = tensor(dtype, shape, len(data), len(data) + size)
+        data += bytes(56 + i % 8 for i in range(size))
+    return image(header, data)
+
+
+def experts_of(count, hidden, inter, parts, prefix="model.layers.0.mlp.", projections=("gate", "up", "down")):
+    """One tensor per expert, projection and part: parts(n, k) gives {suffix: (dtype, shape, bytes)}."""
+    out = {prefix + "gate.weight": ("BF16", [count, hidden], 2 * count * hidden)}
+    for e in range(count):
+        for p in projections:
+            n, k = (hidden, inter) if p == "down" else (inter, hidden)
+            for suffix, of in parts(n, k).items():
+                out[f"{prefix}experts.{e}.{p}_proj.{suffix}"] = of
+    return out
+
+
+def floats(n, k):
+    return {"weight": ("BF16", [n, k], 2 * n * k)}
+
+
+def nvfp4(n, k):
+    return {"weight_packed": ("U8", [n, k // 2], n * k // 2), "weight_scale": ("F8_E4M3", [n, k // 16], n * k // 16),
+            "weight_global_scale": ("F32", [1], 4)}
+
+
+def int4(n, k):
+    return {"weight_packed": ("I32", [n, k // 8], n * k // 2), "weight_scale": ("BF16", [n, 1], 2 * n),
+            "weight_zero_point": ("I32", [n // 8, 1], n // 2)}
+
+
+def fp8(n, k):
+    return {"weight": ("F8_E4M3", [n, k], n * k), "weight_scale_inv": ("F32", [1, 1], 4)}
+
+
+SHARED = {f"model.layers.0.mlp.shared_expert.{p}_proj.weight": ("BF16", [4, 2] if p == "down" else [2, 4], 16)
+          for p in ("gate", "up", "down")}
+BLOCKS = {
+    "model.layers.0.mlp.router.weight": ("BF16", [1, 32], 64),
+    "model.layers.0.mlp.experts.gate_up_proj_blocks": ("U8", [1, 64, 1, 16], 1024),
+    "model.layers.0.mlp.experts.gate_up_proj_scales": ("U8", [1, 64, 1], 64),
+    "model.layers.0.mlp.experts.gate_up_proj_bias": ("BF16", [1, 64], 128),
+    "model.layers.0.mlp.experts.down_proj_blocks": ("U8", [1, 32, 1, 16], 512),
+    "model.layers.0.mlp.experts.down_proj_scales": ("U8", [1, 32, 1], 32),
+    "model.layers.0.mlp.experts.down_proj_bias": ("BF16", [1, 32], 64),
+}
+
+# The first byte chooses the configuration (fuzz_dialects.c).
+DIALECTS = {
+    "float": b"\0" + checkpoint(experts_of(2, 4, 2, floats)),
+    "nvfp4": b"\x01" + checkpoint(experts_of(1, 32, 32, nvfp4)),
+    "int4": b"\x01" + checkpoint(experts_of(1, 32, 32, int4)),
+    "fp8": b"\x01" + checkpoint(experts_of(1, 32, 32, fp8)),
+    "gpt-oss": b"\x02" + checkpoint(BLOCKS),
+    "shared": b"\x03" + checkpoint({**experts_of(1, 4, 2, floats), **SHARED,
+                                    "model.layers.0.mlp.shared_expert_gate.weight": ("BF16", [1, 4], 8)}),
+    "two-dialects": b"\x01" + checkpoint({**experts_of(1, 32, 32, fp8), **experts_of(1, 32, 32, int4, projections=("up",))}),
+    "missing": b"\0" + checkpoint(experts_of(1, 4, 2, floats)),
+    "no-experts": b"\0" + checkpoint({"model.layers.0.mlp.gate.weight": ("BF16", [2, 4], 16)}),
+}
+
+
 def main():
     base = pathlib.Path(__file__).parent / "corpus"
-    for target, seeds in (("safetensors", SAFETENSORS), ("index", INDEX), ("json", JSON),
-                          ("tokenizer", TOKENIZER)):
+    for target, seeds in (("safetensors", SAFETENSORS), ("index", INDEX), ("json", JSON), ("config", CONFIGS),
+                          ("dialects", DIALECTS), ("tokenizer", TOKENIZER)):
         folder = base / target
         folder.mkdir(parents=True, exist_ok=True)
         for name, seed in seeds.items():
-            assert len(seed) < 2048, (target, name, len(seed))
+            assert len(seed) < 8192, (target, name, len(seed))
             (folder / name).write_bytes(seed)
 
 
