@@ -56,6 +56,7 @@ MOE_API moe_status moe_weights_bytes(const moe_plan *plan, size_t *bytes, size_t
 MOE_API moe_status moe_weights_create(const moe_plan *plan, void *memory, size_t bytes,
                                       moe_weights **out);
 
+/// The tensors of `source` lie in host memory, whatever the plan's device.
 /// Copies experts [first, first + n) of `source` (n from the views) into the plan's layout, and
 /// the layer's other tensors where given. Scales that are not finite are refused, naming
 /// tensor, expert and index; a NaN among the codes stays one and shows in the output. May be called
@@ -63,7 +64,8 @@ MOE_API moe_status moe_weights_create(const moe_plan *plan, void *memory, size_t
 MOE_API moe_status moe_weights_pack(moe_weights *weights, int32_t first,
                                     const moe_weights_source *source);
 
-/// Uses the caller's tensors where they lie (an mmapped checkpoint): nothing is copied but the
+/// Uses the caller's tensors where they lie (an mmapped checkpoint; memory of the plan's device):
+/// nothing is copied but the
 /// small per-layer vectors. Checks as moe_weights_pack. Errors: those, UNSUPPORTED (a chosen kernel
 /// needs a packed layout; pack instead). Since 0.1.
 MOE_API moe_status moe_weights_wrap(const moe_plan *plan, const moe_weights_source *source,
@@ -75,7 +77,7 @@ MOE_API moe_status moe_weights_update(moe_weights *weights, int32_t expert,
                                       const moe_weights_source *source);
 
 /// The inverse of pack: writes expert `first` .. into the canonical views of `out` (those with
-/// data), once all have been checked. Errors: SHAPE, DTYPE, STATE, ARGUMENT, VERSION. Since 0.1.
+/// data, in host memory), once all have been checked. Errors: SHAPE, DTYPE, STATE, ARGUMENT, VERSION. Since 0.1.
 MOE_API moe_status moe_weights_unpack(const moe_weights *weights, int32_t first,
                                       const moe_weights_source *out);
 

@@ -10,34 +10,45 @@
 // ---- checks of scales
 // -------------------------------------------------------------------------------
 
-static moe_status check_scales(const moei_matrices *m, int32_t first, const char *call,
-                               const char *name)
+// One expert, m of count 1; `e` names it.
+static moe_status check_expert_scales(const moei_matrices *m, int32_t e, const char *call,
+                                      const char *name)
 {
-    for (int32_t e = 0; e < m->count; e++) {
-        for (int64_t r = 0; m->scales != NULL && r < moei_scale_rows(m); r++) {
-            for (int64_t c = 0; c < moei_scale_columns(m); c++) {
-                const float s = moei_load_one(m->scale_dtype, m->scales,
-                                              e * m->scale_e_stride + r * m->scale_n_stride +
-                                                  c * m->scale_k_stride);
-                MOE_REQUIRE(isfinite(s), MOE_E_VALUE,
-                            "%s: %s scales of expert %d: element [%" PRId64 ", %" PRId64
-                            "] is %s, must be finite",
-                            call, name, (int)(first + e), r, c, isnan(s) ? "NaN" : "infinite");
-            }
-        }
-        for (int32_t p = 0; m->scale2 != NULL && p < m->scale2_parts; p++) {
-            const float s = moei_load_one(MOE_F32, m->scale2, e * m->scale2_e_stride + p);
+    for (int64_t r = 0; m->scales != NULL && r < moei_scale_rows(m); r++) {
+        for (int64_t c = 0; c < moei_scale_columns(m); c++) {
+            const float s = moei_load_one(m->scale_dtype, m->scales,
+                                          r * m->scale_n_stride + c * m->scale_k_stride);
             MOE_REQUIRE(isfinite(s), MOE_E_VALUE,
-                        "%s: %s %s scale of expert %d: element [%d] is %s, must be finite", call,
-                        name, m->scale2_per_row ? "channel" : "second-level", (int)(first + e),
-                        (int)p, isnan(s) ? "NaN" : "infinite");
+                        "%s: %s scales of expert %d: element [%" PRId64 ", %" PRId64
+                        "] is %s, must be finite",
+                        call, name, (int)e, r, c, isnan(s) ? "NaN" : "infinite");
         }
+    }
+    for (int32_t p = 0; m->scale2 != NULL && p < m->scale2_parts; p++) {
+        const float s = moei_load_one(MOE_F32, m->scale2, p);
+        MOE_REQUIRE(isfinite(s), MOE_E_VALUE,
+                    "%s: %s %s scale of expert %d: element [%d] is %s, must be finite", call, name,
+                    m->scale2_per_row ? "channel" : "second-level", (int)e, (int)p,
+                    isnan(s) ? "NaN" : "infinite");
     }
     if (m->act_scale != NULL) {
         const float s = moei_load_one(MOE_F32, m->act_scale, 0);
         MOE_REQUIRE(isfinite(s) && s > 0.0f, MOE_E_VALUE,
                     "%s: %s activation scale is %g, must be finite and above 0", call, name,
                     (double)s);
+    }
+    return MOE_OK;
+}
+
+static moe_status check_scales(const moe_context *ctx, const moei_matrices *m, moei_place place,
+                               int32_t first, const char *call, const char *name)
+{
+    for (int32_t e = 0; e < m->count; e++) {
+        moei_stage stage;
+        MOE_TRY(moei_stage_begin(ctx, m, e, place, MOEI_PARTS_SCALES, true, call, &stage));
+        const moe_status status = check_expert_scales(&stage.m, first + e, call, name);
+        (void)moei_stage_end(&stage, false);
+        MOE_TRY(status);
     }
     return MOE_OK;
 }
@@ -52,18 +63,21 @@ static bool source_present(const moe_matrix_source *source)
     return source->values.data != NULL;
 }
 
-// All views of a source, for the checks that concern each: on the plan's device, and none of a
-// matrix whose values are absent.
+// All views of a source, for the checks that concern each: on the plan's device or on the host, and
+// none of a matrix whose values are absent.
 static moe_status check_source_views(const moe_plan *plan, const moe_weights_source *source,
-                                     const char *call)
+                                     moei_place place, const char *call)
 {
+    const moe_device_type device = place == MOEI_ON_HOST && !plan->ctx->backend->host_memory
+                                       ? MOE_DEVICE_CPU
+                                       : plan->ctx->backend->device;
     for (int i = 0; i < 4; i++) {
         const moe_matrix_source *m = i < 2 ? &source->gemm[i] : &source->shared[i - 2];
         const moei_view views[] = {
             {&m->values, stack_names[i], false}, {&m->scales, "scales", false},
             {&m->scale2, "scale2", false},       {&m->zero_points, "zero_points", false},
             {&m->bias, "bias", false},           {&m->act_scale, "act_scale", false}};
-        MOE_TRY(moei_views_check_device(views, 6, plan->ctx->backend->device, call));
+        MOE_TRY(moei_views_check_device(views, 6, device, call));
         for (int v = 1; v < 6; v++) {
             MOE_REQUIRE(source_present(m) || views[v].tensor->data == NULL, MOE_E_ARGUMENT,
                         "%s: %s %s is given without values", call, stack_names[i], views[v].name);
@@ -73,7 +87,7 @@ static moe_status check_source_views(const moe_plan *plan, const moe_weights_sou
                               {&source->latent_in, "latent_in", false},
                               {&source->latent_out, "latent_out", false},
                               {&source->output_bias, "output_bias", false}};
-    return moei_views_check_device(rest, 4, plan->ctx->backend->device, call);
+    return moei_views_check_device(rest, 4, device, call);
 }
 
 static moe_status stack_from_source(const moe_plan *plan, const moe_matrix_source *source,
@@ -128,13 +142,21 @@ static moe_status unexpected(const char *call, const char *name, const char *fie
 }
 
 // Codes of x have one scale, whichever experts read them.
-static moe_status check_x_scale(const moe_plan *plan, const checked_source *s, const char *call)
+static moe_status check_x_scale(const moe_plan *plan, const checked_source *s, moei_place place,
+                                const char *call)
 {
+    float routed;
+    float shared;
     if (x_is_float(plan) || !s->has_gemm[0] || !s->has_shared[0] || s->gemm[0].act_scale == NULL) {
         return MOE_OK;
     }
-    const float routed = moei_load_one(MOE_F32, s->gemm[0].act_scale, 0);
-    const float shared = moei_load_one(MOE_F32, s->shared[0].act_scale, 0);
+    if (place == MOEI_ON_HOST) {
+        memcpy(&routed, s->gemm[0].act_scale, sizeof routed);
+        memcpy(&shared, s->shared[0].act_scale, sizeof shared);
+    } else {
+        MOE_TRY(moei_get_bytes(plan->ctx, &routed, s->gemm[0].act_scale, sizeof routed));
+        MOE_TRY(moei_get_bytes(plan->ctx, &shared, s->shared[0].act_scale, sizeof shared));
+    }
     MOE_REQUIRE(routed == shared, MOE_E_VALUE,
                 "%s: shared gate_up activation scale is %.9g, that of gate_up is %.9g; x arrives "
                 "as codes, which have one scale",
@@ -143,7 +165,8 @@ static moe_status check_x_scale(const moe_plan *plan, const checked_source *s, c
 }
 
 static moe_status check_source(const moe_plan *plan, const moe_weights_source *source,
-                               int32_t first, int32_t count, const char *call, checked_source *out)
+                               moei_place place, int32_t first, int32_t count, const char *call,
+                               checked_source *out)
 {
     const moe_layer_desc *d = &plan->desc;
     memset(out, 0, sizeof *out);
@@ -151,7 +174,7 @@ static moe_status check_source(const moe_plan *plan, const moe_weights_source *s
     moe_weights_source known;
     MOE_TRY(moei_struct_read(source, &known, sizeof known, call, "source"));
     source = &known;
-    MOE_TRY(check_source_views(plan, source, call));
+    MOE_TRY(check_source_views(plan, source, place, call));
     for (int g = 0; g < 2; g++) {
         const moe_tensor *values = &source->gemm[g].values;
         if (source_present(&source->gemm[g])) {
@@ -166,7 +189,7 @@ static moe_status check_source(const moe_plan *plan, const moe_weights_source *s
                         "%s: gate_up has %d experts, down has %d", call, (int)out->count, (int)n);
             out->count = n;
             MOE_TRY(stack_from_source(plan, &source->gemm[g], false, g, n, call, &out->gemm[g]));
-            MOE_TRY(check_scales(&out->gemm[g], first, call, g == 0 ? "gate_up" : "down"));
+            MOE_TRY(check_scales(plan->ctx, &out->gemm[g], place, first, call, stack_names[g]));
             out->has_gemm[g] = true;
         }
         if (source_present(&source->shared[g])) {
@@ -175,12 +198,11 @@ static moe_status check_source(const moe_plan *plan, const moe_weights_source *s
             }
             MOE_TRY(stack_from_source(plan, &source->shared[g], true, g, plan->shared.count, call,
                                       &out->shared[g]));
-            MOE_TRY(
-                check_scales(&out->shared[g], 0, call, g == 0 ? "shared gate_up" : "shared down"));
+            MOE_TRY(check_scales(plan->ctx, &out->shared[g], place, 0, call, stack_names[2 + g]));
             out->has_shared[g] = true;
         }
     }
-    MOE_TRY(check_x_scale(plan, out, call));
+    MOE_TRY(check_x_scale(plan, out, place, call));
     if (source->shared_gate.data != NULL) {
         if (d->shared.count == 0 || d->shared.gate != MOE_SHARED_SIGMOID) {
             return moe_fail(MOE_E_ARGUMENT,
@@ -222,18 +244,24 @@ static moe_status check_source(const moe_plan *plan, const moe_weights_source *s
 static moe_status agree_act_scale(moe_weights *w, int stack, const moei_matrices *m, bool set,
                                   const char *call)
 {
-    uint32_t *to = (uint32_t *)(void *)w->act_scale[stack];
-    if (to == NULL || m->act_scale == NULL) {
+    float *packed = w->act_scale[stack];
+    if (packed == NULL || m->act_scale == NULL) {
         return MOE_OK;
     }
+    const bool of_x = stack == 2 && packed == w->act_scale[0]; // the routed experts' own
+    uint32_t *to = &w->agreed[of_x ? 0 : stack];
     const float given = moei_load_one(MOE_F32, m->act_scale, 0);
     uint32_t bits;
     memcpy(&bits, &given, sizeof bits);
     uint32_t before = __atomic_load_n(to, __ATOMIC_RELAXED);
-    if (before == bits || (before == 0 && !set) ||
-        (before == 0 && __atomic_compare_exchange_n(to, &before, bits, false, __ATOMIC_RELAXED,
-                                                    __ATOMIC_RELAXED)) ||
-        before == bits) {
+    if (before == bits || (before == 0 && !set)) {
+        return MOE_OK;
+    }
+    if (before == 0 &&
+        __atomic_compare_exchange_n(to, &before, bits, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+        return moei_put_bytes(w->plan->ctx, packed, &bits, sizeof bits); // who set it writes it
+    }
+    if (before == bits) {
         return MOE_OK;
     }
     float earlier;
@@ -241,7 +269,7 @@ static moe_status agree_act_scale(moe_weights *w, int stack, const moei_matrices
     return moe_fail(MOE_E_VALUE,
                     "%s: %s activation scale is %.9g, an earlier call gave %.9g; a layer has one%s",
                     call, stack_names[stack], (double)given, (double)earlier,
-                    stack == 2 && to == (void *)w->act_scale[0] ? ", with which x arrives" : "");
+                    of_x ? ", with which x arrives" : "");
 }
 
 // All of a source agree before one is set, so that a refused call leaves nothing behind.
@@ -260,6 +288,39 @@ static moe_status agree_act_scales(moe_weights *w, const checked_source *s, cons
     return MOE_OK;
 }
 
+// Copies an expert of a source on the host to packed memory.
+static moe_status put_expert(const moe_weights *w, const moei_matrices *s, int32_t se,
+                             const moei_matrices *d, int32_t de, const char *call)
+{
+    moei_stage stage;
+    MOE_TRY(moei_stage_begin(w->plan->ctx, d, de, MOEI_ON_DEVICE, MOEI_PARTS_EXPERT, false, call,
+                             &stage));
+    moei_copy_expert(s, se, &stage.m, 0);
+    return moei_stage_end(&stage, true);
+}
+
+static moe_status put_linear(const moe_weights *w, const moei_matrices *s, const moei_matrices *d,
+                             const char *call)
+{
+    moei_stage stage;
+    MOE_TRY(moei_stage_begin(w->plan->ctx, d, 0, MOEI_ON_DEVICE, MOEI_PARTS_EXPERT, false, call,
+                             &stage));
+    moei_copy_linear(s, &stage.m);
+    return moei_stage_end(&stage, true);
+}
+
+// The bias [H], as one row of a map.
+static moei_matrices bias_row(const void *data, moe_dtype dtype, int64_t hidden)
+{
+    return (moei_matrices){.format = moei_format(dtype == MOE_F32    ? MOE_FORMAT_F32
+                                                 : dtype == MOE_BF16 ? MOE_FORMAT_BF16
+                                                                     : MOE_FORMAT_F16),
+                           .count = 1,
+                           .n = 1,
+                           .k = hidden,
+                           .values = data};
+}
+
 static moe_status pack(moe_weights *w, int32_t first, int32_t count,
                        const moe_weights_source *source, const char *call)
 {
@@ -267,35 +328,38 @@ static moe_status pack(moe_weights *w, int32_t first, int32_t count,
     MOE_REQUIRE(w != NULL, MOE_E_ARGUMENT, "%s: weights is NULL", call);
     MOE_REQUIRE(!w->wrapped, MOE_E_STATE,
                 "%s: the weights wrap the caller's tensors; change those instead", call);
-    MOE_TRY(check_source(w->plan, source, first, count, call, &s));
+    MOE_TRY(check_source(w->plan, source, MOEI_ON_HOST, first, count, call, &s));
     MOE_TRY(agree_act_scales(w, &s, call));
     for (int g = 0; g < 2; g++) {
         for (int32_t e = 0; s.has_gemm[g] && e < s.count; e++) {
-            moei_copy_expert(&s.gemm[g], e, &w->gemm[g], first + e);
+            MOE_TRY(put_expert(w, &s.gemm[g], e, &w->gemm[g], first + e, call));
             w->has_expert[first + e] = (unsigned char)(w->has_expert[first + e] | 1u << g);
         }
         for (int32_t e = 0; s.has_shared[g] && e < w->plan->shared.count; e++) {
-            moei_copy_expert(&s.shared[g], e, &w->shared[g], e);
+            MOE_TRY(put_expert(w, &s.shared[g], e, &w->shared[g], e, call));
         }
         if (s.has_shared[g]) {
             w->has_shared[g] = true;
         }
     }
     if (s.has_shared_gate) {
-        moei_copy_linear(&s.shared_gate, &w->shared_gate);
+        MOE_TRY(put_linear(w, &s.shared_gate, &w->shared_gate, call));
         w->has_shared_gate = true;
     }
     if (s.has_latent_in) {
-        moei_copy_linear(&s.latent_in, &w->latent_in);
+        MOE_TRY(put_linear(w, &s.latent_in, &w->latent_in, call));
         w->has_latent_in = true;
     }
     if (s.has_latent_out) {
-        moei_copy_linear(&s.latent_out, &w->latent_out);
+        MOE_TRY(put_linear(w, &s.latent_out, &w->latent_out, call));
         w->has_latent_out = true;
     }
     if (s.output_bias.data != NULL) {
-        moei_load_f32(s.output_bias.dtype, moei_tensor_data(&s.output_bias), 0,
-                      w->plan->desc.hidden, w->output_bias);
+        const int64_t hidden = w->plan->desc.hidden;
+        const moei_matrices from =
+            bias_row(moei_tensor_data(&s.output_bias), s.output_bias.dtype, hidden);
+        const moei_matrices to = bias_row(w->output_bias, w->output_bias_dtype, hidden);
+        MOE_TRY(put_linear(w, &from, &to, call));
         w->has_output_bias = true;
     }
     return MOE_OK;
@@ -352,7 +416,9 @@ moe_status moe_weights_wrap(const moe_plan *plan, const moe_weights_source *sour
             MOE_E_UNSUPPORTED, "%s: kernel %s reads a packed layout; use moe_weights_pack", call,
             plan->routed.kernel[g]->name);
     }
-    MOE_TRY(check_source(plan, source, 0, plan->routed.count, call, &s));
+    MOE_TRY(check_source(plan, source,
+                         plan->ctx->backend->host_memory ? MOEI_ON_HOST : MOEI_ON_DEVICE, 0,
+                         plan->routed.count, call, &s));
     MOE_TRY(check_wrapped_linears(plan, &s, call));
     for (int g = 0; g < 2; g++) {
         MOE_TRY(moei_matrices_check_aligned(&s.gemm[g], call, stack_names[g]));
@@ -388,13 +454,13 @@ moe_status moe_weights_wrap(const moe_plan *plan, const moe_weights_source *sour
 }
 
 // A nibble holds zero points up to 15; packed ones are bytes.
-static moe_status check_zeros_fit(const moei_matrices *from, int32_t e, const moei_matrices *to,
+static moe_status check_zeros_fit(const moei_matrices *from, const moei_matrices *to,
                                   const char *call, const char *name)
 {
     const int64_t groups = from->zeros != NULL ? moei_i64_ceil_div(from->k, from->block_k) : 0;
     for (int64_t n = 0; to->zero_form != MOEI_ZERO_BYTES && n < from->n; n++) {
         for (int64_t g = 0; g < groups; g++) {
-            const int zero = moei_zero_point(from, e, n, g);
+            const int zero = moei_zero_point(from, 0, n, g);
             MOE_REQUIRE(zero < 16, MOE_E_VALUE,
                         "%s: %s zero point [%" PRId64 ", %" PRId64
                         "] is %d, a nibble holds 0..15; a U8 view [n, N, groups] works",
@@ -404,27 +470,37 @@ static moe_status check_zeros_fit(const moei_matrices *from, int32_t e, const mo
     return MOE_OK;
 }
 
-// Whether a view to write to holds what the weights have. One scale for gate and up takes two only
-// where these are the same.
-static moe_status check_fits(const moei_matrices *from, int32_t e, const moei_matrices *to,
-                             const char *call, const char *name)
+// One scale for gate and up takes two only where these are the same. `from` is one expert.
+static moe_status check_expert_fits(const moei_matrices *from, const moei_matrices *to,
+                                    const char *call, const char *name)
 {
     const size_t bytes = (size_t)moe_dtype_bits(from->scale_dtype) / 8;
     if (from->scales != NULL && from->block_n == 0 && from->scale_parts > to->scale_parts) {
-        const uint8_t *at =
-            (const uint8_t *)from->scales + (size_t)(e * from->scale_e_stride) * bytes;
+        const uint8_t *at = from->scales;
         MOE_REQUIRE(memcmp(at, at + (size_t)from->scale_n_stride * bytes, bytes) == 0, MOE_E_SHAPE,
                     "%s: %s scales of gate and up differ, the view is [n]; [n, 2] works", call,
                     name);
     }
     if (from->scale2 != NULL && from->scale2_parts > to->scale2_parts) {
-        const float *at = from->scale2 + e * from->scale2_e_stride;
+        const float *at = from->scale2;
         MOE_REQUIRE(
             at[0] == at[1], MOE_E_SHAPE,
             "%s: %s second-level scales of gate and up differ, the view is [n]; [n, 2] works", call,
             name);
     }
-    return check_zeros_fit(from, e, to, call, name);
+    return check_zeros_fit(from, to, call, name);
+}
+
+// Whether a view to write to holds what the weights have.
+static moe_status check_fits(const moe_weights *w, const moei_matrices *from, int32_t e,
+                             const moei_matrices *to, const char *call, const char *name)
+{
+    const uint32_t parts = MOEI_PARTS_SCALES | MOEI_PART_BIT(MOEI_PART_ZEROS);
+    moei_stage stage;
+    MOE_TRY(moei_stage_begin(w->plan->ctx, from, e, MOEI_ON_DEVICE, parts, true, call, &stage));
+    const moe_status status = check_expert_fits(&stage.m, to, call, name);
+    (void)moei_stage_end(&stage, false);
+    return status;
 }
 
 // A source to write to, checked against what has been packed: experts [first, first + n).
@@ -445,7 +521,7 @@ static moe_status check_target(const moe_weights *w, const moe_weights_source *o
                 MOE_REQUIRE((w->has_expert[first + e] & 1u << g) != 0, MOE_E_STATE,
                             "%s: %s of expert %d has not been packed", call, stack_names[g],
                             (int)(first + e));
-                MOE_TRY(check_fits(&w->gemm[g], first + e, &to->gemm[g], call, stack_names[g]));
+                MOE_TRY(check_fits(w, &w->gemm[g], first + e, &to->gemm[g], call, stack_names[g]));
             }
             to->has_gemm[g] = true;
         }
@@ -455,7 +531,7 @@ static moe_status check_target(const moe_weights *w, const moe_weights_source *o
             MOE_TRY(stack_from_source(plan, &out->shared[g], true, g, plan->shared.count, call,
                                       &to->shared[g]));
             for (int32_t e = 0; e < plan->shared.count; e++) {
-                MOE_TRY(check_fits(&w->shared[g], e, &to->shared[g], call, stack_names[2 + g]));
+                MOE_TRY(check_fits(w, &w->shared[g], e, &to->shared[g], call, stack_names[2 + g]));
             }
             to->has_shared[g] = true;
         }
@@ -486,6 +562,37 @@ static moe_status check_target(const moe_weights *w, const moe_weights_source *o
     return MOE_OK;
 }
 
+static moe_status get_expert(const moe_weights *w, const moei_matrices *s, int32_t se,
+                             const moei_matrices *d, int32_t de, const char *call)
+{
+    moei_stage stage;
+    MOE_TRY(moei_stage_begin(w->plan->ctx, s, se, MOEI_ON_DEVICE, MOEI_PARTS_EXPERT, true, call,
+                             &stage));
+    moei_copy_expert(&stage.m, 0, d, de);
+    return moei_stage_end(&stage, false);
+}
+
+static moe_status get_linear(const moe_weights *w, const moei_matrices *s, const moei_matrices *d,
+                             const char *call)
+{
+    moei_stage stage;
+    if (d->values == NULL) {
+        return MOE_OK;
+    }
+    MOE_TRY(moei_stage_begin(w->plan->ctx, s, 0, MOEI_ON_DEVICE, MOEI_PARTS_EXPERT, true, call,
+                             &stage));
+    moei_copy_linear(&stage.m, d);
+    return moei_stage_end(&stage, false);
+}
+
+static moe_status get_act_scale(const moe_weights *w, const moei_matrices *s,
+                                const moei_matrices *d)
+{
+    return d->act_scale == NULL ? MOE_OK
+                                : moei_get_bytes(w->plan->ctx, (uint8_t *)(uintptr_t)d->act_scale,
+                                                 s->act_scale, sizeof(float));
+}
+
 moe_status moe_weights_unpack(const moe_weights *weights, int32_t first,
                               const moe_weights_source *out)
 {
@@ -496,26 +603,26 @@ moe_status moe_weights_unpack(const moe_weights *weights, int32_t first,
     MOE_REQUIRE(weights != NULL && out != NULL, MOE_E_ARGUMENT, "%s: %s is NULL", call,
                 weights == NULL ? "weights" : "out");
     MOE_TRY(moei_struct_read(out, &known, sizeof known, call, "out"));
-    MOE_TRY(check_source_views(weights->plan, &known, call));
+    MOE_TRY(check_source_views(weights->plan, &known, MOEI_ON_HOST, call));
     MOE_TRY(check_target(weights, &known, first, call, &to));
     for (int g = 0; g < 2; g++) {
         for (int32_t e = 0; to.has_gemm[g] && e < to.gemm[g].count; e++) {
-            moei_copy_expert(&weights->gemm[g], first + e, &to.gemm[g], e);
+            MOE_TRY(get_expert(weights, &weights->gemm[g], first + e, &to.gemm[g], e, call));
         }
         for (int32_t e = 0; to.has_shared[g] && e < to.shared[g].count; e++) {
-            moei_copy_expert(&weights->shared[g], e, &to.shared[g], e);
+            MOE_TRY(get_expert(weights, &weights->shared[g], e, &to.shared[g], e, call));
         }
-        moei_copy_act_scale(&weights->gemm[g], &to.gemm[g]);
-        moei_copy_act_scale(&weights->shared[g], &to.shared[g]);
+        MOE_TRY(get_act_scale(weights, &weights->gemm[g], &to.gemm[g]));
+        MOE_TRY(get_act_scale(weights, &weights->shared[g], &to.shared[g]));
     }
-    moei_copy_linear(&weights->shared_gate, &to.shared_gate);
-    moei_copy_linear(&weights->latent_in, &to.latent_in);
-    moei_copy_linear(&weights->latent_out, &to.latent_out);
-    if (known.output_bias.data != NULL) {
-        moei_copy_floats(weights->output_bias_dtype, weights->output_bias, known.output_bias.dtype,
-                         moei_tensor_data(&known.output_bias), weights->plan->desc.hidden);
-    }
-    return MOE_OK;
+    MOE_TRY(get_linear(weights, &weights->shared_gate, &to.shared_gate, call));
+    MOE_TRY(get_linear(weights, &weights->latent_in, &to.latent_in, call));
+    MOE_TRY(get_linear(weights, &weights->latent_out, &to.latent_out, call));
+    const int64_t hidden = weights->plan->desc.hidden;
+    const moei_matrices bias = bias_row(weights->output_bias, weights->output_bias_dtype, hidden);
+    const moei_matrices bias_out =
+        bias_row(moei_tensor_data(&known.output_bias), known.output_bias.dtype, hidden);
+    return get_linear(weights, &bias, &bias_out, call);
 }
 
 moe_status moei_weights_check_complete(const moe_weights *w, const char *call)

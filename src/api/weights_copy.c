@@ -99,15 +99,9 @@ void moei_copy_expert(const moei_matrices *s, int32_t se, const moei_matrices *d
     }
 }
 
-void moei_copy_act_scale(const moei_matrices *from, const moei_matrices *to)
-{
-    if (to->act_scale != NULL) {
-        memcpy((uint8_t *)(uintptr_t)to->act_scale, from->act_scale, sizeof(float));
-    }
-}
-
-void moei_copy_floats(moe_dtype from_type, const void *from, moe_dtype to_type, uint8_t *to,
-                      int64_t n)
+// Rounds to nearest even where the target is narrower.
+static void copy_floats(moe_dtype from_type, const void *from, moe_dtype to_type, uint8_t *to,
+                        int64_t n)
 {
     for (int64_t i = 0; i < n; i++) {
         const float value = moei_load_one(from_type, from, i);
@@ -118,8 +112,7 @@ void moei_copy_floats(moe_dtype from_type, const void *from, moe_dtype to_type, 
 void moei_copy_linear(const moei_matrices *from, const moei_matrices *to)
 {
     for (int64_t n = 0; to->values != NULL && n < to->n; n++) {
-        moei_copy_floats(from->format->elem, from->values + n * from->value_n_stride,
-                         to->format->elem,
-                         (uint8_t *)(uintptr_t)to->values + n * to->value_n_stride, to->k);
+        copy_floats(from->format->elem, from->values + n * from->value_n_stride, to->format->elem,
+                    (uint8_t *)(uintptr_t)to->values + n * to->value_n_stride, to->k);
     }
 }

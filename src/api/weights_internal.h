@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Parts of weights.c: where packed matrices lie (weights_layout.c) and how they are copied
-// (weights_copy.c).
+// Parts of weights.c: where packed matrices lie (weights_layout.c), how they are copied
+// (weights_copy.c), and how the host gets at them on a device (weights_stage.c).
 #ifndef MOEI_API_WEIGHTS_INTERNAL_H
 #define MOEI_API_WEIGHTS_INTERNAL_H
 
@@ -21,18 +21,51 @@ static inline int64_t moei_scale_columns(const moei_matrices *m)
 /// Memory for a handle with nothing in it; `call` heads the message.
 moe_status moei_weights_allocate(const moe_plan *plan, const char *call, moe_weights **out);
 
+/// What an expert's matrix is made of.
+typedef enum moei_part {
+    MOEI_PART_VALUES,
+    MOEI_PART_SCALES,
+    MOEI_PART_SCALE2,
+    MOEI_PART_ZEROS,
+    MOEI_PART_BIAS,
+    MOEI_PART_ACT_SCALE, // one for all experts
+    MOEI_NUM_PARTS
+} moei_part;
+
+#define MOEI_PART_BIT(part) (1u << (part))
+#define MOEI_PARTS_SCALES                                                                          \
+    (MOEI_PART_BIT(MOEI_PART_SCALES) | MOEI_PART_BIT(MOEI_PART_SCALE2) |                           \
+     MOEI_PART_BIT(MOEI_PART_ACT_SCALE))
+#define MOEI_PARTS_EXPERT (MOEI_PART_BIT(MOEI_PART_ACT_SCALE) - 1) // what moei_copy_expert copies
+
+typedef enum moei_place { MOEI_ON_HOST, MOEI_ON_DEVICE } moei_place;
+
+/// One expert of a stack, readable and writable: in place, or as a copy of device memory.
+typedef struct moei_stage {
+    moei_matrices m; // count 1
+    const moe_context *ctx;
+    const uint8_t *at[MOEI_NUM_PARTS]; // where the parts lie
+    size_t bytes[MOEI_NUM_PARTS];
+    void *buffer; // NULL: in place
+    size_t buffer_bytes;
+} moei_stage;
+
+/// Stages expert e of m; of a copy, `parts` alone are there, with their data where `fetch`. Errors:
+/// NO_MEMORY, DEVICE. End it with moei_stage_end, which writes a copy back where `write`.
+moe_status moei_stage_begin(const moe_context *ctx, const moei_matrices *m, int32_t e,
+                            moei_place place, uint32_t parts, bool fetch, const char *call,
+                            moei_stage *out);
+moe_status moei_stage_end(moei_stage *stage, bool write);
+
+/// Copies from host memory to packed memory, and back. Errors: DEVICE.
+moe_status moei_put_bytes(const moe_context *ctx, void *to, const void *from, size_t bytes);
+moe_status moei_get_bytes(const moe_context *ctx, void *to, const void *from, size_t bytes);
+
 /// Copies one expert between two stacks of the same format. Float weights may differ in width: a
 /// source narrower than the packed f32 widens exactly.
 void moei_copy_expert(const moei_matrices *s, int32_t se, const moei_matrices *d, int32_t de);
 
-/// Copies the activation scale, where the target has one.
-void moei_copy_act_scale(const moei_matrices *from, const moei_matrices *to);
-
-/// Copies n floats of any type, rounding to nearest even where the target is narrower.
-void moei_copy_floats(moe_dtype from_type, const void *from, moe_dtype to_type, uint8_t *to,
-                      int64_t n);
-
-/// The same for a linear map; nothing where the target is absent.
+/// The same for a linear map in floats of any type; nothing where the target is absent.
 void moei_copy_linear(const moei_matrices *from, const moei_matrices *to);
 
 #endif

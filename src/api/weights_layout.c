@@ -154,11 +154,6 @@ moe_status moe_weights_create(const moe_plan *plan, void *memory, size_t bytes, 
     MOE_TRY(moei_weights_allocate(plan, call, &w));
     moei_arena arena = {memory, 0};
     layout_all(&arena, plan, w);
-    for (int i = 0; i < 4; i++) {
-        if (w->act_scale[i] != NULL) {
-            *w->act_scale[i] = 0.0f;
-        }
-    }
     *out = w;
     return MOE_OK;
 }

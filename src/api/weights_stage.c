@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+// One expert's matrix where the host can work on it: in place, or as a copy of device memory. Only
+// here does the library touch weights that lie on a device, and only through the backend.
+#include "api/weights_internal.h"
+#include "quant/elements.h"
+
+// Bytes of a part of one expert, from its first to its last; strides are the matrix's own.
+static size_t part_bytes(const moei_matrices *m, moei_part part)
+{
+    const int64_t groups = m->block_k > 0 ? moei_i64_ceil_div(m->k, m->block_k) : 1;
+    const bool transposed = m->value_k_stride != 0;
+    const int64_t lines = transposed ? m->k : m->n;
+    const int64_t pairs = m->zero_form == MOEI_ZERO_PAIRS ? moei_i64_ceil_div(m->n, 2) : m->n;
+    switch (part) {
+    case MOEI_PART_VALUES:
+        return (size_t)((lines - 1) * (transposed ? m->value_k_stride : m->value_n_stride) +
+                        moei_elem_bytes(m->format->elem, transposed ? m->n : m->k));
+    case MOEI_PART_SCALES:
+        return (size_t)((moei_scale_rows(m) - 1) * m->scale_n_stride +
+                        (moei_scale_columns(m) - 1) * m->scale_k_stride + 1) *
+               (size_t)moe_dtype_bits(m->scale_dtype) / 8;
+    case MOEI_PART_SCALE2:
+        return (size_t)m->scale2_parts * sizeof(float);
+    case MOEI_PART_ZEROS:
+        return (size_t)((pairs - 1) * m->zero_n_stride + (m->zero_form == MOEI_ZERO_NIBBLES
+                                                              ? moei_i64_ceil_div(groups, 2)
+                                                              : groups));
+    case MOEI_PART_BIAS:
+        return (size_t)(m->n * moe_dtype_bits(m->bias_dtype) / 8);
+    default:
+        return sizeof(float);
+    }
+}
+
+// The parts of expert e, NULL where the matrix has none.
+static void list_parts(const moei_matrices *m, int32_t e, const uint8_t *at[MOEI_NUM_PARTS])
+{
+    const int64_t scale = e * m->scale_e_stride * moe_dtype_bits(m->scale_dtype) / 8;
+    const int64_t bias = e * m->bias_e_stride * moe_dtype_bits(m->bias_dtype) / 8;
+    at[MOEI_PART_VALUES] = m->values != NULL ? m->values + e * m->value_e_stride : NULL;
+    at[MOEI_PART_SCALES] = m->scales != NULL ? (const uint8_t *)m->scales + scale : NULL;
+    at[MOEI_PART_SCALE2] =
+        m->scale2 != NULL ? (const uint8_t *)(m->scale2 + e * m->scale2_e_stride) : NULL;
+    at[MOEI_PART_ZEROS] = m->zeros != NULL ? m->zeros + e * m->zero_e_stride : NULL;
+    at[MOEI_PART_BIAS] = m->bias != NULL ? (const uint8_t *)m->bias + bias : NULL;
+    at[MOEI_PART_ACT_SCALE] = (const uint8_t *)m->act_scale;
+}
+
+static void set_parts(moei_matrices *m, const uint8_t *const at[MOEI_NUM_PARTS])
+{
+    m->count = 1;
+    m->values = at[MOEI_PART_VALUES];
+    m->scales = at[MOEI_PART_SCALES];
+    m->scale2 = (const float *)(const void *)at[MOEI_PART_SCALE2];
+    m->zeros = at[MOEI_PART_ZEROS];
+    m->bias = at[MOEI_PART_BIAS];
+    m->act_scale = (const float *)(const void *)at[MOEI_PART_ACT_SCALE];
+}
+
+static moe_status copy_device(const moe_context *ctx, void *to, const void *from, size_t bytes,
+                              moei_copy direction)
+{
+    const moei_exec exec = moei_exec_make(ctx, NULL);
+    return ctx->backend->memory_copy(&exec, to, from, bytes, direction);
+}
+
+moe_status moei_stage_begin(const moe_context *ctx, const moei_matrices *m, int32_t e,
+                            moei_place place, uint32_t parts, bool fetch, const char *call,
+                            moei_stage *out)
+{
+    const uint8_t *staged[MOEI_NUM_PARTS] = {NULL};
+    moei_stage stage = {.m = *m, .ctx = ctx};
+    list_parts(m, e, stage.at);
+    if (place == MOEI_ON_HOST || ctx->backend->host_memory) {
+        set_parts(&stage.m, stage.at);
+        *out = stage;
+        return MOE_OK;
+    }
+    for (int pass = 0; pass < 2; pass++) { // measures, then places
+        moei_arena arena = {stage.buffer, 0};
+        for (int p = 0; p < MOEI_NUM_PARTS; p++) {
+            if (stage.at[p] != NULL && (parts & MOEI_PART_BIT(p)) != 0) {
+                stage.bytes[p] = part_bytes(m, (moei_part)p);
+                staged[p] = moei_arena_take(&arena, stage.bytes[p]);
+            }
+        }
+        stage.buffer_bytes = arena.used;
+        if (pass == 0 && arena.used > 0) {
+            stage.buffer = moei_alloc(ctx, arena.used, MOEI_ARENA_ALIGN);
+            MOE_REQUIRE(stage.buffer != NULL, MOE_E_NO_MEMORY, "%s: no memory for %zu bytes", call,
+                        arena.used);
+        }
+    }
+    for (int p = 0; fetch && p < MOEI_NUM_PARTS; p++) {
+        const moe_status status =
+            staged[p] == NULL ? MOE_OK
+                              : copy_device(ctx, (uint8_t *)(uintptr_t)staged[p], stage.at[p],
+                                            stage.bytes[p], MOEI_COPY_FROM_DEVICE);
+        if (status != MOE_OK) {
+            moei_free(ctx, stage.buffer, stage.buffer_bytes);
+            return status;
+        }
+    }
+    set_parts(&stage.m, staged);
+    *out = stage;
+    return MOE_OK;
+}
+
+moe_status moei_stage_end(moei_stage *stage, bool write)
+{
+    const uint8_t *staged[MOEI_NUM_PARTS];
+    moe_status status = MOE_OK;
+    if (stage->buffer == NULL) {
+        return MOE_OK;
+    }
+    list_parts(&stage->m, 0, staged);
+    for (int p = 0; write && status == MOE_OK && p < MOEI_NUM_PARTS; p++) {
+        if (staged[p] != NULL) {
+            status = copy_device(stage->ctx, (uint8_t *)(uintptr_t)stage->at[p], staged[p],
+                                 stage->bytes[p], MOEI_COPY_TO_DEVICE);
+        }
+    }
+    moei_free(stage->ctx, stage->buffer, stage->buffer_bytes);
+    return status;
+}
+
+moe_status moei_put_bytes(const moe_context *ctx, void *to, const void *from, size_t bytes)
+{
+    if (ctx->backend->host_memory) {
+        memcpy(to, from, bytes);
+        return MOE_OK;
+    }
+    return copy_device(ctx, to, from, bytes, MOEI_COPY_TO_DEVICE);
+}
+
+moe_status moei_get_bytes(const moe_context *ctx, void *to, const void *from, size_t bytes)
+{
+    if (ctx->backend->host_memory) {
+        memcpy(to, from, bytes);
+        return MOE_OK;
+    }
+    return copy_device(ctx, to, from, bytes, MOEI_COPY_FROM_DEVICE);
+}
