@@ -5,11 +5,18 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "moe/io.h"
 #include "moe/moe.h"
 
-enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2, CLI_UNSUPPORTED = 3 };
+enum {
+    CLI_OK = 0,
+    CLI_FAILED = 1,
+    CLI_USAGE = 2,
+    CLI_UNSUPPORTED = 3,
+    CLI_INTERRUPTED = 130 // as shells report SIGINT
+};
 
 /// One option of a command: `--name value`, or `--name` alone where value is NULL.
 typedef struct cli_option {
@@ -51,9 +58,17 @@ typedef struct cli_model {
 /// False after one line on stderr.
 bool cli_model_open(const char *dir, uint32_t flags, cli_model *out);
 void cli_model_close(cli_model *model);
+/// The bytes of a file ("-": standard input) of at most `most` bytes, with a NUL after them, to be
+/// freed; NULL after one line on stderr.
+char *cli_read_file(const char *path, size_t most, size_t *size);
+
+/// Whether colours may go to this stream: a terminal, and NO_COLOR is not set.
+bool cli_colour(FILE *stream);
 
 int cmd_info(int argc, char **argv);
 int cmd_explain(int argc, char **argv);
 int cmd_check(int argc, char **argv);
+int cmd_generate(int argc, char **argv);
+int cmd_stats(int argc, char **argv);
 
 #endif

@@ -13,7 +13,7 @@ typedef struct request {
     moec_options options;
     const char *device, *format, *oracle, *model, *reference;
     int64_t repeat;
-    bool show, json;
+    bool json;
 } request;
 
 static bool parse(int argc, char **argv, request *r)
@@ -35,7 +35,7 @@ static bool parse(int argc, char **argv, request *r)
                                   {"oracle", &r->oracle, NULL},
                                   {"model", &r->model, NULL},
                                   {"reference", &r->reference, NULL},
-                                  {"show", NULL, &r->show},
+                                  {"quick", NULL, &o->quick},
                                   {"json", NULL, &r->json},
                                   {"list", NULL, &o->list},
                                   {"verbose", NULL, &o->verbose},
@@ -64,12 +64,16 @@ static bool parse(int argc, char **argv, request *r)
     return true;
 }
 
+static bool on_cpu(const request *r)
+{
+    return r->options.device == MOE_DEVICE_UNSET || r->options.device == MOE_DEVICE_CPU;
+}
+
 // Whether the device and the instruction set are there; else one line on stderr and the exit code.
 static int available(const request *r)
 {
     moe_context_desc desc = moe_context_desc_default();
     moe_context *ctx = NULL;
-    const bool cpu = r->options.device == MOE_DEVICE_UNSET || r->options.device == MOE_DEVICE_CPU;
     desc.device = r->options.device;
     desc.isa = r->options.isa;
     desc.num_threads = 1;
@@ -79,37 +83,49 @@ static int available(const request *r)
         return status == MOE_E_ARGUMENT && r->options.isa != NULL ? CLI_USAGE : code;
     }
     moe_context_destroy(ctx);
-    if (!cpu && (r->oracle != NULL || r->model != NULL)) {
+    if (!on_cpu(r) && (r->oracle != NULL || r->model != NULL)) {
         (void)fprintf(stderr, "moe: --oracle and --model replay on device \"cpu\" only\n");
         return CLI_UNSUPPORTED;
     }
     return CLI_OK;
 }
 
-static int run_checks(const request *r, FILE *out, moec_counts *counts)
+// Kernel rows and layers, with one seed after another.
+static int run_seeds(const request *r, FILE *out, moec_counts *counts)
 {
     moec_options o = r->options;
-    const bool cpu = o.device == MOE_DEVICE_UNSET || o.device == MOE_DEVICE_CPU;
+    const bool layers = o.format == MOE_FORMAT_UNSET && on_cpu(r);
     int result = 0;
-    if (r->oracle != NULL) {
-        return moec_oracle_run(r->oracle, &o, out, counts);
-    }
-    if (r->model != NULL) {
-        return moec_model_layers_run(r->model, r->reference, &o, out, counts);
-    }
     for (int64_t i = 0; i < r->repeat && result == 0; i++, o.seed++) {
         if (r->repeat > 1 && !o.list) {
             (void)fprintf(out, "seed %llu\n", (unsigned long long)o.seed);
         }
         result = moec_kernels_run(&o, out, counts);
-        if (result == 0 && o.format == MOE_FORMAT_UNSET && cpu) {
+        if (result == 0 && layers) {
             result = moec_layer_run(&o, out, counts); // cases are named layer-N
         }
         if (o.list) {
             return result; // the same names for every seed
         }
     }
-    if (result == 0) {
+    return result;
+}
+
+static int run_checks(const request *r, FILE *out, moec_counts *counts)
+{
+    const moec_options *o = &r->options;
+    int result;
+    if (r->oracle != NULL) {
+        result = moec_oracle_run(r->oracle, o, out, counts);
+    } else if (r->model != NULL) {
+        result = moec_model_layers_run(r->model, r->reference, o, out, counts);
+        if (result == 0 && !o->list) {
+            result = moec_model_text_run(r->model, r->reference, o, out, counts);
+        }
+    } else {
+        result = run_seeds(r, out, counts);
+    }
+    if (!o->list) {
         (void)fprintf(out, "%lu passed, %lu failed, %lu skipped\n", counts->passed, counts->failed,
                       counts->skipped);
     }
@@ -192,9 +208,6 @@ int cmd_check(int argc, char **argv)
     const int code = available(&r);
     if (code != CLI_OK) {
         return code;
-    }
-    if (r.model != NULL && r.show) {
-        return moec_demo(r.model, stdout) == 0 ? CLI_OK : CLI_FAILED;
     }
     const int result = r.json ? run_json(&r, &counts) : run_checks(&r, stdout, &counts);
     if (result != 0 || counts.failed > 0) {

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // moe: dispatch to commands, and what they share.
+#define _POSIX_C_SOURCE 200809L
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cli.h"
 
@@ -22,8 +24,15 @@ static const struct {
      "moe check [--kernel GLOB] [--format F] [--device D] [--isa NAME] [--seed N]\n"
      "          [--repeat N] [--threads N] [--list] [--json]\n"
      "moe check --oracle FILE [--kernel GLOB] [--list] [--json]\n"
-     "moe check --model DIR --reference FILE [--show]\n"
+     "moe check --model DIR [--reference FILE] [--quick] [--json]\n"
      "    proves the kernels on this machine; replays what other software computed"},
+    {"generate", cmd_generate,
+     "moe generate DIR PROMPT... [--max-tokens N] [--temperature T] [--top-p P] [--seed N]\n"
+     "             [--activation A] [--threads N] [--no-mmap] [--heat-map] [--json]\n"
+     "    writes on from each prompt (\"-\": standard input), all of them as one batch"},
+    {"stats", cmd_stats,
+     "moe stats DIR --text FILE [--window N] [--threads N] [--no-mmap] [--csv | --svg | --json]\n"
+     "    which experts a text calls, layer by layer, and how evenly"},
 };
 #define NUM_COMMANDS (sizeof commands / sizeof commands[0])
 
@@ -34,16 +43,21 @@ static void usage(FILE *out)
     for (size_t i = 0; i < NUM_COMMANDS; i++) {
         (void)fprintf(out, "%s\n", commands[i].usage);
     }
-    (void)fprintf(out, "\nexit codes: 0 ok, 1 failed, 2 usage, 3 unsupported\n");
+    (void)fprintf(out, "\nexit codes: 0 ok, 1 failed, 2 usage, 3 unsupported, 130 interrupted\n");
 }
 
 bool cli_parse(int argc, char **argv, const cli_option *options, const char **positional, int max,
                int *count)
 {
+    bool only_positional = false;
     *count = 0;
     for (int i = 0; i < argc; i++) {
         const cli_option *o = options;
-        if (strncmp(argv[i], "--", 2) != 0) {
+        if (!only_positional && strcmp(argv[i], "--") == 0) {
+            only_positional = true;
+            continue;
+        }
+        if (only_positional || strncmp(argv[i], "--", 2) != 0) {
             if (*count >= max) {
                 (void)fprintf(stderr, "moe: \"%s\" is one argument too many\n", argv[i]);
                 return false;
@@ -122,6 +136,47 @@ moe_context *cli_context(const char *threads, const char *device, int *code)
         return NULL;
     }
     return ctx;
+}
+
+char *cli_read_file(const char *path, size_t most, size_t *size)
+{
+    const bool standard = strcmp(path, "-") == 0;
+    FILE *file = standard ? stdin : fopen(path, "rb");
+    char *text = NULL;
+    size_t capacity = 0;
+    size_t count = 0;
+    bool failed = file == NULL;
+    const char *why = failed ? strerror(errno) : NULL;
+    while (!failed && !feof(file)) {
+        if (capacity - count < 2) {
+            char *more = realloc(text, capacity = 2 * capacity + 65536);
+            failed = more == NULL;
+            why = failed ? "no memory" : why;
+            text = failed ? text : more;
+        }
+        if (!failed) {
+            count += fread(text + count, 1, capacity - count - 1, file);
+            failed = ferror(file) || count > most;
+            why = ferror(file) ? strerror(errno) : "too long";
+        }
+    }
+    if (file != NULL && !standard) {
+        (void)fclose(file);
+    }
+    if (failed) {
+        (void)fprintf(stderr, "moe: %s: cannot be read: %s (at most %zu bytes)\n", path, why, most);
+        free(text);
+        return NULL;
+    }
+    text[count] = '\0';
+    *size = count;
+    return text;
+}
+
+bool cli_colour(FILE *stream)
+{
+    const char *off = getenv("NO_COLOR");
+    return (off == NULL || off[0] == '\0') && isatty(fileno(stream));
 }
 
 int main(int argc, char **argv)

@@ -22,33 +22,12 @@ bool cli_split(const char *where, char dir[CLI_PATH_BYTES], int64_t *layer)
     return colon == NULL || cli_number("layer", colon + 1, 0, INT32_MAX, layer);
 }
 
-// The text of a file; NULL after one line on stderr.
-static char *read_text(const char *path, size_t *size)
-{
-    FILE *file = fopen(path, "rb");
-    char *text = file != NULL ? malloc(MAX_CONFIG + 1) : NULL;
-    bool whole = false;
-    if (text != NULL) {
-        *size = fread(text, 1, MAX_CONFIG + 1, file);
-        whole = ferror(file) == 0 && *size <= MAX_CONFIG;
-    }
-    if (file != NULL) {
-        (void)fclose(file);
-    }
-    if (!whole) {
-        (void)fprintf(stderr, "moe: %s: cannot be read\n", path);
-        free(text);
-        return NULL;
-    }
-    return text;
-}
-
 bool cli_model_open(const char *dir, uint32_t flags, cli_model *out)
 {
     char path[CLI_PATH_BYTES + 16];
     cli_model model = {NULL, NULL, 0};
     (void)snprintf(path, sizeof path, "%s/config.json", dir);
-    model.config = read_text(path, &model.config_size);
+    model.config = cli_read_file(path, MAX_CONFIG, &model.config_size);
     if (model.config == NULL) {
         return false;
     }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "text.h"
+#include "model/text.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "check.h"
+#include "model/check.h"
 
 moe_status moem_text_append(moem_text *text, const char *bytes, size_t size)
 {

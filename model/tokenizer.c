@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Encoding: added tokens are cut out of the text, the rest is split (tokenizer_pattern.c), and each
 // piece's bytes are merged pair by pair, the lowest rank first and the leftmost of equals.
-#include "tokenizer.h"
+#include "model/tokenizer.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "tokenizer_internal.h"
+#include "model/tokenizer_internal.h"
 
 moe_status moem_ids_push(moem_ids *list, int32_t id)
 {

@@ -8,9 +8,9 @@
 #include <jansson.h>
 #include <pcre2.h>
 
-#include "check.h"
-#include "text.h"
-#include "tokenizer.h"
+#include "model/check.h"
+#include "model/text.h"
+#include "model/tokenizer.h"
 
 #define MOEM_MAX_JSON          100000000U
 #define MOEM_MAX_JSON_VALUES   4000000U // brackets, commas and colons; bounds memory to 1 GiB

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tokenizer_internal.h"
+#include "model/tokenizer_internal.h"
 
 struct load {
     const char *label;

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tokenizer_internal.h"
+#include "model/tokenizer_internal.h"
 
 #define MAX_GROUPS 100
 #define MAX_REPEAT 64 // a counted item moves so far within one step

@@ -327,7 +327,7 @@ static moe_status check_extra(const moe_checkpoint *checkpoint, const char *fold
                 same_set || (shard_stem(name) == stem && strncmp(name, e->d_name, stem) == 0);
         }
         if (same_set && !has_shard(checkpoint, e->d_name)) {
-            status = moei_fail(MOE_E_MALFORMED,
+            status = moe_fail(MOE_E_MALFORMED,
                                CALL ": %s: holds the shard \"%s\", which the index does not name",
                                moei_quote_tail(folder, strlen(folder)).text, shown(e->d_name).text);
         }

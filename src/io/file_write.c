@@ -178,7 +178,7 @@ static moe_status check_names(const moe_file_entry *entries, size_t count,
     for (size_t i = 0; i < metadata_count && status == MOE_OK; i++) {
         strings[i] = metadata[i].key;
         if (metadata[i].key == NULL || metadata[i].value == NULL || !is_utf8(metadata[i].value)) {
-            status = moei_fail(MOE_E_ARGUMENT, CALL ": metadata %zu is NULL or not UTF-8", i);
+            status = moe_fail(MOE_E_ARGUMENT, CALL ": metadata %zu is NULL or not UTF-8", i);
         }
     }
     if (status == MOE_OK) {
@@ -188,7 +188,7 @@ static moe_status check_names(const moe_file_entry *entries, size_t count,
     for (size_t i = 0; i < count && status == MOE_OK; i++) {
         strings[i] = entries[i].name;
         if (entries[i].name == NULL || strcmp(entries[i].name, "__metadata__") == 0) {
-            status = moei_fail(MOE_E_ARGUMENT, CALL ": entry %zu is named %s", i,
+            status = moe_fail(MOE_E_ARGUMENT, CALL ": entry %zu is named %s", i,
                                entries[i].name == NULL ? "NULL" : entries[i].name);
         }
     }
@@ -307,7 +307,7 @@ static bool put_all(FILE *file, const struct text *header, const moe_file_entry 
 
 static moe_status fail_errno(const char *path, const char *what, int error)
 {
-    return moei_fail(MOE_E_IO, CALL ": %s: %s: %s", moei_quote_tail(path, strlen(path)).text, what,
+    return moe_fail(MOE_E_IO, CALL ": %s: %s: %s", moei_quote_tail(path, strlen(path)).text, what,
                      strerror(error));
 }
 

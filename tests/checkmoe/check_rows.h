@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Checks of the ops that work row by row or on ids: route, place, sort, quantize, glu, combine; and what
-// these share: guarded buffers, repeated runs, equality over rows of an op.
+// Checks of the ops that work row by row or on ids: route, place, sort, quantize, glu, combine; and
+// what these share: guarded buffers, repeated runs, equality over rows of an op.
 #ifndef MOE_CHECKMOE_CHECK_ROWS_H
 #define MOE_CHECKMOE_CHECK_ROWS_H
 

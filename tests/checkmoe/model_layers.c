@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Replays the Mixture-of-Experts layers of a real checkpoint on recorded inputs, for tests (one
-// line per layer and prompt) and for people (moec_demo). The reference holds, per prompt N and
+// Replays the Mixture-of-Experts layers of a real checkpoint on recorded inputs, one line per
+// layer and prompt. The reference holds, per prompt N and
 // layer M, pN.lM.<item> for the run inside the model and pN.lM.<item>_bf16in for the layer alone.
 #define _POSIX_C_SOURCE 200809L
 #include <inttypes.h>
@@ -8,7 +8,6 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "checkmoe/oracle.h"
 #include "checkmoe/replay.h"
@@ -20,7 +19,6 @@
 #define MAX_LAYERS  1024
 #define MAX_PROMPTS 64
 #define MAX_CONFIG  (1 << 24)
-#define DEMO_RUNS   5 // the time shown is their median
 
 /// An open model with its reference.
 struct model {
@@ -345,222 +343,7 @@ int moec_model_layers_run(const char *dir, const char *reference, const moec_opt
         }
     }
     if (!options->list) {
-        (void)fprintf(out, "%lu passed, %lu failed, %lu skipped\n", counts->passed, counts->failed,
-                      counts->skipped);
     }
     close_model(&m);
     return opened ? 0 : -1;
-}
-
-// -- For people ---------------------------------------------------------------------------------
-
-static double now_us(void)
-{
-    struct timespec t;
-    (void)clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec * 1e6 + (double)t.tv_nsec * 1e-3;
-}
-
-// Median time of a run of the first `tokens` of a recorded input.
-static double time_us(struct model *m, const struct model_layer *l, int prompt, int64_t tokens,
-                      const struct outcome *of)
-{
-    moe_tensor x;
-    double times[DEMO_RUNS];
-    if (!find_item(m, prompt, l->layer, recordings[0].input, "", &x)) {
-        return 0;
-    }
-    x = moec_widen(&m->heap, &x);
-    moe_tensor logits = of->logits;
-    struct outcome o = *of;
-    o.tokens = x.shape[0] = logits.shape[0] = o.y.shape[0] = tokens;
-    o.ids.shape[0] = o.weights.shape[0] = tokens;
-    const moe_run_args args = layer_args(l, &x, &logits, &o);
-    for (int i = 0; i < DEMO_RUNS; i++) {
-        const double start = now_us();
-        (void)moec_replay_run(&l->replay, &args);
-        const double time = now_us() - start;
-        int at = i;
-        for (; at > 0 && times[at - 1] > time; at--) {
-            times[at] = times[at - 1];
-        }
-        times[at] = time;
-    }
-    return times[DEMO_RUNS / 2];
-}
-
-static void print_load(FILE *out, const int64_t *load, int32_t experts, int64_t slots)
-{
-    static const char shades[] = " .:-=+*#%@";
-    const double mean = (double)slots / experts;
-    int64_t most = 1;
-    int32_t idle = 0;
-    for (int32_t e = 0; e < experts; e++) {
-        most = load[e] > most ? load[e] : most;
-        idle += load[e] == 0;
-    }
-    (void)fprintf(out, "  load       [");
-    for (int32_t e = 0; e < experts; e++) {
-        (void)fputc(load[e] == 0 ? ' ' : shades[1 + load[e] * 8 / most], out);
-    }
-    (void)fprintf(out, "]  busiest %.2f times the mean, %d of %d idle\n",
-                  mean > 0 ? (double)most / mean : 0, (int)idle, (int)experts);
-    (void)fprintf(out, "  top        ");
-    for (int n = 0; n < 5 && n < experts; n++) {
-        int32_t best = -1;
-        for (int32_t e = 0; e < experts; e++) {
-            int rank = 0;
-            for (int32_t other = 0; other < experts; other++) {
-                rank += load[other] > load[e] || (load[other] == load[e] && other < e);
-            }
-            best = rank == n ? e : best;
-        }
-        (void)fprintf(out, "%sexpert %d: %.1f %%", n > 0 ? ", " : "", (int)best,
-                      slots > 0 ? 100.0 * (double)load[best] / (double)slots : 0);
-    }
-    (void)fprintf(out, " of the slots\n");
-}
-
-static void print_tokens(FILE *out, const struct outcome *o, int32_t top_k)
-{
-    for (int64_t t = 0; t<o->tokens; t += o->tokens / 3> 0 ? o->tokens / 3 : 1) {
-        (void)fprintf(out, "  token %-4" PRId64, t);
-        for (int32_t j = 0; j < top_k; j++) {
-            (void)fprintf(out, "  %.0f %% expert %d", 100 * moec_value(&o->weights, t * top_k + j),
-                          (int)moec_value(&o->ids, t * top_k + j));
-        }
-        (void)fprintf(out, "\n");
-    }
-}
-
-// The grouped products' kernels: rows of moe_plan_explain with a star.
-static void print_kernels(const struct model *m, const struct model_layer *l)
-{
-    char text[8192];
-    char last[TEXT] = "";
-    const char *rest = text;
-    if (moe_plan_explain(l->replay.plan, text, sizeof text, NULL) != MOE_OK) {
-        return;
-    }
-    while (rest != NULL) {
-        char name[TEXT];
-        if (sscanf(rest, " * %511s", name) == 1 && strncmp(name, "moek_ggemm", 10) == 0 &&
-            strcmp(name, last) != 0) {
-            (void)fprintf(m->out, "kernel %s\n", name);
-            memcpy(last, name, sizeof last);
-        }
-        rest = strchr(rest, '\n');
-        rest = rest != NULL ? rest + 1 : NULL;
-    }
-}
-
-/// What a layer did over all prompts.
-struct totals {
-    int64_t *load; ///< [experts]
-    int64_t slots, tokens, wrong;
-    double ratio;
-    int failed, prompt; ///< prompt: the last one, -1: none
-    struct outcome last;
-};
-
-static int run_prompts(struct model *m, struct model_layer *l, int prompts, struct totals *t)
-{
-    memset(t, 0, sizeof *t);
-    t->prompt = -1;
-    t->load = moec_keep(&m->heap, (size_t)l->desc.num_experts, sizeof *t->load);
-    for (int p = 0; p < prompts; p++) {
-        struct outcome o;
-        moe_tensor x;
-        if (!find_item(m, p, l->layer, recordings[0].input, "", &x)) {
-            continue;
-        }
-        if (!replay(m, l, p, &recordings[0], &o)) {
-            return 0;
-        }
-        for (int64_t i = 0; i < moec_count(&o.ids); i++) {
-            const int32_t id = (int32_t)moec_value(&o.ids, i);
-            if (id >= 0 && id < l->desc.num_experts) {
-                t->load[id]++;
-            }
-        }
-        t->slots += moec_count(&o.ids);
-        t->tokens += o.tokens;
-        t->wrong += o.wrong_ids;
-        t->ratio = fmax(t->ratio, fmax(o.ratio[0], fmax(o.ratio[1], o.ratio[2])));
-        t->failed |= o.failed;
-        t->last = o;
-        t->prompt = p;
-    }
-    return 1;
-}
-
-static void print_layer(struct model *m, const struct model_layer *l, const struct totals *t)
-{
-    (void)fprintf(m->out, "\nlayer %d, %" PRId64 " tokens\n", l->layer, t->tokens);
-    print_load(m->out, t->load, l->desc.num_experts, t->slots);
-    if (t->prompt >= 0 && t->last.tokens > 0) {
-        print_tokens(m->out, &t->last, l->desc.top_k);
-        const double all = time_us(m, l, t->prompt, t->last.tokens, &t->last);
-        const double one = time_us(m, l, t->prompt, 1, &t->last);
-        (void)fprintf(m->out,
-                      "  time       %.0f us for %" PRId64 " tokens (%.1f us each), %.0f us for "
-                      "one\n",
-                      all, t->last.tokens, all / (double)t->last.tokens, one);
-    }
-    (void)fprintf(m->out,
-                  "  agreement  %s: %" PRId64 " of %" PRId64 " expert choices as the reference, "
-                  "largest error %.2f of the tolerance (1e-5)\n",
-                  t->failed ? "FAIL" : "PASS", t->slots - t->wrong, t->slots, t->ratio);
-}
-
-static int demo_layer(struct model *m, int layer, int prompts, int first)
-{
-    struct model_layer l;
-    struct totals t;
-    const int64_t most = most_tokens(m, prompts, layer);
-    if (most == 0) {
-        return 1;
-    }
-    if (!make_layer(m, layer, most, &l)) {
-        return 0;
-    }
-    if (first) {
-        (void)fprintf(m->out,
-                      "%s: hidden %" PRId64 ", %d experts of %" PRId64 ", %d per token, %s, %s "
-                      "weights, f32 activations, %d threads\n",
-                      m->dir, l.desc.hidden, (int)l.desc.num_experts, l.desc.inter,
-                      (int)l.desc.top_k, moe_activation_name(l.desc.activation),
-                      moe_format_name(l.desc.gemm[0].weight_format),
-                      moe_context_num_threads(m->ctx));
-        print_kernels(m, &l);
-    }
-    const int ran = run_prompts(m, &l, prompts, &t);
-    if (ran) {
-        print_layer(m, &l, &t);
-    }
-    free_layer(&l);
-    return ran && (!t.failed || fail(m, "layer %d differs from the reference", layer));
-}
-
-int moec_demo(const char *dir, FILE *out)
-{
-    static const moec_options options;
-    struct model m = {.dir = dir, .program = "moe", .out = out};
-    int prompts = 0;
-    int layers = 0;
-    int good = open_model(&m, NULL, &options);
-    if (good) {
-        recorded(&m, &prompts, &layers);
-        good = layers > 0 || fail(&m, "the reference has no item pN.lM.moe_in_bf16");
-    }
-    for (int layer = 0; good && layer < layers; layer++) {
-        good = demo_layer(&m, layer, prompts, layer == 0);
-    }
-    if (good) {
-        (void)fprintf(out, "\nAll %d layers agree with the recorded reference.\n", layers);
-    } else {
-        (void)fprintf(out, "\nFAIL: %s\n", m.reason);
-    }
-    close_model(&m);
-    return good ? 0 : 1;
 }

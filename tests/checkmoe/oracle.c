@@ -334,10 +334,6 @@ int moec_oracle_run(const char *path, const moec_options *options, FILE *out, mo
     } else {
         result = run_cases(path, options, ctx, file, out, counts);
     }
-    if (!options->list) {
-        (void)fprintf(out, "%lu passed, %lu failed, %lu skipped\n", counts->passed, counts->failed,
-                      counts->skipped);
-    }
     moe_file_close(file);
     moe_context_destroy(ctx);
     return result;

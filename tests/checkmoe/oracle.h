@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file oracle.h  Replays what other libraries computed: oracle files (tests/oracles/README.md)
 /// and a model's reference, through the public API only. Each function prints a line per case and
-/// then "N passed, N failed, N skipped", and returns 0, or -1 if it could not begin.
+/// returns 0, or -1 if it could not begin.
 #ifndef MOEC_ORACLE_H
 #define MOEC_ORACLE_H
 
@@ -28,9 +28,12 @@ int moec_oracle_run(const char *path, const moec_options *options, FILE *out, mo
 int moec_model_layers_run(const char *dir, const char *reference, const moec_options *options,
                           FILE *out, moec_counts *counts);
 
-/// The same for people: per layer the experts' load, the routing of some tokens, the time, and the
-/// agreement with the reference. Returns 0 when all agree, else 1.
-int moec_demo(const char *dir, FILE *out);
+/// Runs the checkpoint as a whole: the text's tokens, the logits of the prompts' last positions
+/// (1e-4 of a position's largest), greedy continuations (equal up to a near tie of 1e-3), the mean
+/// likelihood of each window of the text, and the same bits whatever the threads, the steps in
+/// which a prompt is read and the sequences beside it. options->quick: prompts alone.
+int moec_model_text_run(const char *dir, const char *reference, const moec_options *options,
+                        FILE *out, moec_counts *counts);
 
 #ifdef __cplusplus
 }

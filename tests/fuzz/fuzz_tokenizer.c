@@ -7,8 +7,8 @@
 #include <string.h>
 
 #include "fuzz.h"
-#include "text.h"
-#include "tokenizer.h"
+#include "model/text.h"
+#include "model/tokenizer.h"
 
 static bool is(const json_t *object, const char *key, const char *value)
 {

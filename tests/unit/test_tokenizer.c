@@ -10,8 +10,8 @@
 
 #include "moe/io.h"
 #include "test.h"
-#include "text.h"
-#include "tokenizer.h"
+#include "model/text.h"
+#include "model/tokenizer.h"
 
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 

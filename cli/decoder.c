@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "decoder.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_TOKENIZER ((size_t)100 << 20)
+#define MAX_TEXT      ((size_t)64 << 20)
+
+static int open_tokenizer(const char *dir, moem_tokenizer **out)
+{
+    char path[4096];
+    size_t size = 0;
+    (void)snprintf(path, sizeof path, "%s/tokenizer.json", dir);
+    char *text = cli_read_file(path, MAX_TOKENIZER, &size);
+    if (text == NULL) {
+        return CLI_FAILED;
+    }
+    const moe_status status = moem_tokenizer_create(text, size, path, out);
+    free(text);
+    return status == MOE_OK ? CLI_OK : cli_failed(status);
+}
+
+int cli_decoder_open(const char *dir, const cli_decoder_options *options, cli_decoder *out)
+{
+    moem_options o = {0};
+    int64_t threads = 0;
+    if (options->threads != NULL && !cli_number("--threads", options->threads, 1, 1024, &threads)) {
+        return CLI_USAGE;
+    }
+    if (options->activation != NULL && strcmp(options->activation, "f32") != 0) {
+        o.act.spec = moe_quant_from_name(options->activation);
+        if (o.act.spec == MOE_QUANT_NONE) {
+            (void)fprintf(stderr, "moe: --activation \"%s\" is neither f32 nor a quantiser\n",
+                          options->activation);
+            return CLI_USAGE;
+        }
+    }
+    o.threads = (int32_t)threads;
+    o.file_flags = options->no_mmap ? MOE_FILE_NO_MMAP : MOE_FILE_DEFAULT;
+    memset(out, 0, sizeof *out);
+    moe_status status = moem_model_open(dir, &o, &out->model);
+    int code = status == MOE_OK ? CLI_OK : cli_failed(status);
+    code = code != CLI_OK ? code : open_tokenizer(dir, &out->tokenizer);
+    const int64_t vocab = code == CLI_OK ? moem_model_config(out->model)->vocab : 0;
+    if (code == CLI_OK && moem_tokenizer_vocab(out->tokenizer) > vocab) {
+        (void)fprintf(stderr,
+                      "moe: %s: the tokenizer has %d ids, the model a vocabulary of %" PRId64 "\n",
+                      dir, (int)moem_tokenizer_vocab(out->tokenizer), vocab);
+        code = CLI_FAILED;
+    }
+    if (code != CLI_OK) {
+        cli_decoder_close(out);
+    }
+    return code;
+}
+
+void cli_decoder_close(cli_decoder *m)
+{
+    moem_tokenizer_destroy(m->tokenizer);
+    moem_model_close(m->model);
+    memset(m, 0, sizeof *m);
+}
+
+void cli_decoder_describe(const char *dir, const cli_decoder *m)
+{
+    const moem_config *c = moem_model_config(m->model);
+    moe_layer_desc d = moe_layer_desc_default();
+    (void)moe_plan_desc(moem_model_plan(m->model, 0), &d);
+    (void)fprintf(stderr,
+                  "%s: %" PRId64 " layers, hidden %" PRId64 ", %d experts of %" PRId64
+                  ", %d per token; %s, activations %s; %d threads\n",
+                  dir, c->layers, c->hidden, (int)d.num_experts, d.inter, (int)d.top_k,
+                  moem_model_dialect(m->model),
+                  d.gemm[0].act.spec == MOE_QUANT_NONE ? "f32" : moe_quant_name(d.gemm[0].act.spec),
+                  moe_context_num_threads(moem_model_context(m->model)));
+}
+
+int cli_encode(const cli_decoder *m, const char *label, const char *text, size_t size,
+               moem_ids *out)
+{
+    const size_t before = out->count;
+    if (moem_tokenizer_encode(m->tokenizer, text, size, out) != MOE_OK) {
+        (void)fprintf(stderr, "moe: %s: %s\n", label, moe_last_error());
+        return CLI_FAILED;
+    }
+    if (out->count == before) {
+        (void)fprintf(stderr, "moe: %s: empty: there is no token to begin from\n", label);
+        return CLI_FAILED;
+    }
+    return CLI_OK;
+}
+
+int cli_encode_file(const cli_decoder *m, const char *path, moem_ids *out)
+{
+    size_t size = 0;
+    char *text = cli_read_file(path, MAX_TEXT, &size);
+    const int code = text != NULL ? cli_encode(m, path, text, size, out) : CLI_FAILED;
+    free(text);
+    return code;
+}

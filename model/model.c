@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+// Opens a checkpoint: finds each tensor by its name, checks its shape, plans each layer's experts.
+#define _POSIX_C_SOURCE 200809L
+#include "model/model.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "model/decoder.h"
+
+double moem_now(void)
+{
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+void *moem_allocate(size_t bytes, size_t align)
+{
+    align = align < 64 ? 64 : align;
+    bytes = bytes == 0 ? 1 : bytes;
+    return bytes > SIZE_MAX - align ? NULL
+                                    : aligned_alloc(align, (bytes + align - 1) / align * align);
+}
+
+// A tensor of the checkpoint with `ndim` dimensions; the shape given is the shape it must have.
+static moe_status find(const moem_model *m, const char *name, int64_t rows, int64_t columns,
+                       moe_tensor *out)
+{
+    const int32_t ndim = columns > 0 ? 2 : 1;
+    const moe_status status = moe_checkpoint_tensor(m->checkpoint, name, out);
+    if (status != MOE_OK) {
+        return status;
+    }
+    if (out->ndim != ndim || out->shape[0] != rows || (columns > 0 && out->shape[1] != columns)) {
+        return moe_fail(MOE_E_SHAPE,
+                        "%s has shape [%" PRId64 "%s%.0" PRId64 "], must be [%" PRId64
+                        "%s%.0" PRId64 "]",
+                        name, out->shape[0], out->ndim > 1 ? ", " : "",
+                        out->ndim > 1 ? out->shape[1] : 0, rows, columns > 0 ? ", " : "", columns);
+    }
+    if (out->dtype != MOE_BF16 && out->dtype != MOE_F16 && out->dtype != MOE_F32) {
+        return moe_fail(MOE_E_DTYPE, "%s is %s, must be bf16, f16 or f32", name,
+                        moe_dtype_name(out->dtype));
+    }
+    return MOE_OK;
+}
+
+// A small vector as float32 of our own.
+static moe_status vector(const moem_model *m, const char *name, int64_t count, float **out)
+{
+    moe_tensor from;
+    const moe_status status = find(m, name, count, 0, &from);
+    if (status != MOE_OK) {
+        return status;
+    }
+    *out = moem_allocate((size_t)count * sizeof **out, 0);
+    if (*out == NULL) {
+        return moe_fail(MOE_E_NO_MEMORY, "%s: no memory for %" PRId64 " floats", name, count);
+    }
+    const moe_tensor to = moe_tensor_1d(*out, MOE_F32, count);
+    return moe_convert(&from, &to);
+}
+
+static moe_status linear(const moem_model *m, const char *prefix, const char *name, int64_t outputs,
+                         int64_t inputs, moem_linear *out)
+{
+    char full[256];
+    (void)snprintf(full, sizeof full, "%s%s.weight", prefix, name);
+    moe_status status = find(m, full, outputs, inputs, &out->weight);
+    (void)snprintf(full, sizeof full, "%s%s.bias", prefix, name);
+    if (status == MOE_OK) {
+        status = find(m, full, outputs, 0, &out->bias);
+        if (status == MOE_E_NOT_FOUND) { // a layer without bias
+            memset(&out->bias, 0, sizeof out->bias);
+            status = MOE_OK;
+        }
+    }
+    return status;
+}
+
+static moe_status open_attention(const moem_model *m, int64_t layer, moem_layer *l)
+{
+    const moem_config *c = &m->config;
+    char prefix[64];
+    char name[128];
+    (void)snprintf(prefix, sizeof prefix, "model.layers.%" PRId64 ".", layer);
+    (void)snprintf(name, sizeof name, "%sinput_layernorm.weight", prefix);
+    moe_status status = vector(m, name, c->hidden, &l->input_norm);
+    (void)snprintf(name, sizeof name, "%spost_attention_layernorm.weight", prefix);
+    status = status ? status : vector(m, name, c->hidden, &l->post_norm);
+    (void)snprintf(name, sizeof name, "%sself_attn.sinks", prefix);
+    status = status ? status : vector(m, name, c->heads, &l->sinks);
+    const int64_t wide = c->heads * c->head_dim;
+    const int64_t narrow = c->kv_heads * c->head_dim;
+    status = status ? status : linear(m, prefix, "self_attn.q_proj", wide, c->hidden, &l->q);
+    status = status ? status : linear(m, prefix, "self_attn.k_proj", narrow, c->hidden, &l->k);
+    status = status ? status : linear(m, prefix, "self_attn.v_proj", narrow, c->hidden, &l->v);
+    return status ? status : linear(m, prefix, "self_attn.o_proj", c->hidden, wide, &l->o);
+}
+
+static moe_status open_experts(moem_model *m, int64_t layer, const char *config, size_t size,
+                               const moem_options *options, moem_layer *l)
+{
+    moe_layer_desc desc = moe_layer_desc_default();
+    moe_router_tensors router;
+    size_t bytes = 0;
+    size_t align = 0;
+    moe_status status =
+        moe_checkpoint_layer_open(m->checkpoint, config, size, (int32_t)layer, &l->source);
+    status = status ? status : moe_checkpoint_layer_desc(l->source, &desc);
+    status = status ? status : moe_checkpoint_layer_router(l->source, &router);
+    if (status != MOE_OK) {
+        return status;
+    }
+    l->router.weight = router.weight;
+    l->router.bias = router.bias;
+    desc.x_dtype = MOE_F32;
+    desc.max_tokens = m->max_batch;
+    desc.gemm[0].act = desc.gemm[1].act = options->act;
+    m->experts = desc.num_experts;
+    m->top_k = desc.top_k;
+    status = moe_plan_create(m->ctx, &desc, &l->plan);
+    status = status ? status : moe_checkpoint_layer_bytes(l->source, l->plan, &bytes, &align);
+    if (status == MOE_OK && bytes > 0 && (l->memory = moem_allocate(bytes, align)) == NULL) {
+        return moe_fail(MOE_E_NO_MEMORY, "layer %" PRId64 ": no memory for %zu bytes of weights",
+                        layer, bytes);
+    }
+    status = status ? status
+                    : moe_checkpoint_layer_load(l->source, l->plan, l->memory, bytes, &l->weights);
+    status = status ? status : moe_plan_workspace(l->plan, m->max_batch, &bytes, &align);
+    if (status == MOE_OK) {
+        m->workspace_bytes = bytes > m->workspace_bytes ? bytes : m->workspace_bytes;
+        m->workspace_align = align > m->workspace_align ? align : m->workspace_align;
+    }
+    return status;
+}
+
+static moe_status open_tensors(moem_model *m, const char *config, size_t size,
+                               const moem_options *options)
+{
+    const moem_config *c = &m->config;
+    moe_status status = find(m, "model.embed_tokens.weight", c->vocab, c->hidden, &m->embedding);
+    m->output = m->embedding;
+    if (status == MOE_OK && !c->tied) {
+        status = find(m, "lm_head.weight", c->vocab, c->hidden, &m->output);
+    }
+    status = status ? status : vector(m, "model.norm.weight", c->hidden, &m->norm);
+    for (int64_t i = 0; status == MOE_OK && i < c->layers; i++) {
+        status = open_attention(m, i, &m->layers[i]);
+        status = status ? status : open_experts(m, i, config, size, options, &m->layers[i]);
+    }
+    return status;
+}
+
+moe_status moem_model_open(const char *dir, const moem_options *options, moem_model **out)
+{
+    static const moem_options defaults;
+    options = options != NULL ? options : &defaults;
+    moe_context_desc desc = moe_context_desc_default();
+    char *config = NULL;
+    size_t size = 0;
+    moem_model *m = calloc(1, sizeof *m);
+    if (m == NULL) {
+        return moe_fail(MOE_E_NO_MEMORY, "%s: no memory for the model", dir);
+    }
+    m->max_batch = options->max_batch > 0 ? options->max_batch : 512;
+    desc.num_threads = options->threads;
+    desc.isa = options->isa;
+    moe_status status = moem_config_read(dir, &m->config, &config, &size);
+    if (status == MOE_OK && m->config.head_dim > MOEM_MAX_HEAD_DIM) {
+        status = moe_fail(MOE_E_LIMIT, "%s: heads of %" PRId64 ", at most %d", dir,
+                          m->config.head_dim, MOEM_MAX_HEAD_DIM);
+    }
+    status = status ? status : moe_context_create(&desc, &m->ctx);
+    status = status ? status : moe_checkpoint_open(dir, options->file_flags, &m->checkpoint);
+    if (status == MOE_OK) {
+        m->pool = moe_context_pool(m->ctx);
+        m->layers = calloc((size_t)m->config.layers, sizeof *m->layers);
+        m->frequencies = moem_allocate((size_t)m->config.head_dim / 2 * sizeof(float), 0);
+        status = m->layers != NULL && m->frequencies != NULL
+                     ? open_tensors(m, config, size, options)
+                     : moe_fail(MOE_E_NO_MEMORY, "%s: no memory for the layers", dir);
+    }
+    free(config);
+    if (status != MOE_OK) {
+        moem_model_close(m);
+        return status;
+    }
+    moem_rope_frequencies(&m->config, m->frequencies);
+    *out = m;
+    return MOE_OK;
+}
+
+void moem_model_close(moem_model *m)
+{
+    if (m == NULL) {
+        return;
+    }
+    for (int64_t i = 0; m->layers != NULL && i < m->config.layers; i++) {
+        moem_layer *l = &m->layers[i];
+        moe_weights_destroy(l->weights);
+        moe_plan_destroy(l->plan);
+        moe_checkpoint_layer_close(l->source);
+        free(l->memory);
+        free(l->input_norm);
+        free(l->post_norm);
+        free(l->sinks);
+    }
+    free(m->layers);
+    free(m->norm);
+    free(m->frequencies);
+    moe_checkpoint_close(m->checkpoint);
+    moe_context_destroy(m->ctx);
+    free(m);
+}
+
+const moem_config *moem_model_config(const moem_model *model)
+{
+    return &model->config;
+}
+
+const moe_context *moem_model_context(const moem_model *model)
+{
+    return model->ctx;
+}
+
+int64_t moem_model_max_batch(const moem_model *model)
+{
+    return model->max_batch;
+}
+
+int32_t moem_model_experts(const moem_model *model)
+{
+    return model->experts;
+}
+
+int32_t moem_model_top_k(const moem_model *model)
+{
+    return model->top_k;
+}
+
+const char *moem_model_dialect(const moem_model *model)
+{
+    return moe_checkpoint_layer_dialect(model->layers[0].source);
+}
+
+const moe_plan *moem_model_plan(const moem_model *model, int64_t layer)
+{
+    return model->layers[layer].plan;
+}

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file model.h  A small decoder for whole gpt-oss-style checkpoints, over the public API of
+/// libmoe and libmoe_io alone: what an engine has to add to the library to write text. Every
+/// step is computed per token in a fixed order, so a token's bits do not depend on the batch, the
+/// chunk of the prompt or the threads.
+#ifndef MOEM_MODEL_H
+#define MOEM_MODEL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "moe/io.h"
+#include "moe/moe.h"
+
+#define MOEM_MAX_LAYERS 1024
+#define MOEM_MAX_EOS    16
+
+/// What config.json and generation_config.json say about the decoder around the experts.
+typedef struct moem_config {
+    int64_t hidden, vocab, layers, heads, kv_heads, head_dim;
+    int64_t context;             ///< max_position_embeddings
+    int64_t window;              ///< keys that a sliding layer sees, the query's own included
+    double norm_eps;             ///< added to the mean square
+    double rope_theta;           ///< base of the rotary frequencies
+    double rope_attention;       ///< factor of cosine and sine (YaRN; else 1)
+    double rope_factor;          ///< YaRN: context extension; 1: plain rotary embedding
+    double rope_original;        ///< YaRN: context before the extension
+    double rope_fast, rope_slow; ///< YaRN: beta_fast, beta_slow, in rotations
+    bool rope_truncate;          ///< YaRN: the corrected dimensions are rounded outwards
+    bool tied;                   ///< the output matrix is the embedding
+    int32_t eos[MOEM_MAX_EOS];
+    int32_t num_eos;
+    bool sliding[MOEM_MAX_LAYERS];
+} moem_config;
+
+/// Reads a folder's config.json (and generation_config.json where there is one). A model class or
+/// a setting that the decoder does not know is refused by name. `text`, `size`: config.json whole,
+/// to be freed, NULL if not wanted. Errors: IO, MALFORMED, UNSUPPORTED, LIMIT, NO_MEMORY.
+moe_status moem_config_read(const char *dir, moem_config *out, char **text, size_t *size);
+
+/// Rotary frequencies [head_dim / 2] as float32, the way transformers rounds them.
+/// Source: Su et al., RoFormer, 2021; Peng et al., YaRN, 2023, §3.2.
+void moem_rope_frequencies(const moem_config *config, float *out);
+
+/// How to open a model; zero is a sensible value for every field.
+typedef struct moem_options {
+    int32_t threads;     ///< 0: every CPU
+    const char *isa;     ///< as moe_context_desc
+    uint32_t file_flags; ///< MOE_FILE_*
+    int64_t max_batch;   ///< tokens of one forward call; 0: 512
+    moe_quant_desc act;  ///< how the experts' inputs are quantised; zero: float32 as they are
+} moem_options;
+
+typedef struct moem_model moem_model;
+
+/// Opens a checkpoint folder. Expert weights are used where the file lies mapped; nothing is
+/// copied but what a chosen kernel must repack. Errors: those of moe_checkpoint_open,
+/// moem_config_read and moe_plan_create; NOT_FOUND and SHAPE name the tensor.
+moe_status moem_model_open(const char *dir, const moem_options *options, moem_model **out);
+void moem_model_close(moem_model *model);
+const moem_config *moem_model_config(const moem_model *model);
+const moe_context *moem_model_context(const moem_model *model);
+int64_t moem_model_max_batch(const moem_model *model);
+int32_t moem_model_experts(const moem_model *model); ///< routed experts of a layer
+int32_t moem_model_top_k(const moem_model *model);
+const char *moem_model_dialect(const moem_model *model); ///< of the expert weights
+const moe_plan *moem_model_plan(const moem_model *model, int64_t layer);
+
+/// Sequences with their keys and values. One thread at a time.
+typedef struct moem_session moem_session;
+
+/// Room for `sequences` sequences of up to `capacity` tokens each, at most the model's context.
+/// Errors: ARGUMENT, LIMIT (names both values), NO_MEMORY.
+moe_status moem_session_create(const moem_model *model, int32_t sequences, int64_t capacity,
+                               moem_session **out);
+void moem_session_destroy(moem_session *session);
+void moem_session_reset(moem_session *session, int32_t sequence); ///< forgets its tokens
+int64_t moem_session_length(const moem_session *session, int32_t sequence);
+
+/// Times that each expert was chosen so far: [layers, experts].
+const int64_t *moem_session_load(const moem_session *session);
+
+/// One token of a forward call; it is appended to its sequence.
+typedef struct moem_input {
+    int32_t id;
+    int32_t sequence;
+    bool want_logits;
+} moem_input;
+
+/// Runs the model over `count` tokens (at most max_batch) and writes the logits of those that want
+/// them, in order: float32 [wanted, vocab]. Errors: ARGUMENT (an id outside the vocabulary, a full
+/// sequence: nothing is changed), those of moe_run.
+moe_status moem_forward(moem_session *session, const moem_input *tokens, int64_t count,
+                        float *logits);
+
+/// How the next token is drawn. temperature 0: the largest logit, ties to the lower id. Else from
+/// softmax(logits / temperature), kept to the smallest set of most likely tokens whose
+/// probabilities reach top_p. The draw depends on seed, stream and position alone.
+typedef struct moem_sampling {
+    double temperature; ///< 0..
+    double top_p;       ///< (0, 1]
+    uint64_t seed;
+} moem_sampling;
+
+/// @param scratch  vocab floats and vocab int32: moem_sample_scratch bytes
+size_t moem_sample_scratch(int64_t vocab);
+int32_t moem_sample(const moem_sampling *sampling, const float *logits, int64_t vocab,
+                    uint64_t stream, uint64_t position, void *scratch);
+
+/// One prompt and what to make of it.
+typedef struct moem_request {
+    const int32_t *prompt;
+    int64_t prompt_count; ///< at least 1
+    int64_t max_tokens;   ///< at most the context less the prompt
+    moem_sampling sampling;
+} moem_request;
+
+/// Gets each new token; an end-of-text token is not passed on. False ends the whole generation.
+typedef bool (*moem_emit_fn)(void *self, int32_t request, int32_t id);
+
+/// What moem_generate did, and in how many seconds.
+typedef struct moem_times {
+    int64_t prompt_tokens, new_tokens;
+    double prompt_seconds, decode_seconds;
+} moem_times;
+
+/// Runs all requests as one batch. `load`, if not NULL, [layers, experts], is added to.
+/// Errors: ARGUMENT, LIMIT (prompt and max_tokens beyond the context), those of moem_forward.
+moe_status moem_generate(const moem_model *model, const moem_request *requests, int32_t count,
+                         moem_emit_fn emit, void *self, int64_t *load, moem_times *times);
+
+/// Mean negative log-likelihood of a text, in nats: cut into windows of `window` tokens from the
+/// start, each run alone from position 0, its first token not scored.
+typedef struct moem_score {
+    double nll;     ///< summed over the scored tokens
+    int64_t scored; ///< tokens
+    double seconds;
+} moem_score;
+/// @param window_nll  optional [ceil(count / window)]: the sum of each window
+/// @param load        optional [layers, experts], added to
+moe_status moem_model_score(const moem_model *model, const int32_t *ids, int64_t count,
+                            int64_t window, double *window_nll, int64_t *load, moem_score *out);
+
+/// Seconds of a monotonic clock.
+double moem_now(void);
+
+#endif

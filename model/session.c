@@ -1,0 +1,351 @@
+// SPDX-License-Identifier: Apache-2.0
+// One step of the decoder, top to bottom: embedding; per layer norm, attention, norm, router,
+// experts; norm and output matrix for the tokens that want logits.
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/decoder.h"
+
+struct sequence {
+    int64_t length;
+    moem_cache *caches; ///< [layers]
+};
+
+struct moem_session {
+    const moem_model *model;
+    int32_t count;
+    int64_t capacity;
+    struct sequence *sequences; ///< [count]
+    moem_cache *caches;         ///< [count, layers], storage of the sequences' arrays
+    int64_t *load;              ///< [layers, experts]
+
+    // Buffers of one step of up to max_batch tokens.
+    float *x;            ///< [T, hidden], the residual stream
+    float *normed;       ///< [T, hidden]
+    float *q;            ///< [T, heads * head_dim]
+    float *kv;           ///< [T, kv_heads * head_dim], keys, then values
+    float *attention;    ///< [T, heads * head_dim]
+    float *branch;       ///< [T, hidden], what is added to x
+    float *logits;       ///< [T, experts] of the router
+    int32_t *ids;        ///< [T, top_k]
+    moem_query *queries; ///< [T]
+    int64_t *positions;  ///< [T]
+    int64_t *lengths;    ///< [count], of the sequences after the step
+    void *workspace;
+};
+
+// Keys that a layer must hold: all, or its window and a step's tokens.
+static int64_t cache_rows(const moem_session *s, int64_t layer)
+{
+    const moem_config *c = &s->model->config;
+    if (!c->sliding[layer] || c->window > s->capacity - s->model->max_batch) {
+        return s->capacity;
+    }
+    return c->window + s->model->max_batch - 1;
+}
+
+static bool allocate_caches(moem_session *s)
+{
+    const moem_config *c = &s->model->config;
+    for (int32_t i = 0; i < s->count; i++) {
+        s->sequences[i].caches = s->caches + (int64_t)i * c->layers;
+        for (int64_t l = 0; l < c->layers; l++) {
+            moem_cache *cache = &s->sequences[i].caches[l];
+            cache->rows = cache_rows(s, l);
+            const size_t bytes = (size_t)(cache->rows * c->kv_heads * c->head_dim) * sizeof(float);
+            cache->keys = moem_allocate(bytes, 0);
+            cache->values = moem_allocate(bytes, 0);
+            if (cache->keys == NULL || cache->values == NULL) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+static float *floats(int64_t rows, int64_t width)
+{
+    return moem_allocate((size_t)(rows * width) * sizeof(float), 0);
+}
+
+static bool allocate_buffers(moem_session *s)
+{
+    const moem_model *m = s->model;
+    const moem_config *c = &m->config;
+    const int64_t t = m->max_batch;
+    return (s->x = floats(t, c->hidden)) != NULL && (s->normed = floats(t, c->hidden)) != NULL &&
+           (s->q = floats(t, c->heads * c->head_dim)) != NULL &&
+           (s->kv = floats(2 * t, c->kv_heads * c->head_dim)) != NULL &&
+           (s->attention = floats(t, c->heads * c->head_dim)) != NULL &&
+           (s->branch = floats(t, c->hidden)) != NULL &&
+           (s->logits = floats(t, m->experts)) != NULL &&
+           (s->ids = moem_allocate((size_t)(t * m->top_k) * sizeof *s->ids, 0)) != NULL &&
+           (s->queries = calloc((size_t)t, sizeof *s->queries)) != NULL &&
+           (s->positions = calloc((size_t)t, sizeof *s->positions)) != NULL &&
+           (s->lengths = calloc((size_t)s->count, sizeof *s->lengths)) != NULL &&
+           (s->workspace = moem_allocate(m->workspace_bytes, m->workspace_align)) != NULL;
+}
+
+moe_status moem_session_create(const moem_model *model, int32_t sequences, int64_t capacity,
+                               moem_session **out)
+{
+    static const char call[] = "moem_session_create";
+    const moem_config *c = &model->config;
+    if (sequences < 1 || capacity < 1) {
+        return moe_fail(MOE_E_ARGUMENT, "%s: %d sequences of %" PRId64 " tokens", call,
+                        (int)sequences, capacity);
+    }
+    if (capacity > c->context) {
+        return moe_fail(MOE_E_LIMIT, "%" PRId64 " tokens exceed the model's context of %" PRId64,
+                        capacity, c->context);
+    }
+    const int64_t row = c->kv_heads * c->head_dim * (int64_t)sizeof(float);
+    moem_session *s = calloc(1, sizeof *s);
+    bool made = s != NULL && capacity < INT64_MAX / row;
+    if (made) {
+        s->model = model;
+        s->count = sequences;
+        s->capacity = capacity;
+        s->sequences = calloc((size_t)sequences, sizeof *s->sequences);
+        s->caches = calloc((size_t)sequences * (size_t)c->layers, sizeof *s->caches);
+        s->load = calloc((size_t)(c->layers * model->experts), sizeof *s->load);
+        made = s->sequences != NULL && s->caches != NULL && s->load != NULL && allocate_caches(s) &&
+               allocate_buffers(s);
+    }
+    if (!made) {
+        moem_session_destroy(s);
+        return moe_fail(MOE_E_NO_MEMORY,
+                        "%s: no memory for %d sequences of %" PRId64 " tokens in %" PRId64
+                        " layers",
+                        call, (int)sequences, capacity, c->layers);
+    }
+    *out = s;
+    return MOE_OK;
+}
+
+void moem_session_destroy(moem_session *s)
+{
+    if (s == NULL) {
+        return;
+    }
+    for (int64_t i = 0; s->caches != NULL && i < s->count * s->model->config.layers; i++) {
+        free(s->caches[i].keys);
+        free(s->caches[i].values);
+    }
+    void *buffers[] = {s->sequences, s->caches,  s->load,      s->x,       s->normed,
+                       s->q,         s->kv,      s->attention, s->branch,  s->logits,
+                       s->ids,       s->queries, s->positions, s->lengths, s->workspace};
+    for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++) {
+        free(buffers[i]);
+    }
+    free(s);
+}
+
+void moem_session_reset(moem_session *session, int32_t sequence)
+{
+    session->sequences[sequence].length = 0;
+}
+
+int64_t moem_session_length(const moem_session *session, int32_t sequence)
+{
+    return session->sequences[sequence].length;
+}
+
+const int64_t *moem_session_load(const moem_session *session)
+{
+    return session->load;
+}
+
+// -- Steps ---------------------------------------------------------------------------------------
+
+// y [rows, outputs] = x [rows, inputs] . W^T + bias: a grouped product with one group.
+static moe_status multiply(const moem_model *m, const moem_linear *l, const float *x, int64_t rows,
+                           float *y)
+{
+    const moe_tensor *w = &l->weight;
+    moe_ggemm_args args;
+    memset(&args, 0, sizeof args);
+    args.struct_size = sizeof args;
+    args.gemm.weight_format = w->dtype == MOE_F32    ? MOE_FORMAT_F32
+                              : w->dtype == MOE_BF16 ? MOE_FORMAT_BF16
+                                                     : MOE_FORMAT_F16;
+    args.weights.values = moe_tensor_3d(w->data, w->dtype, 1, w->shape[0], w->shape[1]);
+    args.weights.values.byte_offset = w->byte_offset;
+    if (l->bias.data != NULL) {
+        args.gemm.bias = 1;
+        args.weights.bias = moe_tensor_2d(l->bias.data, l->bias.dtype, 1, w->shape[0]);
+        args.weights.bias.byte_offset = l->bias.byte_offset;
+    }
+    args.x = moe_tensor_2d(x, MOE_F32, rows, w->shape[1]);
+    args.y = moe_tensor_2d(y, MOE_F32, rows, w->shape[0]);
+    return moe_ggemm(m->ctx, &args, NULL);
+}
+
+static moe_status embed(const moem_session *s, const moem_input *tokens, int64_t count)
+{
+    const moe_tensor *all = &s->model->embedding;
+    const int64_t width = s->model->config.hidden;
+    moe_status status = MOE_OK;
+    for (int64_t t = 0; status == MOE_OK && t < count; t++) {
+        moe_tensor row = moe_tensor_1d(all->data, all->dtype, width);
+        row.byte_offset = all->byte_offset + (uint64_t)(tokens[t].id * all->stride[0]) *
+                                                 (uint64_t)(moe_dtype_bits(all->dtype) / 8);
+        const moe_tensor to = moe_tensor_1d(s->x + t * width, MOE_F32, width);
+        status = moe_convert(&row, &to);
+    }
+    return status;
+}
+
+// Puts the step's keys or values [T, kv_heads, head_dim] into the caches.
+static void remember(const moem_session *s, const moem_input *tokens, int64_t count, int64_t layer,
+                     const float *from, bool keys)
+{
+    const moem_config *c = &s->model->config;
+    for (int64_t t = 0; t < count; t++) {
+        const moem_cache *cache = &s->sequences[tokens[t].sequence].caches[layer];
+        float *to = keys ? cache->keys : cache->values;
+        const int64_t row = s->positions[t] % cache->rows;
+        for (int64_t h = 0; h < c->kv_heads; h++) {
+            memcpy(to + (h * cache->rows + row) * c->head_dim,
+                   from + (t * c->kv_heads + h) * c->head_dim, (size_t)c->head_dim * sizeof *to);
+        }
+    }
+}
+
+static void add(float *x, const float *branch, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        x[i] += branch[i];
+    }
+}
+
+static moe_status attention_step(moem_session *s, const moem_input *tokens, int64_t count,
+                                 int64_t layer)
+{
+    const moem_model *m = s->model;
+    const moem_config *c = &m->config;
+    const moem_layer *l = &m->layers[layer];
+    float *k = s->kv;
+    float *v = s->kv + count * c->kv_heads * c->head_dim;
+    moem_rms_norm(&m->pool, s->x, l->input_norm, c->norm_eps, count, c->hidden, s->normed);
+    moe_status status = multiply(m, &l->q, s->normed, count, s->q);
+    status = status ? status : multiply(m, &l->k, s->normed, count, k);
+    status = status ? status : multiply(m, &l->v, s->normed, count, v);
+    if (status != MOE_OK) {
+        return status;
+    }
+    for (int64_t t = 0; t < count; t++) {
+        const int64_t at = s->positions[t];
+        moem_rotate(m->frequencies, c->rope_attention, at, c->heads, c->head_dim,
+                    s->q + t * c->heads * c->head_dim);
+        moem_rotate(m->frequencies, c->rope_attention, at, c->kv_heads, c->head_dim,
+                    k + t * c->kv_heads * c->head_dim);
+        s->queries[t].cache = &s->sequences[tokens[t].sequence].caches[layer];
+        s->queries[t].position = at;
+    }
+    remember(s, tokens, count, layer, k, true);
+    remember(s, tokens, count, layer, v, false);
+    moem_attention(&m->pool, &(moem_attention_args){
+                                 .tokens = count,
+                                 .heads = c->heads,
+                                 .kv_heads = c->kv_heads,
+                                 .head_dim = c->head_dim,
+                                 .window = c->sliding[layer] ? c->window : INT64_MAX,
+                                 .queries = s->queries,
+                                 .q = s->q,
+                                 .sinks = l->sinks,
+                                 .out = s->attention,
+                             });
+    status = multiply(m, &l->o, s->attention, count, s->branch);
+    if (status == MOE_OK) {
+        add(s->x, s->branch, count * c->hidden);
+    }
+    return status;
+}
+
+static moe_status expert_step(moem_session *s, int64_t count, int64_t layer)
+{
+    const moem_model *m = s->model;
+    const moem_config *c = &m->config;
+    const moem_layer *l = &m->layers[layer];
+    moe_run_args args = moe_run_args_default();
+    moem_rms_norm(&m->pool, s->x, l->post_norm, c->norm_eps, count, c->hidden, s->normed);
+    moe_status status = multiply(m, &l->router, s->normed, count, s->logits);
+    args.num_tokens = count;
+    args.x = moe_tensor_2d(s->normed, MOE_F32, count, c->hidden);
+    args.logits = moe_tensor_2d(s->logits, MOE_F32, count, m->experts);
+    args.out_ids = moe_tensor_2d(s->ids, MOE_I32, count, m->top_k);
+    args.out = moe_tensor_2d(s->branch, MOE_F32, count, c->hidden);
+    status = status ? status
+                    : moe_run(l->plan, l->weights, &args, s->workspace, m->workspace_bytes, NULL);
+    if (status == MOE_OK) {
+        add(s->x, s->branch, count * c->hidden);
+        for (int64_t i = 0; i < count * m->top_k; i++) {
+            s->load[layer * m->experts + s->ids[i]]++;
+        }
+    }
+    return status;
+}
+
+// Where each token goes. Nothing of the session that lasts is changed.
+static moe_status place(moem_session *s, const moem_input *tokens, int64_t count)
+{
+    static const char call[] = "moem_forward";
+    const moem_config *c = &s->model->config;
+    if (count < 1 || count > s->model->max_batch) {
+        return moe_fail(MOE_E_ARGUMENT, "%s: %" PRId64 " tokens, must be 1..%" PRId64, call, count,
+                        s->model->max_batch);
+    }
+    for (int32_t i = 0; i < s->count; i++) {
+        s->lengths[i] = s->sequences[i].length;
+    }
+    for (int64_t t = 0; t < count; t++) {
+        const moem_input *token = &tokens[t];
+        if (token->id < 0 || token->id >= c->vocab || token->sequence < 0 ||
+            token->sequence >= s->count) {
+            return moe_fail(MOE_E_ARGUMENT,
+                            "%s: token %" PRId64 " has id %d (0..%" PRId64 ") and sequence %d "
+                            "(0..%d)",
+                            call, t, (int)token->id, c->vocab - 1, (int)token->sequence,
+                            (int)s->count - 1);
+        }
+        s->positions[t] = s->lengths[token->sequence]++;
+        if (s->positions[t] >= s->capacity) {
+            return moe_fail(MOE_E_LIMIT, "%s: sequence %d is full at %" PRId64 " tokens", call,
+                            (int)token->sequence, s->capacity);
+        }
+    }
+    return MOE_OK;
+}
+
+moe_status moem_forward(moem_session *s, const moem_input *tokens, int64_t count, float *logits)
+{
+    const moem_model *m = s->model;
+    const moem_config *c = &m->config;
+    moe_status status = place(s, tokens, count);
+    status = status ? status : embed(s, tokens, count);
+    for (int64_t layer = 0; status == MOE_OK && layer < c->layers; layer++) {
+        status = attention_step(s, tokens, count, layer);
+        status = status ? status : expert_step(s, count, layer);
+    }
+    if (status != MOE_OK) {
+        return status;
+    }
+    for (int32_t i = 0; i < s->count; i++) {
+        s->sequences[i].length = s->lengths[i];
+    }
+    int64_t wanted = 0;
+    for (int64_t t = 0; t < count; t++) {
+        if (tokens[t].want_logits) {
+            memcpy(s->branch + wanted++ * c->hidden, s->x + t * c->hidden,
+                   (size_t)c->hidden * sizeof *s->x);
+        }
+    }
+    if (wanted == 0) {
+        return MOE_OK;
+    }
+    const moem_linear output = {.weight = m->output};
+    moem_rms_norm(&m->pool, s->branch, m->norm, c->norm_eps, wanted, c->hidden, s->normed);
+    return multiply(m, &output, s->normed, wanted, logits);
+}
