@@ -92,7 +92,9 @@ typedef struct moe_gemm_desc {
     int32_t weight_group;         ///< elements of k per scale, for *_GROUP formats; 0: format's
     int32_t zero_points;          ///< 1: the weights bring zero points; 0: the format's own
     int32_t bias;                 ///< 1: a bias per output is added, in f32, after the scales
-    moe_quant_desc act;           ///< zero: the input is used as it is
+    moe_quant_desc
+        act; ///< zero: the input is used as it is. scale_layout COLUMN and scale_type
+             ///< UE8M0_PACKED say how x's scales arrive; refused where the plan quantises
     int32_t channel_scale; ///< 1: *_GROUP formats bring an f32 factor per output as well, which
                            ///< multiplies the scaled sum before the bias (W4AFP8 checkpoints)
 } moe_gemm_desc;

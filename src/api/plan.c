@@ -255,6 +255,22 @@ static moe_status check_shared(moe_layer_desc *d, const char *call)
     return MOE_OK;
 }
 
+// How scales lie says how they arrive; those that the plan computes lie as its kernels need them.
+static moe_status check_own_scales(const moe_quant_desc *act, const char *call, const char *name)
+{
+    MOE_REQUIRE(
+        act->scale_layout != MOE_SCALE_LAYOUT_COLUMN, MOE_E_UNSUPPORTED,
+        "%s: %s.act.scale_layout = COLUMN (%d), but the plan quantises that input itself and "
+        "lays out the scales; 0 works",
+        call, name, (int)act->scale_layout);
+    MOE_REQUIRE(
+        act->scale_type != MOE_SCALE_UE8M0_PACKED, MOE_E_UNSUPPORTED,
+        "%s: %s.act.scale_type = UE8M0_PACKED (%d), but the plan quantises that input itself "
+        "and lays out the scales; E8M0 (%d) has the same values",
+        call, name, (int)act->scale_type, MOE_SCALE_E8M0);
+    return MOE_OK;
+}
+
 static moe_status init_mlp(const moe_plan *plan, bool shared, const char *call, moei_mlp *mlp)
 {
     const moe_layer_desc *d = &plan->desc;
@@ -282,6 +298,9 @@ static moe_status init_mlp(const moe_plan *plan, bool shared, const char *call, 
                     call, shared ? "shared." : "", names[shared][g],
                     moe_format_name(mlp->gemm[g].weight_format), moe_dtype_bits(elem));
         if (mlp->gemm[g].act.spec != MOE_QUANT_NONE) {
+            if (g == 1 || is_float(d->x_dtype)) {
+                MOE_TRY(check_own_scales(&mlp->gemm[g].act, call, names[shared][g]));
+            }
             moei_quant_resolve(&mlp->gemm[g].act);
         }
         const moe_dtype input = g == 0 ? d->x_dtype : d->inter_dtype;

@@ -9,26 +9,24 @@
 // --------------------------------------------------------------------------------------
 
 // Codes and scales of [batches, rows, k], quantised by a resolved descriptor.
-static void carve_quantize(moei_arena *arena, const moe_quant_desc *desc, int64_t batches,
+static void carve_quantize(moei_arena *arena, const moe_quant_desc *quant, int64_t batches,
                            int64_t rows, int64_t k, moek_quantize_args *out)
 {
-    moe_quant_desc quant = *desc;
-    quant.scale_layout = MOE_SCALE_LAYOUT_ROW; // the layer's own buffers
-    moek_quantize_args a = moei_quantize_args_make(&quant);
-    const moei_scale_shape scale = moei_quant_scale_shape(&quant, batches, rows, k);
+    moek_quantize_args a = moei_quantize_args_make(quant);
+    const moei_scale_shape scale = moei_quant_scale_shape(quant, batches, rows, k);
     a.rows = rows;
     a.k = k;
     a.batches = (int32_t)batches;
-    a.q_row_stride = moei_quant_row_bytes(quant.elem, k);
+    a.q_row_stride = moei_quant_row_bytes(quant->elem, k);
     a.q_batch_stride = rows * a.q_row_stride;
     a.q = moei_arena_array(arena, (size_t)(batches * rows), (size_t)a.q_row_stride);
     a.scale_batch_stride = scale.batch_stride;
     a.scale_row_stride = scale.row_stride;
     a.scale_k_stride = scale.k_stride;
-    if (!moei_quant_needs_given_scale(&quant) || moei_quant_has_global_scale(&quant)) {
+    if (!moei_quant_needs_given_scale(quant) || moei_quant_has_global_scale(quant)) {
         a.scales = moei_arena_array(arena, scale.elems, dtype_bytes(scale.dtype));
     }
-    if (moei_quant_has_global_scale(&quant) && !moei_quant_needs_given_scale(&quant)) {
+    if (moei_quant_has_global_scale(quant) && !moei_quant_needs_given_scale(quant)) {
         a.global_scale = moei_arena_array(arena, 1, sizeof(float));
     }
     if (moei_quantize_is_global(a.info)) {

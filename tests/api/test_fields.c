@@ -468,7 +468,6 @@ static double default_of(const moe_layer_desc *d, const field *f)
 // nothing.
 static const char *why_neutral(const moe_layer_desc *d, const field *f, double value)
 {
-    const int e8m0 = value == MOE_SCALE_E8M0 || value == MOE_SCALE_UE8M0_PACKED;
     if (is(f, "max_tokens") || is(f, "workspace_cap")) {
         return "room, not arithmetic";
     }
@@ -495,9 +494,6 @@ static const char *why_neutral(const moe_layer_desc *d, const field *f, double v
     if (is(f, "partial_dtype") && d->out_mode != MOE_OUT_COMBINED && value == MOE_F32 &&
         (d->out_mode == MOE_OUT_SLOTS || d->x_layout != MOE_X_TOKENS)) {
         return "nothing is summed; out rounds once";
-    }
-    if (ends(f, "act.scale_layout") || (ends(f, "act.scale_type") && e8m0)) {
-        return "how the plan keeps scales of its own";
     }
     if (ends(f, "act.scale_type") && d->x_dtype == MOE_E4M3FN && value == MOE_SCALE_UE8M0_F32) {
         return "x arrives with its scales";

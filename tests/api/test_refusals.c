@@ -289,6 +289,14 @@ static void test_plan_shared(void)
 
 static void test_plan_precision(void)
 {
+    REFUSE((quantise(&d), d.gemm[0].act.scale_layout = MOE_SCALE_LAYOUT_COLUMN), MOE_E_UNSUPPORTED,
+           "desc.gemm[0].act.scale_layout = COLUMN", "lays out the scales");
+    REFUSE((arrive_as_codes(&d), d.gemm[1].act.scale_layout = MOE_SCALE_LAYOUT_COLUMN),
+           MOE_E_UNSUPPORTED, "desc.gemm[1].act.scale_layout = COLUMN");
+    REFUSE((quantise(&d), d.gemm[1].act.scale_type = MOE_SCALE_UE8M0_PACKED), MOE_E_UNSUPPORTED,
+           "desc.gemm[1].act.scale_type = UE8M0_PACKED", "E8M0 (3)");
+    ACCEPT((arrive_as_codes(&d), d.gemm[0].act.scale_layout = MOE_SCALE_LAYOUT_COLUMN,
+            d.gemm[0].act.scale_type = MOE_SCALE_UE8M0_PACKED));
     REFUSE(d.x_dtype = 0, MOE_E_UNSET, "desc.x_dtype is unset");
     REFUSE(d.x_dtype = MOE_E4M3FN, MOE_E_DTYPE, "desc.x_dtype = e4m3fn", "f32, bf16, f16");
     REFUSE((quantise(&d), d.x_dtype = MOE_E5M2), MOE_E_DTYPE, "desc.x_dtype = e5m2", "e4m3fn");

@@ -88,8 +88,8 @@ static moe_dtype draw_elem(moec_rng *rng, uint32_t elems)
     return elem;
 }
 
-// Any quantiser of rows that goes with the weights.
-static void draw_act(moec_rng *rng, moe_gemm_desc *gemm)
+// Any quantiser of rows that goes with the weights. arrives: the caller quantises.
+static void draw_act(moec_rng *rng, moe_gemm_desc *gemm, bool arrives)
 {
     static const int32_t groups[] = {0, 0, 16, 32, 64, 128};
     const moei_quant_info *info;
@@ -109,6 +109,12 @@ static void draw_act(moec_rng *rng, moe_gemm_desc *gemm)
         act.group = info->free_group ? groups[moec_below(rng, 6)] : 0;
         act.amax_bound = info->scale == MOEI_SCALE_TOKEN && chance(rng, 30) ? 1.5f : 0.0f;
         gemm->act = act;
+        // What the plan quantises it lays out itself; a global scale of codes must be given.
+        if (arrives ? act.spec == MOE_QUANT_NVFP4_INVERSE
+                    : act.scale_layout == MOE_SCALE_LAYOUT_COLUMN ||
+                          act.scale_type == MOE_SCALE_UE8M0_PACKED) {
+            continue;
+        }
         if (moei_quant_check(&act, "draw") == MOE_OK &&
             moei_quant_check_act(&act, "draw", "draw") == MOE_OK && product_exists(gemm, MOE_F32)) {
             return;
@@ -286,10 +292,10 @@ static void draw_shared(moec_rng *rng, moe_layer_desc *d, moe_shared_gate gate)
     s->gate = gate;
     draw_mlp(rng, &f, codes ? &d->gemm[0].act : NULL);
     if (!codes && chance(rng, 25)) {
-        draw_act(rng, &s->gemm[0]);
+        draw_act(rng, &s->gemm[0], false);
     }
     if (chance(rng, 25)) {
-        draw_act(rng, &s->gemm[1]);
+        draw_act(rng, &s->gemm[1], false);
     }
 }
 
@@ -329,13 +335,14 @@ static void draw_sizes(moec_layer_case *c, moec_rng *rng, int number)
 static void draw_quantisation(moec_rng *rng, moe_layer_desc *d)
 {
     if (chance(rng, 40)) {
-        draw_act(rng, &d->gemm[0]);
-        if (chance(rng, 40) && d->gemm[0].act.spec != MOE_QUANT_NVFP4_INVERSE) {
+        const bool arrives = chance(rng, 40);
+        draw_act(rng, &d->gemm[0], arrives);
+        if (arrives) {
             d->x_dtype = moei_gemm_operand_dtype(&d->gemm[0], MOE_DTYPE_UNSET);
         }
     }
     if (chance(rng, 35)) {
-        draw_act(rng, &d->gemm[1]);
+        draw_act(rng, &d->gemm[1], false);
     }
 }
 
