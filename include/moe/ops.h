@@ -19,11 +19,15 @@ typedef struct moe_ggemm_args {
     moe_gemm_desc gemm; ///< weight format, activation quantiser of x (spec NONE: as it is)
     int32_t transposed; ///< 1: values [n, K, N]
     moe_matrix_source weights;
-    moe_tensor x;         ///< [rows, K] f32, bf16, f16, or codes of gemm.act
+    moe_tensor x;         ///< [rows, K] f32, bf16, f16, or codes of gemm.act, also as packed U8
+                          ///< [rows, bytes]: K is then that of the weights; where these are packed
+                          ///< U8 too, what fills x's bytes
     moe_tensor x_scales;  ///< where x holds codes
     moe_tensor offsets;   ///< I32 [n + 1], ascending from 0; absent: n = 1, all rows
     moe_tensor row_index; ///< optional I32 [offsets[n]]: i reads x row row_index[i] (gather)
-    moe_tensor out_index; ///< optional I32: i writes y row out_index[i] (scatter)
+    moe_tensor out_index; ///< optional I32: i writes y row out_index[i] (scatter). No row twice:
+                          ///< that is the caller's duty and is not checked (it would take memory);
+                          ///< two threads would write the row at once
     moe_tensor
         row_weight; ///< optional f32 [rows of y]: multiplies a row of y, in f32, after the bias
     moe_tensor y;   ///< [rows, N] f32, bf16 or f16; must not overlap x

@@ -89,8 +89,8 @@ typedef int32_t moe_scale_layout;
 enum {
     MOE_SCALE_LAYOUT_DEFAULT = 0, ///< row-major
     MOE_SCALE_LAYOUT_ROW = 1,     ///< strides (G, 1); batched (T*G, G, 1)
-    MOE_SCALE_LAYOUT_COLUMN = 2 ///< strides (1, rows); batched (T*G, 1, T). A plan rounds the rows
-                                ///< of packed scales up to a multiple of 4 (DeepGEMM's TMA rule)
+    MOE_SCALE_LAYOUT_COLUMN = 2   ///< strides (1, rows); batched (T*G, 1, T). Larger strides too:
+                                  ///< DeepGEMM's rows in multiples of 4 for packed scales
 };
 
 /// A quantiser with its parameters. Zero-initialised: not quantised. A parameter that the spec

@@ -201,7 +201,8 @@ typedef struct moe_batched_args {
 } moe_batched_args;
 
 /// Copies each slot's token into its expert's rows, in slot order; fills counts and rows. Rows at
-/// or past the count are not written. CPU contexts only.
+/// or past the count are not written. Host only: it reads ids and writes rows on the calling
+/// thread. A context of another device: UNSUPPORTED; a view that says another device: ARGUMENT.
 /// Errors: SHAPE (an expert gets more than Tmax rows; the message names it, and `batched` is
 /// untouched), DTYPE, ARGUMENT, VERSION, ALIGNMENT, OVERLAP, OVERFLOW, UNSUPPORTED. Determinism:
 /// KERNEL. Workspace: none. Thread safety: reentrant. Since 0.1.

@@ -348,6 +348,15 @@ moe_status moei_ggemm_select(const moe_context *ctx, const moei_ggemm_problem *p
     return MOE_OK;
 }
 
+// K where the weights' values state elements; -1 where packed bytes leave it open.
+static int64_t stated_k(const moe_tensor *values, const moei_format_info *info, bool transposed)
+{
+    const bool whole = moe_dtype_bits(info->elem) >= 8 || values->dtype == info->elem;
+    return whole && (values->ndim == 2 || values->ndim == 3)
+               ? values->shape[values->ndim - (transposed ? 2 : 1)]
+               : -1;
+}
+
 // Where the host can read them (`readable`), values too, and `*rows` becomes what they say.
 static moe_status check_offsets(const moe_tensor *offsets, int32_t count, bool readable,
                                 const char *call, int64_t *rows)
@@ -437,7 +446,8 @@ moe_status moe_ggemm(const moe_context *ctx, const moe_ggemm_args *args, void *s
             MOE_E_ARGUMENT, "%s: row_index or out_index is given without offsets [2]", call);
     }
     int64_t x_rows;
-    int64_t k = -1;
+    int64_t k = stated_k(&args->weights.values, moei_format(args->gemm.weight_format),
+                         args->transposed != 0);
     MOE_TRY(moei_operand_from_tensors(&args->x, &args->x_scales, &args->weights.act_scale,
                                       &args->gemm.act, call, &a.x, &x_rows, &k));
     moe_matrix_source weights = args->weights;

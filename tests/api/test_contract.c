@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Edges of the contract in docs/numerics.md that no tolerance sees: the sign of a zero, and which
-// rows count for a scale that spans tokens.
+// Edges of the contract that no tolerance sees: the sign of a zero, which rows count for a scale
+// that spans tokens (docs/numerics.md), an odd K of packed codes.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -254,6 +254,48 @@ static void test_spanning_shared(void)
     CHECK(outputs[0] != outputs[1], "shared experts do not share the scale of h");
 }
 
+// ---- packed x -----------------------------------------------------------------------------------
+
+// An odd K of x as packed bytes: the weights say it. The half byte past it belongs to nothing.
+static void test_odd_k(void)
+{
+    enum { ROWS = 3, N = 5, K = 33, BYTES = 17 };
+    static uint8_t codes[ROWS * BYTES];
+    static uint8_t scales[ROWS * 2];
+    static float w[N * K];
+    float want[ROWS * N] = {0};
+    float have[ROWS * N] = {0};
+    moe_ggemm_args a;
+    memset(&a, 0, sizeof a);
+    for (size_t i = 0; i < sizeof codes; i++) {
+        codes[i] = (uint8_t)(i * 37 + 5);
+        scales[i % sizeof scales] = (uint8_t)(126 + i % 3);
+    }
+    for (int i = 0; i < N * K; i++) {
+        w[i] = 0.25f * (float)(i * 7 % 23 - 11);
+    }
+    a.struct_size = sizeof a;
+    a.gemm.weight_format = MOE_FORMAT_F32;
+    a.gemm.act.spec = MOE_QUANT_MX_FLOOR;
+    a.weights.values = moe_tensor_3d(w, MOE_F32, 1, N, K);
+    a.x = moe_tensor_2d(codes, MOE_E2M1, ROWS, K);
+    a.x.stride[0] = 2 * BYTES;
+    a.x_scales = moe_tensor_2d(scales, MOE_E8M0, ROWS, 2);
+    a.y = moe_tensor_2d(want, MOE_F32, ROWS, N);
+    CHECK(moe_ggemm(ctx, &a, NULL) == MOE_OK, "%s", moe_last_error());
+    a.x = moe_tensor_2d(codes, MOE_U8, ROWS, BYTES);
+    a.y = moe_tensor_2d(have, MOE_F32, ROWS, N);
+    for (int r = 0; r < ROWS; r++) {
+        codes[BYTES * r + BYTES - 1] ^= 0xF0;
+    }
+    CHECK(moe_ggemm(ctx, &a, NULL) == MOE_OK, "%s", moe_last_error());
+    CHECK(memcmp(have, want, sizeof want) == 0 && want[0] != 0.0f,
+          "bytes give other bits than codes");
+    a.weights.values = moe_tensor_3d(w, MOE_F32, 1, N, K - 2);
+    CHECK(moe_ggemm(ctx, &a, NULL) == MOE_E_SHAPE, "31 columns of weights, 17 bytes of x: %s",
+          moe_last_error());
+}
+
 int main(void)
 {
     moe_context_desc desc = moe_context_desc_default();
@@ -266,6 +308,7 @@ int main(void)
     test_spanning_tokens();
     test_spanning_batches();
     test_spanning_shared();
+    test_odd_k();
     moe_context_destroy(ctx);
     return test_summary();
 }

@@ -367,6 +367,11 @@ static void test_batched(void)
     CHECK(moe_gather_batched(contexts[0], &bad, NULL) == MOE_E_DTYPE, "dtype: %s",
           moe_last_error());
     bad = a;
+    bad.x.device = MOE_DEVICE_CUDA;
+    CHECK(moe_gather_batched(contexts[0], &bad, NULL) == MOE_E_ARGUMENT &&
+              strstr(moe_last_error(), "x lies on device \"cuda\"") != NULL,
+          "device: %s", moe_last_error());
+    bad = a;
     bad.batched.shape[2] = H - 1;
     CHECK(moe_gather_batched(contexts[0], &bad, NULL) == MOE_E_SHAPE, "width: %s",
           moe_last_error());
