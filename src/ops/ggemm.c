@@ -402,6 +402,18 @@ static moe_status check_index(const moe_tensor *index, int64_t rows, int64_t lim
     return MOE_OK;
 }
 
+static moe_status check_row_weight(const moe_tensor *weight, const int64_t *rows, const char *call,
+                                   const float **out)
+{
+    *out = NULL;
+    if (moei_tensor_present(weight)) {
+        MOE_TRY(moei_tensor_check(weight, call, "row_weight", MOEI_DTYPE_BIT(MOE_F32), 1, rows));
+        MOE_TRY(moei_tensor_check_aligned(weight, call, "row_weight"));
+        *out = (const float *)(const void *)moei_tensor_data(weight);
+    }
+    return MOE_OK;
+}
+
 moe_status moe_ggemm(const moe_context *ctx, const moe_ggemm_args *args, void *stream)
 {
     const char *call = "moe_ggemm";
@@ -464,13 +476,9 @@ moe_status moe_ggemm(const moe_context *ctx, const moe_ggemm_args *args, void *s
         MOE_TRY(moei_tensor_check_aligned(&args->weights.act_scale, call, "weights.act_scale"));
     }
     MOE_TRY(check_index(&args->row_index, rows, x_rows, readable, call, "row_index", &a.row_index));
-    MOE_TRY(check_index(&args->out_index, rows, args->y.shape[0], readable, call, "out_index", &a.out_index));
-    if (moei_tensor_present(&args->row_weight)) {
-        MOE_TRY(moei_tensor_check(&args->row_weight, call, "row_weight", MOEI_DTYPE_BIT(MOE_F32), 1,
-                                  args->y.shape));
-        MOE_TRY(moei_tensor_check_aligned(&args->row_weight, call, "row_weight"));
-        a.row_weight = (const float *)(const void *)moei_tensor_data(&args->row_weight);
-    }
+    MOE_TRY(check_index(&args->out_index, rows, args->y.shape[0], readable, call, "out_index",
+                        &a.out_index));
+    MOE_TRY(check_row_weight(&args->row_weight, args->y.shape, call, &a.row_weight));
     a.rows = rows;
     a.row_divisor = 1;
     a.weight_row_stride = 1;

@@ -94,14 +94,13 @@ static void double_scale(moe_dtype dtype, unsigned char *at)
     }
 }
 
-static float *square_weights(moek_ggemm_args *a)
+static float *squared(const float *from, int64_t count)
 {
-    float *weights = copy_of(a->row_weight, (size_t)a->rows * sizeof *weights);
-    for (int64_t i = 0; i < a->rows; i++) {
-        weights[i] *= weights[i];
+    float *to = copy_of(from, (size_t)count * sizeof *to);
+    for (int64_t i = 0; i < count; i++) {
+        to[i] *= to[i];
     }
-    a->row_weight = weights;
-    return weights;
+    return to;
 }
 
 // Before the product; returns memory to free after it.
@@ -152,13 +151,8 @@ static void *spoil_product(moek_ggemm_args *a, bool down)
         break;
     case MOEC_MUTATE_SCALE2_TWICE:
         if (down && w->scale2 != NULL) {
-            const int64_t count = w->count * w->scale2_e_stride;
-            float *twice = copy_of(w->scale2, (size_t)count * sizeof *twice);
-            for (int64_t i = 0; i < count; i++) {
-                twice[i] *= twice[i];
-            }
-            copy = twice;
-            w->scale2 = twice;
+            copy = squared(w->scale2, w->count * w->scale2_e_stride);
+            w->scale2 = copy;
         }
         break;
     case MOEC_MUTATE_EXPERT_BOUNDARY:
@@ -185,7 +179,8 @@ static void *spoil_product(moek_ggemm_args *a, bool down)
         break;
     case MOEC_MUTATE_WEIGHT_TWICE:
         if (down && a->row_weight != NULL) {
-            copy = square_weights(a);
+            copy = squared(a->row_weight, a->rows);
+            a->row_weight = copy;
         }
         break;
     default:
