@@ -23,7 +23,7 @@ struct translation {
     moem_text out;
     int groups;
     int caseless; // number of the group that is (?i:, 0 outside it
-    char before;  // the literal before, in such a group
+    int before;   // the literal before, in such a group
 };
 
 static moe_status refuse(const struct translation *t, size_t length, const char *why)
@@ -133,7 +133,7 @@ static moe_status literal(struct translation *t)
     static const char *const pairs[] = {"ss", "ff", "fi", "fl", "st"};
     const char c = t->in[t->at];
     if (t->caseless > 0) {
-        const char now = c >= 'A' && c <= 'Z' ? (char)(c - 'A' + 'a') : c;
+        const int now = c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c;
         for (size_t i = 0; i < sizeof pairs / sizeof pairs[0]; i++) {
             if (t->before == pairs[i][0] && now == pairs[i][1]) {
                 return refuse(t, 1, "in a group (?i: it makes a pair that is also one character");
@@ -161,10 +161,10 @@ static moe_status character_class(struct translation *t)
         if (ahead(t, "&&")) {
             return refuse(t, 2, "an intersection of classes");
         }
-        t->before = '\0';
+        t->before = 0;
         MOEM_TRY(c == '\\' ? escape(t) : literal(t));
     }
-    t->before = '\0';
+    t->before = 0;
     return t->at < t->size ? copy(t, 1) : MOE_OK; // PCRE2 says that the class does not end
 }
 
@@ -191,7 +191,7 @@ static moe_status open_group(struct translation *t)
         "%d",
         t->label, t->at, t->groups, MAX_GROUPS);
     t->caseless = caseless ? t->groups : 0;
-    t->before = '\0';
+    t->before = 0;
     return copy(t, length);
 }
 
@@ -222,7 +222,7 @@ static moe_status repetition(struct translation *t)
     if (length < left && (text[length] == '+' || text[length] == '?')) {
         return refuse(t, length + 1, "a repetition of a repetition");
     }
-    t->before = '\0';
+    t->before = 0;
     return copy(t, length);
 }
 
@@ -256,7 +256,7 @@ static moe_status translate(struct translation *t)
         case '+':
         case '?':
         case '.':
-            t->before = '\0';
+            t->before = 0;
             MOEM_TRY(copy(t, 1));
             break;
         default:
