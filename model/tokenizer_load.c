@@ -198,7 +198,9 @@ static moe_status get_id(const struct load *l, const char *token, const json_t *
 static struct moem_bytes keep_bytes(struct load *l, const char *bytes, size_t size)
 {
     char *at = l->t->blob + l->t->blob_size;
-    memcpy(at, bytes, size);
+    if (size > 0) { // a token may be empty, and bytes then NULL
+        memcpy(at, bytes, size);
+    }
     l->t->blob_size += size;
     return (struct moem_bytes){.text = at, .size = size};
 }

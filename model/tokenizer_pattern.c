@@ -96,7 +96,7 @@ static moe_status hexadecimal(struct translation *t)
 
 static moe_status escape(struct translation *t)
 {
-    const char c = t->size - t->at > 1 ? t->in[t->at + 1] : '\0';
+    const char c = t->size - t->at > 1 ? t->in[t->at + 1] : (char)0;
     if (t->caseless > 0) {
         return refuse(t, 2, "an escape in a group (?i:");
     }

@@ -180,6 +180,7 @@ TOKENIZER = {
     "next": tokenizer("a b  ab", sequence(split(" ", "MergedWithNext", kind="String"))),
     "contiguous": tokenizer("a b  ab", sequence(split(r"[ab]", "Contiguous"), split(r"b"), use_regex=True)),
     "quadratic": tokenizer("a" * 200 + "1b", sequence(split("(a+)+b"))),
+    "empty-token": tokenizer("aa", sequence(), vocab={"": 0, "a": 1}, merges=[["", "a"]]),
     "no-byte": tokenizer("axb", sequence()),
     "not-utf8": tokenizer("a", sequence()) + b"\xff",
     "normalizer": tokenizer("a", sequence(), normalizer={"type": "NFC"}),
