@@ -47,7 +47,8 @@ void moem_tokenizer_destroy(moem_tokenizer *tokenizer)
     free(tokenizer->added[0]);
     free(tokenizer->added[1]);
     free(tokenizer->merges);
-    free(tokenizer->merges_of);
+    free(tokenizer->pairs);
+    free(tokenizer->pairs_of);
     free(tokenizer);
 }
 
@@ -192,12 +193,9 @@ struct symbol {
 
 #define NONE UINT32_MAX
 
-// A merge that is possible at the symbol, unless one of its two has changed since.
-struct candidate {
-    uint32_t rank;
-    uint32_t at;
-    const struct moem_merge *merge;
-};
+// A merge that is possible at a symbol, unless one of its two has changed since: the rank above,
+// the symbol below, so that the least comes first.
+typedef uint64_t candidate;
 
 struct span {
     const char *text;
@@ -217,34 +215,29 @@ struct work {
     struct spans pieces[2]; // before and behind a Split
     moem_text prefixed;     // a piece with a space before it
     struct symbol *symbols;
-    struct candidate *heap; // the least first
+    candidate *heap; // the least first
     size_t heap_size;
     size_t capacity; // of symbols; of the heap twice that
 };
 
-static bool sooner(const struct candidate *a, const struct candidate *b)
-{
-    return a->rank != b->rank ? a->rank < b->rank : a->at < b->at;
-}
-
-static void heap_push(struct work *w, struct candidate c)
+static void heap_push(struct work *w, candidate c)
 {
     size_t i = w->heap_size++;
-    while (i > 0 && sooner(&c, &w->heap[(i - 1) / 2])) {
+    while (i > 0 && c < w->heap[(i - 1) / 2]) {
         w->heap[i] = w->heap[(i - 1) / 2];
         i = (i - 1) / 2;
     }
     w->heap[i] = c;
 }
 
-static struct candidate heap_pop(struct work *w)
+static candidate heap_pop(struct work *w)
 {
-    const struct candidate top = w->heap[0];
-    const struct candidate last = w->heap[--w->heap_size];
+    const candidate top = w->heap[0];
+    const candidate last = w->heap[--w->heap_size];
     size_t i = 0;
     for (size_t child = 1; child < w->heap_size; child = 2 * i + 1) {
-        child += child + 1 < w->heap_size && sooner(&w->heap[child + 1], &w->heap[child]);
-        if (!sooner(&w->heap[child], &last)) {
+        child += child + 1 < w->heap_size && w->heap[child + 1] < w->heap[child];
+        if (w->heap[child] >= last) {
             break;
         }
         w->heap[i] = w->heap[child];
@@ -254,16 +247,16 @@ static struct candidate heap_pop(struct work *w)
     return top;
 }
 
-static const struct moem_merge *find_merge(const moem_tokenizer *t, int32_t left, int32_t right)
+static const struct moem_pair *find_pair(const moem_tokenizer *t, int32_t left, int32_t right)
 {
-    uint32_t low = t->merges_of[left];
-    uint32_t high = t->merges_of[left + 1];
+    uint32_t low = t->pairs_of[left];
+    uint32_t high = t->pairs_of[left + 1];
     while (low < high) {
         const uint32_t middle = low + (high - low) / 2;
-        if (t->merges[middle].right == right) {
-            return &t->merges[middle];
+        if (t->pairs[middle].right == right) {
+            return &t->pairs[middle];
         }
-        if (t->merges[middle].right < right) {
+        if (t->pairs[middle].right < right) {
             low = middle + 1;
         } else {
             high = middle;
@@ -279,9 +272,9 @@ static void consider(struct work *w, uint32_t at)
     if (behind == NONE) {
         return;
     }
-    const struct moem_merge *merge = find_merge(w->t, w->symbols[at].id, w->symbols[behind].id);
-    if (merge != NULL) {
-        heap_push(w, (struct candidate){.rank = merge->rank, .at = at, .merge = merge});
+    const struct moem_pair *pair = find_pair(w->t, w->symbols[at].id, w->symbols[behind].id);
+    if (pair != NULL) {
+        heap_push(w, (candidate)pair->rank << 32 | at);
     }
 }
 
@@ -301,23 +294,25 @@ static moe_status reserve(struct work *w, size_t size)
     return MOE_OK;
 }
 
-static void apply(struct work *w, const struct candidate *c)
+static void apply(struct work *w, candidate c)
 {
-    struct symbol *left = &w->symbols[c->at];
+    const uint32_t at = (uint32_t)c;
+    const struct moem_merge *merge = &w->t->merges[c >> 32];
+    struct symbol *left = &w->symbols[at];
     const uint32_t taken = left->behind;
-    if (left->id != c->merge->left || taken == NONE || w->symbols[taken].id != c->merge->right) {
+    if (left->id != merge->left || taken == NONE || w->symbols[taken].id != merge->right) {
         return;
     }
-    left->id = c->merge->result;
+    left->id = merge->result;
     left->behind = w->symbols[taken].behind;
     w->symbols[taken].id = -1;
     if (left->behind != NONE) {
-        w->symbols[left->behind].before = c->at;
+        w->symbols[left->behind].before = at;
     }
     if (left->before != NONE) {
         consider(w, left->before);
     }
-    consider(w, c->at);
+    consider(w, at);
 }
 
 static moe_status merge_piece(void *self, const char *text, size_t size)
@@ -346,8 +341,7 @@ static moe_status merge_piece(void *self, const char *text, size_t size)
         consider(w, i);
     }
     while (w->heap_size > 0) {
-        const struct candidate c = heap_pop(w);
-        apply(w, &c);
+        apply(w, heap_pop(w));
     }
     for (uint32_t i = 0; i != NONE; i = w->symbols[i].behind) {
         MOEM_TRY(moem_ids_push(w->out, w->symbols[i].id));

@@ -54,6 +54,11 @@ struct moem_merge {
     int32_t left;
     int32_t right;
     int32_t result;
+};
+
+// How a merge is found: from its left token, by its right one.
+struct moem_pair {
+    int32_t right;
     uint32_t rank;
 };
 
@@ -86,8 +91,9 @@ struct moem_tokenizer {
     struct moem_added *added[2];
     size_t added_count[2];
     bool added_first[2][256];  // the bytes that added tokens of a group begin with
-    struct moem_merge *merges; // ascending by (left, right)
-    uint32_t *merges_of;       // [vocab + 1]: merges of a left token begin there
+    struct moem_merge *merges; // by rank
+    struct moem_pair *pairs;   // ascending by (left, right)
+    uint32_t *pairs_of;        // [vocab + 1]: pairs of a left token begin there
     int32_t byte_ids[256];     // -1: no token
     struct moem_split splits[MOEM_MAX_SPLITS];
     size_t split_count;

@@ -233,11 +233,11 @@ static moe_status measure(struct load *l)
     t->blob = malloc(bytes + 1);
     t->tokens = calloc((size_t)t->vocab, sizeof t->tokens[0]);
     t->entries = calloc(json_object_size(l->vocab) + 1, sizeof t->entries[0]);
-    t->merges_of = calloc((size_t)t->vocab + 1, sizeof t->merges_of[0]);
+    t->pairs_of = calloc((size_t)t->vocab + 1, sizeof t->pairs_of[0]);
     t->added[0] = calloc(json_array_size(l->added) + 1, sizeof t->added[0][0]);
     t->added[1] = calloc(json_array_size(l->added) + 1, sizeof t->added[1][0]);
     REQUIRE(l,
-            t->blob != NULL && t->tokens != NULL && t->entries != NULL && t->merges_of != NULL &&
+            t->blob != NULL && t->tokens != NULL && t->entries != NULL && t->pairs_of != NULL &&
                 t->added[0] != NULL && t->added[1] != NULL,
             MOE_E_NO_MEMORY, "no memory for %d tokens", t->vocab);
     return MOE_OK;
@@ -288,12 +288,20 @@ static moe_status load_vocab(struct load *l)
 
 // -- Merges -------------------------------------------------------------------------------------
 
-static int compare_merges(const void *a, const void *b)
+// A pair while it is sorted.
+struct ordered {
+    int32_t left;
+    struct moem_pair pair;
+};
+
+static int compare_ordered(const void *a, const void *b)
 {
-    const struct moem_merge *x = a;
-    const struct moem_merge *y = b;
-    return x->left != y->left ? (x->left < y->left ? -1 : 1)
-                              : (x->right > y->right) - (x->right < y->right);
+    const struct ordered *x = a;
+    const struct ordered *y = b;
+    const bool same = x->left == y->left;
+    const int32_t p = same ? x->pair.right : x->left;
+    const int32_t q = same ? y->pair.right : y->left;
+    return (p > q) - (p < q);
 }
 
 static moe_status known_token(const struct load *l, size_t rank, const char *token, int32_t *out)
@@ -328,7 +336,6 @@ static moe_status load_merge(struct load *l, size_t rank, const json_t *value)
             rank, describe(value).text);
     MOEM_TRY(known_token(l, rank, left, &merge->left));
     MOEM_TRY(known_token(l, rank, right, &merge->right));
-    merge->rank = (uint32_t)rank;
     if (json_is_string(value)) {
         // Close the gap: the text is left, a NUL, right, a NUL.
         memmove(l->scratch.bytes + strlen(left), right, strlen(right) + 1);
@@ -339,26 +346,44 @@ static moe_status load_merge(struct load *l, size_t rank, const json_t *value)
     return known_token(l, rank, l->scratch.bytes, &merge->result);
 }
 
+// Fills pairs from what was sorted.
+static moe_status load_pairs(const struct load *l, const struct ordered *sorted, size_t count)
+{
+    moem_tokenizer *t = l->t;
+    for (size_t i = 0; i < count; i++) {
+        REQUIRE(l, i == 0 || compare_ordered(&sorted[i - 1], &sorted[i]) != 0, MOE_E_MALFORMED,
+                "merges %u and %u are of the same two tokens", sorted[i - 1].pair.rank,
+                sorted[i].pair.rank);
+        t->pairs[i] = sorted[i].pair;
+        t->pairs_of[sorted[i].left + 1]++;
+    }
+    for (int32_t i = 0; i < t->vocab; i++) {
+        t->pairs_of[i + 1] += t->pairs_of[i];
+    }
+    return MOE_OK;
+}
+
 static moe_status load_merges(struct load *l, const json_t *list)
 {
     moem_tokenizer *t = l->t;
     const size_t count = json_array_size(list);
     t->merges = calloc(count + 1, sizeof t->merges[0]);
-    REQUIRE(l, t->merges != NULL, MOE_E_NO_MEMORY, "no memory for %zu merges", count);
+    t->pairs = calloc(count + 1, sizeof t->pairs[0]);
+    REQUIRE(l, t->merges != NULL && t->pairs != NULL, MOE_E_NO_MEMORY, "no memory for %zu merges",
+            count);
     for (size_t i = 0; i < count; i++) {
         MOEM_TRY(load_merge(l, i, json_array_get(list, i)));
     }
-    qsort(t->merges, count, sizeof t->merges[0], compare_merges);
+    struct ordered *sorted = calloc(count + 1, sizeof sorted[0]);
+    REQUIRE(l, sorted != NULL, MOE_E_NO_MEMORY, "no memory for %zu merges", count);
     for (size_t i = 0; i < count; i++) {
-        REQUIRE(l, i == 0 || compare_merges(&t->merges[i - 1], &t->merges[i]) != 0, MOE_E_MALFORMED,
-                "merges %u and %u are of the same two tokens", t->merges[i - 1].rank,
-                t->merges[i].rank);
-        t->merges_of[t->merges[i].left + 1]++;
+        sorted[i].left = t->merges[i].left;
+        sorted[i].pair = (struct moem_pair){.right = t->merges[i].right, .rank = (uint32_t)i};
     }
-    for (int32_t i = 0; i < t->vocab; i++) {
-        t->merges_of[i + 1] += t->merges_of[i];
-    }
-    return MOE_OK;
+    qsort(sorted, count, sizeof sorted[0], compare_ordered);
+    const moe_status status = load_pairs(l, sorted, count);
+    free(sorted);
+    return status;
 }
 
 // -- Model --------------------------------------------------------------------------------------
