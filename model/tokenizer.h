@@ -60,7 +60,7 @@ void moem_tokenizer_destroy(moem_tokenizer *tokenizer);
 int32_t moem_tokenizer_vocab(const moem_tokenizer *tokenizer);
 
 /// Id of an added token's content, or of a token as the file spells it (a space is U+0120); -1 for
-/// none.
+/// none, and without memory.
 int32_t moem_tokenizer_id(const moem_tokenizer *tokenizer, const char *token);
 
 /// Appends the ids of text[0..size), which is UTF-8. The contents of added tokens become their ids

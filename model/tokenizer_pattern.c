@@ -96,7 +96,10 @@ static moe_status hexadecimal(struct translation *t)
 
 static moe_status escape(struct translation *t)
 {
-    const char c = t->size - t->at > 1 ? t->in[t->at + 1] : (char)0;
+    char c = 0;
+    if (t->size - t->at > 1) {
+        c = t->in[t->at + 1];
+    }
     if (t->caseless > 0) {
         return refuse(t, 2, "an escape in a group (?i:");
     }
