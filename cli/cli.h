@@ -43,6 +43,10 @@ moe_context *cli_context(const char *threads, const char *device, int *code);
 /// Prints the last message on stderr; the exit code of a status.
 int cli_failed(moe_status status);
 
+/// Prints a string as JSON, quotes included, or with what is not printable ASCII escaped.
+void cli_json_string(const char *text);
+void cli_plain_string(const char *text);
+
 #define CLI_PATH_BYTES 4096
 
 /// "DIR:3" to DIR and 3; without a colon, 0. False after one line on stderr.
@@ -67,6 +71,8 @@ bool cli_colour(FILE *stream);
 
 int cmd_info(int argc, char **argv);
 int cmd_explain(int argc, char **argv);
+int cmd_inspect(int argc, char **argv);
+int cmd_run(int argc, char **argv);
 int cmd_check(int argc, char **argv);
 int cmd_generate(int argc, char **argv);
 int cmd_stats(int argc, char **argv);

@@ -20,6 +20,13 @@ static const struct {
      "moe explain --shape NAME|H,I,E,k --format F [--activation A] [--tokens T] [--det L] "
      "[--json]\n"
      "    which kernel runs each step, and why the others do not"},
+    {"inspect", cmd_inspect,
+     "moe inspect DIR|FILE [--no-mmap] [--json]\n"
+     "    what a checkpoint holds, whether its numbers are sane, what a plan would run"},
+    {"run", cmd_run,
+     "moe run DIR --layer N --input X.safetensors[:NAME] --output Y.safetensors [--logits NAME | "
+     "--ids NAME --weights NAME] [--threads N] [--no-mmap] [--json]\n"
+     "    one layer on given tokens; the router's logits are computed unless given"},
     {"check", cmd_check,
      "moe check [--kernel GLOB] [--format F] [--device D] [--isa NAME] [--seed N]\n"
      "          [--repeat N] [--threads N] [--list] [--json]\n"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Folders with a checkpoint, as commands name them.
+// Folders with a checkpoint, as commands name them, and names from files on the terminal.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,4 +44,30 @@ void cli_model_close(cli_model *model)
 {
     moe_checkpoint_close(model->checkpoint);
     free(model->config);
+}
+
+void cli_json_string(const char *text)
+{
+    (void)putchar('"');
+    for (const char *c = text; *c != '\0'; c++) {
+        if (*c == '"' || *c == '\\') {
+            (void)printf("\\%c", *c);
+        } else if ((unsigned char)*c < 0x20 || *c == 0x7F) {
+            (void)printf("\\u%04x", (unsigned)(unsigned char)*c);
+        } else {
+            (void)putchar(*c);
+        }
+    }
+    (void)putchar('"');
+}
+
+void cli_plain_string(const char *text)
+{
+    for (const char *c = text; *c != '\0'; c++) {
+        if ((unsigned char)*c < 0x20 || (unsigned char)*c >= 0x7F) {
+            (void)printf("\\x%02x", (unsigned)(unsigned char)*c);
+        } else {
+            (void)putchar(*c);
+        }
+    }
 }

@@ -146,6 +146,10 @@ typedef struct moe_checkpoint_layer moe_checkpoint_layer;
 /// a model beside the language model (vision, audio, prediction heads) do not count. Since 0.1.
 MOE_API int32_t moe_checkpoint_layers(const moe_checkpoint *checkpoint);
 
+/// 1 where layer `layer` has tensors of routed experts, 0 where it has none (a dense layer).
+/// Since 0.1.
+MOE_API int moe_checkpoint_has_experts(const moe_checkpoint *checkpoint, int32_t layer);
+
 /// Finds and checks a layer's tensors.
 /// @param[in]  config  text of config.json; sizes and arrangement come from it, and its
 ///                     quantization_config must agree with the tensors (a checkpoint without one
@@ -241,6 +245,19 @@ MOE_API moe_status moe_checkpoint_layer_bytes(const moe_checkpoint_layer *layer,
 MOE_API moe_status moe_checkpoint_layer_load(const moe_checkpoint_layer *layer,
                                              const moe_plan *plan, void *memory, size_t bytes,
                                              moe_weights **out);
+
+/// What the numbers of a tensor are like.
+typedef struct moe_tensor_stats {
+    int64_t count, nan, infinite, negative;
+    int64_t zero;    ///< also E8M0's 2^-127, which stands for it in blocks of zeros
+    int64_t outside; ///< finite, not zero, and a magnitude below `low` or above `high`
+} moe_tensor_stats;
+
+/// Counts over a compact tensor of floating-point numbers; adds to *out.
+/// @param[in] element  what the elements are (E8M0 in a tensor of U8); UNSET: the tensor's dtype
+/// Errors: ARGUMENT, DTYPE (not f32, bf16, f16, an 8-bit float or e8m0). Since 0.1.
+MOE_API moe_status moe_tensor_survey(const moe_tensor *tensor, moe_dtype element, float low,
+                                     float high, moe_tensor_stats *out);
 
 #ifdef __cplusplus
 }

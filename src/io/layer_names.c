@@ -160,6 +160,18 @@ static const char *find_experts(const char *rest)
     return NULL;
 }
 
+int moe_checkpoint_has_experts(const moe_checkpoint *checkpoint, int32_t layer)
+{
+    for (size_t i = 0; i < moe_checkpoint_count(checkpoint); i++) {
+        const char *rest = NULL;
+        const int32_t n = layer_of(moei_checkpoint_sorted(checkpoint, i), &rest);
+        if (n >= 0 && n == layer && find_experts(rest) != NULL) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
 // Finds layer->prefix and layer->outer: one for all experts.
 static moe_status find_prefix(moe_checkpoint_layer *layer, const char *call, int32_t index)
 {

@@ -9,8 +9,7 @@
 #include "io/checkpoint.h"
 #include "io/dialects.h"
 #include "io/text.h"
-#include "numerics/bf16.h"
-#include "numerics/f16.h"
+#include "quant/elements.h"
 
 /// Which field a tensor goes to; the index of moe_checkpoint_layer.named.
 enum target {
@@ -141,19 +140,6 @@ static moe_status check(const moe_checkpoint_layer *layer, const char *call, con
     return MOE_OK;
 }
 
-static float widen_one(const moe_tensor *t, int64_t i)
-{
-    const unsigned char *at = (const unsigned char *)t->data + t->byte_offset;
-    float wide;
-    uint16_t narrow;
-    if (t->dtype == MOE_F32) {
-        memcpy(&wide, at + (size_t)i * sizeof wide, sizeof wide);
-        return wide;
-    }
-    memcpy(&narrow, at + (size_t)i * sizeof narrow, sizeof narrow);
-    return t->dtype == MOE_BF16 ? moei_bf16_to_f32(narrow) : moei_f16_to_f32(narrow);
-}
-
 // The correction bias and the scale are read as f32, which old files may also misalign.
 static moe_status widen(moe_checkpoint_layer *layer, const char *call)
 {
@@ -175,7 +161,9 @@ static moe_status widen(moe_checkpoint_layer *layer, const char *call)
         }
         const int64_t n = tensors[i]->shape[0];
         for (int64_t j = 0; j < n; j++) {
-            to[j] = widen_one(tensors[i], j);
+            to[j] =
+                moei_load_one(tensors[i]->dtype,
+                              (const unsigned char *)tensors[i]->data + tensors[i]->byte_offset, j);
         }
         *tensors[i] = moe_tensor_1d(to, MOE_F32, n);
         to += n;

@@ -12,8 +12,7 @@
 #include "io/text.h"
 
 #define WORDS     (MOEI_MODULE_BYTES / 64)
-#define MAX_STEPS 20000 // atoms tried; the expressions in use need a few hundred
-#define MAX_DEPTH 16    // of parentheses
+#define MAX_DEPTH 16 // of parentheses
 
 struct positions {
     uint64_t word[WORDS];
@@ -22,8 +21,9 @@ struct positions {
 struct expression {
     const char *at;
     const char *name;
-    size_t size; // of the name
-    int steps, depth;
+    size_t size;  // of the name
+    size_t steps; // atoms that may still be tried, a class by its length
+    int depth;
     bool bad;
 };
 
@@ -127,10 +127,11 @@ static struct positions run_atom(struct expression *e, struct positions from)
 {
     struct positions to = {{0}};
     const char c = *e->at++;
-    if (++e->steps > MAX_STEPS || strchr("*+?{", c) != NULL) {
+    if (e->steps == 0 || strchr("*+?{", c) != NULL) {
         e->bad = true;
         return to;
     }
+    e->steps--;
     if (c == '(') {
         return run_group(e, from);
     }
@@ -142,10 +143,11 @@ static struct positions run_atom(struct expression *e, struct positions from)
         return to;
     }
     const char *end = c == '[' ? class_end(e->at) : c == '\\' && *e->at != '\0' ? e->at + 1 : e->at;
-    if (end == NULL) {
+    if (end == NULL || (size_t)(end - e->at) > e->steps) {
         e->bad = true;
         return to;
     }
+    e->steps -= (size_t)(end - e->at);
     for (size_t i = 0; i < e->size; i++) {
         if (has(&from, i) && (c == '.'    ? true
                               : c == '['  ? in_class(e, e->name[i])
@@ -201,7 +203,11 @@ static struct positions run_alternatives(struct expression *e, struct positions 
 
 static bool run_expression(const char *text, const char *name, bool *bad)
 {
-    struct expression e = {.at = text, .name = name, .size = strlen(name)};
+    // A quantifier tries its atom once per character of the name; quantifiers of quantifiers that
+    // need much more are refused, so that long lists of them cannot stall a program.
+    const size_t size = strlen(name);
+    struct expression e = {
+        .at = text, .name = name, .size = size, .steps = (size + 4) * (strlen(text) + 4)};
     struct positions from = {{0}};
     add(&from, 0);
     const struct positions to = run_alternatives(&e, from);

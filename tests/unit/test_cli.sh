@@ -43,6 +43,37 @@ expect 1 "top_k = 9, must be 1..8" explain --shape 64,32,8,9 --format mxfp4
 expect 3 "fp8_tensor" explain --shape 64,32,8,2 --format e4m3fn_tensor --activation fp8_tensor
 expect 0 "level RUN" explain --shape 64,32,8,2 --format e4m3fn_tensor --activation fp8_tensor --det run
 expect 2 "not a whole number" explain --shape 64,32,8,2 --format mxfp4 --tokens many
+expect 1 "layer 4 has no experts; the first that has is 0" explain "$models/tiny-gpt-oss:4"
+expect 2 "usage: moe inspect" inspect
+expect 0 "layers 0..3  gpt-oss MXFP4: 32 experts" inspect "$models/tiny-gpt-oss"
+expect 0 "4 with experts, 0 dense" inspect "$models/tiny-gpt-oss" --no-mmap
+expect 0 "995328: 0 NaN, 0 infinite, 0 negative, 0 zero, 0 absurd" inspect "$models/tiny-gpt-oss"
+expect 0 "\"dialect\": \"gpt-oss MXFP4\"" inspect "$models/tiny-gpt-oss" --json
+expect 0 "p0.l0.moe_in_bf16" inspect "$models/tiny-gpt-oss/reference.safetensors"
+expect 0 "{\"name\": \"p0.ids\", \"dtype\": \"int32\"" inspect "$models/tiny-gpt-oss/reference.safetensors" --json
+expect 1 "No such file" inspect /nonexistent
+# One layer, alone and from its own logits and choices: the same bytes.
+dir=$(mktemp -d)
+input=$models/tiny-gpt-oss/reference.safetensors
+run="run $models/tiny-gpt-oss --layer 2"
+expect 0 "y bf16 [64, 288]" $run --input "$input:p0.l2.moe_in_bf16" --output "$dir/y" --threads 1
+expect 0 "\"in_place\": true" $run --input "$input:p0.l2.moe_in_bf16" --output "$dir/y2" --threads 2 --json
+expect 0 "[64, 4]  ids" inspect "$dir/y"
+expect 0 "" inspect "$dir/y"
+cmp -s "$dir/y" "$dir/y2" || { echo "FAILED: threads change moe run's output"; failed=$((failed + 1)); }
+expect 1 "no tensor \"nobody\"" $run --input "$input:nobody" --output "$dir/y"
+expect 1 "no tensor \"x\"" $run --input "$input" --output "$dir/y"
+expect 1 "is int32 of 1 dimensions, [64], must be f32, bf16 or f16 [tokens, 288]" $run --input "$input:p0.ids" --output "$dir/y"
+expect 1 "must be [64, 32]" $run --input "$input:p0.l2.moe_in_bf16" --logits p0.l2.moe_out --output "$dir/y"
+expect 0 "ids and weights [64, 4]" $run --input "$input:p0.l2.moe_in_bf16" --logits p0.l2.router_logits_bf16in --output "$dir/z"
+expect 0 "ids and weights [64, 4]" $run --input "$input:p0.l2.moe_in_bf16" --ids p0.l2.topk_ids_bf16in --weights p0.l2.topk_weights_bf16in --output "$dir/w"
+expect 2 "give --logits, or --ids and --weights" $run --input "$input:p0.l2.moe_in_bf16" --ids p0.ids --output "$dir/y"
+expect 2 "--output is missing" $run --input "$input"
+expect 2 "not a whole number" run "$models/tiny-gpt-oss" --layer many --input "$input" --output "$dir/y"
+expect 1 "layer 7 has no experts" run "$models/tiny-gpt-oss" --layer 7 --input "$input" --output "$dir/y"
+expect 1 "No such file" $run --input "$input:p0.l2.moe_in_bf16" --output "$dir/absent/y"
+[ "$(ls "$dir" | xargs)" = "w y y2 z" ] || { echo "FAILED: left in the folder: $(ls "$dir")"; failed=$((failed + 1)); }
+rm -r "$dir"
 expect 3 "no backend for device \"cuda\"" check --device cuda
 expect 0 "passed, 0 failed, 0 skipped" check --device cpu --kernel layer-3 --threads 2
 expect 2 "is not one of ref" check --isa nobody
