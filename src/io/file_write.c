@@ -256,7 +256,6 @@ static moe_status make_header(const moe_file_entry *const *sorted, size_t count,
 // Element by element only where the last dimension is not compact.
 static bool put_tensor(FILE *file, const moe_tensor *t)
 {
-    const unsigned char *base = (const unsigned char *)t->data + t->byte_offset;
     int64_t index[MOE_MAX_DIMS] = {0};
     size_t row = (size_t)moe_dtype_bits(t->dtype);
     int outer = t->ndim;
@@ -272,6 +271,7 @@ static bool put_tensor(FILE *file, const moe_tensor *t)
         row *= i >= outer ? (size_t)t->shape[i] : 1;
     }
     row /= 8;
+    const unsigned char *base = (const unsigned char *)t->data + t->byte_offset;
     for (;;) {
         int64_t offset = 0;
         for (int i = 0; i < outer; i++) {

@@ -280,6 +280,44 @@ static void check_case(const dialect_case *c)
     gen_free(&layer);
 }
 
+// What moe inspect says of numbers.
+static void check_survey(void)
+{
+    static const float f32[] = {0.0f, -0.0f, 1.0f, -1.0f, 0x1p-70f, 0x1p30f};
+    static const uint8_t e8m0[] = {0, 1, 127, 255, 254};
+    static const uint8_t e4m3[] = {0x7F, 0xFF, 0x38, 0xB8, 0x00};
+    static const uint16_t f16[] = {0x7C00, 0x7E00, 0xFC00, 0x3C00};
+    static const struct {
+        const void *data;
+        moe_dtype dtype, element;
+        int64_t n;
+        moe_tensor_stats want; // count, NaN, infinite, negative, zero, outside
+    } cases[] = {
+        {f32, MOE_F32, 0, 6, {6, 0, 0, 1, 2, 2}},
+        {e8m0, MOE_U8, MOE_E8M0, 5, {5, 1, 0, 0, 1, 2}},
+        {e4m3, MOE_E4M3FN, 0, 5, {5, 2, 0, 1, 1, 0}},
+        {f16, MOE_F16, 0, 4, {4, 1, 2, 1, 0, 0}},
+        {f32, MOE_F32, 0, 0, {0, 0, 0, 0, 0, 0}},
+    };
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        moe_tensor_stats s = {0};
+        const moe_tensor t = moe_tensor_1d(cases[i].data, cases[i].dtype, cases[i].n);
+        CHECK(moe_tensor_survey(&t, cases[i].element, 0x1p-64f, 0x1p24f, &s) == MOE_OK, "%s",
+              moe_last_error());
+        CHECK(memcmp(&s, &cases[i].want, sizeof s) == 0,
+              "case %zu: %d NaN, %d infinite, %d negative, %d zero, %d outside", i, (int)s.nan,
+              (int)s.infinite, (int)s.negative, (int)s.zero, (int)s.outside);
+    }
+    moe_tensor_stats s = {0};
+    moe_tensor t = moe_tensor_1d(e8m0, MOE_U8, 5);
+    CHECK(moe_tensor_survey(&t, MOE_UINT4, 0, 1, &s) == MOE_E_DTYPE, "uint4");
+    CHECK(moe_tensor_survey(&t, MOE_F32, 0, 1, &s) == MOE_E_DTYPE, "f32 in bytes");
+    CHECK(moe_tensor_survey(NULL, 0, 0, 1, &s) == MOE_E_ARGUMENT, "NULL");
+    t.shape[0] = 2;
+    t.stride[0] = 2;
+    CHECK(moe_tensor_survey(&t, MOE_E8M0, 0, 1, &s) == MOE_E_ARGUMENT, "a stride");
+}
+
 int main(void)
 {
     moe_context_desc desc = moe_context_desc_default();
@@ -292,6 +330,7 @@ int main(void)
     for (size_t i = 0; i < NUM_DIALECT_CASES; i++) {
         check_case(&dialect_cases[i]);
     }
+    check_survey();
     folder_remove();
     moe_context_destroy(ctx);
     return test_summary();
