@@ -66,10 +66,11 @@ typedef struct moe_context moe_context;
 /// Probes the machine, reads the environment (once) and makes a context. Its backend is the first
 /// of the device that is built in ("cpu") or that a plugin offers. Plugins are looked for in
 /// desc.plugin_path, then in the colon-separated $MOE_PLUGIN_PATH (not in programs that run with
-/// raised privileges), then in the folder of libmoe itself; never in the working directory. An
-/// entry is a file, or a folder of libmoe_cuda.so, libmoe_hip.so and libmoe_backend_*.so. One that
-/// cannot be used is a reason in moe_context_visit_backends, and fails no context that does not ask
-/// for it. A file is loaded once per process and stays.
+/// raised privileges), then in the folder of libmoe itself (linked into a program: in the program's
+/// and in that of the installation's libraries); never in the working directory. An entry is a
+/// file, or a folder of libmoe_cuda.so, libmoe_hip.so and libmoe_backend_*.so. One that cannot be
+/// used is a reason in moe_context_visit_backends, and fails no context that does not ask for it. A
+/// file is loaded once per process and stays.
 /// @param[in]  desc  NULL: defaults
 /// @param[out] out   untouched on failure
 /// Errors: ARGUMENT, VERSION, UNSUPPORTED (no such device here), NO_MEMORY, THREAD. Since 0.1.

@@ -77,7 +77,8 @@ MOE_API moe_status moe_weights_update(moe_weights *weights, int32_t expert,
                                       const moe_weights_source *source);
 
 /// The inverse of pack: writes expert `first` .. into the canonical views of `out` (those with
-/// data, in host memory), once all have been checked. Errors: SHAPE, DTYPE, STATE, ARGUMENT, VERSION. Since 0.1.
+/// data, in host memory), once all have been checked. Errors: SHAPE, DTYPE, STATE, ARGUMENT,
+/// VERSION. Since 0.1.
 MOE_API moe_status moe_weights_unpack(const moe_weights *weights, int32_t first,
                                       const moe_weights_source *out);
 

@@ -84,15 +84,14 @@ static moe_status no_backend(const char *name, moe_device_type device,
                              const moei_plugin *const *found, size_t count)
 {
     const char *wanted = name != NULL ? name : moe_device_name(device);
-    char folder[PATH_MAX];
-    const char *own = moei_plugins_own_folder(folder, sizeof folder);
+    char folder[2 * PATH_MAX];
     for (size_t i = 0; i < count; i++) {
         if (found[i]->backend == NULL && strcmp(found[i]->name, wanted) == 0) {
             return moe_fail(MOE_E_UNSUPPORTED,
-                             "moe_context_create: no backend for %s \"%s\": %.160s: %.160s; "
-                             "\"cpu\" works",
-                             name != NULL ? "name" : "device", wanted, found[i]->path,
-                             found[i]->reason);
+                            "moe_context_create: no backend for %s \"%s\": %.160s: %.160s; "
+                            "\"cpu\" works",
+                            name != NULL ? "name" : "device", wanted, found[i]->path,
+                            found[i]->reason);
         }
     }
     return moe_fail(
@@ -102,7 +101,7 @@ static moe_status no_backend(const char *name, moe_device_type device,
         name != NULL ? "name" : "device", wanted,
         name != NULL && device != MOE_DEVICE_UNSET ? " on device " : "",
         name != NULL && device != MOE_DEVICE_UNSET ? moe_device_name(device) : "",
-        own[0] != '\0' ? own : "libmoe's folder");
+        moei_plugins_own_text(folder, sizeof folder));
 }
 
 // Built in, else from a plugin.
@@ -325,7 +324,7 @@ int moe_context_visit_backends(const moe_context *ctx,
     const moei_plugin *found[MOEI_MAX_PLUGINS];
     const moei_backend *backend;
     const char *known;
-    char text[PATH_MAX + 600];
+    char text[2 * PATH_MAX + 600];
     int result = 0;
     for (size_t b = 0; result == 0 && (backend = moei_backend_at(b)) != NULL; b++) {
         result = visit_backend(backend, visit, self);
@@ -346,9 +345,9 @@ int moe_context_visit_backends(const moe_context *ctx,
             seen = seen || strcmp(found[p]->name, known) == 0;
         }
         if (!seen) {
-            char folder[PATH_MAX];
+            char folder[2 * PATH_MAX];
             (void)snprintf(text, sizeof text, "no libmoe_%s.so in $MOE_PLUGIN_PATH or %s", known,
-                           moei_plugins_own_folder(folder, sizeof folder));
+                           moei_plugins_own_text(folder, sizeof folder));
             const moe_backend_info info = {known, 0, text};
             result = visit(self, &info);
         }

@@ -112,7 +112,7 @@ struct moe_weights {
     moe_dtype output_bias_dtype;
     float *act_scale[4]; // packed copies of the given activation scales: gemm, then shared; [2] is
                          // [0] where x arrives as codes, which have one scale
-    uint32_t agreed[4]; // their bits as packing calls gave them; 0: none yet
+    uint32_t agreed[4];  // their bits as packing calls gave them; 0: none yet
     bool has_shared[2], has_shared_gate, has_latent_in, has_latent_out, has_output_bias;
     unsigned char has_expert[]; // [local experts]: bit 0 gate_up, bit 1 down
 };

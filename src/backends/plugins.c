@@ -291,26 +291,45 @@ static void add_entry(search *s, const char *path)
     }
 }
 
-const char *moei_plugins_own_folder(char *buffer, size_t capacity)
+// The folder of the library. Linked into a program it has that of the program, and the one where
+// this program's installation has its libraries.
+static size_t own_folders(char folders[2][PATH_MAX])
 {
     static const char here; // an address inside the library
     Dl_info info;
     struct link_map *map = NULL;
     char program[PATH_MAX];
-    buffer[0] = '\0';
     if (dladdr1(&here, &info, (void **)&map, RTLD_DL_LINKMAP) == 0) {
-        return buffer;
+        return 0;
     }
     const char *path = info.dli_fname;
-    if (map != NULL && map->l_name[0] == '\0') { // the program itself: its name may be anything
+    const bool linked = map != NULL && map->l_name[0] == '\0';
+    if (linked) { // the name of a program may be anything
         const ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
         program[n > 0 ? n : 0] = '\0';
         path = program;
     }
     const char *slash = strrchr(path, '/');
-    if (path[0] == '/' && slash != NULL) { // a relative one would mean the working directory
-        (void)snprintf(buffer, capacity, "%.*s", slash > path ? (int)(slash - path) : 1, path);
+    if (path[0] != '/') { // a relative one would mean the working directory
+        return 0;
     }
+    (void)snprintf(folders[0], PATH_MAX, "%.*s", slash > path ? (int)(slash - path) : 1, path);
+    if (!linked) {
+        return 1;
+    }
+    const int n =
+        snprintf(folders[1], PATH_MAX, "%.*s/../%s", (int)(slash - path), path, MOE_INSTALL_LIBDIR);
+    return n > 0 && n < PATH_MAX ? 2 : 1;
+}
+
+const char *moei_plugins_own_text(char *buffer, size_t capacity)
+{
+    char folders[2][PATH_MAX];
+    char resolved[PATH_MAX];
+    const size_t count = own_folders(folders);
+    const bool second = count == 2 && realpath(folders[1], resolved) != NULL;
+    (void)snprintf(buffer, capacity, "%s%s%s", count > 0 ? folders[0] : "libmoe's folder",
+                   second ? " or " : "", second ? resolved : "");
     return buffer;
 }
 
@@ -332,8 +351,10 @@ size_t moei_plugins_find(const char *path, const char *variable,
         }
         variable += length + (variable[length] == ':');
     }
-    if (moei_plugins_own_folder(entry, sizeof entry)[0] != '\0') {
-        add_folder(&s, entry, false);
+    char folders[2][PATH_MAX];
+    const size_t count = own_folders(folders);
+    for (size_t i = 0; i < count; i++) {
+        add_folder(&s, folders[i], false);
     }
     (void)pthread_mutex_unlock(&lock);
     return s.count;

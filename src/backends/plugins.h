@@ -24,8 +24,8 @@ size_t moei_plugins_find(const char *path, const char *variable,
 /// Backend i that is expected as a plugin, libmoe_<name>.so; NULL past the end.
 const char *moei_plugins_known(size_t i);
 
-/// The folder of the library, or of the program that it is linked into; "" if it cannot be told.
-const char *moei_plugins_own_folder(char *buffer, size_t capacity);
+/// The library's own folders as a line of text, into buffer; returns it.
+const char *moei_plugins_own_text(char *buffer, size_t capacity);
 
 /// The table that plugins get.
 const moei_host *moei_host_table(void);

@@ -82,6 +82,7 @@ expect 0 "moek_ggemm_any_any_float__toy" env MOE_PLUGIN_PATH="$toy" "$moe" info 
 expect 0 '"name": "toy", "available": true' env MOE_PLUGIN_PATH="$toy" "$moe" info --json
 cp "$toy" "$libdir/"
 expect 0 "$same" ./toy_layer toy
+expect 0 "backend toy    ready: loops in plain C" "$moe" info
 rm "$libdir/libmoe_backend_toy.so"
 
 # -- Refusals: each is a reason, and the context that asks for nothing of the kind works.
