@@ -2,7 +2,7 @@
 #include <moe/moe.h>
 #include <stdio.h>
 static float x[4 * 64] = {1}, y[4 * 64], logits[4 * 8], up[8 * 64 * 64], down[8 * 64 * 32];
-static _Alignas(64) char workspace[1 << 20]; // moe_plan_workspace says how much a run takes
+static _Alignas(256) char workspace[1 << 20]; // moe_plan_workspace says how much a run takes
 int main(void)
 {
     moe_context *ctx;

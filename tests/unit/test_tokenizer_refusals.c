@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tokenizer.h"
+#include "model/tokenizer.h"
 #include "unit/test.h"
 #include "unit/tokenizer_small.h"
 
