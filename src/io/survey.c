@@ -20,8 +20,8 @@ static void count_one(float value, bool power, float low, float high, moe_tensor
     const float magnitude = fabsf(value);
     // Of E8M0, the smallest code is what a block of zeros gets.
     const bool zero = magnitude <= (power ? 0x1p-127f : 0.0f);
-    out->nan += isnan(value);
-    out->infinite += isinf(value);
+    out->nan += isnan(value) != 0;
+    out->infinite += isinf(value) != 0;
     out->negative += value < 0.0f;
     out->zero += zero;
     out->outside += isfinite(value) && !zero && (magnitude < low || magnitude > high);
