@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Thin front door over CMake; everything lands in build/.
 #   make          library, program, tests
-#   make demo     the four MoE layers of models/tiny-gpt-oss on real activations
+#   make demo     text from models/tiny-gpt-oss, its experts' load, agreement with the reference
 #   make check    builds, then runs every test
 #   make install  PREFIX=/usr/local
 
@@ -22,8 +22,9 @@ packages:
 	@tools/packages.sh
 
 demo: all
-	@$(BUILD)/moe check --model models/tiny-gpt-oss \
-	    --reference models/tiny-gpt-oss/reference.safetensors --show
+	@$(BUILD)/moe generate models/tiny-gpt-oss "It is a truth universally acknowledged, that" \
+	    --max-tokens 100 --temperature 0.7 --top-p 0.9 --seed 4 --heat-map
+	@$(BUILD)/moe check --model models/tiny-gpt-oss --quick | tail -n 5
 
 check: all
 	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)

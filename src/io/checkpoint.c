@@ -328,8 +328,8 @@ static moe_status check_extra(const moe_checkpoint *checkpoint, const char *fold
         }
         if (same_set && !has_shard(checkpoint, e->d_name)) {
             status = moe_fail(MOE_E_MALFORMED,
-                               CALL ": %s: holds the shard \"%s\", which the index does not name",
-                               moei_quote_tail(folder, strlen(folder)).text, shown(e->d_name).text);
+                              CALL ": %s: holds the shard \"%s\", which the index does not name",
+                              moei_quote_tail(folder, strlen(folder)).text, shown(e->d_name).text);
         }
     }
     (void)closedir(dir);

@@ -189,7 +189,7 @@ static moe_status check_names(const moe_file_entry *entries, size_t count,
         strings[i] = entries[i].name;
         if (entries[i].name == NULL || strcmp(entries[i].name, "__metadata__") == 0) {
             status = moe_fail(MOE_E_ARGUMENT, CALL ": entry %zu is named %s", i,
-                               entries[i].name == NULL ? "NULL" : entries[i].name);
+                              entries[i].name == NULL ? "NULL" : entries[i].name);
         }
     }
     if (status == MOE_OK) {
@@ -308,7 +308,7 @@ static bool put_all(FILE *file, const struct text *header, const moe_file_entry 
 static moe_status fail_errno(const char *path, const char *what, int error)
 {
     return moe_fail(MOE_E_IO, CALL ": %s: %s: %s", moei_quote_tail(path, strlen(path)).text, what,
-                     strerror(error));
+                    strerror(error));
 }
 
 // A new file beside `path`; its name goes to `name`, which has room.

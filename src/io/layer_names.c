@@ -205,8 +205,8 @@ static moe_status find_prefix(moe_checkpoint_layer *layer, const char *call, int
     }
     if (layer->prefix[0] == '\0' && first >= 0) {
         return moe_fail(MOE_E_NOT_FOUND,
-                         "%s: %s: layer %" PRId32 " has no experts; the first that has is %" PRId32,
-                         call, moei_checkpoint_label(c), index, first);
+                        "%s: %s: layer %" PRId32 " has no experts; the first that has is %" PRId32,
+                        call, moei_checkpoint_label(c), index, first);
     }
     MOE_REQUIRE(layer->prefix[0] != '\0', MOE_E_NOT_FOUND,
                 "%s: %s: layer %" PRId32 " has no experts, nor has any other: no tensor is named "
@@ -242,9 +242,9 @@ static moe_status unknown_tensor(const moe_checkpoint_layer *layer, const char *
                                  const struct moei_stack *stack, const char *name)
 {
     return moe_fail(MOE_E_MALFORMED,
-                     "%s: %s: the tensor \"%s\" of the %s has no meaning that is known", call,
-                     moei_checkpoint_label(layer->checkpoint),
-                     moei_quote_head(name, strlen(name)).text, stack->what);
+                    "%s: %s: the tensor \"%s\" of the %s has no meaning that is known", call,
+                    moei_checkpoint_label(layer->checkpoint),
+                    moei_quote_head(name, strlen(name)).text, stack->what);
 }
 
 // Puts a tensor in its place. `tail` is what follows "experts." and the like.

@@ -8,9 +8,9 @@
 #include <string.h>
 #include <time.h>
 
-#include "moe/io.h"
 #include "model/text.h"
 #include "model/tokenizer.h"
+#include "moe/io.h"
 #include "unit/test.h"
 #include "unit/tokenizer_small.h"
 

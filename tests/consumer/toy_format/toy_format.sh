@@ -12,7 +12,7 @@ fail() {
 }
 rm -rf "$work"
 mkdir -p "$work/tree"
-for part in CMakeLists.txt CHANGELOG.md LICENSE NOTICE README.md bench cli cmake docs examples include src tests; do
+for part in CMakeLists.txt CHANGELOG.md LICENSE NOTICE README.md bench cli cmake docs examples include model src tests; do
     cp -r "$source/$part" "$work/tree/"
 done
 
