@@ -73,6 +73,25 @@ expect 2 "not a whole number" run "$models/tiny-gpt-oss" --layer many --input "$
 expect 1 "layer 7 has no experts" run "$models/tiny-gpt-oss" --layer 7 --input "$input" --output "$dir/y"
 expect 1 "No such file" $run --input "$input:p0.l2.moe_in_bf16" --output "$dir/absent/y"
 [ "$(ls "$dir" | xargs)" = "w y y2 z" ] || { echo "FAILED: left in the folder: $(ls "$dir")"; failed=$((failed + 1)); }
+# A scale that is no number: found, and refused where it would be used.
+mkdir "$dir/broken"
+cp "$models"/tiny-gpt-oss/model* "$models/tiny-gpt-oss/config.json" "$dir/broken"
+python3 - "$dir/broken" << 'END'
+import glob, json, struct, sys
+for path in glob.glob(sys.argv[1] + "/*.safetensors"):
+    with open(path, "r+b") as f:
+        size = struct.unpack("<Q", f.read(8))[0]
+        header = json.loads(f.read(size))
+        for name, of in header.items():
+            if name.endswith("layers.1.mlp.experts.down_proj_scales"):
+                f.seek(8 + size + of["data_offsets"][0] + 5)
+                f.write(b"\xff")
+END
+expect 1 "scales      995328: 1 NaN" inspect "$dir/broken"
+expect 1 "element [0, 5] is NaN, must be finite" run "$dir/broken" --layer 1 --input "$input:p0.l1.moe_in_bf16" --output "$dir/y"
+expect 0 "y bf16 [64, 288]" run "$dir/broken" --layer 2 --input "$input:p0.l2.moe_in_bf16" --output "$dir/y"
+rm "$dir/broken/model-00002-of-00002.safetensors"
+expect 1 "which is missing" inspect "$dir/broken"
 rm -r "$dir"
 expect 3 "no backend for device \"cuda\"" check --device cuda
 expect 0 "passed, 0 failed, 0 skipped" check --device cpu --kernel layer-3 --threads 2

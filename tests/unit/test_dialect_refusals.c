@@ -735,6 +735,7 @@ static void check_patterns(void)
         {"re:[^a-c]b?$", "a", 0},
         {"re:a|", "zzz", 1},
         {"re:(a*)*b", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaac", 0},
+        {"re:((((a*)*)*)*)*b", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaac", 0},
         {"re:x?y\\w+$", "y_1", 1},
         {"re:.*?z", "xyz", 1},
         {"re:(", "a", -1},
