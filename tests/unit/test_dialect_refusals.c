@@ -552,6 +552,9 @@ static void check_visit(void)
     moe_router_tensors router;
     CHECK(moe_checkpoint_layers(o.checkpoint) == 1, "%d layers",
           (int)moe_checkpoint_layers(o.checkpoint));
+    CHECK(moe_checkpoint_has_experts(o.checkpoint, 0) == 1 &&
+              moe_checkpoint_has_experts(o.checkpoint, 1) == 0,
+          "layers with experts");
     CHECK(strcmp(moe_checkpoint_layer_class(o.layer), "deepseek_v3") == 0, "class %s",
           moe_checkpoint_layer_class(o.layer));
     CHECK(moe_checkpoint_layer_visit(o.layer, count_roles, counts) == MOE_OK, "%s",
@@ -693,6 +696,10 @@ static void check_plans(void)
                   "in place");
             CHECK(strstr(moe_last_error(), "give memory") != NULL, "%s", moe_last_error());
             CHECK(weights == NULL, "out was touched");
+            CHECK(moe_plan_desc(NULL, &other) == MOE_E_ARGUMENT, "NULL");
+            CHECK(moe_plan_desc(plan, NULL) == MOE_E_ARGUMENT, "NULL");
+            other.struct_size--;
+            CHECK(moe_plan_desc(plan, &other) == MOE_E_VERSION, "struct_size");
         }
         moe_plan_destroy(plan);
     }
