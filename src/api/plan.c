@@ -548,13 +548,12 @@ moe_status moe_plan_workspace(const moe_plan *plan, int64_t num_tokens, size_t *
 
 moe_status moe_plan_desc(const moe_plan *plan, moe_layer_desc *desc)
 {
-    MOE_REQUIRE(plan != NULL && desc != NULL, MOE_E_ARGUMENT, "moe_plan_desc: %s is NULL",
+    static const char call[] = "moe_plan_desc";
+    moe_layer_desc known;
+    MOE_REQUIRE(plan != NULL && desc != NULL, MOE_E_ARGUMENT, "%s: %s is NULL", call,
                 plan == NULL ? "plan" : "desc");
-    MOE_REQUIRE(desc->struct_size == sizeof *desc, MOE_E_VERSION,
-                "moe_plan_desc: desc.struct_size = %zu, this library knows %zu", desc->struct_size,
-                sizeof *desc);
-    *desc = plan->desc;
-    return MOE_OK;
+    MOE_TRY(moei_struct_read(desc, &known, sizeof known, call, "desc"));
+    return moei_struct_write(&plan->desc, sizeof plan->desc, desc, call, "desc");
 }
 
 moe_determinism moe_plan_level(const moe_plan *plan)

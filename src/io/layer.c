@@ -166,33 +166,32 @@ moe_status moe_checkpoint_layer_desc(const moe_checkpoint_layer *layer, moe_laye
     const char *call = "moe_checkpoint_layer_desc";
     MOE_REQUIRE(layer != NULL && desc != NULL, MOE_E_ARGUMENT, "%s: %s is NULL", call,
                 layer == NULL ? "layer" : "desc");
-    MOE_REQUIRE(desc->struct_size == sizeof *desc, MOE_E_VERSION,
-                "%s: desc.struct_size = %zu, this library knows %zu", call, desc->struct_size,
-                sizeof *desc);
+    moe_layer_desc d;
+    MOE_TRY(moei_struct_read(desc, &d, sizeof d, call, "desc"));
     const moe_layer_desc *own = &layer->desc;
     moe_shared_desc shared = own->shared;
     for (int g = 0; g < 2; g++) {
-        shared.gemm[g].act = desc->shared.gemm[g].act;
+        shared.gemm[g].act = d.shared.gemm[g].act;
     }
-    copy_products(own->gemm, desc->gemm);
-    desc->hidden = own->hidden;
-    desc->inter = own->inter;
-    desc->num_experts = own->num_experts;
-    desc->top_k = own->top_k;
-    desc->latent = own->latent;
-    desc->routing = own->routing;
-    desc->route = own->route;
-    desc->weight_stage = own->weight_stage;
-    desc->activation = own->activation;
-    desc->alpha = own->alpha;
-    desc->beta = own->beta;
-    desc->linear_beta = own->linear_beta;
-    desc->limit = own->limit;
-    desc->gate_up = own->gate_up;
-    desc->transposed = own->transposed;
-    desc->shared = shared;
-    desc->output_bias = own->output_bias;
-    return MOE_OK;
+    copy_products(own->gemm, d.gemm);
+    d.hidden = own->hidden;
+    d.inter = own->inter;
+    d.num_experts = own->num_experts;
+    d.top_k = own->top_k;
+    d.latent = own->latent;
+    d.routing = own->routing;
+    d.route = own->route;
+    d.weight_stage = own->weight_stage;
+    d.activation = own->activation;
+    d.alpha = own->alpha;
+    d.beta = own->beta;
+    d.linear_beta = own->linear_beta;
+    d.limit = own->limit;
+    d.gate_up = own->gate_up;
+    d.transposed = own->transposed;
+    d.shared = shared;
+    d.output_bias = own->output_bias;
+    return moei_struct_write(&d, sizeof d, desc, call, "desc");
 }
 
 moe_status moe_checkpoint_layer_router(const moe_checkpoint_layer *layer, moe_router_tensors *out)
