@@ -65,8 +65,7 @@ static bool insane(const moe_tensor_stats *scales, const moe_tensor_stats *value
     return scales->nan + scales->infinite + scales->negative + values->nan + values->infinite > 0;
 }
 
-// ---- a layer
-// ------------------------------------------------------------------------------------------------
+// ---- a layer -----------------------------------------------------------------------------------
 
 static int visit_tensor(void *self, const moe_layer_tensor *t)
 {
@@ -289,8 +288,7 @@ static int inspect_model(const cli_model *model, bool json)
     return t.failed > 0 || t.moe == 0 || insane(&t.scales, &t.values) ? CLI_FAILED : CLI_OK;
 }
 
-// ---- files without a configuration
-// ------------------------------------------------------------------------------------------------
+// ---- files without a configuration -------------------------------------------------------------
 
 static int list_tensors(const moe_checkpoint *checkpoint, bool json)
 {

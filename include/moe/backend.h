@@ -24,8 +24,7 @@ extern "C" {
 
 enum { MOE_BACKEND_ABI = 1 };
 
-// ---- arithmetic classes and refusals
-// ------------------------------------------------------------
+// ---- arithmetic classes and refusals -----------------------------------------------------------
 
 /// The order and precision in which a grouped product sums; rows of arith.def.
 typedef enum moei_arith {
@@ -59,8 +58,7 @@ typedef struct moei_whynot {
     int64_t have, need;
 } moei_whynot;
 
-// ---- tables of formats and quantisers
-// -----------------------------------------------------------------------------------------
+// ---- tables of formats and quantisers ----------------------------------------------------------
 
 /// A row of the table of weight formats; docs/formats.md.
 typedef struct moei_format_info {
@@ -151,8 +149,7 @@ typedef struct moei_quant_info {
     const char *source;
 } moei_quant_info;
 
-// ---- kernels
-// -----------------------------------------------------------------------------------------
+// ---- kernels -----------------------------------------------------------------------------------
 
 typedef enum moei_op {
     MOEI_OP_ROUTE,
@@ -202,8 +199,7 @@ enum {
     MOEI_KERNEL_REF = 2         // the portable reference
 };
 
-// ---- arguments of the ops
-// -----------------------------------------------------------------------------------------
+// ---- arguments of the ops ----------------------------------------------------------------------
 
 // All have been checked; typed pointers are aligned to their elements, outputs overlap nothing.
 // Pointers to data are device pointers, unless the backend works on host memory.
@@ -482,8 +478,7 @@ typedef struct moek_combine_args {
     int64_t out_token_stride; // bytes
 } moek_combine_args;
 
-// ---- the backend
-// -----------------------------------------------------------------------------------------
+// ---- the backend -------------------------------------------------------------------------------
 
 /// Where a call runs.
 typedef struct moei_exec {
@@ -561,8 +556,7 @@ typedef struct moei_backend {
     moe_status (*combine)(const moei_exec *, const moei_kernel *, const moek_combine_args *);
 } moei_backend;
 
-// ---- plugins
-// -----------------------------------------------------------------------------------------
+// ---- plugins -----------------------------------------------------------------------------------
 
 /// What the library offers to a plugin. Valid as long as the process.
 typedef struct moei_host {

@@ -7,8 +7,7 @@
 
 #include "api/plan_internal.h"
 
-// ---- text into a caller's buffer, snprintf-like
-// --------------------------------------------------------
+// ---- text into a caller's buffer, snprintf-like ------------------------------------------------
 
 typedef struct text {
     char *buffer;
@@ -59,8 +58,7 @@ static const char *level_name(moe_determinism level)
     return level >= 0 && level <= MOE_DET_KERNEL ? names[level] : "unknown";
 }
 
-// ---- support query
-// ----------------------------------------------------------------------------------
+// ---- support query -----------------------------------------------------------------------------
 
 static int visit_op(const moe_plan *plan, moei_op op, bool runs,
                     int (*visit)(void *, const moe_support *), void *self)
@@ -161,8 +159,7 @@ moe_status moe_query_support(const moe_context *ctx, const moe_layer_desc *desc,
     return status;
 }
 
-// ---- explain
-// ------------------------------------------------------------------------------------------
+// ---- explain -----------------------------------------------------------------------------------
 
 static void explain_step(const moe_plan *plan, const moei_plan_step *step,
                          const moei_kernel *chosen, text *t)
@@ -220,8 +217,7 @@ moe_status moe_plan_explain(const moe_plan *plan, char *buffer, size_t capacity,
     return MOE_OK;
 }
 
-// ---- describe
-// -----------------------------------------------------------------------------------------
+// ---- describe ----------------------------------------------------------------------------------
 
 // Enumerators are written as their numbers where they have no name in the API.
 static void describe_quant(const moe_quant_desc *q, text *t)

@@ -467,8 +467,7 @@ static moe_status layout_step(const run *r)
     return r->exec.ctx->backend->combine(&r->exec, kernel_of(r, MOEI_OP_COMBINE), &c);
 }
 
-// ---- the run
-// ----------------------------------------------------------------------------------------
+// ---- the run -----------------------------------------------------------------------------------
 
 moe_status moe_run(const moe_plan *plan, const moe_weights *weights, const moe_run_args *args,
                    void *workspace, size_t bytes, void *stream)

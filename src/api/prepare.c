@@ -5,8 +5,7 @@
 
 #include "api/run.h"
 
-// ---- workspace
-// --------------------------------------------------------------------------------------
+// ---- workspace ---------------------------------------------------------------------------------
 
 // Codes and scales of [batches, rows, k], quantised by a resolved descriptor.
 static void carve_quantize(moei_arena *arena, const moe_quant_desc *quant, int64_t batches,
@@ -112,8 +111,7 @@ size_t moei_layer_workspace(const moe_plan *plan, int64_t num_tokens)
     return arena.used;
 }
 
-// ---- arguments
-// --------------------------------------------------------------------------------------
+// ---- arguments ---------------------------------------------------------------------------------
 
 #define NUM_VIEWS 23
 

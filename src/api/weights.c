@@ -7,8 +7,7 @@
 #include "api/weights_internal.h"
 #include "quant/elements.h"
 
-// ---- checks of scales
-// -------------------------------------------------------------------------------
+// ---- checks of scales --------------------------------------------------------------------------
 
 // One expert, m of count 1; `e` names it.
 static moe_status check_expert_scales(const moei_matrices *m, int32_t e, const char *call,
@@ -53,8 +52,7 @@ static moe_status check_scales(const moe_context *ctx, const moei_matrices *m, m
     return MOE_OK;
 }
 
-// ---- sources
-// ----------------------------------------------------------------------------------------
+// ---- sources -----------------------------------------------------------------------------------
 
 static const char *const stack_names[4] = {"gate_up", "down", "shared gate_up", "shared down"};
 

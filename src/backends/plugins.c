@@ -35,8 +35,7 @@ typedef struct record {
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static record *records; // never freed
 
-// ---- loading one file
-// ---------------------------------------------------------------------------
+// ---- loading one file --------------------------------------------------------------------------
 
 // "toy" for /x/libmoe_backend_toy.so, else the file's name.
 static void name_of_file(const char *path, char *name, size_t capacity)
@@ -184,8 +183,7 @@ static const moei_plugin *find_refusal(const char *path, const char *reason)
     return NULL;
 }
 
-// ---- the search
-// ---------------------------------------------------------------------------------
+// ---- the search --------------------------------------------------------------------------------
 
 typedef struct search {
     const moei_plugin **found;

@@ -106,8 +106,7 @@ static moe_status view(const struct checking *c, const struct moei_piece *piece,
     return moei_piece_view(c->layer, c->call, piece, (enum moei_suffix)suffix, &out->t);
 }
 
-// ---- which dialect
-// ------------------------------------------------------------------------------------------------
+// ---- which dialect -----------------------------------------------------------------------------
 
 enum fit { FIT_NO, FIT_MISSING, FIT_YES };
 
@@ -218,8 +217,7 @@ static moe_status fail_piece(const struct checking *c, const struct moei_piece *
                     row != NULL ? row->name : "");
 }
 
-// ---- which tensors
-// ------------------------------------------------------------------------------------------------
+// ---- which tensors -----------------------------------------------------------------------------
 
 static int num_pieces(const struct moei_stack *s)
 {
@@ -317,8 +315,7 @@ static moe_status find_dialect(const struct checking *c, const int64_t k[2])
     return MOE_OK;
 }
 
-// ---- formats
-// ------------------------------------------------------------------------------------------------
+// ---- formats -----------------------------------------------------------------------------------
 
 /// The formats of an element type by the grain of its scales.
 static const struct {
@@ -514,8 +511,7 @@ static moe_status settle_product(const struct checking *c, int g,
     return MOE_OK;
 }
 
-// ---- each tensor
-// ------------------------------------------------------------------------------------------------
+// ---- each tensor -------------------------------------------------------------------------------
 
 static moe_status check_values(const struct checking *c, const struct subject *of, int64_t n,
                                const struct moei_product *p)
@@ -665,8 +661,7 @@ static moe_status check_piece(const struct checking *c, const struct moei_piece 
     return check_integers(c, piece, n, p);
 }
 
-// ---- the configuration
-// ------------------------------------------------------------------------------------------------
+// ---- the configuration -------------------------------------------------------------------------
 
 static bool allows(const struct moei_dialect *row, const struct moei_quant_says *says)
 {

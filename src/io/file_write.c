@@ -97,8 +97,7 @@ static const char *dtype_name(moe_dtype dtype)
     return NULL;
 }
 
-// ---- checks
-// ------------------------------------------------------------------------------------------------
+// ---- checks ------------------------------------------------------------------------------------
 
 static int compare_entries(const void *a, const void *b)
 {
@@ -200,8 +199,7 @@ static moe_status check_names(const moe_file_entry *entries, size_t count,
     return status;
 }
 
-// ---- the header
-// ------------------------------------------------------------------------------------------------
+// ---- the header --------------------------------------------------------------------------------
 
 static void append_tensor(struct text *t, const moe_file_entry *e, uint64_t begin, uint64_t end)
 {
@@ -250,8 +248,7 @@ static moe_status make_header(const moe_file_entry *const *sorted, size_t count,
     return MOE_OK;
 }
 
-// ---- the file
-// ------------------------------------------------------------------------------------------------
+// ---- the file ----------------------------------------------------------------------------------
 
 // Element by element only where the last dimension is not compact.
 static bool put_tensor(FILE *file, const moe_tensor *t)

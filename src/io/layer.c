@@ -202,8 +202,7 @@ moe_status moe_checkpoint_layer_router(const moe_checkpoint_layer *layer, moe_ro
     return MOE_OK;
 }
 
-// ---- visit
-// ------------------------------------------------------------------------------------------------
+// ---- visit -------------------------------------------------------------------------------------
 
 struct walk {
     const moe_checkpoint_layer *layer;

@@ -262,8 +262,7 @@ static moe_status fill_matrix(const moe_checkpoint_layer *layer, const char *cal
     return fill_bias(&f, rows, &out->bias);
 }
 
-// ---- the plan
-// ------------------------------------------------------------------------------------------------
+// ---- the plan ----------------------------------------------------------------------------------
 
 static moe_status check_plan(const moe_checkpoint_layer *layer, const moe_plan *plan,
                              const char *call, moe_layer_desc *d)
@@ -303,8 +302,7 @@ static moe_status check_plan(const moe_checkpoint_layer *layer, const moe_plan *
     return MOE_OK;
 }
 
-// ---- scales of activations
-// ------------------------------------------------------------------------------------------------
+// ---- scales of activations ---------------------------------------------------------------------
 
 // One number serves a layer: the largest input scale. As NVFP4's global, which multiplies, it is
 // the reciprocal of that; dialects that store the reciprocal have the least.
@@ -378,8 +376,7 @@ static void give_act_scales(const struct act_scales *scales, int first, moe_matr
     }
 }
 
-// ---- load
-// ------------------------------------------------------------------------------------------------
+// ---- load --------------------------------------------------------------------------------------
 
 static bool lies_ready(const struct moei_stack *s)
 {

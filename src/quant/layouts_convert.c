@@ -241,8 +241,7 @@ static void convert_part_scales(const moe_tensor *s, moe_gate_up from, const moe
     convert_plane(s, &sp, d, &dp, 0);
 }
 
-// ---- the call
-// ------------------------------------------------------------------------------------
+// ---- the call ----------------------------------------------------------------------------------
 
 static moe_status check_same_field(const moei_matrix *s, const moei_matrix *d, int i,
                                    const char *call)

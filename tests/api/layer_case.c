@@ -15,8 +15,7 @@
 
 #define POISON 0xA5
 
-// ---- data
-// -------------------------------------------------------------------------------------------
+// ---- data --------------------------------------------------------------------------------------
 
 static uint64_t mix(uint64_t x)
 {
@@ -151,8 +150,7 @@ static moe_tensor ints(layer_case *c, moe_dtype dtype, int ndim, const int64_t *
     return t;
 }
 
-// ---- weights
-// ----------------------------------------------------------------------------------------
+// ---- weights -----------------------------------------------------------------------------------
 
 static bool is_float(moe_dtype dtype)
 {
@@ -258,8 +256,7 @@ static moe_status make_weights(layer_case *c)
     return status == MOE_OK ? moe_weights_pack(c->weights, 0, &c->source) : status;
 }
 
-// ---- arguments
-// --------------------------------------------------------------------------------------
+// ---- arguments ---------------------------------------------------------------------------------
 
 static int64_t physical_experts(const moe_layer_desc *d)
 {

@@ -155,8 +155,7 @@ static double get(const moe_layer_desc *d, const field *f)
     }
 }
 
-// ---- contexts
-// ---------------------------------------------------------------------------------------
+// ---- contexts ----------------------------------------------------------------------------------
 
 static void give(moe_layer_desc *d)
 {
@@ -338,8 +337,7 @@ static moe_layer_desc context(const char *name)
     return d;
 }
 
-// ---- the test
-// ---------------------------------------------------------------------------------------
+// ---- the test ----------------------------------------------------------------------------------
 
 // What a descriptor computes, as a number; 0: refused. Text: the plan as JSON.
 static uint64_t outcome(moe_context *ctx, const moe_layer_desc *d, char *text, size_t capacity)

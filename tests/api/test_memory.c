@@ -22,8 +22,7 @@
 #include "api/layer_case.h"
 #include "unit/test.h"
 
-// ---- counting
-// ---------------------------------------------------------------------------------------
+// ---- counting ----------------------------------------------------------------------------------
 
 static atomic_bool counting;
 static atomic_ulong allocations; // while counting
@@ -181,8 +180,7 @@ static void test_counters(void)
     free(memory);
 }
 
-// ---- the caller's allocator
-// ---------------------------------------------------------------------------
+// ---- the caller's allocator --------------------------------------------------------------------
 
 #define MAX_LIVE 64
 
@@ -366,8 +364,7 @@ static void test_allocator_alone(void)
     CHECK(the_ledger.num_live == 0, "%d blocks are lost", the_ledger.num_live);
 }
 
-// ---- runs
-// -------------------------------------------------------------------------------------------
+// ---- runs --------------------------------------------------------------------------------------
 
 static int visit_nothing(void *self, const moe_support *s)
 {
@@ -460,8 +457,7 @@ static void test_runs_allocate_nothing(void)
     moe_context_destroy(ctx);
 }
 
-// ---- the caller's pool
-// --------------------------------------------------------------------------------
+// ---- the caller's pool -------------------------------------------------------------------------
 
 typedef struct pool {
     size_t size;

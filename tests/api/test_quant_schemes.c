@@ -45,8 +45,7 @@ typedef struct scheme {
     act_key act;
 } scheme;
 
-// ---- their rules
-// ------------------------------------------------------------------------------------
+// ---- their rules -------------------------------------------------------------------------------
 
 static scheme derive(const config *c)
 {
@@ -184,8 +183,7 @@ static bool is_skipped(const config *c, const experts *e, int32_t top_k)
     return top_k == 1 && c->block && strncmp(e->name, "Aiter", 5) == 0;
 }
 
-// ---- ours
-// -------------------------------------------------------------------------------------------
+// ---- ours --------------------------------------------------------------------------------------
 
 static moe_gemm_desc gemm_of(scheme s)
 {

@@ -12,8 +12,7 @@
 
 static moe_context *ctx;
 
-// ---- contexts
-// ---------------------------------------------------------------------------------------
+// ---- contexts ----------------------------------------------------------------------------------
 
 static moe_status create_context(const moe_context_desc *d)
 {
@@ -91,8 +90,7 @@ static void test_contexts(void)
     moe_context_destroy(NULL);
 }
 
-// ---- plans
-// ------------------------------------------------------------------------------------------
+// ---- plans -------------------------------------------------------------------------------------
 
 static moe_status create_plan(const moe_layer_desc *d)
 {
@@ -331,8 +329,7 @@ static void test_plan_precision(void)
 #undef REFUSE
 #undef ACCEPT
 
-// ---- plan queries
-// -----------------------------------------------------------------------------------
+// ---- plan queries ------------------------------------------------------------------------------
 
 static void test_plan_queries(void)
 {
@@ -365,8 +362,7 @@ static void test_plan_queries(void)
     moe_plan_destroy(plan);
 }
 
-// ---- weights
-// ----------------------------------------------------------------------------------------
+// ---- weights -----------------------------------------------------------------------------------
 
 static moe_weights_source first_two(const moe_weights_source *all)
 {

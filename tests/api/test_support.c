@@ -37,8 +37,7 @@ static int32_t from_to(int32_t low, int32_t high)
     return low + (int32_t)below((uint32_t)(high - low + 1));
 }
 
-// ---- random descriptors
-// -----------------------------------------------------------------------------
+// ---- random descriptors ------------------------------------------------------------------------
 
 // Formats and quantisers go together half of the time; the rest is refused, which is also an
 // answer.
@@ -144,8 +143,7 @@ static moe_layer_desc draw(void)
     return d;
 }
 
-// ---- what a query says
-// ------------------------------------------------------------------------------
+// ---- what a query says -------------------------------------------------------------------------
 
 typedef struct row {
     const char *kernel, *arith;
@@ -286,8 +284,7 @@ static void check_answer(const answer *a, const moe_layer_desc *d, moe_status st
     }
 }
 
-// ---- what a run does
-// --------------------------------------------------------------------------------
+// ---- what a run does ---------------------------------------------------------------------------
 
 typedef struct counters {
     const char *names[MAX_KERNELS];
@@ -331,8 +328,7 @@ static void check_run(moe_context *ctx, const moe_plan *plan, const moe_layer_de
     layer_case_free(&c);
 }
 
-// ---- texts
-// ------------------------------------------------------------------------------------------
+// ---- texts -------------------------------------------------------------------------------------
 
 static const char *skip_value(const char *c);
 
@@ -470,8 +466,7 @@ static void check_texts(const moe_plan *plan, const answer *a)
     free(explain);
 }
 
-// ---- all
-// --------------------------------------------------------------------------------------------
+// ---- all ---------------------------------------------------------------------------------------
 
 static const char *after_call(const char *message)
 {

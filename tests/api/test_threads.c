@@ -15,8 +15,7 @@
 
 static moe_context *ctx;
 
-// ---- one plan, many runs
-// ------------------------------------------------------------------------------
+// ---- one plan, many runs -----------------------------------------------------------------------
 
 typedef struct runner {
     layer_case *c;
@@ -130,8 +129,7 @@ static void test_one_plan(const moe_layer_desc *d, const char *name)
     moe_plan_destroy(plan);
 }
 
-// ---- packing
-// ------------------------------------------------------------------------------------------
+// ---- packing -----------------------------------------------------------------------------------
 
 typedef struct packer {
     layer_case *c;

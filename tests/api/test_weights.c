@@ -12,8 +12,7 @@
 
 static moe_context *ctx;
 
-// ---- views of a source
-// --------------------------------------------------------------------------------
+// ---- views of a source -------------------------------------------------------------------------
 
 #define NUM_SOURCE_VIEWS                                                                           \
     ((sizeof(moe_weights_source) - offsetof(moe_weights_source, gemm)) / sizeof(moe_tensor))
@@ -71,8 +70,7 @@ static void check_same(const layer_case *c, moe_weights_source *have, const char
     }
 }
 
-// ---- layers
-// -------------------------------------------------------------------------------------------
+// ---- layers ------------------------------------------------------------------------------------
 
 static void share(moe_layer_desc *d, moe_format format)
 {

@@ -46,8 +46,7 @@ typedef struct ggemm_case {
     char text[256];
 } ggemm_case;
 
-// ---- drawing codes
-// ----------------------------------------------------------------------------------
+// ---- drawing codes -----------------------------------------------------------------------------
 
 static double decode(moe_dtype dtype, const void *data, int64_t i)
 {
@@ -140,8 +139,7 @@ static void draw_scale(moec_rng *rng, moec_fill fill, moe_dtype dtype, void *dat
     }
 }
 
-// ---- building a case
-// --------------------------------------------------------------------------------
+// ---- building a case ---------------------------------------------------------------------------
 
 static bool take(moec_guard *guard, size_t bytes, bool at_end)
 {
@@ -354,8 +352,7 @@ static bool build_case(ggemm_case *c, moec_rng *rng)
            build_weights(c, rng, at_end) && build_x(c, rng, at_end) && (build_rows(c, rng), true);
 }
 
-// ---- running
-// ----------------------------------------------------------------------------------------
+// ---- running -----------------------------------------------------------------------------------
 
 static moe_tensor scale_view(const ggemm_case *c)
 {

@@ -19,8 +19,7 @@
 
 static const moec_batch_style base_style = {true, 0xFF, 1};
 
-// ---- guard pages
-// ---------------------------------------------------------------------------------
+// ---- guard pages -------------------------------------------------------------------------------
 
 // An access outside of a case's memory ends the process; the last words name the case.
 static char last_words[1400];

@@ -102,13 +102,7 @@ static void draw_inputs(place_case *c, moec_rng *rng)
         }
         a->expert_map = map;
     }
-    if (moec_below(rng, 2) == 0) {
-        int32_t *valid = moec_input(b, 1, sizeof *valid);
-        if (valid != NULL) {
-            valid[0] = (int32_t)moec_below(rng, a->tokens + 4) - 2;
-        }
-        a->num_valid = valid;
-    }
+    a->num_valid = moec_draw_valid(rng, b, a->tokens);
 }
 
 static void make_outputs(place_case *c, moec_rng *rng)

@@ -37,6 +37,15 @@ void *moec_output(moec_buffers *buffers, int64_t count, size_t size)
     return add(buffers, count, size, true);
 }
 
+const int32_t *moec_draw_valid(moec_rng *rng, moec_buffers *buffers, int64_t tokens)
+{
+    int32_t *valid = moec_below(rng, 2) == 0 ? moec_input(buffers, 1, sizeof *valid) : NULL;
+    if (valid != NULL) {
+        valid[0] = (int32_t)moec_below(rng, tokens + 4) - 2;
+    }
+    return valid;
+}
+
 void moec_buffers_free(moec_buffers *buffers)
 {
     for (int i = 0; i < buffers->count; i++) {

@@ -36,6 +36,9 @@ void *moec_input(moec_buffers *buffers, int64_t count, size_t size);
 /// Outputs hold poison until they are written.
 void *moec_output(moec_buffers *buffers, int64_t count, size_t size);
 
+/// In half of the cases num_valid, from below 0 to beyond `tokens`; else NULL.
+const int32_t *moec_draw_valid(moec_rng *rng, moec_buffers *buffers, int64_t tokens);
+
 void moec_buffers_free(moec_buffers *buffers);
 
 /// Poisons all outputs.

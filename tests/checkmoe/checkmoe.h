@@ -95,8 +95,7 @@ int moec_layer_run(const moec_options *options, FILE *out, moec_counts *counts);
 /// Glob with * and ?.
 bool moec_glob(const char *pattern, const char *text);
 
-// ---- random numbers
-// -------------------------------------------------------------------------------
+// ---- random numbers ----------------------------------------------------------------------------
 
 typedef struct moec_rng {
     uint64_t state;
@@ -126,8 +125,7 @@ static inline double moec_normal(moec_rng *rng)
     return sum;
 }
 
-// ---- memory with guard pages
-// ------------------------------------------------------------------------
+// ---- memory with guard pages -------------------------------------------------------------------
 
 /// A buffer whose first or last byte touches a page that may not be read or written.
 typedef struct moec_guard {

@@ -162,8 +162,7 @@ static void check_greedy(struct text_check *k, int prompt, const int32_t *ids, i
     moem_ids_free(&have);
 }
 
-// -- The same bits
-// ---------------------------------------------------------------------------------
+// -- The same bits -------------------------------------------------------------------------------
 
 // The logits of ids run beside companions, tokens of all sequences in turn.
 static moe_status run_among(const moem_model *model, const int32_t *ids, int64_t count,

@@ -15,8 +15,7 @@
 static const moei_host *host;
 static unsigned entries; // calls of moe_backend_entry in this process
 
-// ---- ggemm
-// --------------------------------------------------------------------------------------
+// ---- ggemm -------------------------------------------------------------------------------------
 
 // Says no to what the loops below do not do, and why: nothing is ever ignored.
 static bool supports(const moei_kernel *kernel, const moei_ggemm_problem *problem, moei_whynot *why)
@@ -105,8 +104,7 @@ static moe_status ggemm(const moei_exec *exec, const moei_kernel *kernel,
     return MOE_OK;
 }
 
-// ---- sort
-// ---------------------------------------------------------------------------------------
+// ---- sort --------------------------------------------------------------------------------------
 
 // A layer sorts int32 ids that name experts here or nothing; other forms are the library's.
 static moe_status sort(const moei_exec *exec, const moei_kernel *kernel, const moek_sort_args *a)
@@ -134,8 +132,7 @@ static moe_status sort(const moei_exec *exec, const moei_kernel *kernel, const m
     return MOE_OK;
 }
 
-// ---- the rest
-// -----------------------------------------------------------------------------------
+// ---- the rest ----------------------------------------------------------------------------------
 
 #define BY_LIBRARY(op, OP)                                                                         \
     static moe_status op(const moei_exec *exec, const moei_kernel *kernel,                         \

@@ -48,8 +48,7 @@ static uint16_t *random_bf16(gen_layer *layer, size_t count, float scale, uint64
     return to;
 }
 
-// ---- weights
-// ------------------------------------------------------------------------------------------------
+// ---- weights -----------------------------------------------------------------------------------
 
 static int element_bits(moe_format f)
 {
@@ -200,8 +199,7 @@ void gen_make(gen_layer *layer, const gen_shape *shape, uint64_t seed)
     }
 }
 
-// ---- files
-// ------------------------------------------------------------------------------------------------
+// ---- files -------------------------------------------------------------------------------------
 
 void gen_add(gen_file *file, moe_dtype dtype, int ndim, const int64_t *shape, const void *bytes,
              const char *name, ...)
@@ -575,8 +573,7 @@ void gen_write(gen_layer *layer, gen_wrong wrong, gen_file *out)
     add_rest(layer, out);
 }
 
-// ---- canonical
-// ------------------------------------------------------------------------------------------------
+// ---- canonical ---------------------------------------------------------------------------------
 
 // `count` experts of up to two matrices each, one after the other.
 static void join_source(gen_layer *layer, gen_matrix (*m)[3], int32_t count, const int *parts,

@@ -15,8 +15,7 @@
 
 #define REGION ((size_t)64 << 20)
 
-// ---- the device
-// ---------------------------------------------------------------------------------
+// ---- the device --------------------------------------------------------------------------------
 
 static unsigned char *region;
 static size_t used; // all is released at once
@@ -150,8 +149,7 @@ static moei_backend make_device(void)
     return device;
 }
 
-// ---- tensors on it
-// ------------------------------------------------------------------------------
+// ---- tensors on it -----------------------------------------------------------------------------
 
 #define NUM_SOURCE_VIEWS                                                                           \
     ((sizeof(moe_weights_source) - offsetof(moe_weights_source, gemm)) / sizeof(moe_tensor))
@@ -196,8 +194,7 @@ static void move_view(const moei_exec *exec, const layer_case *c, moe_tensor *t)
     }
 }
 
-// ---- a layer
-// ------------------------------------------------------------------------------------
+// ---- a layer -----------------------------------------------------------------------------------
 
 static moe_layer_desc layer_of(moe_format format, int n)
 {
@@ -352,8 +349,7 @@ static void test_layer(moe_context *host, moe_context *device, const moe_layer_d
     moe_plan_destroy(plan);
 }
 
-// ---- refusals
-// -----------------------------------------------------------------------------------
+// ---- refusals ----------------------------------------------------------------------------------
 
 static int ignore(void *self, const moe_support *support)
 {

@@ -506,8 +506,7 @@ static void check_refusal(const struct refusal *r)
     gen_free(&layer);
 }
 
-// ---- what a layer tells
-// ------------------------------------------------------------------------------------------------
+// ---- what a layer tells ------------------------------------------------------------------------
 
 /// An open layer of a case as it should be.
 struct opened {
@@ -706,8 +705,7 @@ static void check_plans(void)
     close_case(&o);
 }
 
-// ---- lists of modules
-// ------------------------------------------------------------------------------------------------
+// ---- lists of modules --------------------------------------------------------------------------
 
 static void check_patterns(void)
 {
