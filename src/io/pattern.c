@@ -88,7 +88,8 @@ static bool in_class(struct expression *e, char c)
             found = found || (c >= at[0] && c <= at[2]);
             at += 3;
         } else {
-            found = found || c == *at++;
+            found = found || c == *at;
+            at++;
         }
     }
     return found != negated;

@@ -240,7 +240,7 @@ CONFIGS = {
     "step-any": b"\x02" + text(STEP),
     "modelopt": b"\0" + text({**OSS, "quantization_config": {"quant_algo": "NVFP4", "ignore": ["*.gate", "model.?"]}}),
     "quark": b"\0" + text({**OSS, "quantization_config": {
-        "quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp4"}}, "exclude": ["re:a{2}"]}}),
+        "quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp4"}}, "exclude": ["re:[m-ole]+", "re:a{2}"]}}),
     "semantics": b"\x01" + text(SEMANTICS),
     "unknown-class": b"\0" + b'{"model_type":"nobody"}',
     "negative": b"\0" + text({**OSS, "hidden_size": -1}),

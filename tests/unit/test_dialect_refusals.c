@@ -738,6 +738,8 @@ static void check_patterns(void)
         {"re:.*layers\\.([0-2]|7)\\.", "layers.3.x", 0},
         {"re:[^a-c]b?$", "d", 1},
         {"re:[^a-c]b?$", "a", 0},
+        {"re:[a-roj]$", "b", 1},
+        {"re:[\\dxy]$", "x", 1},
         {"re:a|", "zzz", 1},
         {"re:(a*)*b", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaac", 0},
         {"re:((((a*)*)*)*)*b", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaac", 0},
