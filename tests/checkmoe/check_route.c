@@ -435,7 +435,7 @@ static uint64_t check_mapped(route_check *check, route_case *c)
 static void run_case(route_check *check, int number)
 {
     const char *name = check->kernel->name;
-    route_case *c = malloc(sizeof *c);
+    route_case *c = calloc(1, sizeof *c);
     if (!moec_check(check->run, c != NULL, name, "%s: no memory", name)) {
         return;
     }
