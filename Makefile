@@ -24,7 +24,9 @@ packages:
 demo: all
 	@$(BUILD)/moe generate models/tiny-gpt-oss "It is a truth universally acknowledged, that" \
 	    --max-tokens 100 --temperature 0.7 --top-p 0.9 --seed 4 --heat-map
-	@$(BUILD)/moe check --model models/tiny-gpt-oss --quick | tail -n 5
+	@$(BUILD)/moe check --model models/tiny-gpt-oss --quick > $(BUILD)/demo.log 2>&1 \
+	    || { cat $(BUILD)/demo.log; exit 1; }
+	@echo "agreement with transformers: $$(tail -n 1 $(BUILD)/demo.log)"
 
 check: all
 	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)
