@@ -33,6 +33,12 @@ bool cli_parse(int argc, char **argv, const cli_option *options, const char **po
 /// A whole number in [low, high]; false after one line on stderr that names the option.
 bool cli_number(const char *name, const char *text, int64_t low, int64_t high, int64_t *out);
 
+/// A finite number in [low, high], likewise.
+bool cli_real(const char *name, const char *text, double low, double high, double *out);
+
+/// H,I,E,k, or the name of a model of bench/shapes.def; likewise.
+bool cli_shape(const char *text, moe_layer_desc *d);
+
 /// The device of a --device argument; false after one line on stderr.
 bool cli_device(const char *text, moe_device_type *out);
 
@@ -44,6 +50,7 @@ moe_context *cli_context(const char *threads, const char *device, int *code);
 int cli_failed(moe_status status);
 
 /// Prints a string as JSON, quotes included, or with what is not printable ASCII escaped.
+void cli_json_text(const char *bytes, size_t size);
 void cli_json_string(const char *text);
 void cli_plain_string(const char *text);
 
@@ -62,6 +69,7 @@ typedef struct cli_model {
 /// False after one line on stderr.
 bool cli_model_open(const char *dir, uint32_t flags, cli_model *out);
 void cli_model_close(cli_model *model);
+
 /// The bytes of a file ("-": standard input) of at most `most` bytes, with a NUL after them, to be
 /// freed; NULL after one line on stderr.
 char *cli_read_file(const char *path, size_t most, size_t *size);

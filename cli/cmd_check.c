@@ -134,22 +134,6 @@ static int run_checks(const request *r, FILE *out, moec_counts *counts)
 
 // ---- JSON ---------------------------------------------------------------------------------------
 
-static void print_string(const char *text, size_t length)
-{
-    (void)printf("\"");
-    for (size_t i = 0; i < length; i++) {
-        const unsigned char c = (unsigned char)text[i];
-        if (c == '"' || c == '\\') {
-            (void)printf("\\%c", c);
-        } else if (c < 0x20) {
-            (void)printf("\\u%04x", c);
-        } else {
-            (void)printf("%c", c);
-        }
-    }
-    (void)printf("\"");
-}
-
 static size_t line_length(const char *text)
 {
     const char *end = strchr(text, '\n');
@@ -168,7 +152,7 @@ static void print_blocks(const char *text, bool names)
                 length += line_length(text + length);
             }
             (void)printf("%s", separator);
-            print_string(text, text[length - 1] == '\n' ? length - 1 : length);
+            cli_json_text(text, text[length - 1] == '\n' ? length - 1 : length);
             separator = ", ";
         }
         text += length;

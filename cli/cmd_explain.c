@@ -7,50 +7,6 @@
 #include "cli.h"
 #include "moe/io.h"
 
-// bench/shapes.def: the models whose layers are spoken of by name.
-static const struct {
-    const char *name;
-    int64_t hidden, inter;
-    int32_t experts, top_k;
-} shapes[] = {
-#define MOE_SHAPE(name, hidden, inter, experts, top_k) {name, hidden, inter, experts, top_k},
-#include "../bench/shapes.def"
-#undef MOE_SHAPE
-};
-
-static bool read_shape(const char *text, moe_layer_desc *d)
-{
-    int64_t v[4] = {0, 0, 0, 0};
-    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
-        if (strcmp(text, shapes[i].name) == 0) {
-            d->hidden = shapes[i].hidden;
-            d->inter = shapes[i].inter;
-            d->num_experts = shapes[i].experts;
-            d->top_k = shapes[i].top_k;
-            return true;
-        }
-    }
-    const char *at = text;
-    for (int i = 0; i < 4; i++) {
-        char *end = NULL;
-        v[i] = strtoll(at, &end, 10);
-        if (end == at || *end != (i < 3 ? ',' : '\0') || v[i] < 0 || v[i] > INT32_MAX) {
-            (void)fprintf(stderr, "moe: --shape \"%s\" is neither H,I,E,k nor one of", text);
-            for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++) {
-                (void)fprintf(stderr, " %s", shapes[s].name);
-            }
-            (void)fprintf(stderr, "\n");
-            return false;
-        }
-        at = end + 1;
-    }
-    d->hidden = v[0];
-    d->inter = v[1];
-    d->num_experts = (int32_t)v[2];
-    d->top_k = (int32_t)v[3];
-    return true;
-}
-
 // DIR or DIR:LAYER to a descriptor: the configuration and the tensors say everything.
 static bool read_model(const char *where, moe_layer_desc *d, int *code)
 {
@@ -165,7 +121,7 @@ int cmd_explain(int argc, char **argv)
         if (!read_model(model, &d, &code)) {
             return code;
         }
-    } else if (!read_shape(shape, &d)) {
+    } else if (!cli_shape(shape, &d)) {
         return CLI_USAGE;
     } else {
         set_plain_layer(&d);

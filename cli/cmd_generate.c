@@ -44,7 +44,10 @@ struct generation {
     struct job jobs[MAX_PROMPTS];
     int32_t count;
     bool streams; ///< one prompt, not JSON: characters go out as they are whole
-    bool failed;  ///< writing, or memory
+    bool json, heat_map;
+    int64_t max_tokens;
+    moem_sampling sampling;
+    bool failed; ///< writing, or memory
 };
 
 static bool write_out(const char *bytes, size_t size)
@@ -76,22 +79,6 @@ static bool on_token(void *self, int32_t request, int32_t id)
     return interrupted == 0;
 }
 
-static void print_string(const char *bytes, size_t size)
-{
-    (void)putchar('"');
-    for (size_t i = 0; i < size; i++) {
-        const unsigned char c = (unsigned char)bytes[i];
-        if (c == '"' || c == '\\') {
-            (void)printf("\\%c", c);
-        } else if (c < 0x20) {
-            (void)printf("\\u%04x", c);
-        } else {
-            (void)putchar(c);
-        }
-    }
-    (void)putchar('"');
-}
-
 static void print_ids(const char *name, const moem_ids *ids)
 {
     (void)printf("\"%s\": [", name);
@@ -114,11 +101,11 @@ static void print_json(const struct generation *g, const moem_times *t, const lo
         (void)printf("%s{", i > 0 ? ", " : "");
         if (job->text != NULL) {
             (void)printf("\"prompt\": ");
-            print_string(job->text, strlen(job->text));
+            cli_json_string(job->text);
             (void)printf(", ");
         }
         (void)printf("\"text\": ");
-        print_string(job->written.bytes, job->written.size);
+        cli_json_text(job->written.bytes, job->written.size);
         (void)printf(", ");
         print_ids("prompt_ids", &job->prompt);
         (void)printf(", ");
@@ -158,17 +145,6 @@ static bool print_texts(const struct generation *g)
     return written;
 }
 
-static bool read_real(const char *name, const char *text, double low, double high, double *out)
-{
-    char *end = NULL;
-    *out = strtod(text, &end);
-    if (end == text || *end != '\0' || !(*out >= low) || !(*out <= high)) {
-        (void)fprintf(stderr, "moe: %s \"%s\" is not a number in %g..%g\n", name, text, low, high);
-        return false;
-    }
-    return true;
-}
-
 static int read_prompts(struct generation *g, const char *const *prompts)
 {
     int code = CLI_OK;
@@ -202,118 +178,157 @@ static bool finish_texts(struct generation *g)
     return good;
 }
 
-static int run(struct generation *g, const moem_sampling *sampling, int64_t max_tokens, bool json,
-               bool heat_map)
+// A text ends where the model's context does; a prompt must leave room for one token.
+static int make_requests(const struct generation *g, moem_request *requests)
+{
+    const int64_t context = moem_model_config(g->m.model)->context;
+    for (int32_t i = 0; i < g->count; i++) {
+        const moem_ids *prompt = &g->jobs[i].prompt;
+        const int64_t count = (int64_t)prompt->count;
+        if (count >= context) {
+            (void)fprintf(stderr,
+                          "moe: prompt %d has %" PRId64 " tokens; the model's context of %" PRId64
+                          " must hold one more\n",
+                          (int)i + 1, count, context);
+            return CLI_FAILED;
+        }
+        requests[i] = (moem_request){
+            prompt->ids, count, g->max_tokens < context - count ? g->max_tokens : context - count,
+            g->sampling};
+    }
+    return CLI_OK;
+}
+
+// What is said on stderr once the texts are out.
+static int report(const struct generation *g, const moem_request *requests, const moem_times *t,
+                  const load_table *load)
+{
+    (void)fprintf(stderr,
+                  "prompt: %" PRId64 " tokens, %.1f tokens/s; text: %" PRId64
+                  " tokens, %.1f tokens/s\n",
+                  t->prompt_tokens, rate(t->prompt_tokens, t->prompt_seconds), t->new_tokens,
+                  rate(t->new_tokens, t->decode_seconds));
+    if (g->heat_map) {
+        load_print_map(load, 80, cli_colour(stderr), stderr);
+    }
+    if (interrupted) {
+        (void)fprintf(stderr, "moe: interrupted after %zu tokens\n", g->jobs[0].out.count);
+        return CLI_INTERRUPTED;
+    }
+    for (int32_t i = 0; i < g->count; i++) {
+        const int64_t written = (int64_t)g->jobs[i].out.count;
+        if (written == requests[i].max_tokens && written < g->max_tokens) {
+            (void)fprintf(stderr,
+                          "moe: prompt %d: the model's context of %" PRId64
+                          " tokens is full after %" PRId64 " new ones\n",
+                          (int)i + 1, moem_model_config(g->m.model)->context, written);
+        }
+    }
+    return CLI_OK;
+}
+
+static int run(struct generation *g)
 {
     const moem_config *c = moem_model_config(g->m.model);
     moem_request requests[MAX_PROMPTS];
-    moem_times times;
+    moem_times times = {0};
     const size_t cells = (size_t)(c->layers * moem_model_experts(g->m.model));
     int64_t *counts = calloc(cells, sizeof *counts);
     const load_table load = {counts, c->layers, moem_model_experts(g->m.model)};
+    int code = make_requests(g, requests);
     if (counts == NULL) {
         (void)fprintf(stderr, "moe: no memory for %zu counters\n", cells);
-        return CLI_FAILED;
+        code = CLI_FAILED;
     }
-    for (int32_t i = 0; i < g->count; i++) {
-        const moem_ids *prompt = &g->jobs[i].prompt;
-        requests[i] = (moem_request){prompt->ids, (int64_t)prompt->count, max_tokens, *sampling};
+    if (code == CLI_OK) {
+        catch_interrupt();
+        g->failed = g->streams && !print_prompt(g, &g->jobs[0]);
+        const moe_status status =
+            g->failed ? MOE_OK
+                      : moem_generate(g->m.model, requests, g->count, on_token, g, counts, &times);
+        g->failed = g->failed || !finish_texts(g);
+        code = status == MOE_OK ? CLI_OK : cli_failed(status);
     }
-    catch_interrupt();
-    if (g->streams && !print_prompt(g, &g->jobs[0])) {
-        g->failed = true;
-    }
-    const moe_status status =
-        g->failed ? MOE_OK
-                  : moem_generate(g->m.model, requests, g->count, on_token, g, counts, &times);
-    int code = status == MOE_OK ? CLI_OK : cli_failed(status);
     if (code == CLI_OK && !g->failed) {
-        g->failed = !finish_texts(g);
-        if (json) {
+        if (g->json) {
             print_json(g, &times, &load);
-        } else if (!g->failed && !g->streams) {
+        } else if (!g->streams) {
             g->failed = !print_texts(g);
-        }
-        (void)fprintf(stderr,
-                      "prompt: %" PRId64 " tokens, %.1f tokens/s; text: %" PRId64
-                      " tokens, %.1f tokens/s\n",
-                      times.prompt_tokens, rate(times.prompt_tokens, times.prompt_seconds),
-                      times.new_tokens, rate(times.new_tokens, times.decode_seconds));
-        if (heat_map) {
-            load_print_map(&load, 80, cli_colour(stderr), stderr);
         }
     }
     if (code == CLI_OK && g->failed) {
         (void)fprintf(stderr, "moe: the text could not be written\n");
         code = CLI_FAILED;
-    } else if (code == CLI_OK && interrupted) {
-        (void)fprintf(stderr, "moe: interrupted after %zu tokens\n", g->jobs[0].out.count);
-        code = CLI_INTERRUPTED;
+    } else if (code == CLI_OK) {
+        code = report(g, requests, &times, &load);
     }
     free(counts);
     return code;
 }
 
-int cmd_generate(int argc, char **argv)
+static bool parse(int argc, char **argv, struct generation *g, const char **positional, int *count,
+                  cli_decoder_options *given, const char **device)
 {
-    const char *positional[1 + MAX_PROMPTS];
-    const char *max_text = "100";
+    const char *max_tokens = "100";
     const char *temperature = "0";
     const char *top_p = "1";
     const char *seed = "0";
-    const char *device = NULL;
-    bool json = false;
-    bool heat_map = false;
-    int count = 0;
-    int64_t max_tokens = 0;
     int64_t seed_value = 0;
-    cli_decoder_options given = {0};
-    moem_sampling sampling = {0};
-    const cli_option options[] = {{"max-tokens", &max_text, NULL},
+    const cli_option options[] = {{"max-tokens", &max_tokens, NULL},
                                   {"temperature", &temperature, NULL},
                                   {"top-p", &top_p, NULL},
                                   {"seed", &seed, NULL},
-                                  {"device", &device, NULL},
-                                  {"threads", &given.threads, NULL},
-                                  {"activation", &given.activation, NULL},
-                                  {"no-mmap", NULL, &given.no_mmap},
-                                  {"json", NULL, &json},
-                                  {"heat-map", NULL, &heat_map},
+                                  {"device", device, NULL},
+                                  {"threads", &given->threads, NULL},
+                                  {"activation", &given->activation, NULL},
+                                  {"no-mmap", NULL, &given->no_mmap},
+                                  {"json", NULL, &g->json},
+                                  {"heat-map", NULL, &g->heat_map},
                                   {NULL, NULL, NULL}};
-    if (!cli_parse(argc, argv, options, positional, 1 + MAX_PROMPTS, &count) || count < 2 ||
-        !cli_number("--max-tokens", max_text, 1, INT32_MAX, &max_tokens) ||
-        !cli_number("--seed", seed, 0, INT64_MAX, &seed_value) ||
-        !read_real("--temperature", temperature, 0, 1000, &sampling.temperature) ||
-        !read_real("--top-p", top_p, 1e-9, 1, &sampling.top_p)) {
-        return CLI_USAGE;
-    }
-    int code = CLI_OK;
-    if (device != NULL) { // the decoder's own steps run on the CPU
-        moe_context *ctx = cli_context(NULL, device, &code);
-        moe_context_destroy(ctx);
-        if (ctx == NULL) {
-            return code;
-        }
-    }
-    sampling.seed = (uint64_t)seed_value;
+    const bool good = cli_parse(argc, argv, options, positional, 1 + MAX_PROMPTS, count) &&
+                      *count >= 2 &&
+                      cli_number("--max-tokens", max_tokens, 1, INT32_MAX, &g->max_tokens) &&
+                      cli_number("--seed", seed, 0, INT64_MAX, &seed_value) &&
+                      cli_real("--temperature", temperature, 0, 1000, &g->sampling.temperature) &&
+                      cli_real("--top-p", top_p, 1e-9, 1, &g->sampling.top_p);
+    g->sampling.seed = (uint64_t)seed_value;
+    g->count = *count - 1;
+    g->streams = g->count == 1 && !g->json;
+    return good;
+}
+
+int cmd_generate(int argc, char **argv)
+{
+    const char *positional[1 + MAX_PROMPTS];
+    const char *device = NULL;
+    cli_decoder_options given = {0};
+    int count = 0;
     struct generation *g = calloc(1, sizeof *g);
-    if (g == NULL) {
-        return CLI_FAILED;
+    int code = g == NULL                                                   ? CLI_FAILED
+               : parse(argc, argv, g, positional, &count, &given, &device) ? CLI_OK
+                                                                           : CLI_USAGE;
+    if (code == CLI_OK && device != NULL && strcmp(device, "cpu") != 0) {
+        moe_context *ctx = cli_context(NULL, device, &code); // says what is wrong with the device
+        if (ctx != NULL) {
+            (void)fprintf(stderr, "moe: the decoder runs on device \"cpu\" only\n");
+            code = CLI_UNSUPPORTED;
+        }
+        moe_context_destroy(ctx);
     }
-    g->count = count - 1;
-    g->streams = g->count == 1 && !json;
-    code = cli_decoder_open(positional[0], &given, &g->m);
-    code = code != CLI_OK ? code : read_prompts(g, positional + 1);
     if (code == CLI_OK) {
-        cli_decoder_describe(positional[0], &g->m);
-        code = run(g, &sampling, max_tokens, json, heat_map);
+        code = cli_decoder_open(positional[0], &given, &g->m);
+        code = code != CLI_OK ? code : read_prompts(g, positional + 1);
+        if (code == CLI_OK) {
+            cli_decoder_describe(positional[0], &g->m);
+            code = run(g);
+        }
+        for (int32_t i = 0; i < g->count; i++) {
+            moem_ids_free(&g->jobs[i].prompt);
+            moem_ids_free(&g->jobs[i].out);
+            moem_text_free(&g->jobs[i].written);
+        }
+        cli_decoder_close(&g->m);
     }
-    for (int32_t i = 0; i < g->count; i++) {
-        moem_ids_free(&g->jobs[i].prompt);
-        moem_ids_free(&g->jobs[i].out);
-        moem_text_free(&g->jobs[i].written);
-    }
-    cli_decoder_close(&g->m);
     free(g);
     return code;
 }

@@ -10,28 +10,14 @@ typedef struct printer {
 } printer;
 
 // Reasons hold paths and messages of the system, which may hold anything.
-static void print_json_string(const char *text)
-{
-    (void)putchar('"');
-    for (; *text != '\0'; text++) {
-        const unsigned char c = (unsigned char)*text;
-        if (c < 0x20) {
-            (void)printf("\\u%04x", c);
-        } else {
-            (void)printf("%s%c", c == '"' || c == '\\' ? "\\" : "", c);
-        }
-    }
-    (void)putchar('"');
-}
-
 static int print_backend(void *self, const moe_backend_info *info)
 {
     printer *p = self;
     if (p->json) {
         (void)printf("%s{\"name\": ", p->index++ > 0 ? ", " : "");
-        print_json_string(info->name);
+        cli_json_string(info->name);
         (void)printf(", \"available\": %s, \"reason\": ", info->available ? "true" : "false");
-        print_json_string(info->reason);
+        cli_json_string(info->reason);
         (void)printf("}");
     } else {
         (void)printf("backend %-6s %s: %s\n", info->name, info->available ? "ready" : "absent",

@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// moe: dispatch to commands, and what they share.
-#define _POSIX_C_SOURCE 200809L
+// moe: dispatch to commands; the context and the files that they share.
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "cli.h"
 
@@ -53,75 +51,10 @@ static void usage(FILE *out)
     (void)fprintf(out, "\nexit codes: 0 ok, 1 failed, 2 usage, 3 unsupported, 130 interrupted\n");
 }
 
-bool cli_parse(int argc, char **argv, const cli_option *options, const char **positional, int max,
-               int *count)
-{
-    bool only_positional = false;
-    *count = 0;
-    for (int i = 0; i < argc; i++) {
-        const cli_option *o = options;
-        if (!only_positional && strcmp(argv[i], "--") == 0) {
-            only_positional = true;
-            continue;
-        }
-        if (only_positional || strncmp(argv[i], "--", 2) != 0) {
-            if (*count >= max) {
-                (void)fprintf(stderr, "moe: \"%s\" is one argument too many\n", argv[i]);
-                return false;
-            }
-            positional[(*count)++] = argv[i];
-            continue;
-        }
-        while (o->name != NULL && strcmp(o->name, argv[i] + 2) != 0) {
-            o++;
-        }
-        if (o->name == NULL) {
-            (void)fprintf(stderr, "moe: unknown option \"%s\"\n", argv[i]);
-            return false;
-        }
-        if (o->flag != NULL) {
-            *o->flag = true;
-        } else if (i + 1 < argc) {
-            *o->value = argv[++i];
-        } else {
-            (void)fprintf(stderr, "moe: option \"%s\" needs a value\n", argv[i]);
-            return false;
-        }
-    }
-    return true;
-}
-
-bool cli_number(const char *name, const char *text, int64_t low, int64_t high, int64_t *out)
-{
-    char *end = NULL;
-    errno = 0;
-    const long long value = strtoll(text, &end, 10);
-    if (text[0] == '\0' || *end != '\0' || errno != 0 || value < low || value > high) {
-        (void)fprintf(stderr, "moe: %s \"%s\" is not a whole number in %lld..%lld\n", name, text,
-                      (long long)low, (long long)high);
-        return false;
-    }
-    *out = value;
-    return true;
-}
-
 int cli_failed(moe_status status)
 {
     (void)fprintf(stderr, "moe: %s\n", moe_last_error());
     return status >= 30 && status < 40 ? CLI_UNSUPPORTED : CLI_FAILED;
-}
-
-bool cli_device(const char *text, moe_device_type *out)
-{
-    const moe_device_type types[] = {MOE_DEVICE_CPU, MOE_DEVICE_CUDA, MOE_DEVICE_HIP};
-    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
-        if (strcmp(text, moe_device_name(types[i])) == 0) {
-            *out = types[i];
-            return true;
-        }
-    }
-    (void)fprintf(stderr, "moe: --device \"%s\" is not one of cpu, cuda, hip\n", text);
-    return false;
 }
 
 moe_context *cli_context(const char *threads, const char *device, int *code)
@@ -180,12 +113,6 @@ char *cli_read_file(const char *path, size_t most, size_t *size)
     return text;
 }
 
-bool cli_colour(FILE *stream)
-{
-    const char *off = getenv("NO_COLOR");
-    return (off == NULL || off[0] == '\0') && isatty(fileno(stream));
-}
-
 int main(int argc, char **argv)
 {
     if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
@@ -202,7 +129,7 @@ int main(int argc, char **argv)
             if (code == CLI_USAGE) {
                 (void)fprintf(stderr, "usage: %s\n", commands[i].usage);
             }
-            if (fflush(stdout) != 0) {
+            if (fflush(stdout) != 0 || ferror(stdout)) {
                 (void)fprintf(stderr, "moe: writing to standard output: %s\n", strerror(errno));
                 return CLI_FAILED;
             }

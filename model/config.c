@@ -11,7 +11,8 @@
 #include "model/model.h"
 
 #define MAX_FILE (16 << 20) // bytes of a configuration
-#define MAX_DIM  (1 << 24)  // of sizes in it; products stay far below 2^63
+#define MAX_PATH 4096
+#define MAX_DIM  (1 << 24) // of sizes in it; products stay far below 2^63
 
 /// A file being read: its values and its name for messages.
 struct source {
@@ -236,10 +237,24 @@ static moe_status fill(const struct source *s, moem_config *c)
     return status ? status : add_eos(s, c);
 }
 
+moe_status moem_config_parse(const char *text, size_t size, const char *label, moem_config *out)
+{
+    struct source s = {NULL, label};
+    moem_config c;
+    memset(&c, 0, sizeof c);
+    moe_status status = parse(text, size, label, &s.root);
+    status = status ? status : fill(&s, &c);
+    json_decref(s.root);
+    if (status == MOE_OK) {
+        *out = c;
+    }
+    return status;
+}
+
 // generation_config.json may name more end-of-text tokens; it is optional.
 static moe_status generation(const char *dir, moem_config *c)
 {
-    char path[4096];
+    char path[MAX_PATH];
     char *text = NULL;
     size_t size = 0;
     (void)snprintf(path, sizeof path, "%s/generation_config.json", dir);
@@ -261,20 +276,16 @@ static moe_status generation(const char *dir, moem_config *c)
 
 moe_status moem_config_read(const char *dir, moem_config *out, char **text, size_t *size)
 {
-    char path[4096];
+    char path[MAX_PATH];
     char *bytes = NULL;
     size_t length = 0;
-    struct source s = {NULL, path};
     const int n = snprintf(path, sizeof path, "%s/config.json", dir);
     if (n < 0 || (size_t)n + 32 >= sizeof path) { // room for the other file's name
         return moe_fail(MOE_E_ARGUMENT, "path of %d bytes, at most %zu", n, sizeof path - 33);
     }
-    memset(out, 0, sizeof *out);
     moe_status status = read_file(path, &bytes, &length);
-    status = status ? status : parse(bytes, length, path, &s.root);
-    status = status ? status : fill(&s, out);
+    status = status ? status : moem_config_parse(bytes, length, path, out);
     status = status ? status : generation(dir, out);
-    json_decref(s.root);
     if (status == MOE_OK && text != NULL) {
         *text = bytes;
         *size = length;

@@ -39,6 +39,10 @@ typedef struct moem_config {
 /// to be freed, NULL if not wanted. Errors: IO, MALFORMED, UNSUPPORTED, LIMIT, NO_MEMORY.
 moe_status moem_config_read(const char *dir, moem_config *out, char **text, size_t *size);
 
+/// The same from the bytes of a config.json; `label` names it in messages, `out` is untouched on
+/// failure. Errors: MALFORMED, UNSUPPORTED, LIMIT.
+moe_status moem_config_parse(const char *text, size_t size, const char *label, moem_config *out);
+
 /// Rotary frequencies [head_dim / 2] as float32, the way transformers rounds them.
 /// Source: Su et al., RoFormer, 2021; Peng et al., YaRN, 2023, §3.2.
 void moem_rope_frequencies(const moem_config *config, float *out);

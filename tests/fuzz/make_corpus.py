@@ -314,10 +314,45 @@ DIALECTS = {
 }
 
 
+DECODER = {
+    "model_type": "gpt_oss", "hidden_size": 288, "vocab_size": 4096, "num_hidden_layers": 4, "num_attention_heads": 8,
+    "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 512, "sliding_window": 128, "rms_norm_eps": 1e-5,
+    "rope_theta": 150000.0, "eos_token_id": 0, "layer_types": ["sliding_attention", "full_attention"] * 2,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "beta_fast": 32.0, "beta_slow": 1.0}
+
+DECODERS = {
+    "plain": text(DECODER),
+    "yarn": text({**DECODER, "rope_scaling": {**YARN, "truncate": False}}),
+    "five": text({**DECODER, "rope_parameters": {**YARN, "rope_theta": 1e6, "mscale": 1.0, "mscale_all_dim": 0.5}}),
+    "no-factor": text({**DECODER, "rope_scaling": {"rope_type": "yarn", "beta_fast": 1e-300, "beta_slow": 0}}),
+    "eos-list": text({**DECODER, "eos_token_id": [1, 2, 2, 4095], "tie_word_embeddings": True}),
+    "eos-large": text({**DECODER, "eos_token_id": 4096}),
+    "no-window": text({k: v for k, v in DECODER.items() if k != "sliding_window"}),
+    "linear": text({**DECODER, "rope_scaling": {"type": "linear", "factor": 2}}),
+    "heads": text({**DECODER, "num_attention_heads": 7}),
+    "huge": text({**DECODER, "hidden_size": 2**62}),
+    "layers": text({**DECODER, "num_hidden_layers": 1025}),
+    "class": text({**DECODER, "model_type": "qwen3_moe"}),
+}
+
+COMMANDS = {
+    "numbers": b"0\0-5\0 7\0+7\x00001000\x001001\0\x0099999999999999999999\x001e3\x000x10",
+    "reals": b"0.5\0.5\0-0\0nan\0inf\x001e400\x002.0x\x001e-400",
+    "shapes": b"64,32,8,2\0gpt-oss-20b\x0064,32,8\x001,2,3,4,5\0,,,\x00-1,2,3,4\x002147483648,1,1,1",
+    "places": b"models/tiny:3\0a:b:4\0:\0x:-1\0/\0cpu\0cuda\0tpu",
+    "options": b"--value\x003\0--flag\0a\0--\0--b",
+    "lacking": b"--value",
+    "unknown": b"--what\0--",
+    "many": b"a\0b\0c\0d\0e",
+}
+
+
 def main():
     base = pathlib.Path(__file__).parent / "corpus"
     for target, seeds in (("safetensors", SAFETENSORS), ("index", INDEX), ("json", JSON), ("config", CONFIGS),
-                          ("dialects", DIALECTS), ("tokenizer", TOKENIZER)):
+                          ("dialects", DIALECTS), ("tokenizer", TOKENIZER),
+                          ("model_config", DECODERS), ("cli", COMMANDS)):
         folder = base / target
         folder.mkdir(parents=True, exist_ok=True)
         for name, seed in seeds.items():
