@@ -71,11 +71,13 @@ static moe_status integer(const struct source *s, const char *key, int64_t low, 
         return fallback >= low ? MOE_OK
                                : moe_fail(MOE_E_MALFORMED, "%s: \"%s\" is missing", s->path, key);
     }
-    if (!json_is_integer(value) || json_integer_value(value) < low ||
-        json_integer_value(value) > high) {
-        return moe_fail(MOE_E_MALFORMED, "%s: \"%s\" is %lld, must be a whole number in %lld..%lld",
-                        s->path, key, (long long)json_integer_value(value), (long long)low,
-                        (long long)high);
+    if (!json_is_integer(value)) {
+        return moe_fail(MOE_E_MALFORMED, "%s: \"%s\" must be a whole number in %lld..%lld", s->path,
+                        key, (long long)low, (long long)high);
+    }
+    if (json_integer_value(value) < low || json_integer_value(value) > high) {
+        return moe_fail(MOE_E_MALFORMED, "%s: \"%s\" is %lld, must be in %lld..%lld", s->path, key,
+                        (long long)json_integer_value(value), (long long)low, (long long)high);
     }
     *out = json_integer_value(value);
     return MOE_OK;
