@@ -46,13 +46,14 @@ static moe_status read_file(const char *path, char **text, size_t *size)
 static moe_status parse(const char *text, size_t size, const char *path, json_t **out)
 {
     json_error_t error;
-    *out = json_loadb(text, size, JSON_REJECT_DUPLICATES, &error);
-    if (*out == NULL || !json_is_object(*out)) {
-        json_decref(*out);
-        return moe_fail(MOE_E_MALFORMED, "%s: %s", path,
-                        *out == NULL ? error.text : "not a JSON object");
+    json_t *root = json_loadb(text, size, JSON_REJECT_DUPLICATES, &error);
+    if (json_is_object(root)) {
+        *out = root;
+        return MOE_OK;
     }
-    return MOE_OK;
+    const char *why = root == NULL ? error.text : "not a JSON object";
+    json_decref(root);
+    return moe_fail(MOE_E_MALFORMED, "%s: %s", path, why);
 }
 
 // A key that is absent or null has the fallback.

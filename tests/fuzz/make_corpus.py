@@ -334,6 +334,7 @@ DECODERS = {
     "huge": text({**DECODER, "hidden_size": 2**62}),
     "layers": text({**DECODER, "num_hidden_layers": 1025}),
     "class": text({**DECODER, "model_type": "qwen3_moe"}),
+    "array": b"[]",
 }
 
 COMMANDS = {
