@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // moe generate: prompts in, text out as it comes; several prompts run as one batch.
 #define _POSIX_C_SOURCE 200809L
+#include <errno.h>
 #include <inttypes.h>
 #include <math.h>
 #include <signal.h>
@@ -27,7 +28,7 @@ static void catch_interrupt(void)
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_handler = on_interrupt;
-    action.sa_flags = (int)SA_RESETHAND;
+    action.sa_flags = (int)(SA_RESETHAND | SA_RESTART);
     (void)sigaction(SIGINT, &action, NULL);
 }
 
@@ -50,9 +51,13 @@ struct generation {
     bool failed; ///< writing, or memory
 };
 
+static int write_error; // errno of the first write that failed
+
 static bool write_out(const char *bytes, size_t size)
 {
-    return fwrite(bytes, 1, size, stdout) == size && fflush(stdout) == 0;
+    const bool good = fwrite(bytes, 1, size, stdout) == size && fflush(stdout) == 0;
+    write_error = good || write_error != 0 ? write_error : errno;
+    return good;
 }
 
 static bool on_token(void *self, int32_t request, int32_t id)
@@ -212,7 +217,11 @@ static int report(const struct generation *g, const moem_request *requests, cons
         load_print_map(load, 80, cli_colour(stderr), stderr);
     }
     if (interrupted) {
-        (void)fprintf(stderr, "moe: interrupted after %zu tokens\n", g->jobs[0].out.count);
+        size_t written = 0;
+        for (int32_t i = 0; i < g->count; i++) {
+            written += g->jobs[i].out.count;
+        }
+        (void)fprintf(stderr, "moe: interrupted after %zu tokens\n", written);
         return CLI_INTERRUPTED;
     }
     for (int32_t i = 0; i < g->count; i++) {
@@ -257,7 +266,8 @@ static int run(struct generation *g)
         }
     }
     if (code == CLI_OK && g->failed) {
-        (void)fprintf(stderr, "moe: the text could not be written\n");
+        (void)fprintf(stderr, "moe: the text could not be written: %s\n",
+                      write_error != 0 ? strerror(write_error) : "no memory");
         code = CLI_FAILED;
     } else if (code == CLI_OK) {
         code = report(g, requests, &times, &load);
@@ -285,9 +295,15 @@ static bool parse(int argc, char **argv, struct generation *g, const char **posi
                                   {"json", NULL, &g->json},
                                   {"heat-map", NULL, &g->heat_map},
                                   {NULL, NULL, NULL}};
-    const bool good = cli_parse(argc, argv, options, positional, 1 + MAX_PROMPTS, count) &&
-                      *count >= 2 &&
-                      cli_number("--max-tokens", max_tokens, 1, INT32_MAX, &g->max_tokens) &&
+    if (!cli_parse(argc, argv, options, positional, 1 + MAX_PROMPTS, count)) {
+        return false;
+    }
+    if (*count < 2) {
+        (void)fprintf(stderr, "moe: generate needs %s\n",
+                      *count == 0 ? "the folder of a model" : "a prompt (\"-\": standard input)");
+        return false;
+    }
+    const bool good = cli_number("--max-tokens", max_tokens, 1, INT32_MAX, &g->max_tokens) &&
                       cli_number("--seed", seed, 0, INT64_MAX, &seed_value) &&
                       cli_real("--temperature", temperature, 0, 1000, &g->sampling.temperature) &&
                       cli_real("--top-p", top_p, 1e-9, 1, &g->sampling.top_p);

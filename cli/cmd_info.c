@@ -31,9 +31,11 @@ static int print_kernel(void *self, const moe_kernel_info *info)
     printer *p = self;
     if (p->json) {
         (void)printf("%s{\"name\": \"%s\", \"backend\": \"%s\", \"op\": \"%s\", \"isa\": \"%s\", "
-                     "\"arith\": \"%s\", \"available\": %s, \"why\": \"%s\"}",
+                     "\"arith\": \"%s\", \"available\": %s, \"why\": ",
                      p->index++ > 0 ? ", " : "", info->name, info->backend, info->op, info->isa,
-                     info->arith, info->available ? "true" : "false", info->why);
+                     info->arith, info->available ? "true" : "false");
+        cli_json_string(info->why);
+        (void)printf("}");
     } else {
         (void)printf("%-44s %-8s %-9s %s%s\n", info->name, info->isa, info->arith,
                      info->available ? "ready" : "no: ", info->why);

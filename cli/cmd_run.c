@@ -260,11 +260,12 @@ static void report(const struct run *r, const struct request *q)
 {
     const char *dialect = moe_checkpoint_layer_dialect(r->layer);
     if (q->json) {
-        (void)printf("{\"layer\": %s, \"dialect\": \"%s\", \"tokens\": %" PRId64
+        (void)printf("{\"layer\": %lld, \"dialect\": \"%s\", \"tokens\": %" PRId64
                      ", \"hidden\": %" PRId64 ", \"dtype\": \"%s\", \"in_place\": %s, "
                      "\"threads\": %d, \"output\": ",
-                     q->layer, dialect, r->tokens, r->desc.hidden, moe_dtype_name(r->y.dtype),
-                     r->memory == NULL ? "true" : "false", moe_context_num_threads(r->ctx));
+                     strtoll(q->layer, NULL, 10), dialect, r->tokens, r->desc.hidden,
+                     moe_dtype_name(r->y.dtype), r->memory == NULL ? "true" : "false",
+                     moe_context_num_threads(r->ctx));
         cli_json_string(q->output);
         (void)printf("}\n");
         return;

@@ -40,8 +40,14 @@ int cmd_stats(int argc, char **argv)
                                   {"no-mmap", NULL, &given.no_mmap},
                                   {"activation", &given.activation, NULL},
                                   {NULL, NULL, NULL}};
-    if (!cli_parse(argc, argv, options, &dir, 1, &count) || dir == NULL || file == NULL ||
-        csv + svg + json > 1) {
+    if (!cli_parse(argc, argv, options, &dir, 1, &count)) {
+        return CLI_USAGE;
+    }
+    if (dir == NULL || file == NULL || csv + svg + json > 1) {
+        (void)fprintf(stderr, "moe: stats needs %s\n",
+                      dir == NULL    ? "the folder of a model"
+                      : file == NULL ? "--text FILE"
+                                     : "at most one of --csv, --svg, --json");
         return CLI_USAGE;
     }
     if (window != NULL && !cli_number("--window", window, 2, INT32_MAX, &tokens)) {

@@ -97,7 +97,9 @@ int cli_encode_file(const cli_decoder *m, const char *path, moem_ids *out)
 {
     size_t size = 0;
     char *text = cli_read_file(path, MAX_TEXT, &size);
-    const int code = text != NULL ? cli_encode(m, path, text, size, out) : CLI_FAILED;
+    const int code = text != NULL ? cli_encode(m, strcmp(path, "-") == 0 ? "standard input" : path,
+                                               text, size, out)
+                                  : CLI_FAILED;
     free(text);
     return code;
 }

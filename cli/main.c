@@ -104,7 +104,8 @@ char *cli_read_file(const char *path, size_t most, size_t *size)
         (void)fclose(file);
     }
     if (failed) {
-        (void)fprintf(stderr, "moe: %s: cannot be read: %s (at most %zu bytes)\n", path, why, most);
+        (void)fprintf(stderr, "moe: %s: cannot be read: %s\n", standard ? "standard input" : path,
+                      why);
         free(text);
         return NULL;
     }
@@ -125,11 +126,15 @@ int main(int argc, char **argv)
     }
     for (size_t i = 0; i < NUM_COMMANDS; i++) {
         if (strcmp(argv[1], commands[i].name) == 0) {
+            if (argc > 2 && strcmp(argv[2], "--help") == 0) {
+                (void)printf("%s\n", commands[i].usage);
+                return CLI_OK;
+            }
             const int code = commands[i].run(argc - 2, argv + 2);
             if (code == CLI_USAGE) {
                 (void)fprintf(stderr, "usage: %s\n", commands[i].usage);
             }
-            if (fflush(stdout) != 0 || ferror(stdout)) {
+            if (code == CLI_OK && (fflush(stdout) != 0 || ferror(stdout))) {
                 (void)fprintf(stderr, "moe: writing to standard output: %s\n", strerror(errno));
                 return CLI_FAILED;
             }

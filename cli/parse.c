@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Options, numbers and names of a command line; each says on stderr what it does not take.
+#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +18,14 @@ bool cli_parse(int argc, char **argv, const cli_option *options, const char **po
         if (!only_positional && strcmp(argv[i], "--") == 0) {
             only_positional = true;
             continue;
+        }
+        // A letter after one dash is somebody's habit from another program, hardly a text.
+        if (!only_positional && argv[i][0] == '-' && isalpha((unsigned char)argv[i][1])) {
+            (void)fprintf(stderr,
+                          "moe: unknown option \"%s\"; options begin with --, and -- stands before "
+                          "a text that looks like one\n",
+                          argv[i]);
+            return false;
         }
         if (only_positional || strncmp(argv[i], "--", 2) != 0) {
             if (*count >= max) {
@@ -65,8 +74,8 @@ bool cli_real(const char *name, const char *text, double low, double high, doubl
 {
     char *end = NULL;
     *out = strtod(text, &end);
-    if (text[0] == '\0' || strchr("-.0123456789", text[0]) == NULL || end == text || *end != '\0' ||
-        !(*out >= low) || !(*out <= high)) {
+    if (text[0] == '\0' || strspn(text, "+-.0123456789eE") != strlen(text) || end == text ||
+        *end != '\0' || !(*out >= low) || !(*out <= high)) {
         (void)fprintf(stderr, "moe: %s \"%s\" is not a number in %g..%g\n", name, text, low, high);
         return false;
     }
@@ -127,7 +136,8 @@ bool cli_shape(const char *text, moe_layer_desc *d)
     for (int i = 0; i < 4; i++) {
         char *end = NULL;
         v[i] = strtoll(at, &end, 10);
-        if (end == at || *end != (i < 3 ? ',' : '\0') || v[i] < 0 || v[i] > INT32_MAX) {
+        if (!isdigit((unsigned char)*at) || *end != (i < 3 ? ',' : '\0') || v[i] < 0 ||
+            v[i] > INT32_MAX) {
             (void)fprintf(stderr, "moe: --shape \"%s\" is neither H,I,E,k nor one of", text);
             for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++) {
                 (void)fprintf(stderr, " %s", shapes[s].name);

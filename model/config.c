@@ -89,11 +89,25 @@ static moe_status number(const struct source *s, const json_t *object, const cha
 {
     const json_t *value = find(object, key);
     *out = value == NULL ? fallback : json_number_value(value);
-    if ((value != NULL && !json_is_number(value)) || !(*out >= low) || !isfinite(*out)) {
+    if (value != NULL && !json_is_number(value)) {
+        return moe_fail(MOE_E_MALFORMED, "%s: \"%s\" must be a number", s->path, key);
+    }
+    if (!(*out >= low) || !isfinite(*out)) {
         return moe_fail(MOE_E_MALFORMED, "%s: \"%s\" is %g, must be a number of at least %g",
                         s->path, key, *out, low);
     }
     return MOE_OK;
+}
+
+// A setting that is true or false; absent: the fallback.
+static moe_status boolean(const struct source *s, const json_t *object, const char *key,
+                          bool fallback, bool *out)
+{
+    const json_t *value = find(object, key);
+    *out = value == NULL ? fallback : json_is_true(value);
+    return value == NULL || json_is_boolean(value)
+               ? MOE_OK
+               : moe_fail(MOE_E_MALFORMED, "%s: \"%s\" must be true or false", s->path, key);
 }
 
 static moe_status sizes(const struct source *s, moem_config *c)
@@ -118,8 +132,7 @@ static moe_status sizes(const struct source *s, moem_config *c)
                         s->path, (long long)c->heads, (long long)c->kv_heads,
                         (long long)c->head_dim);
     }
-    c->tied = json_is_true(find(s->root, "tie_word_embeddings"));
-    return status;
+    return status ? status : boolean(s, s->root, "tie_word_embeddings", false, &c->tied);
 }
 
 // Settings that would change the computation, where present, must be those that are computed.
@@ -167,9 +180,16 @@ static moe_status rope(const struct source *s, moem_config *c)
 {
     const json_t *five = find(s->root, "rope_parameters");
     const json_t *scaling = five != NULL ? five : find(s->root, "rope_scaling");
-    const json_t *named = find(scaling, "rope_type");
-    const char *type = json_string_value(named != NULL ? named : find(scaling, "type"));
-    type = type == NULL ? "default" : type;
+    const char *key = find(scaling, "rope_type") != NULL ? "rope_type" : "type";
+    const json_t *named = find(scaling, key);
+    const char *type = named != NULL ? json_string_value(named) : "default";
+    if ((scaling != NULL && !json_is_object(scaling)) || type == NULL) {
+        return moe_fail(MOE_E_MALFORMED, "%s: \"%s\" must be %s", s->path,
+                        type == NULL   ? key
+                        : five != NULL ? "rope_parameters"
+                                       : "rope_scaling",
+                        type == NULL ? "a string" : "an object");
+    }
     const double absent = -1; // below what any of these may be
     double mscale = absent;
     double mscale_all = absent;
@@ -198,8 +218,7 @@ static moe_status rope(const struct source *s, moem_config *c)
         mscale > 0 && mscale_all > 0 ? (1 + mscale * grow) / (1 + mscale_all * grow) : 1 + grow;
     status =
         status ? status : number(s, scaling, "attention_factor", 0, standard, &c->rope_attention);
-    c->rope_truncate = !json_is_false(find(scaling, "truncate"));
-    return status;
+    return status ? status : boolean(s, scaling, "truncate", true, &c->rope_truncate);
 }
 
 static moe_status add_eos(const struct source *s, moem_config *c)

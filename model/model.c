@@ -152,6 +152,11 @@ static moe_status open_tensors(moem_model *m, const char *config, size_t size,
     for (int64_t i = 0; status == MOE_OK && i < c->layers; i++) {
         status = open_attention(m, i, &m->layers[i]);
         status = status ? status : open_experts(m, i, config, size, options, &m->layers[i]);
+        if (status != MOE_OK) {
+            char why[512];
+            (void)snprintf(why, sizeof why, "%s", moe_last_error());
+            return moe_fail(status, "layer %" PRId64 ": %s", i, why);
+        }
     }
     return status;
 }
