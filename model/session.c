@@ -66,7 +66,8 @@ static bool allocate_caches(moem_session *s)
 
 static float *floats(int64_t rows, int64_t width)
 {
-    return moem_allocate((size_t)(rows * width) * sizeof(float), 0);
+    const int64_t most = INT64_MAX / (int64_t)sizeof(float) / 2;
+    return rows > most / width ? NULL : moem_allocate((size_t)(rows * width) * sizeof(float), 0);
 }
 
 static bool allocate_buffers(moem_session *s)
