@@ -26,7 +26,19 @@ void *moem_allocate(size_t bytes, size_t align)
                                     : aligned_alloc(align, (bytes + align - 1) / align * align);
 }
 
-// A tensor of the checkpoint with `ndim` dimensions; the shape given is the shape it must have.
+// "2, 3"; MOE_MAX_DIMS numbers of 20 digits fit 128 bytes.
+static void shape_text(const moe_tensor *t, char *out, size_t size)
+{
+    size_t used = 0;
+    out[0] = '\0';
+    for (int32_t d = 0; d < t->ndim && used < size; d++) {
+        const int n =
+            snprintf(out + used, size - used, "%s%" PRId64, d > 0 ? ", " : "", t->shape[d]);
+        used += n > 0 ? (size_t)n : 0;
+    }
+}
+
+// A tensor of the checkpoint: [rows, columns], or [rows] where columns is 0.
 static moe_status find(const moem_model *m, const char *name, int64_t rows, int64_t columns,
                        moe_tensor *out)
 {
@@ -36,11 +48,12 @@ static moe_status find(const moem_model *m, const char *name, int64_t rows, int6
         return status;
     }
     if (out->ndim != ndim || out->shape[0] != rows || (columns > 0 && out->shape[1] != columns)) {
-        return moe_fail(MOE_E_SHAPE,
-                        "%s has shape [%" PRId64 "%s%.0" PRId64 "], must be [%" PRId64
-                        "%s%.0" PRId64 "]",
-                        name, out->shape[0], out->ndim > 1 ? ", " : "",
-                        out->ndim > 1 ? out->shape[1] : 0, rows, columns > 0 ? ", " : "", columns);
+        char have[128];
+        char must[128];
+        const moe_tensor shape = {.ndim = ndim, .shape = {rows, columns}};
+        shape_text(out, have, sizeof have);
+        shape_text(&shape, must, sizeof must);
+        return moe_fail(MOE_E_SHAPE, "%s has shape [%s], must be [%s]", name, have, must);
     }
     if (out->dtype != MOE_BF16 && out->dtype != MOE_F16 && out->dtype != MOE_F32) {
         return moe_fail(MOE_E_DTYPE, "%s is %s, must be bf16, f16 or f32", name,
@@ -168,6 +181,11 @@ moe_status moem_model_open(const char *dir, const moem_options *options, moem_mo
     moe_context_desc desc = moe_context_desc_default();
     char *config = NULL;
     size_t size = 0;
+    if (options->max_batch < 0) {
+        return moe_fail(MOE_E_ARGUMENT,
+                        "moem_model_open: max_batch = %" PRId64 ", must be at least 0",
+                        options->max_batch);
+    }
     moem_model *m = calloc(1, sizeof *m);
     if (m == NULL) {
         return moe_fail(MOE_E_NO_MEMORY, "%s: no memory for the model", dir);

@@ -66,7 +66,7 @@ static bool allocate_caches(moem_session *s)
 
 static float *floats(int64_t rows, int64_t width)
 {
-    const int64_t most = INT64_MAX / (int64_t)sizeof(float) / 2;
+    const int64_t most = INT64_MAX / (int64_t)sizeof(float);
     return rows > most / width ? NULL : moem_allocate((size_t)(rows * width) * sizeof(float), 0);
 }
 

@@ -34,8 +34,9 @@ static const char small_config[] =
 /// One tensor that is not as it should be. name NULL: none.
 typedef struct small_change {
     const char *name;
-    bool drop, nan;
-    moe_dtype dtype; ///< if ndim > 0, with the shape
+    bool drop, nan, zero;
+    const char *alias; ///< the tensor whose numbers it has
+    moe_dtype dtype;   ///< if ndim > 0, with the shape
     int ndim;
     int64_t shape[3];
 } small_change;
@@ -45,7 +46,6 @@ struct small_writer {
     char names[80][256];
     void *memory[80];
     size_t count;
-    moec_rng rng;
     const small_change *change;
 };
 
@@ -64,6 +64,11 @@ static inline void small_add(struct small_writer *w, const char *prefix, const c
         ndim = c->ndim;
         shape = c->shape;
     }
+    // Numbers of its own, whatever else the file holds.
+    moec_rng rng = {1};
+    for (const char *at = changed && c->alias != NULL ? c->alias : w->names[i]; *at != '\0'; at++) {
+        rng.state = rng.state * 131 + (unsigned char)*at;
+    }
     moe_tensor t = {.dtype = dtype, .ndim = ndim};
     int64_t n = 1;
     for (int d = ndim; d-- > 0;) {
@@ -75,11 +80,13 @@ static inline void small_add(struct small_writer *w, const char *prefix, const c
     const bool scales = strstr(name, "_scales") != NULL;
     const bool norm = strstr(name, "norm") != NULL;
     for (int64_t k = 0; k < n; k++) {
-        const float value = (float)moec_normal(&w->rng) * 0.25f + (norm ? 1.0f : 0.0f);
+        const float value = (float)moec_normal(&rng) * 0.25f + (norm ? 1.0f : 0.0f);
         uint32_t bits;
         memcpy(&bits, &value, sizeof bits);
         if (changed && c->nan) {
             bits = UINT32_MAX;
+        } else if (changed && c->zero) {
+            bits = 0;
         }
         if (dtype == MOE_BF16) {
             ((uint16_t *)w->memory[i])[k] = (uint16_t)(bits >> 16);
@@ -87,7 +94,7 @@ static inline void small_add(struct small_writer *w, const char *prefix, const c
             ((uint32_t *)w->memory[i])[k] = bits;
         } else if (dtype == MOE_U8) {
             ((uint8_t *)w->memory[i])[k] =
-                (uint8_t)(scales ? 121 + moec_below(&w->rng, 3) : moec_below(&w->rng, 256));
+                (uint8_t)(scales ? 121 + moec_below(&rng, 3) : moec_below(&rng, 256));
         }
     }
     w->entries[i] = (moe_file_entry){w->names[i], t};
@@ -163,7 +170,6 @@ static inline void small_write_tensors(const char *dir, const small_change *chan
     static const small_change none;
     struct small_writer *w = calloc(1, sizeof *w);
     char path[512];
-    w->rng = (moec_rng){7};
     w->change = change != NULL ? change : &none;
     small_add(w, "", "model.embed_tokens.weight", MOE_F32, 2,
               (int64_t[]){SMALL_VOCAB, SMALL_HIDDEN});

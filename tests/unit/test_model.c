@@ -387,14 +387,25 @@ static void test_generate_refusals(const moem_model *model)
 
 static void test_broken_weights(void)
 {
-    static const small_change broken = {.name = "lm_head.weight", .nan = true};
-    struct heard heard = {.total = 0};
+    static const char *const names[] = {"lm_head.weight", "model.norm.weight",
+                                        "model.layers.0.mlp.experts.down_proj_bias",
+                                        "model.layers.2.self_attn.k_proj.weight"};
     const moem_request r = {prompt, 5, 4, {0, 1, 0}};
-    small_write_tensors(dir, &broken);
+    for (size_t i = 0; i < COUNT(names); i++) {
+        const small_change broken = {.name = names[i], .nan = true};
+        struct heard heard = {.total = 0};
+        small_write_tensors(dir, &broken);
+        moem_model *model = open_model(dir, 0);
+        small_refused(moem_generate(model, &r, 1, hear, &heard, NULL, NULL), MOE_E_VALUE,
+                      "at position 5 is not a number", names[i]);
+        CHECK(heard.total == 0, "%s: tokens of NaN", names[i]);
+        moem_model_close(model);
+    }
+    // Router logits that are NaN count as -inf (moe/routing.h): the experts get no weight.
+    const small_change router = {.name = "model.layers.1.mlp.router.weight", .nan = true};
+    small_write_tensors(dir, &router);
     moem_model *model = open_model(dir, 0);
-    small_refused(moem_generate(model, &r, 1, hear, &heard, NULL, NULL), MOE_E_VALUE,
-                  "the logit of token 0 at position 5 is not a number", "NaN");
-    CHECK(heard.total == 0, "tokens of NaN");
+    check_batch("NaN in a router", model, &r, 1);
     moem_model_close(model);
     small_write_tensors(dir, NULL);
 }
