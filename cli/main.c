@@ -86,7 +86,7 @@ char *cli_read_file(const char *path, size_t most, size_t *size)
     size_t capacity = 0;
     size_t count = 0;
     bool failed = file == NULL;
-    const char *why = failed ? strerror(errno) : NULL;
+    const char *why = failed ? strerror(errno) : NULL; // NULL: too long
     while (!failed && !feof(file)) {
         if (capacity - count < 2) {
             char *more = realloc(text, capacity = 2 * capacity + 65536);
@@ -97,15 +97,19 @@ char *cli_read_file(const char *path, size_t most, size_t *size)
         if (!failed) {
             count += fread(text + count, 1, capacity - count - 1, file);
             failed = ferror(file) || count > most;
-            why = ferror(file) ? strerror(errno) : "too long";
+            why = ferror(file) ? strerror(errno) : NULL;
         }
     }
     if (file != NULL && !standard) {
         (void)fclose(file);
     }
     if (failed) {
-        (void)fprintf(stderr, "moe: %s: cannot be read: %s\n", standard ? "standard input" : path,
-                      why);
+        const char *name = standard ? "standard input" : path;
+        if (why != NULL) {
+            (void)fprintf(stderr, "moe: %s: cannot be read: %s\n", name, why);
+        } else {
+            (void)fprintf(stderr, "moe: %s: more than %zu bytes\n", name, most);
+        }
         free(text);
         return NULL;
     }
@@ -114,31 +118,37 @@ char *cli_read_file(const char *path, size_t most, size_t *size)
     return text;
 }
 
+// An exit code, once all that was printed is out.
+static int finish(int code)
+{
+    if (code == CLI_OK && (fflush(stdout) != 0 || ferror(stdout))) {
+        (void)fprintf(stderr, "moe: writing to standard output: %s\n", strerror(errno));
+        return CLI_FAILED;
+    }
+    return code;
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
         usage(argc < 2 ? stderr : stdout);
-        return argc < 2 ? CLI_USAGE : CLI_OK;
+        return finish(argc < 2 ? CLI_USAGE : CLI_OK);
     }
     if (strcmp(argv[1], "--version") == 0) {
         (void)printf("moe %s\n", moe_version_string());
-        return CLI_OK;
+        return finish(CLI_OK);
     }
     for (size_t i = 0; i < NUM_COMMANDS; i++) {
         if (strcmp(argv[1], commands[i].name) == 0) {
             if (argc > 2 && strcmp(argv[2], "--help") == 0) {
                 (void)printf("%s\n", commands[i].usage);
-                return CLI_OK;
+                return finish(CLI_OK);
             }
             const int code = commands[i].run(argc - 2, argv + 2);
             if (code == CLI_USAGE) {
                 (void)fprintf(stderr, "usage: %s\n", commands[i].usage);
             }
-            if (code == CLI_OK && (fflush(stdout) != 0 || ferror(stdout))) {
-                (void)fprintf(stderr, "moe: writing to standard output: %s\n", strerror(errno));
-                return CLI_FAILED;
-            }
-            return code;
+            return finish(code);
         }
     }
     (void)fprintf(stderr, "moe: unknown command \"%s\"; moe --help lists them\n", argv[1]);
