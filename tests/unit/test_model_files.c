@@ -90,6 +90,8 @@ static void test_config_refusals(void)
     small_refused(moem_config_read(dir, c, NULL, NULL), M, "config.json", "half a file");
     small_text(dir, "config.json", "{\"a\":1,\"a\":2}");
     small_refused(moem_config_read(dir, c, NULL, NULL), M, "duplicate object key", "a key twice");
+    small_text(dir, "config.json", "[1]");
+    small_refused(moem_config_read(dir, c, NULL, NULL), M, "not a JSON object", "an array");
     small_text(dir, "config.json", "");
     small_refused(moem_config_read(dir, c, NULL, NULL), M, "config.json", "an empty file");
     small_refused(moem_config_read("/nowhere/at all", c, NULL, NULL), MOE_E_IO,
