@@ -183,6 +183,17 @@ static moe_status rope(const struct source *s, moem_config *c)
     const char *key = find(scaling, "rope_type") != NULL ? "rope_type" : "type";
     const json_t *named = find(scaling, key);
     const char *type = named != NULL ? json_string_value(named) : "default";
+    const char *inner;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)scaling, inner, value)
+    {
+        if (json_is_object(value)) { // parameters of their own for each kind of layer
+            return moe_fail(MOE_E_UNSUPPORTED,
+                            "%s: rotary parameters of \"%s\" layers; the decoder knows one set for "
+                            "all",
+                            s->path, inner);
+        }
+    }
     if ((scaling != NULL && !json_is_object(scaling)) || type == NULL) {
         return moe_fail(MOE_E_MALFORMED, "%s: \"%s\" must be %s", s->path,
                         type == NULL   ? key
@@ -195,7 +206,15 @@ static moe_status rope(const struct source *s, moem_config *c)
     double mscale_all = absent;
     moe_status status = number(s, find(five, "rope_theta") != NULL ? five : s->root, "rope_theta",
                                1, 10000, &c->rope_theta);
+    double rotated = 1;
+    status = status ? status : number(s, s->root, "partial_rotary_factor", 0, 1, &rotated);
     c->rope_factor = c->rope_attention = 1;
+    if (status == MOE_OK && (rotated != 1 || !(c->rope_theta > 1))) {
+        return moe_fail(MOE_E_UNSUPPORTED,
+                        "%s: \"partial_rotary_factor\" %g and \"rope_theta\" %g; the decoder "
+                        "knows 1 and more than 1",
+                        s->path, rotated, c->rope_theta);
+    }
     if (status != MOE_OK || strcmp(type, "default") == 0) {
         return status;
     }
@@ -218,7 +237,17 @@ static moe_status rope(const struct source *s, moem_config *c)
         mscale > 0 && mscale_all > 0 ? (1 + mscale * grow) / (1 + mscale_all * grow) : 1 + grow;
     status =
         status ? status : number(s, scaling, "attention_factor", 0, standard, &c->rope_attention);
-    return status ? status : boolean(s, scaling, "truncate", true, &c->rope_truncate);
+    status = status ? status : boolean(s, scaling, "truncate", true, &c->rope_truncate);
+    if (status == MOE_OK && !(c->rope_slow > 0 && c->rope_slow < c->rope_fast)) {
+        return moe_fail(MOE_E_MALFORMED,
+                        "%s: \"beta_slow\" %g and \"beta_fast\" %g: must rise from 0", s->path,
+                        c->rope_slow, c->rope_fast);
+    }
+    if (status == MOE_OK && !(c->rope_attention > 0)) {
+        return moe_fail(MOE_E_MALFORMED, "%s: \"attention_factor\" is %g, must be more than 0",
+                        s->path, c->rope_attention);
+    }
+    return status;
 }
 
 static moe_status add_eos(const struct source *s, moem_config *c)

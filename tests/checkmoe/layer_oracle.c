@@ -19,7 +19,7 @@ bool moec_layer_judged(const moec_layer_case *c)
            c->desc.shared.gemm[1].act.spec == MOE_QUANT_NONE;
 }
 
-static float64_model model_of(const moei_kernel *kernel)
+float64_model moec_model_of(const moei_kernel *kernel)
 {
     if (kernel == NULL) { // the plan has no such product
         return (float64_model){0, 0};
@@ -34,7 +34,7 @@ static float64_mlp mlp_of(const moec_stack *w, const moei_mlp *plan)
     for (int g = 0; g < 2; g++) {
         m.w[g] = w[g].dense;
         m.bias[g] = w[g].dense_bias;
-        m.model[g] = model_of(plan->kernel[g]);
+        m.model[g] = moec_model_of(plan->kernel[g]);
     }
     m.activation = plan->act.activation;
     m.alpha = (double)plan->act.alpha;
@@ -56,9 +56,9 @@ static float64_layer layer_of(const moec_layer_case *c, const moe_plan *plan)
                        .latent_in = c->latent_in.dense,
                        .latent_out = c->latent_out.dense,
                        .output_bias = c->output_bias.dense,
-                       .shared_gate_model = model_of(plan->linear[MOEI_LINEAR_SHARED_GATE]),
-                       .latent_in_model = model_of(plan->linear[MOEI_LINEAR_LATENT_IN]),
-                       .latent_out_model = model_of(plan->linear[MOEI_LINEAR_LATENT_OUT]),
+                       .shared_gate_model = moec_model_of(plan->linear[MOEI_LINEAR_SHARED_GATE]),
+                       .latent_in_model = moec_model_of(plan->linear[MOEI_LINEAR_LATENT_IN]),
+                       .latent_out_model = moec_model_of(plan->linear[MOEI_LINEAR_LATENT_OUT]),
                        .weight_stage = d->weight_stage,
                        .x_dtype = d->x_dtype,
                        .inter_dtype = moec_layer_inter_dtype(c),

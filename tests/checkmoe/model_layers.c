@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "checkmoe/model_bound.h"
 #include "checkmoe/oracle.h"
 #include "checkmoe/replay.h"
 #include "checkmoe/report.h"
@@ -41,6 +42,8 @@ struct model_layer {
     moe_checkpoint_layer *source;
     moe_router_tensors router;
     moec_replay replay;
+    float64_layer exact;
+    bool stated; ///< `exact` is there
 };
 
 /// The two ways in which a layer was recorded.
@@ -57,7 +60,8 @@ struct outcome {
     int64_t tokens;
     moe_tensor logits, ids, weights, y;
     int64_t wrong_ids; ///< slots with another id than recorded
-    double ratio[3];   ///< largest error / bound of logits, weights, y
+    double ratio[3];   ///< largest error / tolerance of logits, weights, y
+    double bound;      ///< largest error / float64 bound of y
     int failed;
 };
 
@@ -168,6 +172,7 @@ static int make_layer(struct model *m, int layer, int64_t max_tokens, struct mod
         moe_checkpoint_layer_close(out->source);
         return 0;
     }
+    out->stated = moec_model_bound_make(out->source, out->replay.plan, &m->heap, &out->exact);
     return 1;
 }
 
@@ -236,12 +241,18 @@ static int replay(struct model *m, struct model_layer *l, int prompt, const stru
     o->ids = moec_new_i32(&m->heap, o->tokens, l->desc.top_k);
     o->weights = moec_new_f32(&m->heap, o->tokens, l->desc.top_k);
     o->y = moec_new_f32(&m->heap, o->tokens, l->desc.hidden);
-    if (!ok(m, moec_linear(m->ctx, &m->heap, &l->router.weight, &l->router.bias, &x, &o->logits))) {
+    if (!ok(m, moec_linear_map(m->ctx, &m->heap, &l->router.weight, &l->router.bias, &x,
+                               &o->logits))) {
         return 0;
     }
     const moe_run_args args = layer_args(l, &x, &o->logits, o);
     if (!ok(m, moec_replay_run(&l->replay, &args))) {
         return 0;
+    }
+    if (l->stated) {
+        o->bound = moec_model_bound_ratio(&l->exact, l->desc.top_k, o->tokens, x.data, o->ids.data,
+                                          o->weights.data, o->y.data);
+        o->failed |= !(o->bound <= 1);
     }
     compare(m, l, prompt, r, "router_logits", &o->logits, &o->ratio[0], &o->failed);
     if (find_item(m, prompt, l->layer, "topk_ids", r->suffix, &ids) &&
@@ -301,10 +312,11 @@ static void check_layer(struct model *m, int layer, int prompts, moec_counts *co
             }
             (void)fprintf(m->out,
                           "%s  layer %d prompt %d %s: %" PRId64 " tokens  logits (%.2f)  ids "
-                          "%" PRId64 "/%" PRId64 "  weights (%.2f)  output (%.2f)\n",
+                          "%" PRId64 "/%" PRId64 "  weights (%.2f)  output (%.2f; %s %.1e)\n",
                           o.failed ? "FAIL" : "PASS", layer, p, recordings[r].what, o.tokens,
                           o.ratio[0], moec_count(&o.ids) - o.wrong_ids, moec_count(&o.ids),
-                          o.ratio[1], o.ratio[2]);
+                          o.ratio[1], o.ratio[2],
+                          l.stated ? "of its float64 bound" : "no float64 statement", o.bound);
             counts->failed += o.failed != 0;
             counts->passed += o.failed == 0;
         }

@@ -87,7 +87,7 @@ static void compute_logits(struct moec_case *c, struct moec_batch *b)
         return;
     }
     (void)moec_case_role(c, "router_bias", &bias);
-    if (!moec_case_ok(c, moec_linear(c->ctx, &c->heap, &router, &bias, &b->x, &b->logits)) ||
+    if (!moec_case_ok(c, moec_linear_map(c->ctx, &c->heap, &router, &bias, &b->x, &b->logits)) ||
         !moec_case_item(c, "logits", b->tokens, &expected)) {
         return;
     }
@@ -411,7 +411,7 @@ static void check_linear_hook(struct moec_case *c, const struct moec_batch *b, c
     moe_tensor expected;
     moe_tensor y;
     if (hook_of_role(c, role, 0, b->tokens, &expected) && moec_case_role(c, role, &weight) &&
-        moec_case_ok(c, moec_linear(c->ctx, &c->heap, &weight, NULL, input, &y)) &&
+        moec_case_ok(c, moec_linear_map(c->ctx, &c->heap, &weight, NULL, input, &y)) &&
         moec_count(&y) == moec_count(&expected)) {
         (void)compare(c, &c->hooks, role, b->tokens, &y, &expected, RTOL * moec_std(&expected), 1);
     }
@@ -544,8 +544,9 @@ static void check_hooks(struct moec_case *c, const struct moec_batch *b)
 {
     moe_tensor latent_x = b->x;
     moe_tensor t;
-    if (c->desc.latent > 0 && !moec_case_ok(c, moec_linear(c->ctx, &c->heap, &c->source.latent_in,
-                                                           NULL, &b->x, &latent_x))) {
+    if (c->desc.latent > 0 &&
+        !moec_case_ok(
+            c, moec_linear_map(c->ctx, &c->heap, &c->source.latent_in, NULL, &b->x, &latent_x))) {
         return;
     }
     check_linear_hook(c, b, "latent_in", &b->x);

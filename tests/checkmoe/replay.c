@@ -165,8 +165,8 @@ moe_tensor moec_with_ndim(const moe_tensor *t, int32_t ndim)
     return r;
 }
 
-moe_status moec_linear(const moe_context *ctx, moec_heap *heap, const moe_tensor *weight,
-                       const moe_tensor *bias, const moe_tensor *x, moe_tensor *y)
+moe_status moec_linear_map(const moe_context *ctx, moec_heap *heap, const moe_tensor *weight,
+                           const moe_tensor *bias, const moe_tensor *x, moe_tensor *y)
 {
     moe_ggemm_args args;
     memset(&args, 0, sizeof args);

@@ -46,8 +46,8 @@ moe_tensor moec_with_ndim(const moe_tensor *t, int32_t ndim);
 
 /// y[T, N] = x[T, K] W[N, K]^T (+ bias [N]) in f32 by moe_ggemm; y comes from the heap.
 /// @param[in] bias  NULL or absent: none
-moe_status moec_linear(const moe_context *ctx, moec_heap *heap, const moe_tensor *weight,
-                       const moe_tensor *bias, const moe_tensor *x, moe_tensor *y);
+moe_status moec_linear_map(const moe_context *ctx, moec_heap *heap, const moe_tensor *weight,
+                           const moe_tensor *bias, const moe_tensor *x, moe_tensor *y);
 
 /// A plan with weights and workspace.
 typedef struct moec_replay {
