@@ -46,14 +46,19 @@ static moe_status read_file(const char *path, char **text, size_t *size)
 static moe_status parse(const char *text, size_t size, const char *path, json_t **out)
 {
     json_error_t error;
+    memset(&error, 0, sizeof error);
     json_t *root = json_loadb(text, size, JSON_REJECT_DUPLICATES, &error);
-    if (json_is_object(root)) {
-        *out = root;
-        return MOE_OK;
+    if (root == NULL) { // an error of the text has words, one of memory has none
+        const bool words = error.text[0] != '\0';
+        return moe_fail(words ? MOE_E_MALFORMED : MOE_E_NO_MEMORY, "%s: %s", path,
+                        words ? error.text : "no memory for its values");
     }
-    const char *why = root == NULL ? error.text : "not a JSON object";
-    json_decref(root);
-    return moe_fail(MOE_E_MALFORMED, "%s: %s", path, why);
+    if (!json_is_object(root)) {
+        json_decref(root);
+        return moe_fail(MOE_E_MALFORMED, "%s: not a JSON object", path);
+    }
+    *out = root;
+    return MOE_OK;
 }
 
 // A key that is absent or null has the fallback.
@@ -175,25 +180,37 @@ static moe_status layer_types(const struct source *s, moem_config *c)
     return MOE_OK;
 }
 
-// transformers 4 has rope_theta and rope_scaling, transformers 5 both in rope_parameters.
-static moe_status rope(const struct source *s, moem_config *c)
+// Refuses parameters of their own for each kind of layer, and parameters without a type: what else
+// than "default" they belong to is not known.
+static moe_status rope_keys(const struct source *s, json_t *scaling, bool typed)
 {
-    const json_t *five = find(s->root, "rope_parameters");
-    const json_t *scaling = five != NULL ? five : find(s->root, "rope_scaling");
-    const char *key = find(scaling, "rope_type") != NULL ? "rope_type" : "type";
-    const json_t *named = find(scaling, key);
-    const char *type = named != NULL ? json_string_value(named) : "default";
-    const char *inner;
-    json_t *value;
-    json_object_foreach((json_t *)(uintptr_t)scaling, inner, value)
+    const char *key = NULL;
+    json_t *value = NULL;
+    json_object_foreach(scaling, key, value)
     {
-        if (json_is_object(value)) { // parameters of their own for each kind of layer
+        if (json_is_object(value)) {
             return moe_fail(MOE_E_UNSUPPORTED,
                             "%s: rotary parameters of \"%s\" layers; the decoder knows one set for "
                             "all",
-                            s->path, inner);
+                            s->path, key);
+        }
+        if (!typed && !json_is_null(value) && strcmp(key, "rope_theta") != 0) {
+            return moe_fail(MOE_E_UNSUPPORTED,
+                            "%s: rotary embedding with \"%s\" but without \"rope_type\"", s->path,
+                            key);
         }
     }
+    return MOE_OK;
+}
+
+// transformers 4 has rope_theta and rope_scaling, transformers 5 both in rope_parameters.
+static moe_status rope(const struct source *s, moem_config *c)
+{
+    json_t *five = find(s->root, "rope_parameters");
+    json_t *scaling = five != NULL ? five : find(s->root, "rope_scaling");
+    const char *key = find(scaling, "rope_type") != NULL ? "rope_type" : "type";
+    const json_t *named = find(scaling, key);
+    const char *type = named != NULL ? json_string_value(named) : "default";
     if ((scaling != NULL && !json_is_object(scaling)) || type == NULL) {
         return moe_fail(MOE_E_MALFORMED, "%s: \"%s\" must be %s", s->path,
                         type == NULL   ? key
@@ -204,9 +221,11 @@ static moe_status rope(const struct source *s, moem_config *c)
     const double absent = -1; // below what any of these may be
     double mscale = absent;
     double mscale_all = absent;
-    moe_status status = number(s, find(five, "rope_theta") != NULL ? five : s->root, "rope_theta",
-                               1, 10000, &c->rope_theta);
     double rotated = 1;
+    moe_status status = rope_keys(s, scaling, named != NULL);
+    status = status ? status
+                    : number(s, find(five, "rope_theta") != NULL ? five : s->root, "rope_theta", 1,
+                             10000, &c->rope_theta);
     status = status ? status : number(s, s->root, "partial_rotary_factor", 0, 1, &rotated);
     c->rope_factor = c->rope_attention = 1;
     if (status == MOE_OK && (rotated != 1 || !(c->rope_theta > 1))) {
@@ -258,7 +277,13 @@ static moe_status add_eos(const struct source *s, moem_config *c)
         const json_t *one = json_is_array(value) ? json_array_get(value, i) : value;
         const int64_t id = json_integer_value(one);
         bool known = false;
-        if (!json_is_integer(one) || id < 0 || id >= c->vocab) {
+        if (!json_is_integer(one)) {
+            return moe_fail(MOE_E_MALFORMED,
+                            "%s: \"eos_token_id\" must be a whole number in 0..%lld, or a list of "
+                            "such",
+                            s->path, (long long)c->vocab - 1);
+        }
+        if (id < 0 || id >= c->vocab) {
             return moe_fail(MOE_E_MALFORMED, "%s: \"eos_token_id\" %lld is not in 0..%lld", s->path,
                             (long long)id, (long long)c->vocab - 1);
         }
@@ -330,13 +355,17 @@ moe_status moem_config_read(const char *dir, moem_config *out, char **text, size
     char path[MAX_PATH];
     char *bytes = NULL;
     size_t length = 0;
+    moem_config c;
     const int n = snprintf(path, sizeof path, "%s/config.json", dir);
     if (n < 0 || (size_t)n + 32 >= sizeof path) { // room for the other file's name
         return moe_fail(MOE_E_ARGUMENT, "path of %d bytes, at most %zu", n, sizeof path - 33);
     }
     moe_status status = read_file(path, &bytes, &length);
-    status = status ? status : moem_config_parse(bytes, length, path, out);
-    status = status ? status : generation(dir, out);
+    status = status ? status : moem_config_parse(bytes, length, path, &c);
+    status = status ? status : generation(dir, &c);
+    if (status == MOE_OK) {
+        *out = c;
+    }
     if (status == MOE_OK && text != NULL) {
         *text = bytes;
         *size = length;

@@ -41,6 +41,13 @@ static moe_status check(const moem_model *model, const moem_request *requests, i
                             "least 1 and 0",
                             (int)i, r->prompt_count, r->max_tokens);
         }
+        const moem_sampling *s = &r->sampling;
+        if (!(s->temperature >= 0) || (s->temperature > 0 && !(s->top_p > 0 && s->top_p <= 1))) {
+            return moe_fail(MOE_E_ARGUMENT,
+                            "prompt %d is to be drawn at temperature %g from top_p %g: at least 0, "
+                            "and above 0 up to 1",
+                            (int)i, s->temperature, s->top_p);
+        }
         if (r->prompt_count > context || r->max_tokens > context - r->prompt_count) {
             return moe_fail(MOE_E_LIMIT,
                             "prompt %d has %" PRId64 " tokens, and %" PRId64
@@ -235,6 +242,20 @@ static moe_status score_window(moem_session *session, const moem_model *model, c
     return MOE_OK;
 }
 
+// A step reads its own tokens' ids alone, and the token behind it is scored from its logits.
+static moe_status check_ids(const moem_model *model, const int32_t *ids, int64_t count)
+{
+    const int64_t vocab = moem_model_config(model)->vocab;
+    for (int64_t i = 0; i < count; i++) {
+        if (ids[i] < 0 || ids[i] >= vocab) {
+            return moe_fail(MOE_E_ARGUMENT,
+                            "moem_model_score: token %" PRId64 " has id %d (0..%" PRId64 ")", i,
+                            (int)ids[i], vocab - 1);
+        }
+    }
+    return MOE_OK;
+}
+
 moe_status moem_model_score(const moem_model *model, const int32_t *ids, int64_t count,
                             int64_t window, double *window_nll, int64_t *load, moem_score *out)
 {
@@ -247,11 +268,13 @@ moe_status moem_model_score(const moem_model *model, const int32_t *ids, int64_t
                         ", at least 2 and 2",
                         count, window);
     }
-    memset(out, 0, sizeof *out);
     moe_status status = moem_session_create(model, 1, window < count ? window : count, &session);
+    status = status ? status : check_ids(model, ids, count);
     if (status != MOE_OK) {
+        moem_session_destroy(session);
         return status;
     }
+    memset(out, 0, sizeof *out);
     moem_input *tokens = calloc(most, sizeof *tokens);
     float *logits = calloc(most * (size_t)moem_model_config(model)->vocab, sizeof *logits);
     if (tokens == NULL || logits == NULL) {

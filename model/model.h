@@ -36,11 +36,12 @@ typedef struct moem_config {
 
 /// Reads a folder's config.json (and generation_config.json where there is one). A model class or
 /// a setting that the decoder does not know is refused by name. `text`, `size`: config.json whole,
-/// to be freed, NULL if not wanted. Errors: IO, MALFORMED, UNSUPPORTED, LIMIT, NO_MEMORY.
+/// to be freed, NULL if not wanted. Nothing is written on failure. Errors: ARGUMENT (a path too
+/// long), IO, MALFORMED, UNSUPPORTED, LIMIT, NO_MEMORY.
 moe_status moem_config_read(const char *dir, moem_config *out, char **text, size_t *size);
 
 /// The same from the bytes of a config.json; `label` names it in messages, `out` is untouched on
-/// failure. Errors: MALFORMED, UNSUPPORTED, LIMIT.
+/// failure. Errors: MALFORMED, UNSUPPORTED, LIMIT, NO_MEMORY.
 moe_status moem_config_parse(const char *text, size_t size, const char *label, moem_config *out);
 
 /// Rotary frequencies [head_dim / 2] as float32, the way transformers rounds them.
@@ -93,8 +94,9 @@ typedef struct moem_input {
 } moem_input;
 
 /// Runs the model over `count` tokens (at most max_batch) and writes the logits of those that want
-/// them, in order: float32 [wanted, vocab]. Errors: ARGUMENT (an id outside the vocabulary, a full
-/// sequence: nothing is changed), those of moe_run.
+/// them, in order: float32 [wanted, vocab]. No sequence grows on failure. Errors: ARGUMENT (an id
+/// outside the vocabulary, an unknown sequence, too many tokens), LIMIT (a full sequence): nothing
+/// is changed; those of moe_run and moe_ggemm.
 moe_status moem_forward(moem_session *session, const moem_input *tokens, int64_t count,
                         float *logits);
 
@@ -130,12 +132,14 @@ typedef struct moem_times {
 } moem_times;
 
 /// Runs all requests as one batch. `load`, if not NULL, [layers, experts], is added to.
-/// Errors: ARGUMENT, LIMIT (prompt and max_tokens beyond the context), those of moem_forward.
+/// Errors: ARGUMENT (sampling out of its ranges among them), LIMIT (prompt and max_tokens beyond
+/// the context), VALUE (logits that are not finite), those of moem_session_create and moem_forward.
 moe_status moem_generate(const moem_model *model, const moem_request *requests, int32_t count,
                          moem_emit_fn emit, void *self, int64_t *load, moem_times *times);
 
 /// Mean negative log-likelihood of a text, in nats: cut into windows of `window` tokens from the
-/// start, each run alone from position 0, its first token not scored.
+/// start, each run alone from position 0, its first token not scored. Errors: ARGUMENT (fewer than
+/// two tokens, an id outside the vocabulary), those of moem_session_create and moem_forward.
 typedef struct moem_score {
     double nll;     ///< summed over the scored tokens
     int64_t scored; ///< tokens

@@ -333,9 +333,6 @@ moe_status moem_forward(moem_session *s, const moem_input *tokens, int64_t count
     if (status != MOE_OK) {
         return status;
     }
-    for (int32_t i = 0; i < s->count; i++) {
-        s->sequences[i].length = s->lengths[i];
-    }
     int64_t wanted = 0;
     for (int64_t t = 0; t < count; t++) {
         if (tokens[t].want_logits) {
@@ -343,10 +340,14 @@ moe_status moem_forward(moem_session *s, const moem_input *tokens, int64_t count
                    (size_t)c->hidden * sizeof *s->x);
         }
     }
-    if (wanted == 0) {
-        return MOE_OK;
+    if (wanted > 0) {
+        const moem_linear output = {.weight = m->output};
+        moem_rms_norm(&m->pool, s->branch, m->norm, c->norm_eps, wanted, c->hidden, s->normed);
+        status = multiply(m, &output, s->normed, wanted, logits);
     }
-    const moem_linear output = {.weight = m->output};
-    moem_rms_norm(&m->pool, s->branch, m->norm, c->norm_eps, wanted, c->hidden, s->normed);
-    return multiply(m, &output, s->normed, wanted, logits);
+    // Rows of a ring that a failed step wrote lie behind every window: the step can be repeated.
+    for (int32_t i = 0; status == MOE_OK && i < s->count; i++) {
+        s->sequences[i].length = s->lengths[i];
+    }
+    return status;
 }
