@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "model/model.h"
+#include "model/decoder.h"
 #include "unit/test.h"
 
 #define HIDDEN  2880
@@ -25,6 +25,9 @@
 #define GROUPS  (HIDDEN / 32)
 #define ONE     0x3F80 // bf16
 #define FILLER  1200000000
+#define CONTEXT 131072
+#define WINDOW  128
+#define BATCH   4 // max_batch
 #define LAST    (VOCAB - 1)
 #define ANSWER  200999 // the token whose logit is made the largest
 
@@ -153,23 +156,24 @@ static void put_values(void)
         1);
 }
 
+// %lld: the context.
 static const char config[] =
     "{\"model_type\":\"gpt_oss\",\"hidden_size\":2880,\"intermediate_size\":2880,"
     "\"num_local_experts\":32,\"num_experts_per_tok\":4,\"num_hidden_layers\":2,"
     "\"num_attention_heads\":64,\"num_key_value_heads\":8,\"head_dim\":64,\"vocab_size\":201088,"
-    "\"max_position_embeddings\":131072,\"sliding_window\":128,\"rms_norm_eps\":1e-05,"
+    "\"max_position_embeddings\":%lld,\"sliding_window\":128,\"rms_norm_eps\":1e-05,"
     "\"rope_theta\":150000,\"hidden_act\":\"silu\",\"swiglu_limit\":7.0,\"eos_token_id\":200002,"
     "\"attention_bias\":true,\"tie_word_embeddings\":false,"
     "\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":32.0,\"beta_fast\":32.0,"
     "\"beta_slow\":1.0,\"original_max_position_embeddings\":4096,\"truncate\":false},"
     "\"quantization_config\":{\"quant_method\":\"mxfp4\"}}";
 
-static bool write_config(const char *dir)
+static bool write_config(const char *dir, int64_t context)
 {
     char path[512];
     (void)snprintf(path, sizeof path, "%s/config.json", dir);
     FILE *out = fopen(path, "wb");
-    const bool good = out != NULL && fputs(config, out) >= 0;
+    const bool good = out != NULL && fprintf(out, config, (long long)context) > 0;
     return (out == NULL || fclose(out) == 0) && good;
 }
 
@@ -262,15 +266,76 @@ static void check_text(const moem_model *model)
     CHECK(ids[0] == ANSWER && ids[1] == ANSWER, "%d, %d", (int)ids[0], (int)ids[1]);
 }
 
+// Bytes of address space that the process has, -1 where the system does not tell.
+static int64_t address_space(void)
+{
+    long long pages = -1;
+    FILE *stats = fopen("/proc/self/statm", "r");
+    if (stats != NULL && fscanf(stats, "%lld", &pages) != 1) {
+        pages = -1;
+    }
+    if (stats != NULL) {
+        (void)fclose(stats);
+    }
+    return pages < 0 ? -1 : (int64_t)pages * sysconf(_SC_PAGESIZE);
+}
+
+// The whole context: 512 MB of keys and values for the full layer, a window for the sliding one.
+// Memory is reserved, not touched.
+static void check_context(const moem_model *model)
+{
+    moem_session *session = NULL;
+    const int64_t row = 2 * (int64_t)KV * DIM * (int64_t)sizeof(float);
+    const int64_t caches = (CONTEXT + WINDOW + BATCH - 1) * row;
+    const int64_t before = address_space();
+    const long resident = resident_kb();
+    CHECK(moem_session_create(model, 1, CONTEXT, &session) == MOE_OK, "%s", moe_last_error());
+    const int64_t grown = address_space() - before;
+    if (before < 0) {
+        printf("SKIP: size of the caches: no /proc/self/statm\n");
+    } else {
+        CHECK(grown >= caches && grown < caches + (64 << 20), "%lld bytes, expected %lld",
+              (long long)grown, (long long)caches);
+    }
+    CHECK(resident_kb() - resident < 64 << 10, "%ld kB touched", resident_kb() - resident);
+    moem_session_destroy(session);
+    session = NULL;
+    CHECK(moem_session_create(model, 1, CONTEXT + 1, &session) == MOE_E_LIMIT &&
+              strstr(moe_last_error(), "131073 tokens exceed the model's context of 131072") !=
+                  NULL &&
+              session == NULL,
+          "%s", moe_last_error());
+}
+
+// A context whose caches no address space holds: 2^40 tokens of 2 KiB a layer, beyond 32 and 47
+// bits; a size cut to 32 bits would be 0.
+static void check_beyond_memory(const char *dir, const moem_options *options)
+{
+    moem_model *model = NULL;
+    moem_session *session = NULL;
+    const int64_t context = (int64_t)1 << 40;
+    if (CHECK(write_config(dir, context), "%s: cannot be written", dir) &&
+        CHECK(moem_model_open(dir, options, &model) == MOE_OK, "%s", moe_last_error())) {
+        CHECK(moem_session_create(model, 1, context, &session) == MOE_E_NO_MEMORY &&
+                  strstr(moe_last_error(), "no memory for 1 sequences of 1099511627776 tokens") !=
+                      NULL &&
+                  session == NULL,
+              "%s", moe_last_error());
+    }
+    moem_model_close(model);
+}
+
 int main(int argc, char **argv)
 {
     char path[512];
+    char config_path[512];
     const char *dir = argc > 1 ? argv[1] : ".";
     (void)mkdir(dir, 0700);
     (void)snprintf(path, sizeof path, "%s/model.safetensors", dir);
-    if (write_config(dir) && write_checkpoint(path)) {
+    (void)snprintf(config_path, sizeof config_path, "%s/config.json", dir);
+    if (CHECK(write_config(dir, CONTEXT), "%s: cannot be written", dir) && write_checkpoint(path)) {
         moem_model *model = NULL;
-        const moem_options options = {.max_batch = 4};
+        const moem_options options = {.max_batch = BATCH};
         const double start = moem_now();
         const long before = resident_kb();
         CHECK(moem_model_open(dir, &options, &model) == MOE_OK, "%s", moe_last_error());
@@ -280,13 +345,19 @@ int main(int argc, char **argv)
         printf("opened %.1f GB in %.1f s, %ld MB of it touched\n", (double)data_size * 1e-9,
                moem_now() - start, grown >> 10);
         if (model != NULL) {
+            for (int i = 0; i < LAYERS; i++) {
+                CHECK(model->layers[i].memory == NULL, "layer %d: weights were packed", i);
+            }
+            check_context(model);
             check_logits(model);
             check_text(model);
         }
         moem_model_close(model);
+        check_beyond_memory(dir, &options);
         printf("%.1f s\n", moem_now() - start);
     }
     (void)close(file);
     (void)unlink(path);
+    (void)unlink(config_path);
     return test_summary();
 }
