@@ -113,9 +113,9 @@ static void describe(struct summary *s, const moe_context *ctx, const moe_checkp
         moe_activation_name(d.activation), moe_format_name(d.gemm[0].weight_format),
         moe_format_name(d.gemm[1].weight_format));
     if (shared != NULL) {
-        used += snprintf(s->text + used, sizeof s->text - (size_t)used,
-                         "; %d shared, inner %" PRId64 ", %s", (int)d.shared.count, d.shared.inter,
-                         shared);
+        (void)snprintf(s->text + used, sizeof s->text - (size_t)used,
+                       "; %d shared, inner %" PRId64 ", %s", (int)d.shared.count, d.shared.inter,
+                       shared);
     }
     (void)snprintf(s->members, sizeof s->members,
                    "\"dialect\": \"%s\", \"shared_dialect\": \"%s\", \"experts\": %d, "

@@ -129,6 +129,7 @@ static void norm_row(void *arg, size_t row)
 void moem_rms_norm(const moe_thread_pool *pool, const float *x, const float *weight, double eps,
                    int64_t rows, int64_t width, float *out)
 {
-    struct norm n = {x, weight, eps, width, out};
+    struct norm n = {.x = x, .weight = weight, .eps = eps, .width = width};
+    n.out = out;
     pool->parallel_for(pool->self, (size_t)rows, norm_row, &n);
 }

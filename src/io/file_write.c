@@ -385,12 +385,12 @@ moe_status moe_file_write(const char *path, const moe_file_entry *entries, size_
     MOE_REQUIRE(entries != NULL || count == 0, MOE_E_ARGUMENT, CALL ": entries is NULL");
     MOE_REQUIRE(metadata != NULL || metadata_count == 0, MOE_E_ARGUMENT, CALL ": metadata is NULL");
     MOE_TRY(check_names(entries, count, metadata, metadata_count));
-    const moe_file_entry **sorted = malloc(moei_size_mul(count + 1, sizeof(moe_file_entry *)));
+    const moe_file_entry **sorted = malloc(moei_size_mul(count + 1, sizeof(void *)));
     MOE_REQUIRE(sorted != NULL, MOE_E_NO_MEMORY, CALL ": out of memory");
     for (size_t i = 0; i < count; i++) {
         sorted[i] = &entries[i];
     }
-    qsort(sorted, count, sizeof sorted[0], compare_entries);
+    qsort(sorted, count, sizeof(void *), compare_entries);
     moe_status status = make_header(sorted, count, metadata, metadata_count, &header);
     if (status == MOE_OK) {
         status = write_file(path, &header, sorted, count);
