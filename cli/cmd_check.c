@@ -18,7 +18,7 @@ typedef struct request {
 
 static bool parse(int argc, char **argv, request *r)
 {
-    const char *seed = "1";
+    const char *seed = NULL;
     const char *threads = "0";
     const char *repeat = "1";
     int count = 0;
@@ -41,14 +41,31 @@ static bool parse(int argc, char **argv, request *r)
                                   {"verbose", NULL, &o->verbose},
                                   {NULL, NULL, NULL}};
     if (!cli_parse(argc, argv, options, NULL, 0, &count) ||
-        !cli_number("--seed", seed, 0, INT64_MAX - 1000000, &seed_value) ||
+        !cli_number("--seed", seed != NULL ? seed : "1", 0, INT64_MAX - 1000000, &seed_value) ||
         !cli_number("--repeat", repeat, 1, 1000000, &r->repeat) ||
         !cli_number("--threads", threads, 0, 1024, &thread_value)) {
         return false;
     }
-    if (r->repeat > 1 && (r->oracle != NULL || r->model != NULL)) {
-        (void)fprintf(stderr, "moe: --repeat draws other problems; a recorded one has no seed\n");
-        return false;
+    // What would have no effect is refused.
+    const bool recorded = r->oracle != NULL || r->model != NULL;
+    const struct {
+        bool given;
+        const char *why;
+    } idle[] = {
+        {recorded && r->repeat > 1, "--repeat draws other problems; a recorded one has no seed"},
+        {recorded && seed != NULL, "--seed draws other problems; a recorded one has no seed"},
+        {recorded && r->format != NULL,
+         "--format chooses among kernel rows, not recorded problems"},
+        {r->oracle != NULL && r->model != NULL, "--oracle and --model are two checks; give one"},
+        {r->model != NULL && o->kernel != NULL, "--kernel chooses no part of a model"},
+        {r->model == NULL && (r->reference != NULL || o->quick),
+         "--reference and --quick need --model"},
+    };
+    for (size_t i = 0; i < sizeof idle / sizeof idle[0]; i++) {
+        if (idle[i].given) {
+            (void)fprintf(stderr, "moe: %s\n", idle[i].why);
+            return false;
+        }
     }
     o->format = r->format != NULL ? moe_format_from_name(r->format) : MOE_FORMAT_UNSET;
     if (r->format != NULL && o->format == MOE_FORMAT_UNSET) {

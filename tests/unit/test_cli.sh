@@ -104,6 +104,12 @@ expect 0 "{\"names\": [\"layer-7\"]}" check --list --json --kernel layer-7
 expect 0 "\"failed\": 0, \"skipped\": 0, \"failures\": []}" check --json --kernel layer-7
 expect 0 "seed 6" check --kernel layer-7 --seed 5 --repeat 2
 expect 2 "--repeat \"0\" is not a whole number" check --repeat 0
+expect 2 "a recorded one has no seed" check --seed 2 --model "$models/tiny-gpt-oss"
+expect 2 "not recorded problems" check --format mxfp4 --model "$models/tiny-gpt-oss"
+expect 2 "two checks" check --oracle x --model "$models/tiny-gpt-oss"
+expect 2 "no part of a model" check --kernel nobody --model "$models/tiny-gpt-oss"
+expect 2 "need --model" check --quick
+expect 2 "need --model" check --reference x
 expect 2 "a recorded one has no seed" check --repeat 2 --model "$models/tiny-gpt-oss"
 expect 2 "not a whole number" check --seed -1
 expect 2 "not a whole number" check --threads few
