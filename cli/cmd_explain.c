@@ -111,8 +111,15 @@ int cmd_explain(int argc, char **argv)
         {"tokens", &tokens, NULL}, {"device", &device, NULL}, {"det", &level, NULL},
         {"json", NULL, &json},     {NULL, NULL, NULL}};
     moe_layer_desc d = moe_layer_desc_default();
-    if (!cli_parse(argc, argv, options, &model, 1, &count) || (shape == NULL) == (model == NULL) ||
-        !read_level(level, &d.determinism) ||
+    if (!cli_parse(argc, argv, options, &model, 1, &count)) {
+        return CLI_USAGE;
+    }
+    if ((shape == NULL) == (model == NULL)) {
+        (void)fprintf(stderr, "moe: explain needs the folder of a model, or --shape%s\n",
+                      shape != NULL ? ", not both" : "");
+        return CLI_USAGE;
+    }
+    if (!read_level(level, &d.determinism) ||
         !cli_number("--tokens", tokens, 0, INT32_MAX, &max_tokens)) {
         return CLI_USAGE;
     }

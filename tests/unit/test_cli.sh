@@ -30,6 +30,7 @@ expect 2 "one argument too many" info extra
 expect 0 " *  moek_ggemm" explain --shape gpt-oss-20b --format mxfp4
 expect 0 "\"arith\": \"fma_b32\"" explain --shape 64,32,8,2 --format mxfp4 --json
 expect 2 "usage: moe explain" explain
+expect 2 "or --shape, not both" explain "$models/tiny-gpt-oss" --shape 64,32,8,2
 expect 2 "say --format" explain --shape gpt-oss-20b
 expect 0 "bf16 x mxfp4 -> f32   e=32" explain "$models/tiny-gpt-oss"
 expect 0 "\"activation\": \"swigluoai\"" explain "$models/tiny-gpt-oss:3" --json
