@@ -22,7 +22,7 @@
 extern "C" {
 #endif
 
-enum { MOE_BACKEND_ABI = 1 };
+enum { MOE_BACKEND_ABI = 2 };
 
 // ---- arithmetic classes and refusals -----------------------------------------------------------
 
@@ -490,7 +490,33 @@ typedef struct moei_exec {
     void *scratch; // scratch_bytes of the plan, aligned to 256; NULL in calls of single ops
 } moei_exec;
 
-typedef enum moei_copy { MOEI_COPY_TO_DEVICE, MOEI_COPY_FROM_DEVICE } moei_copy;
+/// The arguments of any op.
+typedef union moei_op_args {
+    moek_route_args route;
+    moek_place_args place;
+    moek_sort_args sort;
+    moek_quantize_args quantize;
+    moek_ggemm_args ggemm;
+    moek_glu_args glu;
+    moek_combine_args combine;
+} moei_op_args;
+
+/// One op of a run. The steps of a run are listed before any of them is enqueued, so that a backend
+/// may run several at once.
+typedef struct moei_step {
+    moei_op op;
+    const moei_kernel *kernel;
+    moei_op_args args;
+} moei_step;
+
+/// What a benchmark measures against.
+typedef enum moei_ceiling {
+    MOEI_CEILING_READ, // bytes per second of a long read of device memory
+    MOEI_CEILING_F32,  // multiply-adds of plain f32 vector code, times two, per second
+    MOEI_CEILING_BF16, // the same of bf16 matrix instructions
+    MOEI_CEILING_FP8,  // the same of 8-bit float matrix instructions
+    MOEI_NUM_CEILINGS
+} moei_ceiling;
 
 /// One product of a plan and the row that runs it.
 typedef struct moei_product {
@@ -530,7 +556,7 @@ typedef struct moei_backend {
     moe_status (*memory_alloc)(const moei_exec *exec, size_t bytes, void **out);
     void (*memory_free)(const moei_exec *exec, void *memory, size_t bytes);
     moe_status (*memory_copy)(const moei_exec *exec, void *to, const void *from, size_t bytes,
-                              moei_copy direction);
+                              moe_copy direction);
 
     /// Optional: refuses a plan that the rows and functions cannot compute exactly, naming both
     /// values and what works; allocates nothing. Errors: UNSUPPORTED, NO_KERNEL.
@@ -554,6 +580,19 @@ typedef struct moei_backend {
     moe_status (*ggemm)(const moei_exec *, const moei_kernel *, const moek_ggemm_args *);
     moe_status (*glu)(const moei_exec *, const moei_kernel *, const moek_glu_args *);
     moe_status (*combine)(const moei_exec *, const moei_kernel *, const moek_combine_args *);
+
+    /// Optional: runs the steps of a layer as the functions above would in this order, bit for bit
+    /// in every buffer that the caller of the layer sees; buffers of the workspace between two
+    /// steps need not be written where one kernel does both. NULL: one after the other.
+    moe_status (*run_steps)(const moei_exec *exec, const moei_step *steps, int32_t count);
+
+    // For benchmarks, optional.
+    /// Times what `enqueue` puts on the stream that it is given, as the device sees it (captured in
+    /// a graph and replayed, where there are graphs): one warm-up, then `repeats` times in seconds.
+    moe_status (*time)(const moei_exec *exec, moe_status (*enqueue)(void *arg, void *stream),
+                       void *arg, int32_t repeats, double *seconds);
+    /// Measures a ceiling of the device now; UNSUPPORTED where it has no such unit.
+    moe_status (*ceiling)(const moei_exec *exec, moei_ceiling which, double *per_second);
 } moei_backend;
 
 // ---- plugins -----------------------------------------------------------------------------------

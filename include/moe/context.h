@@ -86,6 +86,25 @@ MOE_API int moe_context_num_threads(const moe_context *ctx);
 /// valid as long as the context. Since 0.1.
 MOE_API moe_thread_pool moe_context_pool(const moe_context *ctx);
 
+// ---- memory of the context's device --------------------------------------------------------------
+// For callers that have no allocator of their own for the device (a program that links no CUDA).
+// Engines pass pointers of their own; the library itself allocates nothing on a device.
+
+typedef enum moe_copy { MOE_COPY_TO_DEVICE = 1, MOE_COPY_FROM_DEVICE = 2 } moe_copy;
+
+/// `bytes` bytes of the device's memory, aligned to 256; where tensors lie in host memory, of the
+/// context's allocator. 0 bytes give a pointer too. Errors: ARGUMENT, NO_MEMORY, DEVICE. Since 0.1.
+MOE_API moe_status moe_memory_alloc(const moe_context *ctx, size_t bytes, void **out);
+
+/// Gives back what moe_memory_alloc gave, with the same size; work that uses it is done. NULL is
+/// fine. Since 0.1.
+MOE_API void moe_memory_free(const moe_context *ctx, void *memory, size_t bytes);
+
+/// Copies between host and device memory, after everything that was enqueued on `stream` (NULL:
+/// the default one); complete when it returns. Errors: ARGUMENT, DEVICE. Since 0.1.
+MOE_API moe_status moe_memory_copy(const moe_context *ctx, void *to, const void *from, size_t bytes,
+                                   moe_copy direction, void *stream);
+
 /// One kernel of the library, as `moe info --kernels` prints it.
 typedef struct moe_kernel_info {
     const char *name;    ///< "moek_ggemm_f32_any_mxfp4__ref"

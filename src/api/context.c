@@ -354,3 +354,60 @@ int moe_context_visit_backends(const moe_context *ctx,
     }
     return result;
 }
+
+// ---- memory ------------------------------------------------------------------------------------
+
+#define MEMORY_ALIGN 256
+
+moe_status moe_memory_alloc(const moe_context *ctx, size_t bytes, void **out)
+{
+    const char *call = "moe_memory_alloc";
+    MOE_REQUIRE(ctx != NULL && out != NULL, MOE_E_ARGUMENT, "%s: %s is NULL", call,
+                ctx == NULL ? "ctx" : "out");
+    const size_t size = bytes > 0 ? bytes : 1;
+    if (!ctx->backend->host_memory) {
+        const moei_exec exec = moei_exec_make(ctx, NULL);
+        return ctx->backend->memory_alloc(&exec, size, out);
+    }
+    void *memory = moei_alloc(ctx, size, MEMORY_ALIGN);
+    MOE_REQUIRE(memory != NULL, MOE_E_NO_MEMORY, "%s: no memory for %zu bytes", call, size);
+    *out = memory;
+    return MOE_OK;
+}
+
+void moe_memory_free(const moe_context *ctx, void *memory, size_t bytes)
+{
+    const size_t size = bytes > 0 ? bytes : 1;
+    if (memory == NULL) {
+        return;
+    }
+    if (ctx->backend->host_memory) {
+        moei_free(ctx, memory, size);
+        return;
+    }
+    const moei_exec exec = moei_exec_make(ctx, NULL);
+    ctx->backend->memory_free(&exec, memory, size);
+}
+
+moe_status moe_memory_copy(const moe_context *ctx, void *to, const void *from, size_t bytes,
+                           moe_copy direction, void *stream)
+{
+    const char *call = "moe_memory_copy";
+    MOE_REQUIRE(ctx != NULL && ((to != NULL && from != NULL) || bytes == 0), MOE_E_ARGUMENT,
+                "%s: %s is NULL", call,
+                ctx == NULL  ? "ctx"
+                : to == NULL ? "to"
+                             : "from");
+    MOE_REQUIRE(direction == MOE_COPY_TO_DEVICE || direction == MOE_COPY_FROM_DEVICE,
+                MOE_E_ARGUMENT, "%s: direction = %d, must be %d or %d", call, (int)direction,
+                MOE_COPY_TO_DEVICE, MOE_COPY_FROM_DEVICE);
+    if (bytes == 0) {
+        return MOE_OK;
+    }
+    if (ctx->backend->host_memory) {
+        memcpy(to, from, bytes);
+        return MOE_OK;
+    }
+    const moei_exec exec = moei_exec_make(ctx, stream);
+    return ctx->backend->memory_copy(&exec, to, from, bytes, direction);
+}

@@ -7,19 +7,72 @@
 //   -> glu -> [quantize] -> ggemm down -> [shared experts] -> combine -> [latent out]
 #include "api/run.h"
 
-static const moei_kernel *kernel_of(const run *r, moei_op op)
+static moe_status run_step(const moei_exec *exec, const moei_step *step)
 {
-    const moei_kernel *kernel = r->exec.ctx->op_kernel[op];
-    moei_count_run(r->exec.ctx, kernel);
-    return kernel;
+    const moei_backend *backend = exec->ctx->backend;
+    switch (step->op) {
+    case MOEI_OP_ROUTE:
+        return backend->route(exec, step->kernel, &step->args.route);
+    case MOEI_OP_PLACE:
+        return backend->place(exec, step->kernel, &step->args.place);
+    case MOEI_OP_SORT:
+        return backend->sort(exec, step->kernel, &step->args.sort);
+    case MOEI_OP_QUANTIZE:
+        return backend->quantize(exec, step->kernel, &step->args.quantize);
+    case MOEI_OP_GGEMM:
+        return backend->ggemm(exec, step->kernel, &step->args.ggemm);
+    case MOEI_OP_GLU:
+        return backend->glu(exec, step->kernel, &step->args.glu);
+    default:
+        return backend->combine(exec, step->kernel, &step->args.combine);
+    }
 }
 
-static moe_status route_step(const run *r)
+// Hands the listed steps to a backend that runs several at once.
+static moe_status flush_steps(run *r)
 {
-    return r->exec.ctx->backend->route(&r->exec, kernel_of(r, MOEI_OP_ROUTE), &r->route);
+    const int32_t count = r->num_steps;
+    r->num_steps = 0;
+    return count == 0 ? MOE_OK : r->exec.ctx->backend->run_steps(&r->exec, r->steps, count);
 }
 
-static moe_status place_step(const run *r)
+// The next op of the run: done now, or listed for a backend that looks at all of them.
+static moe_status add_step(run *r, const moei_step *step)
+{
+    moei_count_run(r->exec.ctx, step->kernel);
+    if (r->exec.ctx->backend->run_steps == NULL) {
+        return run_step(&r->exec, step);
+    }
+    if (r->num_steps == MOEI_RUN_STEPS) {
+        MOE_TRY(flush_steps(r));
+    }
+    r->steps[r->num_steps++] = *step;
+    return MOE_OK;
+}
+
+// One function per op that every context has one kernel for.
+#define ADD_STEP(name, OP)                                                                         \
+    static moe_status add_##name(run *r, const moek_##name##_args *args)                           \
+    {                                                                                              \
+        const moei_step step = {                                                                   \
+            .op = OP, .kernel = r->exec.ctx->op_kernel[OP], .args = {.name = *args}};              \
+        return add_step(r, &step);                                                                 \
+    }
+ADD_STEP(route, MOEI_OP_ROUTE)
+ADD_STEP(place, MOEI_OP_PLACE)
+ADD_STEP(sort, MOEI_OP_SORT)
+ADD_STEP(quantize, MOEI_OP_QUANTIZE)
+ADD_STEP(glu, MOEI_OP_GLU)
+ADD_STEP(combine, MOEI_OP_COMBINE)
+#undef ADD_STEP
+
+static moe_status add_ggemm(run *r, const moei_kernel *kernel, const moek_ggemm_args *args)
+{
+    const moei_step step = {.op = MOEI_OP_GGEMM, .kernel = kernel, .args = {.ggemm = *args}};
+    return add_step(r, &step);
+}
+
+static moe_status place_step(run *r)
 {
     const moe_layer_desc *d = r->desc;
     const moe_run_args *a = &r->args;
@@ -54,24 +107,28 @@ static moe_status place_step(const run *r)
         .out_weight_stride = a->out_weights.stride[0],
         .load = (int32_t *)(void *)moei_tensor_data(&a->load),
     };
-    return r->exec.ctx->backend->place(&r->exec, kernel_of(r, MOEI_OP_PLACE), &p);
+    return add_place(r, &p);
 }
 
-static moe_status sort_step(const run *r)
+static moe_status sort_step(run *r)
 {
-    moe_sort_args sort;
-    memset(&sort, 0, sizeof sort);
-    sort.struct_size = sizeof sort;
-    sort.num_experts = r->plan->routed.count;
-    sort.ids = moe_tensor_2d(r->b.local_ids, MOE_I32, r->tokens, r->top_k);
-    sort.offsets = moe_tensor_1d(r->b.offsets, MOE_I32, (int64_t)r->plan->routed.count + 1);
-    sort.slots = moe_tensor_1d(r->b.slots, MOE_I32, r->tokens * r->top_k);
-    sort.counts = r->args.out_counts;
-    return moe_sort(r->exec.ctx, &sort, r->exec.stream);
+    const moek_sort_args sort = {
+        .tokens = r->tokens,
+        .top_k = r->top_k,
+        .num_experts = r->plan->routed.count,
+        .ids = r->b.local_ids,
+        .id_dtype = MOE_I32,
+        .id_token_stride = r->top_k,
+        .offsets = r->b.offsets,
+        .slots = r->b.slots,
+        .counts = moei_tensor_data(&r->args.out_counts),
+        .count_dtype = MOE_I64,
+    };
+    return add_sort(r, &sort);
 }
 
 // y[rows, n] = x . W^T for one float matrix: latent transforms and the shared experts' gate.
-static moe_status linear_step(const run *r, moei_linear map, const moei_matrices *w,
+static moe_status linear_step(run *r, moei_linear map, const moei_matrices *w,
                               const moei_operand *x, void *y, moe_dtype y_dtype)
 {
     moek_ggemm_args a = {.w = *w,
@@ -81,8 +138,7 @@ static moe_status linear_step(const run *r, moei_linear map, const moei_matrices
                          .y = y,
                          .y_dtype = y_dtype,
                          .y_row_stride = w->n * (int64_t)dtype_bytes(y_dtype)};
-    moei_count_run(r->exec.ctx, r->plan->linear[map]);
-    return r->exec.ctx->backend->ggemm(&r->exec, r->plan->linear[map], &a);
+    return add_ggemm(r, r->plan->linear[map], &a);
 }
 
 static moei_operand float_operand(const void *data, moe_dtype dtype, int64_t k, int64_t rows)
@@ -93,14 +149,13 @@ static moei_operand float_operand(const void *data, moe_dtype dtype, int64_t k, 
 }
 
 // Router weight times x, rounded to x's dtype: one row per slot, or per placed row.
-static moe_status weigh_input_step(const run *r, moei_operand *x)
+static moe_status weigh_input_step(run *r, moei_operand *x)
 {
     const moe_layer_desc *d = r->desc;
     const bool by_token = d->x_layout == MOE_X_TOKENS;
     const bool batched = d->x_layout == MOE_X_BATCHED;
     const int32_t per_token = by_token ? r->top_k : 1;
     const int64_t row = r->plan->routed.width * (int64_t)dtype_bytes(d->x_dtype);
-    const moei_kernel *kernel = kernel_of(r, MOEI_OP_COMBINE);
     for (int32_t j = 0; j < per_token; j++) {
         moek_combine_args c = {
             .tokens = batched ? r->tokens * r->plan->routed.count : r->tokens,
@@ -125,7 +180,7 @@ static moe_status weigh_input_step(const run *r, moei_operand *x)
             .out_dtype = d->x_dtype,
             .out_token_stride = per_token * row,
         };
-        MOE_TRY(r->exec.ctx->backend->combine(&r->exec, kernel, &c));
+        MOE_TRY(add_combine(r, &c));
     }
     *x = float_operand(r->b.weighted_x, d->x_dtype, r->plan->routed.width, r->tokens);
     return MOE_OK;
@@ -149,7 +204,7 @@ typedef struct mlp_rows {
 } mlp_rows;
 
 // Quantises rows into the buffers that carve_quantize placed.
-static moe_status quantize_step(const run *r, moek_quantize_args *q, const moei_operand *x,
+static moe_status quantize_step(run *r, moek_quantize_args *q, const moei_operand *x,
                                 const int32_t *counts, const int32_t *total, int32_t total_rows,
                                 const float *act_scale)
 {
@@ -165,13 +220,12 @@ static moe_status quantize_step(const run *r, moek_quantize_args *q, const moei_
     } else if (act_scale != NULL) {
         q->scales = (void *)(uintptr_t)act_scale;
     }
-    return r->exec.ctx->backend->quantize(&r->exec, kernel_of(r, MOEI_OP_QUANTIZE), q);
+    return add_quantize(r, q);
 }
 
-static moe_status mlp_step(const run *r, const moei_mlp *mlp, const moei_matrices w[2],
-                           mlp_buffers *b, const mlp_rows *rows, const moei_operand *x)
+static moe_status mlp_step(run *r, const moei_mlp *mlp, const moei_matrices w[2], mlp_buffers *b,
+                           const mlp_rows *rows, const moei_operand *x)
 {
-    const moei_backend *backend = r->exec.ctx->backend;
     const int64_t gate_up_row = mlp->rows1 * (int64_t)sizeof(float);
     moek_ggemm_args first = {.w = w[0],
                              .x = *x,
@@ -184,8 +238,7 @@ static moe_status mlp_step(const run *r, const moei_mlp *mlp, const moei_matrice
                              .y_dtype = MOE_F32,
                              .y_row_stride = gate_up_row,
                              .y_batch_stride = rows->rows * gate_up_row};
-    moei_count_run(r->exec.ctx, mlp->kernel[0]);
-    MOE_TRY(backend->ggemm(&r->exec, mlp->kernel[0], &first));
+    MOE_TRY(add_ggemm(r, mlp->kernel[0], &first));
 
     const bool quantize_h = moei_mlp_quantizes(mlp, 1);
     const moe_dtype h_dtype = quantize_h ? MOE_F32 : r->desc->inter_dtype;
@@ -206,7 +259,7 @@ static moe_status mlp_step(const run *r, const moei_mlp *mlp, const moei_matrice
                          .total = rows->total};
     moei_glu_order(mlp->act.activation, mlp->gate_up, mlp->inter, &glu.gate_offset, &glu.up_offset,
                    &glu.step);
-    MOE_TRY(backend->glu(&r->exec, kernel_of(r, MOEI_OP_GLU), &glu));
+    MOE_TRY(add_glu(r, &glu));
 
     if (quantize_h) {
         MOE_TRY(quantize_step(r, &b->h_quant, &h, rows->counts,
@@ -227,11 +280,10 @@ static moe_status mlp_step(const run *r, const moei_mlp *mlp, const moei_matrice
                               .y_dtype = r->desc->partial_dtype,
                               .y_row_stride = rows->y_row_stride,
                               .y_batch_stride = rows->y_batch_stride};
-    moei_count_run(r->exec.ctx, mlp->kernel[1]);
-    return backend->ggemm(&r->exec, mlp->kernel[1], &second);
+    return add_ggemm(r, mlp->kernel[1], &second);
 }
 
-static void y_in_workspace(const run *r, const moei_mlp *mlp, mlp_buffers *b, mlp_rows *rows)
+static void y_in_workspace(run *r, const moei_mlp *mlp, mlp_buffers *b, mlp_rows *rows)
 {
     rows->y = b->y;
     rows->y_row_stride = mlp->width * (int64_t)dtype_bytes(r->desc->partial_dtype);
@@ -288,7 +340,7 @@ static moe_status routed_step(run *r, moei_operand x)
 }
 
 // sigmoid(gate . x), one scalar per token, in place over the logits.
-static moe_status shared_gate_step(const run *r)
+static moe_status shared_gate_step(run *r)
 {
     MOE_TRY(linear_step(r, MOEI_LINEAR_SHARED_GATE, &r->weights->shared_gate, &r->x,
                         r->b.shared_gate, MOE_F32));
@@ -303,7 +355,7 @@ static moe_status shared_gate_step(const run *r)
                                    .inter = 1,
                                    .rows = r->tokens,
                                    .batches = 1};
-    return r->exec.ctx->backend->glu(&r->exec, kernel_of(r, MOEI_OP_GLU), &sigmoid);
+    return add_glu(r, &sigmoid);
 }
 
 static moe_status shared_step(run *r)
@@ -340,7 +392,7 @@ static moe_status shared_step(run *r)
 }
 
 // The slots of the routed experts as combine reads them; where x is an identity expert's input.
-static moek_combine_args combine_slots(const run *r, const moei_operand *x)
+static moek_combine_args combine_slots(run *r, const moei_operand *x)
 {
     const moe_layer_desc *d = r->desc;
     const int64_t row = r->plan->routed.width * (int64_t)dtype_bytes(d->partial_dtype);
@@ -368,7 +420,7 @@ static moek_combine_args combine_slots(const run *r, const moei_operand *x)
     return c;
 }
 
-static void add_tail(const run *r, moek_combine_args *c)
+static void add_tail(run *r, moek_combine_args *c)
 {
     const moe_layer_desc *d = r->desc;
     if (d->output_bias != 0) {
@@ -389,22 +441,20 @@ static void add_tail(const run *r, moek_combine_args *c)
     c->out_token_stride = moei_tensor_stride_bytes(&r->args.out, 0);
 }
 
-static moe_status combine_step(const run *r, const moei_operand *x)
+static moe_status combine_step(run *r, const moei_operand *x)
 {
     const moe_layer_desc *d = r->desc;
-    const moei_backend *backend = r->exec.ctx->backend;
-    const moei_kernel *kernel = kernel_of(r, MOEI_OP_COMBINE);
     moek_combine_args c = combine_slots(r, x);
     if (d->latent == 0) {
         add_tail(r, &c);
-        return backend->combine(&r->exec, kernel, &c);
+        return add_combine(r, &c);
     }
     // Latent experts: their sum goes through the output transform before the rest is added.
     const int64_t row = d->latent * (int64_t)dtype_bytes(d->partial_dtype);
     c.out = r->b.latent_sum;
     c.out_dtype = d->partial_dtype;
     c.out_token_stride = row;
-    MOE_TRY(backend->combine(&r->exec, kernel, &c));
+    MOE_TRY(add_combine(r, &c));
     const moei_operand sum = float_operand(r->b.latent_sum, d->partial_dtype, d->latent, r->tokens);
     MOE_TRY(linear_step(r, MOEI_LINEAR_LATENT_OUT, &r->weights->latent_out, &sum, r->b.latent_out,
                         MOE_F32));
@@ -416,14 +466,13 @@ static moe_status combine_step(const run *r, const moei_operand *x)
                               .slot_dtype = MOE_F32,
                               .slot_token_stride = d->hidden * (int64_t)sizeof(float)};
     add_tail(r, &tail);
-    return backend->combine(&r->exec, kernel, &tail);
+    return add_combine(r, &tail);
 }
 
 // out_mode SLOTS: slot j of every token at a time; absent slots become 0.
-static moe_status slots_step(const run *r, const moei_operand *x)
+static moe_status slots_step(run *r, const moei_operand *x)
 {
     const moe_layer_desc *d = r->desc;
-    const moei_kernel *kernel = kernel_of(r, MOEI_OP_COMBINE);
     for (int32_t j = 0; j < r->top_k; j++) {
         moek_combine_args c = combine_slots(r, x);
         c.slots_per_token = 1;
@@ -436,13 +485,13 @@ static moe_status slots_step(const run *r, const moei_operand *x)
         c.out = moei_tensor_data(&r->args.out) + j * moei_tensor_stride_bytes(&r->args.out, 1);
         c.out_dtype = d->out_dtype;
         c.out_token_stride = moei_tensor_stride_bytes(&r->args.out, 0);
-        MOE_TRY(r->exec.ctx->backend->combine(&r->exec, kernel, &c));
+        MOE_TRY(add_combine(r, &c));
     }
     return MOE_OK;
 }
 
 // out_mode LAYOUT where the rows could not be written to out directly.
-static moe_status layout_step(const run *r)
+static moe_status layout_step(run *r)
 {
     const moe_layer_desc *d = r->desc;
     const bool batched = d->x_layout == MOE_X_BATCHED;
@@ -464,7 +513,7 @@ static moe_status layout_step(const run *r)
         .out_dtype = d->out_dtype,
         .out_token_stride = moei_tensor_stride_bytes(&r->args.out, r->args.out.ndim - 2),
     };
-    return r->exec.ctx->backend->combine(&r->exec, kernel_of(r, MOEI_OP_COMBINE), &c);
+    return add_combine(r, &c);
 }
 
 // ---- the run -----------------------------------------------------------------------------------
@@ -477,8 +526,10 @@ moe_status moe_run(const moe_plan *plan, const moe_weights *weights, const moe_r
                 plan == NULL      ? "plan"
                 : weights == NULL ? "weights"
                                   : "args");
+    moei_step steps[MOEI_RUN_STEPS];
     run r;
     memset(&r, 0, sizeof r);
+    r.steps = steps;
     r.plan = plan;
     r.desc = &plan->desc;
     r.weights = weights;
@@ -489,7 +540,7 @@ moe_status moe_run(const moe_plan *plan, const moe_weights *weights, const moe_r
 
     if (plan->desc.x_layout == MOE_X_TOKENS) {
         if (plan->desc.routing == MOE_ROUTING_FROM_LOGITS) {
-            MOE_TRY(route_step(&r));
+            MOE_TRY(add_route(&r, &r.route));
         }
         MOE_TRY(place_step(&r));
         MOE_TRY(sort_step(&r));
@@ -504,12 +555,12 @@ moe_status moe_run(const moe_plan *plan, const moe_weights *weights, const moe_r
     if (plan->desc.shared.count > 0) {
         MOE_TRY(shared_step(&r));
     }
-    switch (plan->desc.out_mode) {
-    case MOE_OUT_COMBINED:
-        return combine_step(&r, &x);
-    case MOE_OUT_SLOTS:
-        return slots_step(&r, &x);
-    default:
-        return out_is_direct(&r) ? MOE_OK : layout_step(&r);
+    if (plan->desc.out_mode == MOE_OUT_COMBINED) {
+        MOE_TRY(combine_step(&r, &x));
+    } else if (plan->desc.out_mode == MOE_OUT_SLOTS) {
+        MOE_TRY(slots_step(&r, &x));
+    } else if (!out_is_direct(&r)) {
+        MOE_TRY(layout_step(&r));
     }
+    return flush_steps(&r);
 }

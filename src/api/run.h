@@ -38,6 +38,9 @@ typedef struct buffers {
     void *scratch; // the backend's own
 } buffers;
 
+/// Steps that are handed to a backend at once; longer lists go in parts.
+#define MOEI_RUN_STEPS 32
+
 /// What a run works on: checked views as pointers, and the buffers.
 typedef struct run {
     const moe_plan *plan;
@@ -51,6 +54,8 @@ typedef struct run {
     const int32_t *num_valid;
     moei_operand x; // as it arrived
     buffers b;
+    moei_step *steps; // [MOEI_RUN_STEPS] listed and not yet run, for a backend with run_steps
+    int32_t num_steps;
 } run;
 
 static inline size_t dtype_bytes(moe_dtype dtype)

@@ -57,13 +57,6 @@ static void set_parts(moei_matrices *m, const uint8_t *const at[MOEI_NUM_PARTS])
     m->act_scale = (const float *)(const void *)at[MOEI_PART_ACT_SCALE];
 }
 
-static moe_status copy_device(const moe_context *ctx, void *to, const void *from, size_t bytes,
-                              moei_copy direction)
-{
-    const moei_exec exec = moei_exec_make(ctx, NULL);
-    return ctx->backend->memory_copy(&exec, to, from, bytes, direction);
-}
-
 moe_status moei_stage_begin(const moe_context *ctx, const moei_matrices *m, int32_t e,
                             moei_place place, uint32_t parts, bool fetch, const char *call,
                             moei_stage *out)
@@ -94,8 +87,8 @@ moe_status moei_stage_begin(const moe_context *ctx, const moei_matrices *m, int3
     for (int p = 0; fetch && p < MOEI_NUM_PARTS; p++) {
         const moe_status status =
             staged[p] == NULL ? MOE_OK
-                              : copy_device(ctx, (uint8_t *)(uintptr_t)staged[p], stage.at[p],
-                                            stage.bytes[p], MOEI_COPY_FROM_DEVICE);
+                              : moe_memory_copy(ctx, (uint8_t *)(uintptr_t)staged[p], stage.at[p],
+                                                stage.bytes[p], MOE_COPY_FROM_DEVICE, NULL);
         if (status != MOE_OK) {
             moei_free(ctx, stage.buffer, stage.buffer_bytes);
             return status;
@@ -116,8 +109,8 @@ moe_status moei_stage_end(moei_stage *stage, bool write)
     list_parts(&stage->m, 0, staged);
     for (int p = 0; write && status == MOE_OK && p < MOEI_NUM_PARTS; p++) {
         if (staged[p] != NULL) {
-            status = copy_device(stage->ctx, (uint8_t *)(uintptr_t)stage->at[p], staged[p],
-                                 stage->bytes[p], MOEI_COPY_TO_DEVICE);
+            status = moe_memory_copy(stage->ctx, (uint8_t *)(uintptr_t)stage->at[p], staged[p],
+                                     stage->bytes[p], MOE_COPY_TO_DEVICE, NULL);
         }
     }
     moei_free(stage->ctx, stage->buffer, stage->buffer_bytes);
@@ -130,7 +123,7 @@ moe_status moei_put_bytes(const moe_context *ctx, void *to, const void *from, si
         memcpy(to, from, bytes);
         return MOE_OK;
     }
-    return copy_device(ctx, to, from, bytes, MOEI_COPY_TO_DEVICE);
+    return moe_memory_copy(ctx, to, from, bytes, MOE_COPY_TO_DEVICE, NULL);
 }
 
 moe_status moei_get_bytes(const moe_context *ctx, void *to, const void *from, size_t bytes)
@@ -139,5 +132,5 @@ moe_status moei_get_bytes(const moe_context *ctx, void *to, const void *from, si
         memcpy(to, from, bytes);
         return MOE_OK;
     }
-    return copy_device(ctx, to, from, bytes, MOEI_COPY_FROM_DEVICE);
+    return moe_memory_copy(ctx, to, from, bytes, MOE_COPY_FROM_DEVICE, NULL);
 }

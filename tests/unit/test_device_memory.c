@@ -53,10 +53,10 @@ static bool on_device(const void *p)
 }
 
 static moe_status memory_copy(const moei_exec *exec, void *to, const void *from, size_t bytes,
-                              moei_copy direction)
+                              moe_copy direction)
 {
     (void)exec;
-    const bool up = direction == MOEI_COPY_TO_DEVICE;
+    const bool up = direction == MOE_COPY_TO_DEVICE;
     CHECK(on_device(to) == up && on_device(from) == !up, "a copy in the wrong direction");
     device_open(true);
     memcpy(to, from, bytes);
@@ -181,7 +181,7 @@ static void *upload(const moei_exec *exec, const void *from, size_t bytes)
     void *to = NULL;
     CHECK(exec->ctx->backend->memory_alloc(exec, bytes, &to) == MOE_OK &&
               (from == NULL || exec->ctx->backend->memory_copy(exec, to, from, bytes,
-                                                               MOEI_COPY_TO_DEVICE) == MOE_OK),
+                                                               MOE_COPY_TO_DEVICE) == MOE_OK),
           "%s", moe_last_error());
     return to;
 }
@@ -246,7 +246,7 @@ static void check_outputs(const moei_exec *exec, const layer_case *c, moe_run_ar
             void *back = malloc(bytes);
             CHECK(back != NULL &&
                       exec->ctx->backend->memory_copy(exec, back, run_view(device, i)->data, bytes,
-                                                      MOEI_COPY_FROM_DEVICE) == MOE_OK &&
+                                                      MOE_COPY_FROM_DEVICE) == MOE_OK &&
                       memcmp(back, h->data, bytes) == 0,
                   "%s: view %zu differs from the host's", what, i);
             free(back);
