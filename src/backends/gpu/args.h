@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// Arguments of the shared bodies where an op's own hold pointers to host tables: the rows that a
+// body needs travel with them.
+#ifndef MOEI_GPU_ARGS_H
+#define MOEI_GPU_ARGS_H
+
+#include "moe/backend.h"
+
+typedef struct moei_gpu_quantize_args {
+    moek_quantize_args a;
+    moei_quant_info info; // a.info of the device: the body's copy
+    float max;            // moei_quant_max
+    int32_t emax, fraction_bits;
+    moe_dtype scale_dtype; // moei_scale_dtype
+} moei_gpu_quantize_args;
+
+typedef struct moei_gpu_ggemm_args {
+    moek_ggemm_args a;
+    moe_dtype elem;     // of a.w.format
+    int32_t zero_point; // of a.w.format
+    int32_t chunk;      // elements of k per chain; 0: integers, summed exactly
+    int32_t fold;       // 1: a chain's sum is scaled before it is added
+} moei_gpu_ggemm_args;
+
+#endif

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// The ops of a GPU backend over the shared bodies: each chooses its grids and launches. Compiled
+// into every GPU plugin, which implements moei_gpu_launch.
+#ifndef MOEI_GPU_DRIVE_H
+#define MOEI_GPU_DRIVE_H
+
+#include "moe/backend.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum moei_gpu_body {
+#define MOE_GPU_BODY(name, args, threads) MOEI_GPU_##name,
+#include "backends/gpu/bodies.def"
+#undef MOE_GPU_BODY
+    MOEI_GPU_NUM_BODIES
+} moei_gpu_body;
+
+typedef struct moei_gpu_grid {
+    uint32_t blocks;  // 0: nothing is launched
+    uint32_t threads; // a multiple of 32
+    uint32_t shared;  // bytes of shared memory
+} moei_gpu_grid;
+
+/// Enqueues a body with its arguments, which are copied. DEVICE where the launch fails.
+moe_status moei_gpu_launch(const moei_exec *exec, moei_gpu_body body, moei_gpu_grid grid,
+                           const void *args);
+
+// As the members of moei_backend; their rows are the shared bodies.
+moe_status moei_gpu_route(const moei_exec *, const moei_kernel *, const moek_route_args *);
+moe_status moei_gpu_place(const moei_exec *, const moei_kernel *, const moek_place_args *);
+moe_status moei_gpu_sort(const moei_exec *, const moei_kernel *, const moek_sort_args *);
+moe_status moei_gpu_quantize(const moei_exec *, const moei_kernel *, const moek_quantize_args *);
+moe_status moei_gpu_ggemm(const moei_exec *, const moei_kernel *, const moek_ggemm_args *);
+moe_status moei_gpu_glu(const moei_exec *, const moei_kernel *, const moek_glu_args *);
+moe_status moei_gpu_combine(const moei_exec *, const moei_kernel *, const moek_combine_args *);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
