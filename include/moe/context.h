@@ -86,9 +86,10 @@ MOE_API int moe_context_num_threads(const moe_context *ctx);
 /// valid as long as the context. Since 0.1.
 MOE_API moe_thread_pool moe_context_pool(const moe_context *ctx);
 
-// ---- memory of the context's device --------------------------------------------------------------
-// For callers that have no allocator of their own for the device (a program that links no CUDA).
-// Engines pass pointers of their own; the library itself allocates nothing on a device.
+// ---- memory of the context's device
+// -------------------------------------------------------------- For callers that have no allocator
+// of their own for the device (a program that links no CUDA). Engines pass pointers of their own;
+// the library itself allocates nothing on a device.
 
 typedef enum moe_copy { MOE_COPY_TO_DEVICE = 1, MOE_COPY_FROM_DEVICE = 2 } moe_copy;
 

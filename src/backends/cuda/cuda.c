@@ -1,0 +1,402 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CUDA backend: a plugin. Its table of kernels, its devices and its vtable.
+#include <stdio.h>
+#include <string.h>
+
+#include "backends/cuda/measure.h"
+#include "backends/cuda/mma.h"
+#include "backends/cuda/ops.h"
+
+const moei_host *moei_cuda_host;
+
+moe_status moei_cuda_status(cudaError_t error, const char *what)
+{
+    if (error == cudaSuccess) {
+        return MOE_OK;
+    }
+    (void)cudaGetLastError(); // the next call is judged by itself
+    return moei_cuda_host->fail(error == cudaErrorMemoryAllocation ? MOE_E_NO_MEMORY : MOE_E_DEVICE,
+                                "cuda: %s: %s (%s)", what, cudaGetErrorString(error),
+                                cudaGetErrorName(error));
+}
+
+// ---- kernels -----------------------------------------------------------------------------------
+
+// The portable products take any element types; what tells their rows apart is the arithmetic.
+static bool chain_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
+                           moei_whynot *why)
+{
+    const moei_arith need = moei_cuda_host->ggemm_arith(problem);
+    if (need != kernel->arith) {
+        *why = need == MOEI_NUM_ARITH
+                   ? (moei_whynot){MOEI_WHYNOT_FOLD, moei_cuda_host->ggemm_fold(problem),
+                                   moei_cuda_host->arith(kernel->arith)->chunk}
+                   : (moei_whynot){MOEI_WHYNOT_ARITH, (int64_t)need, (int64_t)kernel->arith};
+        return false;
+    }
+    return true;
+}
+
+// Seconds, roughly; only their order counts.
+static double chain_cost(const moei_kernel *kernel, const moei_ggemm_problem *problem)
+{
+    (void)kernel;
+    return (double)problem->m_max * (double)problem->n * (double)problem->k / 1e12;
+}
+
+static bool mma_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
+                         moei_whynot *why)
+{
+    const bool bf16 = kernel->arith == MOEI_ARITH_WGMMA_BF16;
+    const moe_format format = bf16 ? MOE_FORMAT_BF16 : MOE_FORMAT_F16;
+    const moe_dtype dtype = bf16 ? MOE_BF16 : MOE_F16;
+    if (problem->gemm->weight_format != format) {
+        *why = (moei_whynot){MOEI_WHYNOT_WGT_FORMAT, problem->gemm->weight_format, format};
+        return false;
+    }
+    if (problem->gemm->act.spec != MOE_QUANT_NONE) {
+        *why = (moei_whynot){MOEI_WHYNOT_ACT_QUANT, problem->gemm->act.spec, MOE_QUANT_NONE};
+        return false;
+    }
+    if (problem->x_dtype != dtype) {
+        *why = (moei_whynot){MOEI_WHYNOT_ACT_DTYPE, problem->x_dtype, dtype};
+        return false;
+    }
+    if (problem->transposed) {
+        *why = (moei_whynot){MOEI_WHYNOT_TRANSPOSED, 1, 0};
+        return false;
+    }
+    if (problem->k % 8 != 0) {
+        *why = (moei_whynot){MOEI_WHYNOT_ALIGNMENT, problem->k, 8};
+        return false;
+    }
+    return true;
+}
+
+static double mma_cost(const moei_kernel *kernel, const moei_ggemm_problem *problem)
+{
+    return chain_cost(kernel, problem) / 16.0;
+}
+
+#define OP_route        MOEI_OP_ROUTE
+#define OP_place        MOEI_OP_PLACE
+#define OP_sort         MOEI_OP_SORT
+#define OP_quantize     MOEI_OP_QUANTIZE
+#define OP_ggemm        MOEI_OP_GGEMM
+#define OP_glu          MOEI_OP_GLU
+#define OP_combine      MOEI_OP_COMBINE
+#define FLAGS_GRAPH     MOEI_KERNEL_GRAPH_SAFE
+#define FLAGS_GRAPH_REF (MOEI_KERNEL_GRAPH_SAFE | MOEI_KERNEL_REF)
+
+static const moei_kernel kernels[] = {
+#define MOE_KERNEL(op, name, isa, isa_name, mr, nr, kr, layout, arith, flags, supports, cost)      \
+    {"moek_" #op "_" #name,                                                                        \
+     OP_##op,                                                                                      \
+     MOEI_CUDA_##isa,                                                                              \
+     #isa_name,                                                                                    \
+     mr,                                                                                           \
+     nr,                                                                                           \
+     kr,                                                                                           \
+     MOEI_LAYOUT_##layout,                                                                         \
+     MOEI_ARITH_##arith,                                                                           \
+     FLAGS_##flags,                                                                                \
+     NULL,                                                                                         \
+     supports,                                                                                     \
+     cost},
+#include "backends/cuda/kernels.def"
+#undef MOE_KERNEL
+};
+
+#define NUM_KERNELS (sizeof kernels / sizeof kernels[0])
+
+static uint64_t runs[NUM_KERNELS];
+
+// ---- devices -----------------------------------------------------------------------------------
+
+static bool has_matrix_kernels(const struct cudaDeviceProp *p)
+{
+    return p->major == 9 && p->minor == 0;
+}
+
+static bool probe(uint64_t *isa, char *text, size_t capacity)
+{
+    int count = 0;
+    int driver = 0;
+    struct cudaDeviceProp p;
+    *isa = 0;
+    cudaError_t error = cudaGetDeviceCount(&count);
+    if (error == cudaSuccess && count > 0) {
+        error = cudaGetDeviceProperties(&p, 0);
+    }
+    (void)cudaDriverGetVersion(&driver);
+    if (error != cudaSuccess || count == 0) {
+        (void)cudaGetLastError();
+        (void)snprintf(text, capacity, "no CUDA device: %s",
+                       error != cudaSuccess ? cudaGetErrorString(error) : "none found");
+        return false;
+    }
+    if (p.major < 8) {
+        (void)snprintf(text, capacity, "%s is sm_%d%d; sm_80 and later work", p.name, p.major,
+                       p.minor);
+        return false;
+    }
+    *isa = MOEI_CUDA_SM80 | (has_matrix_kernels(&p) ? MOEI_CUDA_SM90A : 0);
+    (void)snprintf(text, capacity,
+                   "%d device%s, 0: %s, sm_%d%d%s, %d multiprocessors, %zu MiB; CUDA %d.%d, driver "
+                   "for %d.%d",
+                   count, count == 1 ? "" : "s", p.name, p.major, p.minor,
+                   has_matrix_kernels(&p) ? "a" : "", p.multiProcessorCount,
+                   p.totalGlobalMem >> 20, CUDART_VERSION / 1000, CUDART_VERSION / 10 % 100,
+                   driver / 1000, driver / 10 % 100);
+    return true;
+}
+
+// Loads and configures every kernel: the first run of a process may be captured in a graph.
+static cudaError_t load_kernels(const moei_cuda_device *device)
+{
+    struct cudaFuncAttributes attributes;
+    for (int body = 0; body < MOEI_GPU_NUM_BODIES; body++) {
+        const void *kernel = moei_cuda_body((moei_gpu_body)body);
+        cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+        if (error == cudaSuccess) {
+            error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                         device->shared - (int)attributes.sharedSizeBytes);
+        }
+        if (error != cudaSuccess) {
+            return error;
+        }
+    }
+    return device->encode != NULL ? moei_cuda_mma_load() : cudaSuccess;
+}
+
+static moe_status open_device(const moe_context *ctx, int32_t device_id, void **out)
+{
+    int count = 0;
+    struct cudaDeviceProp p;
+    moei_cuda_device device = {.ordinal = device_id};
+    moe_status status = moei_cuda_status(cudaGetDeviceCount(&count), "devices");
+    if (status != MOE_OK) {
+        return status;
+    }
+    if (device_id >= count) {
+        return moei_cuda_host->fail(MOE_E_ARGUMENT,
+                                    "moe_context_create: desc.device_id = %d, there are %d devices",
+                                    (int)device_id, count);
+    }
+    int before = 0;
+    (void)cudaGetDevice(&before);
+    status = moei_cuda_status(cudaSetDevice(device_id), "cudaSetDevice");
+    if (status == MOE_OK) {
+        status = moei_cuda_status(cudaGetDeviceProperties(&p, device_id), "device properties");
+    }
+    if (status == MOE_OK) {
+        device.sms = p.multiProcessorCount;
+        device.shared = (int)p.sharedMemPerBlockOptin;
+        if (has_matrix_kernels(&p)) {
+            enum cudaDriverEntryPointQueryResult found;
+            void *encode = NULL;
+            status = moei_cuda_status(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled",
+                                                                       &encode, 12000,
+                                                                       cudaEnableDefault, &found),
+                                      "cuTensorMapEncodeTiled");
+            memcpy(&device.encode, &encode, sizeof encode);
+        }
+    }
+    if (status == MOE_OK) {
+        status = moei_cuda_status(load_kernels(&device), "loading kernels");
+    }
+    (void)cudaSetDevice(before);
+    if (status != MOE_OK) {
+        return status;
+    }
+    moei_cuda_device *kept = moei_cuda_host->alloc(ctx, sizeof *kept, 64);
+    if (kept == NULL) {
+        return moei_cuda_host->fail(MOE_E_NO_MEMORY, "cuda: no memory for %zu bytes", sizeof *kept);
+    }
+    *kept = device;
+    *out = kept;
+    return MOE_OK;
+}
+
+static void close_device(const moe_context *ctx, void *device)
+{
+    moei_cuda_host->free(ctx, device, sizeof(moei_cuda_device));
+}
+
+// The caller's current device, put back by leave.
+static int enter(const moei_exec *exec)
+{
+    int before = 0;
+    (void)cudaGetDevice(&before);
+    if (before != exec->device_id) {
+        (void)cudaSetDevice(exec->device_id);
+    }
+    return before;
+}
+
+static void leave(const moei_exec *exec, int before)
+{
+    if (before != exec->device_id) {
+        (void)cudaSetDevice(before);
+    }
+}
+
+static moe_status memory_alloc(const moei_exec *exec, size_t bytes, void **out)
+{
+    char what[64];
+    const int before = enter(exec);
+    (void)snprintf(what, sizeof what, "allocating %zu bytes", bytes);
+    const moe_status status = moei_cuda_status(cudaMalloc(out, bytes), what);
+    leave(exec, before);
+    return status;
+}
+
+static void memory_free(const moei_exec *exec, void *memory, size_t bytes)
+{
+    const int before = enter(exec);
+    (void)bytes;
+    (void)cudaFree(memory);
+    (void)cudaGetLastError();
+    leave(exec, before);
+}
+
+static moe_status memory_copy(const moei_exec *exec, void *to, const void *from, size_t bytes,
+                              moe_copy direction)
+{
+    const int before = enter(exec);
+    cudaError_t error = cudaMemcpyAsync(
+        to, from, bytes,
+        direction == MOE_COPY_TO_DEVICE ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost,
+        (cudaStream_t)exec->stream);
+    if (error == cudaSuccess) {
+        error = cudaStreamSynchronize((cudaStream_t)exec->stream);
+    }
+    const moe_status status = moei_cuda_status(error, "copying memory");
+    leave(exec, before);
+    return status;
+}
+
+// ---- ops ---------------------------------------------------------------------------------------
+
+moe_status moei_gpu_launch(const moei_exec *exec, moei_gpu_body body, moei_gpu_grid grid,
+                           const void *args)
+{
+    static const char *const names[MOEI_GPU_NUM_BODIES] = {
+#define MOE_GPU_BODY(name, args, threads) #name,
+#include "backends/gpu/bodies.def"
+#undef MOE_GPU_BODY
+    };
+    if (grid.blocks == 0) {
+        return MOE_OK;
+    }
+    void *arguments[] = {(void *)(uintptr_t)args};
+    const dim3 blocks = {grid.blocks, 1, 1};
+    const dim3 threads = {grid.threads, 1, 1};
+    return moei_cuda_status(cudaLaunchKernel(moei_cuda_body(body), blocks, threads, arguments,
+                                             grid.shared, (cudaStream_t)exec->stream),
+                            names[body]);
+}
+
+static moe_status ggemm_on(const moei_exec *exec, const moei_kernel *kernel,
+                           const moek_ggemm_args *args)
+{
+    return (kernel->isa & MOEI_CUDA_SM90A) != 0 ? moei_cuda_mma(exec, kernel, args, NULL)
+                                                : moei_gpu_ggemm(exec, kernel, args);
+}
+
+static moe_status run_step(const moei_exec *exec, const moei_step *step)
+{
+    switch (step->op) {
+    case MOEI_OP_ROUTE:
+        return moei_gpu_route(exec, step->kernel, &step->args.route);
+    case MOEI_OP_PLACE:
+        return moei_gpu_place(exec, step->kernel, &step->args.place);
+    case MOEI_OP_SORT:
+        return moei_gpu_sort(exec, step->kernel, &step->args.sort);
+    case MOEI_OP_QUANTIZE:
+        return moei_gpu_quantize(exec, step->kernel, &step->args.quantize);
+    case MOEI_OP_GGEMM:
+        return ggemm_on(exec, step->kernel, &step->args.ggemm);
+    case MOEI_OP_GLU:
+        return moei_gpu_glu(exec, step->kernel, &step->args.glu);
+    default:
+        return moei_gpu_combine(exec, step->kernel, &step->args.combine);
+    }
+}
+
+// How many of the steps the first launch covers, which this enqueues.
+static int32_t run_first(const moei_exec *exec, const moei_step *steps, int32_t count,
+                         moe_status *status)
+{
+    if (count >= 2 && steps[0].op == MOEI_OP_GGEMM && steps[1].op == MOEI_OP_GLU &&
+        (steps[0].kernel->isa & MOEI_CUDA_SM90A) != 0 &&
+        moei_cuda_mma_fuses(&steps[0].args.ggemm, &steps[1].args.glu)) {
+        *status =
+            moei_cuda_mma(exec, steps[0].kernel, &steps[0].args.ggemm, &steps[1].args.glu);
+        return 2;
+    }
+    *status = run_step(exec, &steps[0]);
+    return 1;
+}
+
+static moe_status run_steps(const moei_exec *exec, const moei_step *steps, int32_t count)
+{
+    const int before = enter(exec);
+    moe_status status = MOE_OK;
+    for (int32_t i = 0; i < count && status == MOE_OK;) {
+        i += run_first(exec, steps + i, count - i, &status);
+    }
+    leave(exec, before);
+    return status;
+}
+
+// An op by itself.
+#define SINGLE(name, OP)                                                                           \
+    static moe_status name##_op(const moei_exec *exec, const moei_kernel *kernel,                  \
+                                const moek_##name##_args *args)                                    \
+    {                                                                                              \
+        const moei_step step = {.op = OP, .kernel = kernel, .args = {.name = *args}};              \
+        return run_steps(exec, &step, 1);                                                          \
+    }
+SINGLE(route, MOEI_OP_ROUTE)
+SINGLE(place, MOEI_OP_PLACE)
+SINGLE(sort, MOEI_OP_SORT)
+SINGLE(quantize, MOEI_OP_QUANTIZE)
+SINGLE(ggemm, MOEI_OP_GGEMM)
+SINGLE(glu, MOEI_OP_GLU)
+SINGLE(combine, MOEI_OP_COMBINE)
+#undef SINGLE
+
+static const moei_backend backend = {
+    .abi = MOE_BACKEND_ABI,
+    .name = "cuda",
+    .device = MOE_DEVICE_CUDA,
+    .host_memory = false,
+    .kernels = kernels,
+    .num_kernels = NUM_KERNELS,
+    .runs = runs,
+    .probe = probe,
+    .open = open_device,
+    .close = close_device,
+    .memory_alloc = memory_alloc,
+    .memory_free = memory_free,
+    .memory_copy = memory_copy,
+    .route = route_op,
+    .place = place_op,
+    .sort = sort_op,
+    .quantize = quantize_op,
+    .ggemm = ggemm_op,
+    .glu = glu_op,
+    .combine = combine_op,
+    .run_steps = run_steps,
+    .time = moei_cuda_time,
+    .ceiling = moei_cuda_ceiling,
+};
+
+const moei_backend *moe_backend_entry(const moei_host *host, uint32_t abi)
+{
+    if (abi == MOE_BACKEND_ABI) { // else the table may be another one: it is not read
+        moei_cuda_host = host;
+    }
+    return &backend;
+}

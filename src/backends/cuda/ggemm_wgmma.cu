@@ -1,0 +1,513 @@
+// SPDX-License-Identifier: Apache-2.0
+// ggemm on Hopper's warpgroup matrix units: 16-bit floats, arithmetic class wgmma_bf16 or wgmma_f16
+// (one chain over K; the same bits whatever the tile).
+//
+// Weights are the M operand, rows of x are N: one instruction shape serves every number of rows.
+// A block is persistent and walks tiles of 128 outputs x BN rows (gpu/tiles.cuh):
+//   a producer warpgroup fills a ring of stages, 64 k each: weights by the tensor copy engine,
+//   straight from the checkpoint's layout, rows of x by 16-byte copies from wherever they lie;
+//   two math warpgroups of 64 outputs each multiply, then finish in registers.
+// With SiLU or gpt-oss's SwiGLU, a tile's 128 outputs are 64 gates and 64 ups in alternating eights (the copy engine
+// brings them in this order), so that a thread holds a gate and its up.
+#include "backends/cuda/hopper.cuh"
+#include "backends/cuda/mma.h"
+#include "backends/gpu/elements.cuh"
+#include "backends/gpu/tiles.cuh"
+#include "numerics/activation.h"
+
+#define BM           128              // outputs of a tile
+#define STAGE_K      128              // bytes of k of a stage: one swizzle row
+#define WEIGHT_BYTES (BM * STAGE_K)   // of a stage
+#define MATH_THREADS 256
+#define THREADS      (MATH_THREADS + 128)
+#define TURN_BYTES   1024             // of a warp: 32 rows of y, 16 outputs each
+#define MAX_STAGES   12
+#define SHARED_LIMIT (227 * 1024)
+
+enum { SYNC_PRODUCER = 1 };
+
+typedef struct mma_args {
+    CUtensorMap weights;
+    moek_ggemm_args a;
+    moek_glu_args glu; // where `fused`
+    int32_t fused;
+    int32_t up_first; // of the two parts, ups have the lower rows
+    float limit;      // of the activation
+    int32_t aligned; // rows of x begin at multiples of 16 bytes
+    int32_t vector;  // rows of the output do
+    int32_t stages;
+} mma_args;
+
+// ---- the producer ------------------------------------------------------------------------------
+
+// Eight elements of a row of x that need not be aligned, with those past the end as zeros.
+static __device__ void copy_elements(uint8_t *to, const uint8_t *from, int64_t k0, int64_t k)
+{
+    uint16_t v[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const uint8_t *p = from + 2 * (k0 + i);
+        v[i] = k0 + i < k ? (uint16_t)(p[0] | p[1] << 8) : (uint16_t)0;
+    }
+    *(uint4 *)to = make_uint4(v[0] | (uint32_t)v[1] << 16, v[2] | (uint32_t)v[3] << 16,
+                              v[4] | (uint32_t)v[5] << 16, v[6] | (uint32_t)v[7] << 16);
+}
+
+template <int BN>
+static __device__ __forceinline__ void produce(const mma_args *g, const int32_t *prefix,
+                                               int32_t m_blocks, uint8_t *ring, uint64_t *full,
+                                               uint64_t *empty, int64_t *row_at)
+{
+    constexpr int PITCH = WEIGHT_BYTES + BN * STAGE_K;
+    const moek_ggemm_args *a = &g->a;
+    const int tid = (int)threadIdx.x - MATH_THREADS;
+    const int column = tid % 8; // of 16 bytes
+    const int blocks_k = (int)((2 * a->w.k + STAGE_K - 1) / STAGE_K);
+    const uint64_t policy = hopper_policy_evict_first();
+    int stage = 0;
+    uint32_t parity = 1; // of "empty": a fresh ring is
+    moei_tile t;
+    for (int64_t tile = blockIdx.x; moei_tile_at(a, prefix, BN, m_blocks, tile, &t);
+         tile += gridDim.x) {
+        hopper_sync(SYNC_PRODUCER, 128); // the last tile's rows have been read
+        for (int r = tid; r < BN; r += 128) {
+            row_at[r] = t.i0 + r < t.i1 ? moei_x_at(a, t.e, t.i0 + r) - a->x.data : -1;
+        }
+        hopper_sync(SYNC_PRODUCER, 128);
+        for (int kb = 0; kb < blocks_k; kb++) {
+            uint8_t *weights = ring + stage * PITCH;
+            uint8_t *rows = weights + WEIGHT_BYTES;
+            hopper_barrier_wait(&empty[stage], parity);
+            if (tid == 0) {
+                hopper_barrier_expect(&full[stage], WEIGHT_BYTES);
+                if (g->fused) {
+                    hopper_tensor_5d(weights, &g->weights, kb * (STAGE_K / 2), t.m * (BM / 16),
+                                     t.e, &full[stage], policy);
+                } else {
+                    hopper_tensor_3d(weights, &g->weights, kb * (STAGE_K / 2), t.m * BM, t.e,
+                                     &full[stage], policy);
+                }
+            }
+            const int64_t byte = (int64_t)kb * STAGE_K + column * 16;
+#pragma unroll 4
+            for (int r = tid / 8; r < BN; r += 16) {
+                const int64_t at = row_at[r];
+                uint8_t *to = rows + r * STAGE_K + (column ^ r % 8) * 16;
+                const bool there = at >= 0 && byte < 2 * a->w.k;
+                if (g->aligned) {
+                    hopper_copy_16(hopper_smem(to), a->x.data + (there ? at + byte : 0), there);
+                } else {
+                    copy_elements(to, a->x.data + at, byte / 2, there ? a->w.k : 0);
+                }
+            }
+            if (g->aligned) {
+                hopper_barrier_arrive_copies(&full[stage]);
+            } else {
+                hopper_barrier_arrive(&full[stage]);
+            }
+            if (++stage == g->stages) {
+                stage = 0;
+                parity ^= 1;
+            }
+        }
+    }
+}
+
+// ---- math --------------------------------------------------------------------------------------
+
+// Bias of output n; -0 where there is none: it changes no sum.
+static __device__ __forceinline__ float bias_of(const moek_ggemm_args *a, int32_t e, int64_t n)
+{
+    return a->w.bias != NULL && n < a->w.n
+               ? moei_gpu_load_float(a->w.bias_dtype, a->w.bias, e * a->w.bias_e_stride + n)
+               : -0.0f;
+}
+
+// Two results as 16-bit floats, the first in the low half; NaN canonical.
+static __device__ __forceinline__ uint32_t pack(moe_dtype dtype, float low, float high)
+{
+    uint32_t both;
+    if (dtype == MOE_BF16) {
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+        both = low == low ? both : (both & 0xFFFF0000u) | 0x7FC0u;
+        return high == high ? both : (both & 0xFFFFu) | 0x7FC00000u;
+    }
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    both = low == low ? both : (both & 0xFFFF0000u) | 0x7E00u;
+    return high == high ? both : (both & 0xFFFFu) | 0x7E000000u;
+}
+
+// Where rows of the output go: y of the product, or h of glu.
+typedef struct output {
+    moe_dtype dtype;
+    int64_t width;
+} output;
+
+static __device__ __forceinline__ uint8_t *output_at(const mma_args *g, const moei_tile *t,
+                                                     int64_t i)
+{
+    if (g->fused) {
+        const int64_t batch = g->a.offsets == NULL ? t->e * g->glu.y_batch_stride : 0;
+        return g->glu.y + batch + i * g->glu.y_row_stride;
+    }
+    return moei_y_at(&g->a, t->e, i);
+}
+
+// Rows of the output may lie anywhere.
+static __device__ __forceinline__ void store_f32(uint8_t *to, float v)
+{
+    const uint32_t bits = v == v ? __float_as_uint(v) : 0x7FC00000u;
+    if ((uintptr_t)to % 4 == 0) {
+        *(uint32_t *)to = bits;
+    } else {
+        for (int i = 0; i < 4; i++) {
+            to[i] = (uint8_t)(bits >> 8 * i);
+        }
+    }
+}
+
+// Results of 32 rows (or the BN that there are) x 16 outputs of this warp, or 8 with glu.
+template <int COUNT>
+static __device__ __forceinline__ void store_rows(const mma_args *g, const moei_tile *t,
+                                                  const output *o, int64_t first, int64_t n,
+                                                  const float (&v)[COUNT], uint8_t *turn)
+{
+    const int lane = (int)threadIdx.x % 32;
+    const int span = g->fused ? 8 : 16; // outputs
+    const int64_t i = first + lane;
+    const bool there = lane < COUNT * 2 && i < t->i1;
+    if (o->dtype == MOE_F32) {
+        // Eight lanes hold eight outputs of a row: whole sectors as they are.
+#pragma unroll
+        for (int c = 0; c < COUNT; c++) {
+            const int64_t row = first + c / 4 * 8 + lane % 4 * 2 + c % 2;
+            const int64_t at = n + lane / 4 + c % 4 / 2 * 8;
+            if (row < t->i1 && at < o->width && (!g->fused || c % 4 < 2)) {
+                store_f32(output_at(g, t, row) + 4 * at, v[c]);
+            }
+        }
+        return;
+    }
+    const uint32_t base = hopper_smem(turn);
+    __syncwarp();
+    if (g->fused) {
+        uint32_t p[4] = {0, 0, 0, 0};
+#pragma unroll
+        for (int b = 0; b < COUNT / 4; b++) {
+            p[b] = pack(o->dtype, v[4 * b], v[4 * b + 1]);
+        }
+        hopper_store_transposed(base + lane * 16, p[0], p[1], p[2], p[3]);
+    } else {
+#pragma unroll
+        for (int b = 0; b < (COUNT + 7) / 8; b++) {
+            uint32_t p[4] = {0, 0, 0, 0};
+#pragma unroll
+            for (int j = 0; j < 4 && 8 * b + 2 * j < COUNT; j++) {
+                p[j] = pack(o->dtype, v[8 * b + 2 * j], v[8 * b + 2 * j + 1]);
+            }
+            const int row = (2 * b + lane / 16) * 8 + lane % 8;
+            hopper_store_transposed(base + row * 32 + lane / 8 % 2 * 16, p[0], p[1], p[2], p[3]);
+        }
+    }
+    __syncwarp();
+    if (!there) {
+        return;
+    }
+    uint8_t *to = output_at(g, t, i) + 2 * n;
+    const uint8_t *from = turn + lane * 2 * span;
+    if (g->vector && n + span <= o->width) {
+        *(uint4 *)to = *(const uint4 *)from;
+        if (span == 16) {
+            *(uint4 *)(to + 16) = *(const uint4 *)(from + 16);
+        }
+    } else {
+        for (int j = 0; j < span && n + j < o->width; j++) {
+            const uint16_t bits = ((const uint16_t *)from)[j];
+            to[2 * j] = (uint8_t)bits;
+            to[2 * j + 1] = (uint8_t)(bits >> 8);
+        }
+    }
+}
+
+// Sums of a tile to the output: 32 rows at a time.
+template <int BN>
+static __device__ __forceinline__ void finish_tile(const mma_args *g, const moei_tile *t,
+                                                   const float (&acc)[BN / 2], uint8_t *turn)
+{
+    constexpr int COUNT = BN < 32 ? BN / 2 : 16; // sums of a thread for 32 rows
+    const moek_ggemm_args *a = &g->a;
+    const int lane = (int)threadIdx.x % 32;
+    const int warp = (int)threadIdx.x / 32; // 16 outputs each
+    const output o = g->fused ? output{g->glu.y_dtype, g->glu.inter}
+                              : output{a->y_dtype, a->w.n};
+    const int64_t n = (int64_t)t->m * (g->fused ? BM / 2 : BM) + warp * (g->fused ? 8 : 16);
+    const int64_t own = n + lane / 4;
+    const int64_t parts[2] = {g->up_first ? g->glu.up_offset : g->glu.gate_offset,
+                              g->up_first ? g->glu.gate_offset : g->glu.up_offset};
+    const float low = bias_of(a, t->e, g->fused ? parts[0] + own * g->glu.step : own);
+    const float high = bias_of(a, t->e, g->fused ? parts[1] + own * g->glu.step : own + 8);
+#pragma unroll
+    for (int r = 0; r < BN; r += 32) {
+        const int64_t first = t->i0 + r;
+        if (first >= t->i1) {
+            return;
+        }
+        // A lane reads what belongs to one row, the others ask for it.
+        const int64_t i = first + lane;
+        const bool there = lane < BN && i < t->i1;
+        const float weight_of_lane =
+            there && a->row_weight != NULL ? moei_row_weight(a, t->e, i) : 1.0f;
+        float v[COUNT];
+#pragma unroll
+        for (int c = 0; c < COUNT; c++) {
+            const int from = c / 4 * 8 + lane % 4 * 2 + c % 2;
+            v[c] = acc[r / 2 + c] + (c % 4 < 2 ? low : high);
+            v[c] = v[c] * __shfl_sync(~0u, weight_of_lane, from);
+        }
+        if (g->fused) {
+#pragma unroll
+            for (int c = 0; c < COUNT; c++) {
+                if (c % 4 < 2) {
+                    const float gate = g->up_first ? v[c + 2] : v[c];
+                    const float up = g->up_first ? v[c] : v[c + 2];
+                    v[c] = g->glu.act.activation == MOE_ACT_SILU
+                               ? moei_silu_mul(gate, up, g->limit)
+                               : moei_swigluoai(gate, up, g->glu.act.alpha, g->glu.act.beta,
+                                                g->limit);
+                }
+            }
+        }
+        store_rows<COUNT>(g, t, &o, first, n, v, turn + warp * TURN_BYTES);
+    }
+}
+
+template <int BN, int TYPE>
+static __device__ __forceinline__ void multiply(const mma_args *g, const int32_t *prefix,
+                                                int32_t m_blocks, uint8_t *ring, uint64_t *full,
+                                                uint64_t *empty, uint8_t *turn)
+{
+    constexpr int PITCH = WEIGHT_BYTES + BN * STAGE_K;
+    const moek_ggemm_args *a = &g->a;
+    const int group = (int)threadIdx.x / 128;
+    const bool leader = threadIdx.x % 32 == 0;
+    const int blocks_k = (int)((2 * a->w.k + STAGE_K - 1) / STAGE_K);
+    int stage = 0;
+    uint32_t parity = 0;
+    float acc[BN / 2];
+    moei_tile t;
+    for (int64_t tile = blockIdx.x; moei_tile_at(a, prefix, BN, m_blocks, tile, &t);
+         tile += gridDim.x) {
+        int before = -1; // the stage whose products may still be under way
+        for (int kb = 0; kb < blocks_k; kb++) {
+            uint8_t *weights = ring + stage * PITCH;
+            hopper_barrier_wait(&full[stage], parity);
+            hopper_fence_async(); // rows of x came by ordinary copies
+            const uint64_t wd = hopper_operand(weights + group * (WEIGHT_BYTES / 2));
+            const uint64_t xd = hopper_operand(weights + WEIGHT_BYTES);
+            hopper_mma_begin();
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                hopper_mma<BN, TYPE>(acc, wd + 2 * j, xd + 2 * j, kb + j != 0);
+            }
+            hopper_mma_commit();
+            hopper_mma_wait<1>();
+            if (before >= 0 && leader) {
+                hopper_barrier_arrive(&empty[before]);
+            }
+            before = stage;
+            if (++stage == g->stages) {
+                stage = 0;
+                parity ^= 1;
+            }
+        }
+        hopper_mma_wait<0>();
+        hopper_mma_keep(acc);
+        if (leader) {
+            hopper_barrier_arrive(&empty[before]);
+        }
+        finish_tile<BN>(g, &t, acc, turn);
+    }
+}
+
+template <int BN, int TYPE>
+__global__ void __launch_bounds__(THREADS, 1) ggemm_wgmma(const __grid_constant__ mma_args g)
+{
+    constexpr int PITCH = WEIGHT_BYTES + BN * STAGE_K;
+    extern __shared__ uint8_t shared[];
+    __shared__ uint64_t full[MAX_STAGES];
+    __shared__ uint64_t empty[MAX_STAGES];
+    uint8_t *ring = (uint8_t *)(((uintptr_t)shared + 1023) / 1024 * 1024);
+    uint8_t *turn = ring + g.stages * PITCH;
+    int64_t *row_at = (int64_t *)(turn + MATH_THREADS / 32 * TURN_BYTES);
+    int32_t *prefix = (int32_t *)(row_at + BN);
+    const int32_t per_tile = g.fused ? BM / 2 : BM;
+    const int64_t outputs = g.fused ? g.glu.inter : g.a.w.n;
+    const int32_t m_blocks = (int32_t)((outputs + per_tile - 1) / per_tile);
+    if (threadIdx.x == 0) {
+        for (int s = 0; s < g.stages; s++) {
+            hopper_barrier_init(&full[s], 128 + 1); // the producer's threads, and the weights
+            hopper_barrier_init(&empty[s], MATH_THREADS / 32);
+        }
+        hopper_barrier_init_done();
+        hopper_tensor_prefetch(&g.weights);
+    }
+    hopper_grid_wait();
+    hopper_grid_launch();
+    moei_tiles_begin(&g.a, BN, prefix); // ends in a barrier
+    if (threadIdx.x >= MATH_THREADS) {
+        hopper_registers_shrink<72>();
+        produce<BN>(&g, prefix, m_blocks, ring, full, empty, row_at);
+    } else {
+        hopper_registers_grow<216>(); // 2 * 216 + 72 = 3 * 168, what the launch allots
+        multiply<BN, TYPE>(&g, prefix, m_blocks, ring, full, empty, turn);
+    }
+}
+
+// ---- the host ----------------------------------------------------------------------------------
+
+typedef void (*mma_kernel)(mma_args);
+
+typedef struct variant {
+    int bn;
+    mma_kernel kernel[2]; // bf16, f16
+} variant;
+
+#define VARIANT(bn)                                                                                \
+    {                                                                                              \
+        bn, {ggemm_wgmma<bn, HOPPER_BF16>, ggemm_wgmma<bn, HOPPER_F16>}                            \
+    }
+static const variant variants[] = {VARIANT(8),   VARIANT(16),  VARIANT(32), VARIANT(64),
+                                   VARIANT(128), VARIANT(192), VARIANT(256)};
+#define NUM_VARIANTS (sizeof variants / sizeof variants[0])
+
+cudaError_t moei_cuda_mma_load(void)
+{
+    for (size_t v = 0; v < NUM_VARIANTS; v++) {
+        for (int type = 0; type < 2; type++) {
+            const cudaError_t error = cudaFuncSetAttribute(
+                (const void *)variants[v].kernel[type], cudaFuncAttributeMaxDynamicSharedMemorySize,
+                SHARED_LIMIT - 1024); // the barriers are static
+            if (error != cudaSuccess) {
+                return error;
+            }
+        }
+    }
+    return cudaSuccess;
+}
+
+// Rows of an expert to expect, with room for uneven routing: the smallest tile that takes them
+// reads the weights once.
+static const variant *variant_for(const moek_ggemm_args *a)
+{
+    const int64_t groups = a->w.count > 0 ? a->w.count : 1;
+    const int64_t mean = a->offsets != NULL ? (a->rows + groups - 1) / groups : a->rows;
+    const int64_t most = a->offsets != NULL ? (mean * 3 + 1) / 2 : mean;
+    for (size_t v = 0; v < NUM_VARIANTS; v++) {
+        if (variants[v].bn >= most) {
+            return &variants[v];
+        }
+    }
+    return &variants[NUM_VARIANTS - 1];
+}
+
+// The weights as boxes of 128 outputs x 128 bytes of k. With glu: eights of gates and ups in turn.
+static CUresult encode(const moei_cuda_device *device, const moek_ggemm_args *a,
+                       const moek_glu_args *glu, CUtensorMap *out)
+{
+    const moei_matrices *w = &a->w;
+    const CUtensorMapDataType type = w->format->elem == MOE_F16
+                                         ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                         : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    const cuuint64_t row = (cuuint64_t)w->value_n_stride;
+    const cuuint64_t expert =
+        w->count > 1 ? (cuuint64_t)w->value_e_stride : row * (cuuint64_t)w->n;
+    const cuuint32_t ones[5] = {1, 1, 1, 1, 1};
+    void *values = (void *)(uintptr_t)w->values;
+    if (glu == NULL) {
+        const cuuint64_t dims[3] = {(cuuint64_t)w->k, (cuuint64_t)w->n, (cuuint64_t)w->count};
+        const cuuint64_t strides[2] = {row, expert};
+        const cuuint32_t box[3] = {STAGE_K / 2, BM, 1};
+        return device->encode(out, type, 3, values, dims, strides, box, ones,
+                              CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                              CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                              CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    }
+    // Rows of gate i and of its up: gate_offset + i * step, up_offset + i * step.
+    const int64_t first = glu->gate_offset < glu->up_offset ? glu->gate_offset : glu->up_offset;
+    const int64_t second = glu->gate_offset + glu->up_offset - first;
+    const cuuint64_t step = (cuuint64_t)glu->step * row;
+    const cuuint64_t apart = (cuuint64_t)(second - first) * row;
+    const cuuint64_t dims[5] = {(cuuint64_t)w->k, 8, 2, (cuuint64_t)glu->inter / 8,
+                                (cuuint64_t)w->count};
+    const cuuint64_t strides[4] = {step, apart, 8 * step, expert};
+    const cuuint32_t box[5] = {STAGE_K / 2, 8, 2, BM / 16, 1};
+    return device->encode(out, type, 5, (uint8_t *)values + first * w->value_n_stride, dims,
+                          strides, box, ones,
+                          CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                          CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+}
+
+bool moei_cuda_mma_fuses(const moek_ggemm_args *ggemm, const moek_glu_args *glu)
+{
+    const moe_activation act = glu->act.activation;
+    return (act == MOE_ACT_SILU || act == MOE_ACT_SWIGLUOAI) && glu->inter % 8 == 0 && ggemm->w.n == 2 * glu->inter && glu->x == ggemm->y &&
+           ggemm->y_dtype == MOE_F32 && ggemm->out_index == NULL && ggemm->row_weight == NULL;
+}
+
+moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
+                         const moek_ggemm_args *ggemm, const moek_glu_args *glu)
+{
+    const moei_cuda_device *device = moei_cuda_device_of(exec);
+    const variant *v = variant_for(ggemm);
+    mma_args g;
+    (void)kernel;
+    memset(&g, 0, sizeof g);
+    g.a = *ggemm;
+    g.fused = glu != NULL;
+    if (glu != NULL) {
+        g.glu = *glu;
+        g.up_first = glu->up_offset < glu->gate_offset;
+        g.limit = glu->act.limit > 0.0f ? glu->act.limit : MOEI_NO_LIMIT;
+    }
+    if ((uintptr_t)ggemm->w.values % 16 != 0) {
+        return moei_cuda_host->fail(MOE_E_ALIGNMENT,
+                                    "cuda: weights lie at a multiple of %d bytes, %s needs 16",
+                                    1 << __builtin_ctzll((uintptr_t)ggemm->w.values), kernel->name);
+    }
+    const CUresult made = encode(device, ggemm, glu, &g.weights);
+    if (made != CUDA_SUCCESS) {
+        return moei_cuda_host->fail(MOE_E_DEVICE, "cuda: tensor map of [%d, %lld, %lld]: error %d",
+                                    (int)ggemm->w.count, (long long)ggemm->w.n,
+                                    (long long)ggemm->w.k, (int)made);
+    }
+    const uint8_t *out = glu != NULL ? glu->y : ggemm->y;
+    const int64_t out_stride = glu != NULL ? glu->y_row_stride : ggemm->y_row_stride;
+    const int64_t out_batch = glu != NULL ? glu->y_batch_stride : ggemm->y_batch_stride;
+    g.aligned = ((uintptr_t)ggemm->x.data | (uintptr_t)ggemm->x.row_stride |
+                 (ggemm->offsets == NULL ? (uintptr_t)ggemm->x.batch_stride : 0)) %
+                    16 ==
+                0;
+    g.vector = ((uintptr_t)out | (uintptr_t)out_stride |
+                (ggemm->offsets == NULL ? (uintptr_t)out_batch : 0)) %
+                   16 ==
+               0;
+    const size_t pitch = WEIGHT_BYTES + (size_t)v->bn * STAGE_K;
+    const size_t rest = 1024 + MATH_THREADS / 32 * TURN_BYTES + (size_t)v->bn * sizeof(int64_t) +
+                        ((size_t)ggemm->w.count + 1) * sizeof(int32_t);
+    const size_t stages = (SHARED_LIMIT - 1024 - rest) / pitch;
+    g.stages = (int32_t)(stages < MAX_STAGES ? stages : MAX_STAGES);
+    cudaLaunchAttribute attribute;
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((unsigned)device->sms);
+    config.blockDim = dim3(THREADS);
+    config.dynamicSmemBytes = g.stages * pitch + rest;
+    config.stream = (cudaStream_t)exec->stream;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    void *arguments[] = {&g};
+    const int type = ggemm->w.format->elem == MOE_F16 ? 1 : 0;
+    return moei_cuda_status(
+        cudaLaunchKernelExC(&config, (const void *)v->kernel[type], arguments), kernel->name);
+}

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+// The bodies of gpu/ as CUDA kernels.
+#include "backends/cuda/ops.h"
+#include "backends/gpu/combine.cuh"
+#include "backends/gpu/ggemm.cuh"
+#include "backends/gpu/glu.cuh"
+#include "backends/gpu/place.cuh"
+#include "backends/gpu/quantize.cuh"
+#include "backends/gpu/route.cuh"
+#include "backends/gpu/sort.cuh"
+
+#define MOE_GPU_BODY(name, args, threads)                                                          \
+    static __global__ void __launch_bounds__(threads) run_##name(const __grid_constant__ args a)   \
+    {                                                                                              \
+        moei_gpu_##name(&a);                                                                       \
+    }
+#include "backends/gpu/bodies.def"
+#undef MOE_GPU_BODY
+
+static const void *const bodies[MOEI_GPU_NUM_BODIES] = {
+#define MOE_GPU_BODY(name, args, threads) (const void *)run_##name,
+#include "backends/gpu/bodies.def"
+#undef MOE_GPU_BODY
+};
+
+const void *moei_cuda_body(moei_gpu_body body)
+{
+    return bodies[body];
+}

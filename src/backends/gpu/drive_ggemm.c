@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// The portable grouped product on a GPU.
+#include "backends/gpu/args.h"
+#include "backends/gpu/drive.h"
+
+#define TILE        64
+#define MAX_BLOCKS  (1 << 16) // blocks walk further tiles
+#define SLICE_BYTES (2 * 16 * (TILE + 4) * 4)
+
+// Elements of a chain of each class; 0: integers.
+static int32_t chunk_of(moei_arith arith)
+{
+    switch (arith) {
+    case MOEI_ARITH_FMA_B16:
+        return 16;
+    case MOEI_ARITH_FMA_B32:
+        return 32;
+    case MOEI_ARITH_FMA_B64:
+        return 64;
+    case MOEI_ARITH_FMA_B128:
+        return 128;
+    case MOEI_ARITH_I32:
+        return 0;
+    default:
+        return 256;
+    }
+}
+
+moe_status moei_gpu_ggemm(const moei_exec *exec, const moei_kernel *kernel,
+                          const moek_ggemm_args *args)
+{
+    const moei_gpu_ggemm_args g = {
+        .a = *args,
+        .elem = args->w.format->elem,
+        .zero_point = args->w.format->zero_point,
+        .chunk = chunk_of(kernel->arith),
+        .fold = kernel->arith != MOEI_ARITH_FMA_C256 && kernel->arith != MOEI_ARITH_I32,
+    };
+    // Rows of an expert are known to the device alone: at most one block of rows each is not full.
+    const int64_t row_blocks = args->offsets != NULL
+                                   ? args->rows / TILE + args->w.count
+                                   : (args->rows + TILE - 1) / TILE * args->w.count;
+    const int64_t tiles = row_blocks * ((args->w.n + TILE - 1) / TILE);
+    const moei_gpu_grid grid = {(uint32_t)(tiles < MAX_BLOCKS ? tiles : MAX_BLOCKS), 256,
+                                SLICE_BYTES + ((uint32_t)args->w.count + 1) * 4};
+    return moei_gpu_launch(exec, MOEI_GPU_ggemm, grid, &g);
+}

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+// The tiles of a grouped product, found on the device: groups know their rows there alone.
+//
+// A tile is `bm` outputs x `bn` rows of one expert. Tiles count expert by expert; inside an expert
+// the blocks of rows run fastest, so that blocks at work at the same time share weights.
+#ifndef MOEI_GPU_TILES_CUH
+#define MOEI_GPU_TILES_CUH
+
+#include "backends/gpu/dev.h"
+#include "moe/backend.h"
+
+typedef struct moei_tile {
+    int32_t e;
+    int32_t m;  // block of outputs
+    int64_t i0; // rows [i0, i1) of the expert's, as moek_ggemm_args counts them
+    int64_t i1;
+} moei_tile;
+
+/// First row of expert e, and how many it has.
+DEV_FN int64_t moei_group_rows(const moek_ggemm_args *a, int32_t e, int64_t *first)
+{
+    if (a->offsets != NULL) {
+        *first = a->offsets[e];
+        return (int64_t)a->offsets[e + 1] - a->offsets[e];
+    }
+    *first = 0;
+    return a->counts != NULL ? a->counts[e] : a->rows;
+}
+
+/// Fills prefix[0 .. count]: blocks of rows before each expert. Every thread of the block calls it.
+DEV_FN void moei_tiles_begin(const moek_ggemm_args *a, int32_t bn, int32_t *prefix)
+{
+    if (dev_warp() == 0) {
+        const int lane = (int)dev_lane();
+        int32_t before = 0;
+        for (int32_t e0 = 0; e0 < a->w.count; e0 += 32) {
+            int64_t first;
+            const int32_t e = e0 + lane;
+            int32_t blocks =
+                e < a->w.count ? (int32_t)((moei_group_rows(a, e, &first) + bn - 1) / bn) : 0;
+            for (int d = 1; d < 32; d *= 2) { // inclusive sums
+                const int32_t below = (int32_t)dev_shfl_u32((uint32_t)blocks, lane - d);
+                blocks += lane >= d ? below : 0;
+            }
+            if (e < a->w.count) {
+                prefix[e + 1] = before + blocks;
+            }
+            before += (int32_t)dev_shfl_u32((uint32_t)blocks, 31);
+        }
+        if (lane == 0) {
+            prefix[0] = 0;
+        }
+    }
+    dev_sync();
+}
+
+/// Tile number `tile`; false past the last one.
+DEV_FN bool moei_tile_at(const moek_ggemm_args *a, const int32_t *prefix, int32_t bn,
+                         int32_t m_blocks, int64_t tile, moei_tile *out)
+{
+    if (tile >= (int64_t)prefix[a->w.count] * m_blocks) {
+        return false;
+    }
+    const int32_t block = (int32_t)(tile / m_blocks); // of rows, were they outermost
+    int32_t low = 0;
+    int32_t high = a->w.count;
+    while (high - low > 1) { // prefix[low] <= block < prefix[high]
+        const int32_t middle = (low + high) / 2;
+        if (prefix[middle] <= block) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    const int32_t blocks = prefix[low + 1] - prefix[low];
+    const int32_t rest = (int32_t)(tile - (int64_t)prefix[low] * m_blocks);
+    int64_t first;
+    const int64_t rows = moei_group_rows(a, low, &first);
+    out->e = low;
+    out->m = rest / blocks;
+    out->i0 = first + (int64_t)(rest % blocks) * bn;
+    out->i1 = first + rows < out->i0 + bn ? first + rows : out->i0 + bn;
+    return true;
+}
+
+/// Row of x, byte address; row of y; row weight: for row i of expert e.
+DEV_FN int64_t moei_x_row(const moek_ggemm_args *a, int64_t i)
+{
+    return a->row_index != NULL ? a->row_index[i] / a->row_divisor : i;
+}
+
+DEV_FN const uint8_t *moei_x_at(const moek_ggemm_args *a, int32_t e, int64_t i)
+{
+    const int64_t batch = a->offsets == NULL ? e * a->x.batch_stride : 0;
+    return a->x.data + batch + moei_x_row(a, i) * a->x.row_stride;
+}
+
+DEV_FN int64_t moei_y_row(const moek_ggemm_args *a, int64_t i)
+{
+    return a->out_index != NULL ? a->out_index[i] : i;
+}
+
+DEV_FN uint8_t *moei_y_at(const moek_ggemm_args *a, int32_t e, int64_t i)
+{
+    const int64_t batch = a->offsets == NULL ? e * a->y_batch_stride : 0;
+    return a->y + batch + moei_y_row(a, i) * a->y_row_stride;
+}
+
+DEV_FN float moei_row_weight(const moek_ggemm_args *a, int32_t e, int64_t i)
+{
+    const int64_t batch = a->offsets == NULL ? e * a->weight_batch_stride : 0;
+    return a->row_weight[batch + moei_y_row(a, i) * a->weight_row_stride];
+}
+
+#endif
