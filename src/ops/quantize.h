@@ -16,21 +16,6 @@ typedef void moek_quantize_fn(const moek_quantize_args *args, int32_t b, int64_t
 /// True if a scale depends on all rows, so that a driver must run AMAX and SCALE first.
 bool moei_quantize_is_global(const moei_quant_info *info);
 
-/// Rows that are there in batch b.
-static inline int64_t moei_quantize_count(const moek_quantize_args *args, int32_t b)
-{
-    int64_t n = args->rows;
-    if (args->counts != NULL) {
-        n = args->counts[b] < n ? args->counts[b] : n;
-    }
-    if (args->total != NULL) {
-        const int64_t total =
-            (int64_t)args->total[0] * (args->total_rows > 0 ? args->total_rows : 1);
-        n = total < n ? total : n;
-    }
-    return n > 0 ? n : 0;
-}
-
 /// Arguments that hold a descriptor: resolved, its row looked up, the rest 0 but batches = 1.
 moek_quantize_args moei_quantize_args_make(const moe_quant_desc *desc);
 

@@ -86,7 +86,7 @@ static inline void moei_load_f32(moe_dtype dtype, const uint8_t *row, int64_t i0
 
 /// A NaN that an op computes is the quiet, positive one without payload: which operand's NaN an
 /// instruction keeps is no property of the arithmetic.
-static inline float moei_canonical_nan(float value)
+MOE_HD float moei_canonical_nan(float value)
 {
     return value == value ? value : moei_f32_from_bits(0x7FC00000u);
 }
@@ -118,7 +118,7 @@ static inline float moei_load_one(moe_dtype dtype, const void *base, int64_t i)
 }
 
 /// Rounds a value to a float type and back: what a store followed by a load gives.
-static inline float moei_round_to(moe_dtype dtype, float value)
+MOE_HD float moei_round_to(moe_dtype dtype, float value)
 {
     return dtype == MOE_BF16  ? moei_bf16_to_f32(moei_f32_to_bf16(value))
            : dtype == MOE_F16 ? moei_f16_to_f32(moei_f32_to_f16(value))

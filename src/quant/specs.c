@@ -6,9 +6,6 @@
 #include <string.h>
 
 #include "core/check.h"
-#include "numerics/fp4.h"
-#include "numerics/fp6.h"
-#include "numerics/fp8.h"
 
 static const moei_quant_info quants[] = {
 #define MOE_QUANT_ROW(ID, name, elem, elems, grain, group, rows, free_group, scale_type,           \
@@ -94,67 +91,7 @@ const char *moei_scale_type_name(moe_scale_type type)
 
 float moe_fp8_quant_max(moe_dtype elem)
 {
-    switch (elem) {
-    case MOE_E4M3FN:
-        return MOEI_E4M3FN_MAX;
-    case MOE_E4M3FNUZ:
-        return MOEI_E4M3FNUZ_QUANT_MAX;
-    case MOE_E5M2:
-        return MOEI_E5M2_MAX;
-    default:
-        return 0.0f;
-    }
-}
-
-float moei_quant_max(const moei_quant_info *info, moe_dtype elem)
-{
-    switch (elem) {
-    case MOE_E4M3FNUZ:
-        // The C++ kernel that BF16STEPS states takes the format's whole range.
-        return info->scale == MOEI_SCALE_BF16 ? MOEI_E4M3FNUZ_MAX : MOEI_E4M3FNUZ_QUANT_MAX;
-    case MOE_E2M1:
-        return MOEI_E2M1_MAX;
-    case MOE_E2M3:
-        return MOEI_E2M3_MAX;
-    case MOE_E3M2:
-        return MOEI_E3M2_MAX;
-    case MOE_I8:
-        return 127.0f;
-    case MOE_INT4:
-        return 7.0f;
-    case MOE_I16:
-        return 32639.0f; // 127 * 256 + 127: two balanced base-256 digits
-    default:
-        return moe_fp8_quant_max(elem);
-    }
-}
-
-int moei_elem_emax(moe_dtype elem)
-{
-    switch (elem) {
-    case MOE_E4M3FN:
-        return 8;
-    case MOE_E5M2:
-        return 15;
-    case MOE_E3M2:
-        return 4;
-    default: // e2m1, e2m3
-        return 2;
-    }
-}
-
-int moei_elem_fraction_bits(moe_dtype elem)
-{
-    switch (elem) {
-    case MOE_E4M3FN:
-    case MOE_E2M3:
-        return 3;
-    case MOE_E5M2:
-    case MOE_E3M2:
-        return 2;
-    default: // e2m1
-        return 1;
-    }
+    return moei_fp8_quant_max(elem);
 }
 
 // "e2m1 or e4m3fn"

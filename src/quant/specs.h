@@ -3,7 +3,7 @@
 #ifndef MOEI_QUANT_SPECS_H
 #define MOEI_QUANT_SPECS_H
 
-#include "moe/backend.h"
+#include "quant/rules.h"
 
 /// NULL for MOE_QUANT_NONE and unknown values.
 const moei_quant_info *moei_quant_get(moe_quant_spec spec);
@@ -38,13 +38,5 @@ moe_dtype moei_scale_dtype(moe_scale_type type);
 
 /// Name of a scale type ("f32", "ue8m0_f32", ..).
 const char *moei_scale_type_name(moe_scale_type type);
-
-/// The magnitude M to which the rules of a quantiser scale an element type: 448, 224 (240 for
-/// BF16STEPS), 57344, 28, 7.5, 6, 127, 7; 32639 for int16.
-float moei_quant_max(const moei_quant_info *info, moe_dtype elem);
-
-/// Exponent of the largest power of two of an MX element type; its fraction bits.
-int moei_elem_emax(moe_dtype elem);
-int moei_elem_fraction_bits(moe_dtype elem);
 
 #endif
