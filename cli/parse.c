@@ -84,14 +84,15 @@ bool cli_real(const char *name, const char *text, double low, double high, doubl
 
 bool cli_device(const char *text, moe_device_type *out)
 {
-    const moe_device_type types[] = {MOE_DEVICE_CPU, MOE_DEVICE_CUDA, MOE_DEVICE_HIP};
+    const moe_device_type types[] = {MOE_DEVICE_CPU, MOE_DEVICE_CUDA, MOE_DEVICE_HIP,
+                                     MOE_DEVICE_EXT};
     for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
         if (strcmp(text, moe_device_name(types[i])) == 0) {
             *out = types[i];
             return true;
         }
     }
-    (void)fprintf(stderr, "moe: --device \"%s\" is not one of cpu, cuda, hip\n", text);
+    (void)fprintf(stderr, "moe: --device \"%s\" is not one of cpu, cuda, hip, ext\n", text);
     return false;
 }
 

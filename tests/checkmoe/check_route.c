@@ -457,7 +457,7 @@ static void run_case(route_check *check, int number)
 void moec_check_route(moec_run *run, const moei_kernel *kernel)
 {
     route_check *check = calloc(1, sizeof *check);
-    if (!moec_check(run, check != NULL && moec_teams_make(&check->teams), kernel->name,
+    if (!moec_check(run, check != NULL && moec_teams_make(run, &check->teams), kernel->name,
                     "%s: no threads", kernel->name)) {
         free(check);
         return;

@@ -78,12 +78,13 @@ uint64_t moec_buffers_hash(const moec_buffers *buffers, bool outputs)
 
 // ---- Runs ---------------------------------------------------------------------------------------
 
-bool moec_teams_make(moec_teams *teams)
+bool moec_teams_make(const moec_run *run, moec_teams *teams)
 {
     static const int32_t sizes[] = {1, 2, 7};
     memset(teams, 0, sizeof *teams);
     for (int i = 0; i < 3; i++) {
         moe_context_desc desc = moe_context_desc_default();
+        desc.device = run->options->device;
         desc.num_threads = sizes[i];
         if (moe_context_create(&desc, &teams->ctx[i]) != MOE_OK) {
             moec_teams_free(teams);

@@ -47,12 +47,12 @@ void moec_buffers_poison(moec_buffers *buffers);
 /// Hash of all inputs, or of all outputs.
 uint64_t moec_buffers_hash(const moec_buffers *buffers, bool outputs);
 
-/// Contexts of 1, 2 and 7 threads, for every check of a run.
+/// Contexts of the run's device with 1, 2 and 7 threads, for every check of a run.
 typedef struct moec_teams {
     moe_context *ctx[3];
 } moec_teams;
 
-bool moec_teams_make(moec_teams *teams);
+bool moec_teams_make(const moec_run *run, moec_teams *teams);
 void moec_teams_free(moec_teams *teams);
 
 /// A case of an op, as its check runs it.

@@ -193,7 +193,8 @@ void moec_check_sort(moec_run *run, const moei_kernel *kernel)
 {
     moec_rng rng = {run->options->seed * 577u + 11u};
     moec_teams teams;
-    if (!moec_check(run, moec_teams_make(&teams), kernel->name, "%s: no threads", kernel->name)) {
+    if (!moec_check(run, moec_teams_make(run, &teams), kernel->name, "%s: no threads",
+                    kernel->name)) {
         return;
     }
     for (int i = 0; i < CASES; i++) {

@@ -119,7 +119,7 @@ expect 0 "backend cuda   absent: no libmoe_cuda.so in" info
 expect 0 "\"name\": \"hip\", \"available\": false" info --json
 expect 0 " 0 failed" check --format mxfp4 --kernel "*__ref_b32"
 expect 2 "is not a format" check --format mxfp5
-expect 2 "is not one of cpu, cuda, hip" check --device tpu
+expect 2 "is not one of cpu, cuda, hip, ext" check --device tpu
 expect 2 "needs a value" check --oracle
 expect 1 "No such file" check --oracle /nonexistent/file
 expect 1 "\"failures\": [\"FAIL  " check --json --oracle /nonexistent/file

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+// route, place and sort over the shared bodies.
+#include "backends/gpu/drive.h"
+
+#define MAX_BLOCKS 65536 // bodies stride over what is left
+
+// Blocks for n items, `per_block` in each.
+static uint32_t blocks_for(int64_t n, int64_t per_block)
+{
+    const int64_t blocks = n / per_block + (n % per_block != 0);
+    return (uint32_t)(blocks < MAX_BLOCKS ? blocks : MAX_BLOCKS);
+}
+
+moe_status moei_gpu_place(const moei_exec *exec, const moei_kernel *kernel,
+                          const moek_place_args *args)
+{
+    enum { THREADS = 256 };
+    (void)kernel;
+    const moei_gpu_grid grid = {blocks_for(args->tokens * args->top_k, THREADS), THREADS, 0};
+    return moei_gpu_launch(exec, MOEI_GPU_place, grid, args);
+}

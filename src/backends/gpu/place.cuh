@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// place: one thread per slot; blocks stride over all of them.
+#ifndef MOEI_GPU_PLACE_CUH
+#define MOEI_GPU_PLACE_CUH
+
+#include "backends/gpu/ids.cuh"
+#include "ops/replica.h"
+
+DEV_FN void moei_gpu_place_slot(const moek_place_args *a, int64_t slot)
+{
+    const int64_t t = slot / a->top_k;
+    const int64_t j = slot % a->top_k;
+    const bool valid = a->num_valid == NULL || t < a->num_valid[0];
+    const int64_t given =
+        valid ? moei_gpu_load_id(a->id_dtype, a->ids, t * a->id_token_stride + j) : -1;
+    const bool named = given >= 0 && given < (int64_t)a->num_experts + a->num_identity;
+    const int32_t id = named ? (int32_t)given : -1;
+    const int32_t physical = moei_physical_id(a, t, id);
+    int32_t local = physical;
+    if (local >= 0 && a->expert_map != NULL) {
+        local = a->expert_map[local];
+    }
+    const float weight = !named               ? 0.0f
+                         : a->weights == NULL ? 1.0f
+                                              : moei_gpu_load_float(a->weight_dtype, a->weights,
+                                                                    t * a->weight_token_stride + j);
+    a->router_ids[slot] = id;
+    a->local_ids[slot] = local >= 0 && local < a->num_local ? local : -1;
+    a->local_weights[slot] = weight;
+    if (valid && a->out_ids != NULL) {
+        moei_gpu_store_id(a->out_id_dtype, a->out_ids, t * a->out_id_stride + j, id);
+    }
+    if (valid && a->out_weights != NULL) {
+        moei_gpu_store_weight(a->out_weight_dtype, a->out_weights, t * a->out_weight_stride + j,
+                              weight);
+    }
+    if (physical >= 0 && a->load != NULL) {
+        (void)dev_add_i32(&a->load[physical], 1);
+    }
+}
+
+DEV_FN void moei_gpu_place(const moek_place_args *a)
+{
+    const int64_t slots = a->tokens * a->top_k;
+    const int64_t step = (int64_t)dev_blocks() * dev_threads();
+    for (int64_t s = (int64_t)dev_block() * dev_threads() + dev_thread(); s < slots; s += step) {
+        moei_gpu_place_slot(a, s);
+    }
+}
+
+#endif
