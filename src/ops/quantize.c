@@ -6,11 +6,6 @@
 
 #include "core/tensor.h"
 
-bool moei_quantize_is_global(const moei_quant_info *info)
-{
-    return info->level == MOE_DET_RUN;
-}
-
 moek_quantize_args moei_quantize_args_make(const moe_quant_desc *desc)
 {
     moek_quantize_args args = {.quant = *desc, .info = moei_quant_get(desc->spec), .batches = 1};

@@ -13,9 +13,6 @@
 /// code or value of theirs is read or written.
 typedef void moek_quantize_fn(const moek_quantize_args *args, int32_t b, int64_t r0, int64_t r1);
 
-/// True if a scale depends on all rows, so that a driver must run AMAX and SCALE first.
-bool moei_quantize_is_global(const moei_quant_info *info);
-
 /// Arguments that hold a descriptor: resolved, its row looked up, the rest 0 but batches = 1.
 moek_quantize_args moei_quantize_args_make(const moe_quant_desc *desc);
 

@@ -422,6 +422,12 @@ MOE_HD uint32_t moei_quant_code(moe_dtype elem, moei_code_rounding rounding, flo
 
 // -------------------------------------------------------------------------------------- the tensor
 
+/// True if a scale depends on all rows, so that a driver must run AMAX and SCALE first.
+MOE_HD bool moei_quantize_is_global(const moei_quant_info *info)
+{
+    return info->level == MOE_DET_RUN;
+}
+
 /// Rows that are there in batch b.
 MOE_HD int64_t moei_quantize_count(const moek_quantize_args *args, int32_t b)
 {

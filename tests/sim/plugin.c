@@ -48,6 +48,9 @@ OP(quantize, QUANTIZE)
 OP(glu, GLU)
 OP(combine, COMBINE)
 BODY(place)
+BODY(quantize)
+BODY(glu)
+BODY(combine)
 
 static moe_status ggemm(const moei_exec *exec, const moei_kernel *kernel,
                         const moek_ggemm_args *args)
@@ -75,8 +78,11 @@ static const moei_kernel kernels[] = {
     ROW(PLACE, "place_any__sim", place_sim),
     ROW(PLACE, "place_any__host", place_host),
     ROW(SORT, "sort_i32__host", sort_host),
+    ROW(QUANTIZE, "quantize_any_any__sim", quantize_sim),
     ROW(QUANTIZE, "quantize_any_any__host", quantize_host),
+    ROW(GLU, "glu_any_any__sim", glu_sim),
     ROW(GLU, "glu_any_any__host", glu_host),
+    ROW(COMBINE, "combine_any_any__sim", combine_sim),
     ROW(COMBINE, "combine_any_any__host", combine_host),
     {.name = "moek_ggemm_none__sim",
      .op = MOEI_OP_GGEMM,

@@ -8,10 +8,7 @@
 
 typedef struct moei_gpu_quantize_args {
     moek_quantize_args a;
-    moei_quant_info info; // a.info of the device: the body's copy
-    float max;            // moei_quant_max
-    int32_t emax, fraction_bits;
-    moe_dtype scale_dtype; // moei_scale_dtype
+    moei_quant_info info; // what a.info points to on the host
 } moei_gpu_quantize_args;
 
 typedef struct moei_gpu_ggemm_args {

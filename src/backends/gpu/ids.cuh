@@ -3,10 +3,7 @@
 #ifndef MOEI_GPU_IDS_CUH
 #define MOEI_GPU_IDS_CUH
 
-#include "backends/gpu/dev.h"
-#include "moe/types.h"
-#include "numerics/bf16.h"
-#include "numerics/f16.h"
+#include "backends/gpu/elements.cuh"
 #include "numerics/math.h"
 
 DEV_FN int64_t moei_gpu_load_id(moe_dtype dtype, const void *base, int64_t i)
@@ -21,14 +18,6 @@ DEV_FN void moei_gpu_store_id(moe_dtype dtype, void *base, int64_t i, int64_t id
     } else {
         ((int32_t *)base)[i] = (int32_t)id;
     }
-}
-
-/// f32, bf16 or f16, exact.
-DEV_FN float moei_gpu_load_float(moe_dtype dtype, const void *base, int64_t i)
-{
-    return dtype == MOE_F32    ? ((const float *)base)[i]
-           : dtype == MOE_BF16 ? moei_bf16_to_f32(((const uint16_t *)base)[i])
-                               : moei_f16_to_f32(((const uint16_t *)base)[i]);
 }
 
 /// f32 or bf16, nearest even, NaN canonical.

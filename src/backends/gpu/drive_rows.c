@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+// glu, combine and quantize over the shared bodies. How many rows are there is known on the device
+// alone: grids are sized for all, and what lies past the end returns. Nothing of libmoe is linked;
+// the rules of the quantisers come with quant/rules.h.
+#include "backends/gpu/args.h"
+#include "backends/gpu/drive.h"
+#include "backends/gpu/tiles.h"
+#include "core/safemath.h"
+#include "quant/rules.h"
+
+#define MAX_BLOCKS  (1 << 20) // bodies stride over what is left
+#define AMAX_BLOCKS 1024      // each ends in one atomic per warp
+#define THREADS     128
+#define SLOT_BYTES  8 // moei_gpu_slot
+
+static uint32_t blocks_for(int64_t tiles, int64_t most)
+{
+    return (uint32_t)moei_i64_min(tiles, most);
+}
+
+moe_status moei_gpu_glu(const moei_exec *exec, const moei_kernel *kernel, const moek_glu_args *args)
+{
+    (void)kernel;
+    const moei_gpu_tiles tiles =
+        moei_gpu_tiles_of(args->rows * args->batches, args->inter, MOEI_GPU_GLU_PIECE, THREADS, 1);
+    const moei_gpu_grid grid = {blocks_for(tiles.count, MAX_BLOCKS), THREADS, 0};
+    return moei_gpu_launch(exec, MOEI_GPU_glu, grid, args);
+}
+
+moe_status moei_gpu_combine(const moei_exec *exec, const moei_kernel *kernel,
+                            const moek_combine_args *args)
+{
+    (void)kernel;
+    const moei_gpu_tiles tiles = moei_gpu_tiles_of(
+        args->tokens, args->width, MOEI_GPU_COMBINE_PIECE, THREADS, MOEI_GPU_COMBINE_LANES);
+    const moei_gpu_grid grid = {blocks_for(tiles.count, MAX_BLOCKS), THREADS,
+                                tiles.rows * MOEI_GPU_COMBINE_SLOTS * SLOT_BYTES};
+    return moei_gpu_launch(exec, MOEI_GPU_combine, grid, args);
+}
+
+// ---- quantize ----------------------------------------------------------------------------------
+
+// Groups that divide the elements of a warp, or a scale that is there before the codes.
+static bool by_warp(const moek_quantize_args *a)
+{
+    const int32_t group = a->quant.group;
+    const bool fits = group >= MOEI_GPU_QUANTIZE_PIECE && group <= 32 * MOEI_GPU_QUANTIZE_PIECE &&
+                      (group & (group - 1)) == 0;
+    return a->info->grain == MOEI_GRAIN_TENSOR || (a->info->grain == MOEI_GRAIN_GROUP && fits);
+}
+
+static moei_gpu_grid rows_grid(const moek_quantize_args *a, int32_t piece, uint32_t least,
+                               int64_t most)
+{
+    const moei_gpu_tiles tiles =
+        moei_gpu_tiles_of(a->rows * a->batches, a->k, piece, THREADS, least);
+    return (moei_gpu_grid){blocks_for(tiles.count, most), THREADS, 0};
+}
+
+// A block per scale, as large as its elements ask for.
+static moei_gpu_grid spans_grid(const moek_quantize_args *a)
+{
+    const bool block = a->info->grain == MOEI_GRAIN_BLOCK;
+    const int64_t rows = block ? a->info->block_rows : 1;
+    const int64_t spans = a->batches * moei_i64_ceil_div(a->rows, rows) * moei_quantize_groups(a);
+    const int64_t width = a->quant.group > 0 ? a->quant.group : a->k;
+    const uint32_t threads = rows * width > 32 * MOEI_GPU_QUANTIZE_PIECE ? 256 : 32;
+    return (moei_gpu_grid){blocks_for(spans, MAX_BLOCKS), threads,
+                           threads / 32 * 2 * (uint32_t)sizeof(uint32_t)};
+}
+
+// The largest magnitude of all rows, and the scale that follows. It is gathered where the result
+// will lie, which is written once it has been read: so calls without a workspace need no memory,
+// and nothing has to be 0 before.
+static moe_status scale_all(const moei_exec *exec, const moei_gpu_quantize_args *codes)
+{
+    moei_gpu_quantize_args all = *codes;
+    const bool global = codes->info.scale == MOEI_SCALE_NVFP4_INVERSE;
+    const moei_gpu_grid one = {1, 32, 0};
+    all.a.amax = global ? (uint32_t *)(void *)all.a.global_scale : (uint32_t *)all.a.scales;
+    all.a.stage = MOEK_QUANTIZE_AMAX;
+    moe_status status = moei_gpu_launch(exec, MOEI_GPU_quantize_scale, one, &all);
+    if (status == MOE_OK) {
+        status =
+            moei_gpu_launch(exec, MOEI_GPU_quantize_amax,
+                            rows_grid(&codes->a, MOEI_GPU_QUANTIZE_PIECE, 32, AMAX_BLOCKS), &all);
+    }
+    all.a.stage = MOEK_QUANTIZE_SCALE;
+    return status == MOE_OK ? moei_gpu_launch(exec, MOEI_GPU_quantize_scale, one, &all) : status;
+}
+
+moe_status moei_gpu_quantize(const moei_exec *exec, const moei_kernel *kernel,
+                             const moek_quantize_args *args)
+{
+    (void)kernel;
+    const moei_gpu_quantize_args a = {*args, *args->info};
+    if (args->stage == MOEK_QUANTIZE_INVERSE) {
+        return moei_gpu_launch(exec, MOEI_GPU_dequantize, rows_grid(args, 1, 1, MAX_BLOCKS), &a);
+    }
+    if (moei_quantize_is_global(args->info)) {
+        const moe_status status = scale_all(exec, &a);
+        if (status != MOE_OK) {
+            return status;
+        }
+    }
+    return by_warp(args)
+               ? moei_gpu_launch(exec, MOEI_GPU_quantize,
+                                 rows_grid(args, MOEI_GPU_QUANTIZE_PIECE, 32, MAX_BLOCKS), &a)
+               : moei_gpu_launch(exec, MOEI_GPU_quantize_spans, spans_grid(args), &a);
+}
