@@ -228,17 +228,18 @@ MOE_API moe_status moe_checkpoint_layer_visit(const moe_checkpoint_layer *layer,
                                               void *self);
 
 /// Memory that moe_checkpoint_layer_load needs; 0 bytes where the tensors can be used where they
-/// lie (stacked experts in the library's own arrangement, a plan whose kernels read it).
+/// lie (stacked experts in the library's own arrangement, a plan whose kernels read it and whose
+/// device has no memory of its own).
 /// @param[in] plan  of this layer's descriptor
 /// Errors: SHAPE (the plan is of another layer; both values), VALUE, OVERFLOW. Since 0.1.
 MOE_API moe_status moe_checkpoint_layer_bytes(const moe_checkpoint_layer *layer,
                                               const moe_plan *plan, size_t *bytes, size_t *align);
 
-/// Makes the layer's weights for moe_run. With `memory`, packs expert by expert, with scratch of at
-/// most one expert beside it; with NULL, wraps the tensors where they lie, and the layer and its
-/// checkpoint must outlive the weights. Divisors become multipliers by one f32 division.
-/// Activation quantisers with a given scale take it from the checkpoint: the largest input scale of
-/// all experts (NVFP4: the least global).
+/// Makes the layer's weights for moe_run. With `memory` (of the plan's device), packs expert by
+/// expert, with scratch of at most one expert beside it; with NULL, wraps the tensors where they
+/// lie, and the layer and its checkpoint must outlive the weights. Divisors become multipliers by
+/// one f32 division. Activation quantisers with a given scale take it from the checkpoint: the
+/// largest input scale of all experts (NVFP4: the least global).
 /// @param[out] out  untouched on failure; release with moe_weights_destroy
 /// Errors: those of _bytes, of moe_weights_create and moe_weights_pack (memory) or moe_weights_wrap
 /// (none); NOT_FOUND (the quantiser needs a scale that the checkpoint lacks). Since 0.1.

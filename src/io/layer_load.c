@@ -392,7 +392,7 @@ static void fill_linears(const moe_checkpoint_layer *layer, moe_weights_source *
     out->output_bias = layer->output_bias;
 }
 
-// UNSUPPORTED and ALIGNMENT mean: pack.
+// UNSUPPORTED, ALIGNMENT and, from a plan on a device, ARGUMENT mean: pack.
 static moe_status wrap(const moe_checkpoint_layer *layer, const moe_plan *plan, const char *call,
                        const struct act_scales *scales, moe_weights **out)
 {
@@ -412,12 +412,13 @@ static moe_status wrap(const moe_checkpoint_layer *layer, const moe_plan *plan, 
         give_act_scales(scales, 2 * s, to);
     }
     fill_linears(layer, &source);
+    source.gemm[0].values.device = MOE_DEVICE_CPU; // else it would be taken for the plan's
     return moe_weights_wrap(plan, &source, out);
 }
 
 static bool must_pack(moe_status status)
 {
-    return status == MOE_E_UNSUPPORTED || status == MOE_E_ALIGNMENT;
+    return status == MOE_E_UNSUPPORTED || status == MOE_E_ALIGNMENT || status == MOE_E_ARGUMENT;
 }
 
 moe_status moe_checkpoint_layer_bytes(const moe_checkpoint_layer *layer, const moe_plan *plan,
