@@ -277,7 +277,7 @@ static int run(struct generation *g)
 }
 
 static bool parse(int argc, char **argv, struct generation *g, const char **positional, int *count,
-                  cli_decoder_options *given, const char **device)
+                  cli_decoder_options *given)
 {
     const char *max_tokens = "100";
     const char *temperature = "0";
@@ -288,7 +288,7 @@ static bool parse(int argc, char **argv, struct generation *g, const char **posi
                                   {"temperature", &temperature, NULL},
                                   {"top-p", &top_p, NULL},
                                   {"seed", &seed, NULL},
-                                  {"device", device, NULL},
+                                  {"device", &given->device, NULL},
                                   {"threads", &given->threads, NULL},
                                   {"activation", &given->activation, NULL},
                                   {"no-mmap", NULL, &given->no_mmap},
@@ -316,26 +316,17 @@ static bool parse(int argc, char **argv, struct generation *g, const char **posi
 int cmd_generate(int argc, char **argv)
 {
     const char *positional[1 + MAX_PROMPTS];
-    const char *device = NULL;
     cli_decoder_options given = {0};
     int count = 0;
     struct generation *g = calloc(1, sizeof *g);
-    int code = g == NULL                                                   ? CLI_FAILED
-               : parse(argc, argv, g, positional, &count, &given, &device) ? CLI_OK
-                                                                           : CLI_USAGE;
-    if (code == CLI_OK && device != NULL && strcmp(device, "cpu") != 0) {
-        moe_context *ctx = cli_context(NULL, device, &code); // says what is wrong with the device
-        if (ctx != NULL) {
-            (void)fprintf(stderr, "moe: the decoder runs on device \"cpu\" only\n");
-            code = CLI_UNSUPPORTED;
-        }
-        moe_context_destroy(ctx);
-    }
+    int code = g == NULL                                          ? CLI_FAILED
+               : parse(argc, argv, g, positional, &count, &given) ? CLI_OK
+                                                                  : CLI_USAGE;
     if (code == CLI_OK) {
         code = cli_decoder_open(positional[0], &given, &g->m);
         code = code != CLI_OK ? code : read_prompts(g, positional + 1);
         if (code == CLI_OK) {
-            cli_decoder_describe(positional[0], &g->m);
+            cli_decoder_describe(positional[0], &given, &g->m);
             code = run(g);
         }
         for (int32_t i = 0; i < g->count; i++) {

@@ -6,23 +6,28 @@
 #include <string.h>
 
 #include "cli.h"
+#include "model/device.h"
 
 /// What the command line asks for.
 struct request {
-    const char *dir, *layer, *input, *output, *logits, *ids, *weights, *threads;
+    const char *dir, *layer, *input, *output, *logits, *ids, *weights, *device, *threads;
     bool no_mmap, json;
 };
 
 /// A run: what was opened, and what it computes. Everything is released by close_run.
 struct run {
-    moe_context *ctx;
+    moe_context *ctx;    // of the CPU
+    moe_context *device; // of the layer; NULL: it runs on ctx
     cli_model model;
     moe_file *input;
     moe_checkpoint_layer *layer;
     moe_plan *plan;
     moe_weights *weights;
-    void *memory, *workspace, *outputs;
+    void *memory; // of packed weights, NULL where they lie in the file
+    size_t memory_bytes;
+    void *workspace, *outputs;
     size_t workspace_bytes;
+    moem_room room; // of the tensors and the workspace on the device
     moe_layer_desc desc;
     moe_tensor x, y, logits, ids, weights_in, ids_out, weights_out;
     bool given; // ids and weights
@@ -36,8 +41,14 @@ static void close_run(struct run *r)
     moe_checkpoint_layer_close(r->layer);
     moe_file_close(r->input);
     cli_model_close(&r->model);
+    if (r->device != NULL) {
+        moe_memory_free(r->device, r->memory, r->memory_bytes);
+    } else {
+        free(r->memory);
+    }
+    moem_room_free(&r->room);
+    moe_context_destroy(r->device);
     moe_context_destroy(r->ctx);
-    free(r->memory);
     free(r->workspace);
     free(r->outputs);
 }
@@ -201,23 +212,41 @@ static moe_status compute_logits(const struct run *r, const moe_router_tensors *
     return moe_ggemm(r->ctx, &args, NULL);
 }
 
+// Memory for packed weights, where the layer runs.
+static bool allocate_weights(struct run *r, size_t align, int *code)
+{
+    if (r->device != NULL) {
+        return !failed(moe_memory_alloc(r->device, r->memory_bytes, &r->memory), code);
+    }
+    *code = CLI_FAILED;
+    r->memory = aligned(r->memory_bytes, align);
+    return r->memory != NULL;
+}
+
 static bool load(struct run *r, int *code)
 {
-    size_t bytes = 0;
     size_t align = 0;
-    if (failed(moe_plan_create(r->ctx, &r->desc, &r->plan), code) ||
-        failed(moe_checkpoint_layer_bytes(r->layer, r->plan, &bytes, &align), code)) {
-        return false;
-    }
-    r->memory = bytes > 0 ? aligned(bytes, align) : NULL;
-    *code = CLI_FAILED;
-    if ((bytes > 0 && r->memory == NULL) ||
-        failed(moe_checkpoint_layer_load(r->layer, r->plan, r->memory, bytes, &r->weights), code) ||
+    if (failed(moe_plan_create(r->device != NULL ? r->device : r->ctx, &r->desc, &r->plan), code) ||
+        failed(moe_checkpoint_layer_bytes(r->layer, r->plan, &r->memory_bytes, &align), code) ||
+        (r->memory_bytes > 0 && !allocate_weights(r, align, code)) ||
+        failed(
+            moe_checkpoint_layer_load(r->layer, r->plan, r->memory, r->memory_bytes, &r->weights),
+            code) ||
         failed(moe_plan_workspace(r->plan, r->tokens, &r->workspace_bytes, &align), code)) {
         return false;
     }
-    r->workspace = aligned(r->workspace_bytes, align);
-    return r->workspace != NULL;
+    *code = CLI_FAILED;
+    r->workspace = r->device != NULL ? NULL : aligned(r->workspace_bytes, align);
+    return r->device != NULL || r->workspace != NULL;
+}
+
+static moe_status run_layer(struct run *r, const moe_run_args *args)
+{
+    if (r->device == NULL) {
+        return moe_run(r->plan, r->weights, args, r->workspace, r->workspace_bytes, NULL);
+    }
+    const moe_status status = moem_room_create(r->device, args, r->workspace_bytes, &r->room);
+    return status != MOE_OK ? status : moem_room_run(&r->room, r->plan, r->weights, args);
 }
 
 static bool compute(struct run *r, bool logits_given, int *code)
@@ -241,8 +270,7 @@ static bool compute(struct run *r, bool logits_given, int *code)
         args.out_ids = r->ids_out;
         args.out_weights = r->weights_out;
     }
-    return !failed(moe_run(r->plan, r->weights, &args, r->workspace, r->workspace_bytes, NULL),
-                   code);
+    return !failed(run_layer(r, &args), code);
 }
 
 static bool write_output(const struct run *r, const struct request *q, int *code)
@@ -302,12 +330,22 @@ int cmd_run(int argc, char **argv)
     int64_t index = 0;
     int count = 0;
     int code = CLI_FAILED;
-    const cli_option options[] = {{"layer", &q.layer, NULL},     {"input", &q.input, NULL},
-                                  {"output", &q.output, NULL},   {"logits", &q.logits, NULL},
-                                  {"ids", &q.ids, NULL},         {"weights", &q.weights, NULL},
-                                  {"threads", &q.threads, NULL}, {"no-mmap", NULL, &q.no_mmap},
-                                  {"json", NULL, &q.json},       {NULL, NULL, NULL}};
+    const cli_option options[] = {{"layer", &q.layer, NULL},
+                                  {"input", &q.input, NULL},
+                                  {"output", &q.output, NULL},
+                                  {"logits", &q.logits, NULL},
+                                  {"ids", &q.ids, NULL},
+                                  {"weights", &q.weights, NULL},
+                                  {"device", &q.device, NULL},
+                                  {"threads", &q.threads, NULL},
+                                  {"no-mmap", NULL, &q.no_mmap},
+                                  {"json", NULL, &q.json},
+                                  {NULL, NULL, NULL}};
     if (!cli_parse(argc, argv, options, &q.dir, 1, &count) || !usable(&q, &index)) {
+        return CLI_USAGE;
+    }
+    moe_device_type device = MOE_DEVICE_CPU;
+    if (q.device != NULL && !cli_device(q.device, &device)) {
         return CLI_USAGE;
     }
     r.ctx = cli_context(q.threads, NULL, &code);
@@ -316,7 +354,8 @@ int cmd_run(int argc, char **argv)
     }
     code = CLI_FAILED;
     const uint32_t flags = q.no_mmap ? MOE_FILE_NO_MMAP : MOE_FILE_DEFAULT;
-    if (cli_model_open(q.dir, flags, &r.model) && open_layer(&r, &q, index, &code) &&
+    if (!failed(moem_device_open(r.ctx, device, &r.device), &code) &&
+        cli_model_open(q.dir, flags, &r.model) && open_layer(&r, &q, index, &code) &&
         settle_routing(&r, &q, &code) && make_outputs(&r) && load(&r, &code) &&
         compute(&r, q.logits != NULL, &code) && write_output(&r, &q, &code)) {
         report(&r, &q);

@@ -36,6 +36,7 @@ int cmd_stats(int argc, char **argv)
                                   {"csv", NULL, &csv},
                                   {"svg", NULL, &svg},
                                   {"json", NULL, &json},
+                                  {"device", &given.device, NULL},
                                   {"threads", &given.threads, NULL},
                                   {"no-mmap", NULL, &given.no_mmap},
                                   {"activation", &given.activation, NULL},

@@ -27,6 +27,9 @@ int cli_decoder_open(const char *dir, const cli_decoder_options *options, cli_de
 {
     moem_options o = {0};
     int64_t threads = 0;
+    if (options->device != NULL && !cli_device(options->device, &o.device)) {
+        return CLI_USAGE;
+    }
     if (options->threads != NULL && !cli_number("--threads", options->threads, 1, 1024, &threads)) {
         return CLI_USAGE;
     }
@@ -64,18 +67,21 @@ void cli_decoder_close(cli_decoder *m)
     memset(m, 0, sizeof *m);
 }
 
-void cli_decoder_describe(const char *dir, const cli_decoder *m)
+void cli_decoder_describe(const char *dir, const cli_decoder_options *options, const cli_decoder *m)
 {
+    const char *device = options->device != NULL ? options->device : "cpu";
     const moem_config *c = moem_model_config(m->model);
     moe_layer_desc d = moe_layer_desc_default();
     (void)moe_plan_desc(moem_model_plan(m->model, 0), &d);
     (void)fprintf(stderr,
                   "%s: %" PRId64 " layers, hidden %" PRId64 ", %d experts of %" PRId64
-                  ", %d per token; %s, activations %s; %d threads\n",
+                  ", %d per token; %s, activations %s; %d threads%s%s\n",
                   dir, c->layers, c->hidden, (int)d.num_experts, d.inter, (int)d.top_k,
                   moem_model_dialect(m->model),
                   d.gemm[0].act.spec == MOE_QUANT_NONE ? "f32" : moe_quant_name(d.gemm[0].act.spec),
-                  moe_context_num_threads(moem_model_context(m->model)));
+                  moe_context_num_threads(moem_model_context(m->model)),
+                  strcmp(device, "cpu") != 0 ? ", experts on " : "",
+                  strcmp(device, "cpu") != 0 ? device : "");
 }
 
 int cli_encode(const cli_decoder *m, const char *label, const char *text, size_t size,

@@ -9,7 +9,7 @@
 
 /// What such commands share on their command lines; NULL: not given.
 typedef struct cli_decoder_options {
-    const char *threads, *activation;
+    const char *device, *threads, *activation;
     bool no_mmap;
 } cli_decoder_options;
 
@@ -23,7 +23,8 @@ int cli_decoder_open(const char *dir, const cli_decoder_options *options, cli_de
 void cli_decoder_close(cli_decoder *m);
 
 /// One line on stderr about what the model is and how it runs.
-void cli_decoder_describe(const char *dir, const cli_decoder *m);
+void cli_decoder_describe(const char *dir, const cli_decoder_options *options,
+                          const cli_decoder *m);
 
 /// Appends the ids of text, or of a file ("-": standard input). Returns an exit code.
 int cli_encode(const cli_decoder *m, const char *label, const char *text, size_t size,

@@ -23,7 +23,8 @@ static const struct {
      "    what a checkpoint holds, whether its numbers are sane, what a plan would run"},
     {"run", cmd_run,
      "moe run DIR --layer N --input X.safetensors[:NAME] --output Y.safetensors [--logits NAME | "
-     "--ids NAME --weights NAME] [--threads N] [--no-mmap] [--json]\n"
+     "--ids NAME --weights NAME]\n"
+     "        [--device D] [--threads N] [--no-mmap] [--json]\n"
      "    one layer on given tokens; the router's logits are computed unless given"},
     {"check", cmd_check,
      "moe check [--kernel GLOB] [--format F] [--device D] [--isa NAME] [--seed N]\n"
@@ -33,10 +34,12 @@ static const struct {
      "    proves the kernels on this machine; replays what other software computed"},
     {"generate", cmd_generate,
      "moe generate DIR PROMPT... [--max-tokens N] [--temperature T] [--top-p P] [--seed N]\n"
-     "             [--activation A] [--threads N] [--no-mmap] [--heat-map] [--json]\n"
+     "             [--activation A] [--device D] [--threads N] [--no-mmap] [--heat-map] [--json]\n"
      "    writes on from each prompt (\"-\": standard input), all of them as one batch"},
     {"stats", cmd_stats,
-     "moe stats DIR --text FILE [--window N] [--threads N] [--no-mmap] [--csv | --svg | --json]\n"
+     "moe stats DIR --text FILE [--window N] [--activation A] [--device D] [--threads N] "
+     "[--no-mmap]\n"
+     "          [--csv | --svg | --json]\n"
      "    which experts a text calls, layer by layer, and how evenly"},
 };
 #define NUM_COMMANDS (sizeof commands / sizeof commands[0])

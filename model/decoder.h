@@ -4,6 +4,7 @@
 #define MOEM_DECODER_H
 
 #include "model/attention.h"
+#include "model/device.h"
 #include "model/model.h"
 
 /// A linear layer where the checkpoint has it: weight [outputs, inputs], bias [outputs] or absent.
@@ -19,11 +20,13 @@ typedef struct moem_layer {
     moe_plan *plan;
     moe_weights *weights;
     void *memory; ///< of packed weights, NULL where they lie in the file
+    size_t memory_bytes;
 } moem_layer;
 
 struct moem_model {
     moem_config config;
-    moe_context *ctx;
+    moe_context *ctx;    ///< of the CPU
+    moe_context *device; ///< of the experts; NULL: they run on ctx
     moe_thread_pool pool;
     moe_checkpoint *checkpoint;
     moe_tensor embedding, output; ///< [vocab, hidden]

@@ -115,6 +115,19 @@ static moe_status open_attention(const moem_model *m, int64_t layer, moem_layer 
     return status ? status : linear(m, prefix, "self_attn.o_proj", c->hidden, wide, &l->o);
 }
 
+// Memory for packed weights, where the layer runs.
+static moe_status allocate_weights(const moem_model *m, int64_t layer, size_t align, moem_layer *l)
+{
+    if (m->device != NULL) {
+        return moe_memory_alloc(m->device, l->memory_bytes, &l->memory);
+    }
+    l->memory = moem_allocate(l->memory_bytes, align);
+    return l->memory != NULL
+               ? MOE_OK
+               : moe_fail(MOE_E_NO_MEMORY, "layer %" PRId64 ": no memory for %zu bytes of weights",
+                          layer, l->memory_bytes);
+}
+
 static moe_status open_experts(moem_model *m, int64_t layer, const char *config, size_t size,
                                const moem_options *options, moem_layer *l)
 {
@@ -136,14 +149,15 @@ static moe_status open_experts(moem_model *m, int64_t layer, const char *config,
     desc.gemm[0].act = desc.gemm[1].act = options->act;
     m->experts = desc.num_experts;
     m->top_k = desc.top_k;
-    status = moe_plan_create(m->ctx, &desc, &l->plan);
-    status = status ? status : moe_checkpoint_layer_bytes(l->source, l->plan, &bytes, &align);
-    if (status == MOE_OK && bytes > 0 && (l->memory = moem_allocate(bytes, align)) == NULL) {
-        return moe_fail(MOE_E_NO_MEMORY, "layer %" PRId64 ": no memory for %zu bytes of weights",
-                        layer, bytes);
+    status = moe_plan_create(m->device != NULL ? m->device : m->ctx, &desc, &l->plan);
+    status =
+        status ? status : moe_checkpoint_layer_bytes(l->source, l->plan, &l->memory_bytes, &align);
+    if (status == MOE_OK && l->memory_bytes > 0) {
+        status = allocate_weights(m, layer, align, l);
     }
     status = status ? status
-                    : moe_checkpoint_layer_load(l->source, l->plan, l->memory, bytes, &l->weights);
+                    : moe_checkpoint_layer_load(l->source, l->plan, l->memory, l->memory_bytes,
+                                                &l->weights);
     status = status ? status : moe_plan_workspace(l->plan, m->max_batch, &bytes, &align);
     if (status == MOE_OK) {
         m->workspace_bytes = bytes > m->workspace_bytes ? bytes : m->workspace_bytes;
@@ -199,6 +213,7 @@ moe_status moem_model_open(const char *dir, const moem_options *options, moem_mo
                           m->config.head_dim, MOEM_MAX_HEAD_DIM);
     }
     status = status ? status : moe_context_create(&desc, &m->ctx);
+    status = status ? status : moem_device_open(m->ctx, options->device, &m->device);
     status = status ? status : moe_checkpoint_open(dir, options->file_flags, &m->checkpoint);
     if (status == MOE_OK) {
         m->pool = moe_context_pool(m->ctx);
@@ -228,7 +243,11 @@ void moem_model_close(moem_model *m)
         moe_weights_destroy(l->weights);
         moe_plan_destroy(l->plan);
         moe_checkpoint_layer_close(l->source);
-        free(l->memory);
+        if (m->device != NULL) {
+            moe_memory_free(m->device, l->memory, l->memory_bytes);
+        } else {
+            free(l->memory);
+        }
         free(l->input_norm);
         free(l->post_norm);
         free(l->sinks);
@@ -237,6 +256,7 @@ void moem_model_close(moem_model *m)
     free(m->norm);
     free(m->frequencies);
     moe_checkpoint_close(m->checkpoint);
+    moe_context_destroy(m->device);
     moe_context_destroy(m->ctx);
     free(m);
 }

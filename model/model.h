@@ -50,8 +50,12 @@ void moem_rope_frequencies(const moem_config *config, float *out);
 
 /// How to open a model; zero is a sensible value for every field.
 typedef struct moem_options {
+    /// Where the experts run; attention, norms, router and sampling stay on the CPU. A device with
+    /// memory of its own gets the expert weights copied there once, and of each step the experts'
+    /// inputs; UNSET or CPU: nothing is copied.
+    moe_device_type device;
     int32_t threads;     ///< 0: every CPU
-    const char *isa;     ///< as moe_context_desc
+    const char *isa;     ///< of the CPU, as moe_context_desc
     uint32_t file_flags; ///< MOE_FILE_*
     int64_t max_batch;   ///< tokens of one forward call; 0: 512
     moe_quant_desc act;  ///< how the experts' inputs are quantised; zero: float32 as they are
@@ -59,13 +63,14 @@ typedef struct moem_options {
 
 typedef struct moem_model moem_model;
 
-/// Opens a checkpoint folder. Expert weights are used where the file lies mapped; nothing is
-/// copied but what a chosen kernel must repack. Errors: those of moe_checkpoint_open,
-/// moem_config_read and moe_plan_create; NOT_FOUND and SHAPE name the tensor.
+/// Opens a checkpoint folder. On the CPU expert weights are used where the file lies mapped;
+/// nothing is copied but what a chosen kernel must repack. Errors: those of moe_context_create
+/// (UNSUPPORTED: no such device here, with the reason), moe_checkpoint_open, moem_config_read,
+/// moe_plan_create and moe_memory_alloc; NOT_FOUND and SHAPE name the tensor.
 moe_status moem_model_open(const char *dir, const moem_options *options, moem_model **out);
 void moem_model_close(moem_model *model);
 const moem_config *moem_model_config(const moem_model *model);
-const moe_context *moem_model_context(const moem_model *model);
+const moe_context *moem_model_context(const moem_model *model); ///< of the CPU
 int64_t moem_model_max_batch(const moem_model *model);
 int32_t moem_model_experts(const moem_model *model); ///< routed experts of a layer
 int32_t moem_model_top_k(const moem_model *model);
@@ -76,7 +81,7 @@ const moe_plan *moem_model_plan(const moem_model *model, int64_t layer);
 typedef struct moem_session moem_session;
 
 /// Room for `sequences` sequences of up to `capacity` tokens each, at most the model's context.
-/// Errors: ARGUMENT, LIMIT (names both values), NO_MEMORY.
+/// Errors: ARGUMENT, LIMIT (names both values), NO_MEMORY, DEVICE.
 moe_status moem_session_create(const moem_model *model, int32_t sequences, int64_t capacity,
                                moem_session **out);
 void moem_session_destroy(moem_session *session);
@@ -96,7 +101,7 @@ typedef struct moem_input {
 /// Runs the model over `count` tokens (at most max_batch) and writes the logits of those that want
 /// them, in order: float32 [wanted, vocab]. No sequence grows on failure. Errors: ARGUMENT (an id
 /// outside the vocabulary, an unknown sequence, too many tokens), LIMIT (a full sequence): nothing
-/// is changed; those of moe_run and moe_ggemm.
+/// is changed; those of moe_run, moe_ggemm and moe_memory_copy.
 moe_status moem_forward(moem_session *session, const moem_input *tokens, int64_t count,
                         float *logits);
 

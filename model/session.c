@@ -32,7 +32,8 @@ struct moem_session {
     moem_query *queries; ///< [T]
     int64_t *positions;  ///< [T]
     int64_t *lengths;    ///< [count], of the sequences after the step
-    void *workspace;
+    void *workspace;     ///< NULL where the experts run on a device, in `room`
+    moem_room room;
 };
 
 // Keys that a layer must hold: all, or its window and a step's tokens.
@@ -85,7 +86,21 @@ static bool allocate_buffers(moem_session *s)
            (s->queries = calloc((size_t)t, sizeof *s->queries)) != NULL &&
            (s->positions = calloc((size_t)t, sizeof *s->positions)) != NULL &&
            (s->lengths = calloc((size_t)s->count, sizeof *s->lengths)) != NULL &&
-           (s->workspace = moem_allocate(m->workspace_bytes, m->workspace_align)) != NULL;
+           (m->device != NULL ||
+            (s->workspace = moem_allocate(m->workspace_bytes, m->workspace_align)) != NULL);
+}
+
+// The experts' tensors of a step.
+static moe_run_args expert_args(const moem_session *s, int64_t count)
+{
+    const moem_model *m = s->model;
+    moe_run_args args = moe_run_args_default();
+    args.num_tokens = count;
+    args.x = moe_tensor_2d(s->normed, MOE_F32, count, m->config.hidden);
+    args.logits = moe_tensor_2d(s->logits, MOE_F32, count, m->experts);
+    args.out_ids = moe_tensor_2d(s->ids, MOE_I32, count, m->top_k);
+    args.out = moe_tensor_2d(s->branch, MOE_F32, count, m->config.hidden);
+    return args;
 }
 
 moe_status moem_session_create(const moem_model *model, int32_t sequences, int64_t capacity,
@@ -121,6 +136,15 @@ moe_status moem_session_create(const moem_model *model, int32_t sequences, int64
                         " layers",
                         call, (int)sequences, capacity, c->layers);
     }
+    if (model->device != NULL) {
+        const moe_run_args most = expert_args(s, model->max_batch);
+        const moe_status status =
+            moem_room_create(model->device, &most, model->workspace_bytes, &s->room);
+        if (status != MOE_OK) {
+            moem_session_destroy(s);
+            return status;
+        }
+    }
     *out = s;
     return MOE_OK;
 }
@@ -140,6 +164,7 @@ void moem_session_destroy(moem_session *s)
     for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++) {
         free(buffers[i]);
     }
+    moem_room_free(&s->room);
     free(s);
 }
 
@@ -270,16 +295,14 @@ static moe_status expert_step(moem_session *s, int64_t count, int64_t layer)
     const moem_model *m = s->model;
     const moem_config *c = &m->config;
     const moem_layer *l = &m->layers[layer];
-    moe_run_args args = moe_run_args_default();
+    const moe_run_args args = expert_args(s, count);
     moem_rms_norm(&m->pool, s->x, l->post_norm, c->norm_eps, count, c->hidden, s->normed);
     moe_status status = multiply(m, &l->router, s->normed, count, s->logits);
-    args.num_tokens = count;
-    args.x = moe_tensor_2d(s->normed, MOE_F32, count, c->hidden);
-    args.logits = moe_tensor_2d(s->logits, MOE_F32, count, m->experts);
-    args.out_ids = moe_tensor_2d(s->ids, MOE_I32, count, m->top_k);
-    args.out = moe_tensor_2d(s->branch, MOE_F32, count, c->hidden);
-    status = status ? status
-                    : moe_run(l->plan, l->weights, &args, s->workspace, m->workspace_bytes, NULL);
+    if (status == MOE_OK) {
+        status = m->device != NULL
+                     ? moem_room_run(&s->room, l->plan, l->weights, &args)
+                     : moe_run(l->plan, l->weights, &args, s->workspace, m->workspace_bytes, NULL);
+    }
     if (status == MOE_OK) {
         add(s->x, s->branch, count * c->hidden);
         for (int64_t i = 0; i < count * m->top_k; i++) {

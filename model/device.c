@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model/device.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "model/check.h"
+
+#define ALIGN 256 // what moe_memory_alloc gives, tensors and workspace alike
+
+// The views of moe_run_args in their order: what a run reads, then from `out` on what it writes.
+#define VIEW(name) ((offsetof(moe_run_args, name) - offsetof(moe_run_args, x)) / sizeof(moe_tensor))
+#define NUM_VIEWS  ((sizeof(moe_run_args) - offsetof(moe_run_args, x)) / sizeof(moe_tensor))
+
+static moe_tensor *view(moe_run_args *args, size_t i)
+{
+    return (moe_tensor *)(void *)((unsigned char *)args + offsetof(moe_run_args, x)) + i;
+}
+
+// Experts' choices are counted on top of what `load` holds.
+static bool is_read(size_t i)
+{
+    return i < VIEW(out) || i == VIEW(load);
+}
+
+static bool is_written(size_t i)
+{
+    return i >= VIEW(out);
+}
+
+// Bytes from the first element of a view to its last. Sizes of host memory that is there do not
+// overflow.
+static size_t bytes_of(const moe_tensor *t)
+{
+    int64_t elements = 1;
+    if (t->data == NULL) {
+        return 0;
+    }
+    for (int32_t d = 0; d < t->ndim; d++) {
+        if (t->shape[d] == 0) {
+            return 0;
+        }
+        elements += (t->shape[d] - 1) * t->stride[d];
+    }
+    return ((size_t)elements * (size_t)moe_dtype_bits(t->dtype) + 7) / 8;
+}
+
+// Where view i lies in the room, each at a multiple of ALIGN; returns where the workspace begins.
+static size_t place(moe_run_args *args, size_t at[NUM_VIEWS])
+{
+    size_t end = 0;
+    for (size_t i = 0; i < NUM_VIEWS; i++) {
+        at[i] = end;
+        end += (bytes_of(view(args, i)) + ALIGN - 1) / ALIGN * ALIGN;
+    }
+    return end;
+}
+
+moe_status moem_device_open(const moe_context *host, moe_device_type device, moe_context **out)
+{
+    *out = NULL;
+    if (device == MOE_DEVICE_UNSET || device == MOE_DEVICE_CPU) {
+        return MOE_OK;
+    }
+    const moe_thread_pool pool = moe_context_pool(host);
+    moe_context_desc desc = moe_context_desc_default();
+    desc.device = device;
+    desc.pool = &pool;
+    return moe_context_create(&desc, out);
+}
+
+moe_status moem_room_create(const moe_context *ctx, const moe_run_args *most,
+                            size_t workspace_bytes, moem_room *out)
+{
+    size_t at[NUM_VIEWS];
+    moe_run_args args = *most;
+    const size_t tensors = place(&args, at);
+    MOEM_REQUIRE(workspace_bytes <= SIZE_MAX - tensors, MOE_E_OVERFLOW,
+                 "a run on the device: %zu bytes of tensors, %zu of workspace", tensors,
+                 workspace_bytes);
+    void *memory = NULL;
+    MOEM_TRY(moe_memory_alloc(ctx, tensors + workspace_bytes, &memory));
+    *out = (moem_room){ctx, memory, tensors + workspace_bytes, workspace_bytes};
+    return MOE_OK;
+}
+
+void moem_room_free(moem_room *room)
+{
+    if (room->memory != NULL) {
+        moe_memory_free(room->ctx, room->memory, room->bytes);
+    }
+    *room = (moem_room){.memory = NULL};
+}
+
+moe_status moem_room_run(const moem_room *room, const moe_plan *plan, const moe_weights *weights,
+                         const moe_run_args *host)
+{
+    size_t at[NUM_VIEWS];
+    moe_run_args args = *host;
+    const size_t tensors = place(&args, at);
+    MOEM_REQUIRE(host->num_valid.data == NULL, MOE_E_ARGUMENT,
+                 "a run on the device: num_valid is given, outputs are copied back whole");
+    MOEM_REQUIRE(tensors <= room->bytes - room->workspace_bytes, MOE_E_ARGUMENT,
+                 "a run on the device: %zu bytes of tensors, room for %zu", tensors,
+                 room->bytes - room->workspace_bytes);
+    for (size_t i = 0; i < NUM_VIEWS; i++) {
+        moe_tensor *t = view(&args, i);
+        if (t->data == NULL) {
+            continue;
+        }
+        if (is_read(i)) {
+            MOEM_TRY(moe_memory_copy(room->ctx, room->memory + at[i],
+                                     (const char *)t->data + t->byte_offset, bytes_of(t),
+                                     MOE_COPY_TO_DEVICE, NULL));
+        }
+        t->data = room->memory + at[i];
+        t->byte_offset = 0;
+        t->device = MOE_DEVICE_UNSET;
+    }
+    MOEM_TRY(moe_run(plan, weights, &args, room->memory + tensors, room->workspace_bytes, NULL));
+    moe_run_args back = *host;
+    for (size_t i = 0; i < NUM_VIEWS; i++) {
+        const moe_tensor *to = view(&back, i);
+        if (to->data != NULL && is_written(i)) {
+            MOEM_TRY(moe_memory_copy(room->ctx, (char *)to->data + to->byte_offset,
+                                     room->memory + at[i], bytes_of(to), MOE_COPY_FROM_DEVICE,
+                                     NULL));
+        }
+    }
+    return MOE_OK;
+}

@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# The program with a device whose memory the host may not touch: what it writes there is what it
+# writes on the CPU, and a device that cannot be used is one clear line.
+#   test_device.sh PROGRAM PLUGIN MODEL
+set -u
+moe=$1 plugin=$2 model=$3
+passed=0
+failed=0
+judge() { # what, command
+    local what=$1
+    shift
+    if "$@"; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "FAILED: $what"
+    fi
+}
+dir=$(mktemp -d)
+trap 'rm -r "$dir"' EXIT
+unset MOE_PLUGIN_PATH MOE_FAR_BYTES
+
+without_rates() { # of JSON: what depends on the clock
+    sed 's/"[a-z_]*_per_second": [^,]*, //g' "$1"
+}
+ends_with() { # exit code, arguments: to out and err
+    local code=$1 status
+    shift
+    "$moe" "$@" > "$dir/out" 2> "$dir/err"
+    status=$?
+    [ "$status" = "$code" ] || { echo "moe $*: exit $status, want $code: $(head -c 400 "$dir/err")"; false; }
+}
+same() { # arguments: the same output with --device ext and without
+    judge "cpu: moe $*" ends_with 0 "$@"
+    without_rates "$dir/out" > "$dir/cpu"
+    MOE_PLUGIN_PATH=$plugin judge "ext: moe $*" ends_with 0 "$@" --device ext
+    without_rates "$dir/out" > "$dir/ext"
+    judge "moe $*: another output on ext: $(head -c 300 "$dir/ext")" eval '[ -s "$dir/ext" ] && cmp -s "$dir/cpu" "$dir/ext"'
+}
+complains() { # texts that the only line on stderr holds
+    local text
+    [ "$(wc -l < "$dir/err")" = 1 ] && [ ! -s "$dir/out" ] || return 1
+    for text in "$@"; do
+        grep -qF -- "$text" "$dir/err" || return 1
+    done
+}
+refuses() { # exit code, text, arguments
+    local code=$1 text=$2
+    shift 2
+    judge "moe $*" ends_with "$code" "$@"
+    judge "moe $*: want \"$text\", got: $(cat "$dir/err")" complains "$text"
+}
+
+# -- The same text, ids, loads and bytes.
+same generate "$model" "It is a truth universally acknowledged, that" --max-tokens 40
+judge "what runs where: $(cat "$dir/err")" grep -q "threads, experts on ext$" "$dir/err"
+same generate "$model" "It is a truth" "Call me" "It was the best of" --max-tokens 12 --json
+same generate "$model" "Once upon a time" --max-tokens 20 --temperature 0.8 --top-p 0.9 --seed 7 --threads 1
+same generate "$model" "Once upon a time" --max-tokens 8 --activation i8b32 --json
+same generate "$model" "Once upon a time" --max-tokens 8 --no-mmap --json
+head -c 3000 "$model/val.txt" > "$dir/text"
+same stats "$model" --text "$dir/text" --json --window 100
+run() { # device, options of moe run
+    local device=$1
+    shift
+    MOE_PLUGIN_PATH=$plugin ends_with 0 run "$model" --layer 2 --input "$model/reference.safetensors:p0.l2.moe_in_bf16" \
+        --output "$dir/y.$device" --device "$device" "$@"
+}
+for routing in "" "--logits p0.l2.router_logits_bf16in" \
+    "--ids p0.l2.topk_ids_bf16in --weights p0.l2.topk_weights_bf16in"; do
+    for device in cpu ext; do
+        # shellcheck disable=SC2086
+        judge "moe run $routing --device $device" run $device $routing
+    done
+    judge "moe run $routing: another output on ext" cmp -s "$dir/y.cpu" "$dir/y.ext"
+done
+
+# -- Devices that cannot be used.
+for command in "generate $model hello" "stats $model --text $dir/text" \
+    "run $model --layer 2 --input $model/reference.safetensors:p0.l2.moe_in_bf16 --output $dir/y"; do
+    # shellcheck disable=SC2086
+    {
+        refuses 3 'no backend for device "cuda"' $command --device cuda
+        refuses 3 'no backend for device "ext"' $command --device ext
+        MOE_PLUGIN_PATH=$plugin MOE_FAR_BYTES=0 refuses 3 'backend "far": a device of 0 bytes is none; "cpu" works' $command --device ext
+    }
+done
+judge "a device that is none of them" ends_with 2 generate "$model" hello --device tpu
+judge "a device that is none of them: $(cat "$dir/err")" grep -qF '"tpu" is not one of cpu, cuda, hip, ext' "$dir/err"
+judge "moe run wrote a file" [ ! -e "$dir/y" ]
+
+# -- A device that is too small: for weights, for a session. What was got is given back (the plugin looks).
+for bytes in 1 1000000 4400000 13000000; do
+    MOE_PLUGIN_PATH=$plugin MOE_FAR_BYTES=$bytes refuses 1 "far: no memory for" generate "$model" hello --device ext
+done
+for bytes in 1 1000000 4400000; do
+    MOE_PLUGIN_PATH=$plugin MOE_FAR_BYTES=$bytes refuses 1 "far: no memory for" run "$model" --layer 2 \
+        --input "$model/reference.safetensors:p0.l2.moe_in_bf16" --output "$dir/y" --device ext
+done
+judge "moe run wrote a file" [ ! -e "$dir/y" ]
+MOE_PLUGIN_PATH=$plugin MOE_FAR_BYTES=20000000 judge "weights fit, the session does not" \
+    ends_with 1 generate "$model" hello --device ext --json
+judge "weights fit, the session does not: $(cat "$dir/err")" \
+    eval 'tail -1 "$dir/err" | grep -q "^moe: far: no memory for" && [ ! -s "$dir/out" ]'
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]
