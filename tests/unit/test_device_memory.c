@@ -1,95 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-// A backend with memory of its own: the CPU's kernels over pages that the host may not touch
-// outside of them. Whatever in the library reads or writes through a device pointer ends here with
-// a signal; what goes through the backend gives the bits that backend "cpu" gives on host memory.
+// A backend with memory of its own, far_memory.h's, with all that a backend may have: what goes
+// through the backend gives the bits that backend "cpu" gives on host memory.
 #define _GNU_SOURCE
 #include <stddef.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
 
 #include "api/layer_case.h"
-#include "ops/backend.h"
 #include "quant/formats.h"
+#include "unit/far_memory.h"
 #include "unit/test.h"
-
-#define REGION ((size_t)64 << 20)
 
 // ---- the device --------------------------------------------------------------------------------
 
-static unsigned char *region;
-static size_t used; // all is released at once
-static const moei_backend *cpu;
 static int prepared, released, refuse, scratch_seen;
 static char plan_state;
 
-static void device_open(bool open)
+static moe_status seen_ggemm(const moei_exec *exec, const moei_kernel *kernel,
+                             const moek_ggemm_args *args)
 {
-    if (mprotect(region, REGION, open ? PROT_READ | PROT_WRITE : PROT_NONE) != 0) {
-        abort();
-    }
-}
-
-static moe_status memory_alloc(const moei_exec *exec, size_t bytes, void **out)
-{
-    (void)exec;
-    const size_t size = (bytes + 255) / 256 * 256;
-    MOE_REQUIRE(size <= REGION - used, MOE_E_NO_MEMORY, "device: no memory for %zu bytes", bytes);
-    *out = region + used;
-    used += size;
-    return MOE_OK;
-}
-
-static void memory_free(const moei_exec *exec, void *memory, size_t bytes)
-{
-    (void)exec;
-    (void)memory;
-    (void)bytes;
-}
-
-static bool on_device(const void *p)
-{
-    return (const unsigned char *)p >= region && (const unsigned char *)p < region + REGION;
-}
-
-static moe_status memory_copy(const moei_exec *exec, void *to, const void *from, size_t bytes,
-                              moe_copy direction)
-{
-    (void)exec;
-    const bool up = direction == MOE_COPY_TO_DEVICE;
-    CHECK(on_device(to) == up && on_device(from) == !up, "a copy in the wrong direction");
-    device_open(true);
-    memcpy(to, from, bytes);
-    device_open(false);
-    return MOE_OK;
-}
-
-// A device waits for its stream where a test ends; this one is done when an op returns.
-#define DEVICE_OP(op)                                                                              \
-    static moe_status device_##op(const moei_exec *exec, const moei_kernel *kernel,                \
-                                  const moek_##op##_args *args)                                    \
-    {                                                                                              \
-        device_open(true);                                                                         \
-        const moe_status status = cpu->op(exec, kernel, args);                                     \
-        device_open(false);                                                                        \
-        return status;                                                                             \
-    }
-DEVICE_OP(route)
-DEVICE_OP(place)
-DEVICE_OP(sort)
-DEVICE_OP(quantize)
-DEVICE_OP(glu)
-DEVICE_OP(combine)
-
-static moe_status device_ggemm(const moei_exec *exec, const moei_kernel *kernel,
-                               const moek_ggemm_args *args)
-{
-    scratch_seen += exec->plan == &plan_state && on_device(exec->scratch) &&
+    scratch_seen += exec->plan == &plan_state && far_holds(exec->scratch) &&
                     (uintptr_t)exec->scratch % 256 == 0;
-    device_open(true);
-    const moe_status status = cpu->ggemm(exec, kernel, args);
-    device_open(false);
-    return status;
+    return far_ggemm(exec, kernel, args);
 }
 
 static moe_status plan_check(const moei_exec *exec, const moei_plan_info *plan)
@@ -128,24 +58,12 @@ static size_t scratch_bytes(const moei_exec *exec, const moe_layer_desc *desc, i
 
 static moei_backend make_device(void)
 {
-    moei_backend device = *cpu;
-    device.name = "device";
-    device.device = MOE_DEVICE_EXT;
-    device.host_memory = false;
-    device.memory_alloc = memory_alloc;
-    device.memory_free = memory_free;
-    device.memory_copy = memory_copy;
+    moei_backend device = far_backend();
     device.plan_check = plan_check;
     device.plan_prepare = plan_prepare;
     device.plan_release = plan_release;
     device.scratch_bytes = scratch_bytes;
-    device.route = device_route;
-    device.place = device_place;
-    device.sort = device_sort;
-    device.quantize = device_quantize;
-    device.ggemm = device_ggemm;
-    device.glu = device_glu;
-    device.combine = device_combine;
+    device.ggemm = seen_ggemm;
     return device;
 }
 
@@ -308,7 +226,7 @@ static void test_layer(moe_context *host, moe_context *device, const moe_layer_d
     layer_case c;
     size_t bytes = 0;
     size_t align = 0;
-    used = 0;
+    far_used = 0; // all of the earlier is gone
     if (!CHECK(moe_plan_create(host, d, &plan) == MOE_OK &&
                    layer_case_make(&c, plan, d, 5) == MOE_OK &&
                    moe_plan_create(device, d, &device_plan) == MOE_OK,
@@ -383,7 +301,7 @@ static void test_wrapped_nan(moe_context *host, moe_context *device)
     moe_plan *device_plan = NULL;
     moe_weights *weights = NULL;
     layer_case c;
-    used = 0;
+    far_used = 0; // all of the earlier is gone
     if (!CHECK(moe_plan_create(host, &d, &plan) == MOE_OK &&
                    layer_case_make(&c, plan, &d, 5) == MOE_OK &&
                    moe_plan_create(device, &d, &device_plan) == MOE_OK,
@@ -409,12 +327,11 @@ int main(void)
     moe_context_desc desc = moe_context_desc_default();
     moe_context *host = NULL;
     desc.num_threads = 1;
-    region = mmap(NULL, REGION, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (!CHECK(region != MAP_FAILED && moe_context_create(&desc, &host) == MOE_OK, "%s",
-               moe_last_error())) {
+    if (!CHECK(moe_context_create(&desc, &host) == MOE_OK &&
+                   far_make(host->backend, (size_t)64 << 20),
+               "%s", moe_last_error())) {
         return test_summary();
     }
-    cpu = host->backend;
     const moei_backend backend = make_device();
     moe_context device = *host;
     device.backend = &backend;
@@ -430,6 +347,5 @@ int main(void)
     test_refusals(&device);
     test_wrapped_nan(host, &device);
     moe_context_destroy(host);
-    (void)munmap(region, REGION);
     return test_summary();
 }
