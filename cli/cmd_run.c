@@ -22,9 +22,7 @@ struct run {
     moe_file *input;
     moe_checkpoint_layer *layer;
     moe_plan *plan;
-    moe_weights *weights;
-    void *memory; // of packed weights, NULL where they lie in the file
-    size_t memory_bytes;
+    moem_weights weights;
     void *workspace, *outputs;
     size_t workspace_bytes;
     moem_room room; // of the tensors and the workspace on the device
@@ -36,16 +34,11 @@ struct run {
 
 static void close_run(struct run *r)
 {
-    moe_weights_destroy(r->weights);
+    moem_weights_free(&r->weights);
     moe_plan_destroy(r->plan);
     moe_checkpoint_layer_close(r->layer);
     moe_file_close(r->input);
     cli_model_close(&r->model);
-    if (r->device != NULL) {
-        moe_memory_free(r->device, r->memory, r->memory_bytes);
-    } else {
-        free(r->memory);
-    }
     moem_room_free(&r->room);
     moe_context_destroy(r->device);
     moe_context_destroy(r->ctx);
@@ -212,26 +205,11 @@ static moe_status compute_logits(const struct run *r, const moe_router_tensors *
     return moe_ggemm(r->ctx, &args, NULL);
 }
 
-// Memory for packed weights, where the layer runs.
-static bool allocate_weights(struct run *r, size_t align, int *code)
-{
-    if (r->device != NULL) {
-        return !failed(moe_memory_alloc(r->device, r->memory_bytes, &r->memory), code);
-    }
-    *code = CLI_FAILED;
-    r->memory = aligned(r->memory_bytes, align);
-    return r->memory != NULL;
-}
-
 static bool load(struct run *r, int *code)
 {
     size_t align = 0;
     if (failed(moe_plan_create(r->device != NULL ? r->device : r->ctx, &r->desc, &r->plan), code) ||
-        failed(moe_checkpoint_layer_bytes(r->layer, r->plan, &r->memory_bytes, &align), code) ||
-        (r->memory_bytes > 0 && !allocate_weights(r, align, code)) ||
-        failed(
-            moe_checkpoint_layer_load(r->layer, r->plan, r->memory, r->memory_bytes, &r->weights),
-            code) ||
+        failed(moem_weights_load(r->device, r->layer, r->plan, &r->weights), code) ||
         failed(moe_plan_workspace(r->plan, r->tokens, &r->workspace_bytes, &align), code)) {
         return false;
     }
@@ -243,10 +221,10 @@ static bool load(struct run *r, int *code)
 static moe_status run_layer(struct run *r, const moe_run_args *args)
 {
     if (r->device == NULL) {
-        return moe_run(r->plan, r->weights, args, r->workspace, r->workspace_bytes, NULL);
+        return moe_run(r->plan, r->weights.weights, args, r->workspace, r->workspace_bytes, NULL);
     }
     const moe_status status = moem_room_create(r->device, args, r->workspace_bytes, &r->room);
-    return status != MOE_OK ? status : moem_room_run(&r->room, r->plan, r->weights, args);
+    return status != MOE_OK ? status : moem_room_run(&r->room, r->plan, r->weights.weights, args);
 }
 
 static bool compute(struct run *r, bool logits_given, int *code)
@@ -292,7 +270,7 @@ static void report(const struct run *r, const struct request *q)
                      ", \"hidden\": %" PRId64 ", \"dtype\": \"%s\", \"in_place\": %s, "
                      "\"threads\": %d, \"output\": ",
                      strtoll(q->layer, NULL, 10), dialect, r->tokens, r->desc.hidden,
-                     moe_dtype_name(r->y.dtype), r->memory == NULL ? "true" : "false",
+                     moe_dtype_name(r->y.dtype), r->weights.memory == NULL ? "true" : "false",
                      moe_context_num_threads(r->ctx));
         cli_json_string(q->output);
         (void)printf("}\n");

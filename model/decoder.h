@@ -18,9 +18,7 @@ typedef struct moem_layer {
     moem_linear q, k, v, o, router;
     moe_checkpoint_layer *source; ///< owns what `weights` needs of the checkpoint
     moe_plan *plan;
-    moe_weights *weights;
-    void *memory; ///< of packed weights, NULL where they lie in the file
-    size_t memory_bytes;
+    moem_weights weights;
 } moem_layer;
 
 struct moem_model {

@@ -4,8 +4,10 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 
 #include "model/check.h"
+#include "model/decoder.h"
 
 #define ALIGN 256 // what moe_memory_alloc gives, tensors and workspace alike
 
@@ -68,6 +70,33 @@ moe_status moem_device_open(const moe_context *host, moe_device_type device, moe
     desc.device = device;
     desc.pool = &pool;
     return moe_context_create(&desc, out);
+}
+
+moe_status moem_weights_load(const moe_context *device, const moe_checkpoint_layer *layer,
+                             const moe_plan *plan, moem_weights *out)
+{
+    size_t align = 0;
+    out->device = device;
+    MOEM_TRY(moe_checkpoint_layer_bytes(layer, plan, &out->bytes, &align));
+    if (out->bytes > 0 && device != NULL) {
+        MOEM_TRY(moe_memory_alloc(device, out->bytes, &out->memory));
+    } else if (out->bytes > 0) {
+        out->memory = moem_allocate(out->bytes, align);
+        MOEM_REQUIRE(out->memory != NULL, MOE_E_NO_MEMORY, "no memory for %zu bytes of weights",
+                     out->bytes);
+    }
+    return moe_checkpoint_layer_load(layer, plan, out->memory, out->bytes, &out->weights);
+}
+
+void moem_weights_free(moem_weights *w)
+{
+    moe_weights_destroy(w->weights);
+    if (w->device != NULL) {
+        moe_memory_free(w->device, w->memory, w->bytes);
+    } else {
+        free(w->memory);
+    }
+    *w = (moem_weights){.weights = NULL};
 }
 
 moe_status moem_room_create(const moe_context *ctx, const moe_run_args *most,

@@ -1,14 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
-/// @file device.h  A layer on a device with memory of its own, for callers whose tensors lie in
-/// host memory: what a run reads is copied there, what it writes is copied back.
+/// @file device.h  A layer of a checkpoint on the CPU or on a device with memory of its own, for
+/// callers whose tensors lie in host memory: weights are copied to a device once, what a run reads
+/// each time, and what it writes is copied back.
 #ifndef MOEM_DEVICE_H
 #define MOEM_DEVICE_H
 
+#include "moe/io.h"
 #include "moe/moe.h"
 
 /// A context of a device that shares the threads of `host`, which must outlive it. `device` UNSET
 /// or CPU needs none: NULL. Errors: those of moe_context_create.
 moe_status moem_device_open(const moe_context *host, moe_device_type device, moe_context **out);
+
+/// A layer's weights with the memory that they take where they are packed. Start from {0}.
+typedef struct moem_weights {
+    moe_weights *weights;
+    const moe_context *device; ///< whose memory it is; NULL: the host's
+    void *memory;              ///< NULL where the tensors are used where they lie in the file
+    size_t bytes;
+} moem_weights;
+
+/// @param[in]  device  of the plan; NULL: the CPU, where nothing is copied but what must be packed
+/// @param[out] out     to be freed, also after a failure; before the plan, the layer, the context
+/// Errors: those of moe_checkpoint_layer_load and moe_memory_alloc.
+moe_status moem_weights_load(const moe_context *device, const moe_checkpoint_layer *layer,
+                             const moe_plan *plan, moem_weights *out);
+void moem_weights_free(moem_weights *weights);
 
 /// Room on a device for one run at a time: its tensors and its workspace. Start from {0}.
 typedef struct moem_room {

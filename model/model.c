@@ -115,19 +115,6 @@ static moe_status open_attention(const moem_model *m, int64_t layer, moem_layer 
     return status ? status : linear(m, prefix, "self_attn.o_proj", c->hidden, wide, &l->o);
 }
 
-// Memory for packed weights, where the layer runs.
-static moe_status allocate_weights(const moem_model *m, int64_t layer, size_t align, moem_layer *l)
-{
-    if (m->device != NULL) {
-        return moe_memory_alloc(m->device, l->memory_bytes, &l->memory);
-    }
-    l->memory = moem_allocate(l->memory_bytes, align);
-    return l->memory != NULL
-               ? MOE_OK
-               : moe_fail(MOE_E_NO_MEMORY, "layer %" PRId64 ": no memory for %zu bytes of weights",
-                          layer, l->memory_bytes);
-}
-
 static moe_status open_experts(moem_model *m, int64_t layer, const char *config, size_t size,
                                const moem_options *options, moem_layer *l)
 {
@@ -150,14 +137,7 @@ static moe_status open_experts(moem_model *m, int64_t layer, const char *config,
     m->experts = desc.num_experts;
     m->top_k = desc.top_k;
     status = moe_plan_create(m->device != NULL ? m->device : m->ctx, &desc, &l->plan);
-    status =
-        status ? status : moe_checkpoint_layer_bytes(l->source, l->plan, &l->memory_bytes, &align);
-    if (status == MOE_OK && l->memory_bytes > 0) {
-        status = allocate_weights(m, layer, align, l);
-    }
-    status = status ? status
-                    : moe_checkpoint_layer_load(l->source, l->plan, l->memory, l->memory_bytes,
-                                                &l->weights);
+    status = status ? status : moem_weights_load(m->device, l->source, l->plan, &l->weights);
     status = status ? status : moe_plan_workspace(l->plan, m->max_batch, &bytes, &align);
     if (status == MOE_OK) {
         m->workspace_bytes = bytes > m->workspace_bytes ? bytes : m->workspace_bytes;
@@ -240,14 +220,9 @@ void moem_model_close(moem_model *m)
     }
     for (int64_t i = 0; m->layers != NULL && i < m->config.layers; i++) {
         moem_layer *l = &m->layers[i];
-        moe_weights_destroy(l->weights);
+        moem_weights_free(&l->weights);
         moe_plan_destroy(l->plan);
         moe_checkpoint_layer_close(l->source);
-        if (m->device != NULL) {
-            moe_memory_free(m->device, l->memory, l->memory_bytes);
-        } else {
-            free(l->memory);
-        }
         free(l->input_norm);
         free(l->post_norm);
         free(l->sinks);

@@ -299,9 +299,9 @@ static moe_status expert_step(moem_session *s, int64_t count, int64_t layer)
     moem_rms_norm(&m->pool, s->x, l->post_norm, c->norm_eps, count, c->hidden, s->normed);
     moe_status status = multiply(m, &l->router, s->normed, count, s->logits);
     if (status == MOE_OK) {
-        status = m->device != NULL
-                     ? moem_room_run(&s->room, l->plan, l->weights, &args)
-                     : moe_run(l->plan, l->weights, &args, s->workspace, m->workspace_bytes, NULL);
+        status = m->device != NULL ? moem_room_run(&s->room, l->plan, l->weights.weights, &args)
+                                   : moe_run(l->plan, l->weights.weights, &args, s->workspace,
+                                             m->workspace_bytes, NULL);
     }
     if (status == MOE_OK) {
         add(s->x, s->branch, count * c->hidden);

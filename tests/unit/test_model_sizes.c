@@ -346,7 +346,7 @@ int main(int argc, char **argv)
                moem_now() - start, grown >> 10);
         if (model != NULL) {
             for (int i = 0; i < LAYERS; i++) {
-                CHECK(model->layers[i].memory == NULL, "layer %d: weights were packed", i);
+                CHECK(model->layers[i].weights.memory == NULL, "layer %d: weights were packed", i);
             }
             check_context(model);
             check_logits(model);
