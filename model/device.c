@@ -20,12 +20,6 @@ static moe_tensor *view(moe_run_args *args, size_t i)
     return (moe_tensor *)(void *)((unsigned char *)args + offsetof(moe_run_args, x)) + i;
 }
 
-// Experts' choices are counted on top of what `load` holds.
-static bool is_read(size_t i)
-{
-    return i < VIEW(out) || i == VIEW(load);
-}
-
 static bool is_written(size_t i)
 {
     return i >= VIEW(out);
@@ -46,6 +40,29 @@ static size_t bytes_of(const moe_tensor *t)
         elements += (t->shape[d] - 1) * t->stride[d];
     }
     return ((size_t)elements * (size_t)moe_dtype_bits(t->dtype) + 7) / 8;
+}
+
+static bool is_compact(const moe_tensor *t)
+{
+    int64_t step = 1;
+    for (int32_t d = t->ndim; t->data != NULL && d-- > 0;) {
+        if (t->stride[d] != step && t->shape[d] > 1) {
+            return false;
+        }
+        step *= t->shape[d];
+    }
+    return true;
+}
+
+// Whether a run writes every byte of its outputs, so that nothing of what they hold must be kept.
+static bool writes_whole(const moe_layer_desc *desc, moe_run_args *args)
+{
+    for (size_t i = VIEW(out); i < NUM_VIEWS; i++) {
+        if (!is_compact(view(args, i))) {
+            return false;
+        }
+    }
+    return desc->x_layout == MOE_X_TOKENS && desc->accumulate == 0 && args->num_valid.data == NULL;
 }
 
 // Where view i lies in the room, each at a multiple of ALIGN; returns where the workspace begins.
@@ -123,22 +140,23 @@ void moem_room_free(moem_room *room)
 }
 
 moe_status moem_room_run(const moem_room *room, const moe_plan *plan, const moe_weights *weights,
-                         const moe_run_args *host)
+                         const moe_run_args *args)
 {
+    moe_layer_desc desc = moe_layer_desc_default();
     size_t at[NUM_VIEWS];
-    moe_run_args args = *host;
-    const size_t tensors = place(&args, at);
-    MOEM_REQUIRE(host->num_valid.data == NULL, MOE_E_ARGUMENT,
-                 "a run on the device: num_valid is given, outputs are copied back whole");
+    moe_run_args there = *args;
+    const size_t tensors = place(&there, at);
     MOEM_REQUIRE(tensors <= room->bytes - room->workspace_bytes, MOE_E_ARGUMENT,
                  "a run on the device: %zu bytes of tensors, room for %zu", tensors,
                  room->bytes - room->workspace_bytes);
+    MOEM_TRY(moe_plan_desc(plan, &desc));
+    const bool whole = writes_whole(&desc, &there);
     for (size_t i = 0; i < NUM_VIEWS; i++) {
-        moe_tensor *t = view(&args, i);
+        moe_tensor *t = view(&there, i);
         if (t->data == NULL) {
             continue;
         }
-        if (is_read(i)) {
+        if (!is_written(i) || i == VIEW(load) || !whole) {
             MOEM_TRY(moe_memory_copy(room->ctx, room->memory + at[i],
                                      (const char *)t->data + t->byte_offset, bytes_of(t),
                                      MOE_COPY_TO_DEVICE, NULL));
@@ -147,8 +165,8 @@ moe_status moem_room_run(const moem_room *room, const moe_plan *plan, const moe_
         t->byte_offset = 0;
         t->device = MOE_DEVICE_UNSET;
     }
-    MOEM_TRY(moe_run(plan, weights, &args, room->memory + tensors, room->workspace_bytes, NULL));
-    moe_run_args back = *host;
+    MOEM_TRY(moe_run(plan, weights, &there, room->memory + tensors, room->workspace_bytes, NULL));
+    moe_run_args back = *args;
     for (size_t i = 0; i < NUM_VIEWS; i++) {
         const moe_tensor *to = view(&back, i);
         if (to->data != NULL && is_written(i)) {

@@ -41,10 +41,10 @@ moe_status moem_room_create(const moe_context *ctx, const moe_run_args *most,
                             size_t workspace_bytes, moem_room *out);
 void moem_room_free(moem_room *room);
 
-/// moe_run on the room's device with host tensors; returns when the outputs are there. Outputs are
-/// copied back whole: no num_valid, no descriptor that accumulates. On failure outputs may have
-/// been written. Errors: ARGUMENT (num_valid; a room too small), those of moe_run and
-/// moe_memory_copy.
+/// moe_run on the room's device with host tensors; returns when the outputs are there. Outputs that
+/// a run does not write whole (padding, rows past num_valid or a count) or adds to are copied to
+/// the device, too. Errors: ARGUMENT (a room too small), those of moe_run and moe_memory_copy;
+/// where a copy fails, outputs may have been written.
 moe_status moem_room_run(const moem_room *room, const moe_plan *plan, const moe_weights *weights,
                          const moe_run_args *args);
 
