@@ -24,8 +24,6 @@
 #define MAX_STAGES   12
 #define SHARED_LIMIT (227 * 1024)
 
-enum { SYNC_PRODUCER = 1 };
-
 typedef struct mma_args {
     CUtensorMap weights;
     moek_ggemm_args a;
@@ -53,30 +51,54 @@ static __device__ void copy_elements(uint8_t *to, const uint8_t *from, int64_t k
                               v[4] | (uint32_t)v[5] << 16, v[6] | (uint32_t)v[7] << 16);
 }
 
+// Fills the rows' part of a stage. A thread copies the same 16 bytes of k of every 16th row; where
+// its rows lie stays in registers for the whole tile, so that copies follow each other closely.
+template <int BN> struct row_copies {
+    static constexpr int COUNT = (BN + 15) / 16;
+    uint32_t from[COUNT]; // sixteenths of bytes from x; half the registers of addresses
+    uint32_t there;       // bit j: row j exists
+};
+
+template <int BN>
+static __device__ __forceinline__ void find_rows(const moek_ggemm_args *a, const moei_tile *t,
+                                                 int tid, row_copies<BN> *rows)
+{
+    rows->there = 0;
+#pragma unroll
+    for (int j = 0; j < row_copies<BN>::COUNT; j++) {
+        const int r = tid / 8 + 16 * j;
+        const bool there = r < BN && t->i0 + r < t->i1;
+        rows->from[j] =
+            there ? (uint32_t)((moei_x_at(a, t->e, t->i0 + r) - a->x.data) / 16) : 0;
+        rows->there |= there ? 1u << j : 0u;
+    }
+}
+
 template <int BN>
 static __device__ __forceinline__ void produce(const mma_args *g, const int32_t *prefix,
                                                int32_t m_blocks, uint8_t *ring, uint64_t *full,
-                                               uint64_t *empty, int64_t *row_at)
+                                               uint64_t *empty)
 {
     constexpr int PITCH = WEIGHT_BYTES + BN * STAGE_K;
     const moek_ggemm_args *a = &g->a;
     const int tid = (int)threadIdx.x - MATH_THREADS;
-    const int column = tid % 8; // of 16 bytes
-    const int blocks_k = (int)((2 * a->w.k + STAGE_K - 1) / STAGE_K);
+    const int64_t row_bytes = 2 * a->w.k;
+    const int blocks_k = (int)((row_bytes + STAGE_K - 1) / STAGE_K);
+    const int stages = g->stages;
+    const bool aligned = g->aligned != 0;
+    const uint32_t to0 = (uint32_t)(WEIGHT_BYTES + tid / 8 * STAGE_K +
+                                    (tid % 8 ^ tid / 8 % 8) * 16); // in a stage; swizzled
+    const bool writes = tid / 8 < BN;
     const uint64_t policy = hopper_policy_evict_first();
     int stage = 0;
     uint32_t parity = 1; // of "empty": a fresh ring is
     moei_tile t;
     for (int64_t tile = blockIdx.x; moei_tile_at(a, prefix, BN, m_blocks, tile, &t);
          tile += gridDim.x) {
-        hopper_sync(SYNC_PRODUCER, 128); // the last tile's rows have been read
-        for (int r = tid; r < BN; r += 128) {
-            row_at[r] = t.i0 + r < t.i1 ? moei_x_at(a, t.e, t.i0 + r) - a->x.data : -1;
-        }
-        hopper_sync(SYNC_PRODUCER, 128);
+        row_copies<BN> rows;
+        find_rows<BN>(a, &t, tid, &rows);
         for (int kb = 0; kb < blocks_k; kb++) {
             uint8_t *weights = ring + stage * PITCH;
-            uint8_t *rows = weights + WEIGHT_BYTES;
             hopper_barrier_wait(&empty[stage], parity);
             if (tid == 0) {
                 hopper_barrier_expect(&full[stage], WEIGHT_BYTES);
@@ -88,24 +110,32 @@ static __device__ __forceinline__ void produce(const mma_args *g, const int32_t 
                                      &full[stage], policy);
                 }
             }
-            const int64_t byte = (int64_t)kb * STAGE_K + column * 16;
-#pragma unroll 4
-            for (int r = tid / 8; r < BN; r += 16) {
-                const int64_t at = row_at[r];
-                uint8_t *to = rows + r * STAGE_K + (column ^ r % 8) * 16;
-                const bool there = at >= 0 && byte < 2 * a->w.k;
-                if (g->aligned) {
-                    hopper_copy_16(hopper_smem(to), a->x.data + (there ? at + byte : 0), there);
-                } else {
-                    copy_elements(to, a->x.data + at, byte / 2, there ? a->w.k : 0);
+            const int64_t byte = (int64_t)kb * STAGE_K;
+            const bool inside = byte + tid % 8 * 16 < row_bytes;
+            if (aligned) {
+                const uint32_t to = hopper_smem(weights) + to0;
+                const uint8_t *x = a->x.data + (inside ? byte + tid % 8 * 16 : 0);
+                if (writes) {
+#pragma unroll
+                    for (int j = 0; j < row_copies<BN>::COUNT; j++) {
+                        const bool there = inside && (rows.there >> j & 1) != 0;
+                        hopper_copy_16(to + j * 16 * STAGE_K, x + (uint64_t)rows.from[j] * 16,
+                                       there);
+                    }
                 }
-            }
-            if (g->aligned) {
                 hopper_barrier_arrive_copies(&full[stage]);
             } else {
+#pragma unroll 1
+                for (int j = 0; writes && j < row_copies<BN>::COUNT; j++) {
+                    const int r = tid / 8 + 16 * j;
+                    const bool there = inside && t.i0 + r < t.i1;
+                    const uint8_t *from = there ? moei_x_at(a, t.e, t.i0 + r) : a->x.data;
+                    copy_elements(weights + to0 + j * 16 * STAGE_K, from, byte / 2 + tid % 8 * 8,
+                                  there ? a->w.k : 0);
+                }
                 hopper_barrier_arrive(&full[stage]);
             }
-            if (++stage == g->stages) {
+            if (++stage == stages) {
                 stage = 0;
                 parity ^= 1;
             }
@@ -299,7 +329,7 @@ static __device__ __forceinline__ void multiply(const mma_args *g, const int32_t
          tile += gridDim.x) {
         int before = -1; // the stage whose products may still be under way
         for (int kb = 0; kb < blocks_k; kb++) {
-            uint8_t *weights = ring + stage * PITCH;
+            const uint8_t *weights = ring + stage * PITCH;
             hopper_barrier_wait(&full[stage], parity);
             hopper_fence_async(); // rows of x came by ordinary copies
             const uint64_t wd = hopper_operand(weights + group * (WEIGHT_BYTES / 2));
@@ -338,8 +368,7 @@ __global__ void __launch_bounds__(THREADS, 1) ggemm_wgmma(const __grid_constant_
     __shared__ uint64_t empty[MAX_STAGES];
     uint8_t *ring = (uint8_t *)(((uintptr_t)shared + 1023) / 1024 * 1024);
     uint8_t *turn = ring + g.stages * PITCH;
-    int64_t *row_at = (int64_t *)(turn + MATH_THREADS / 32 * TURN_BYTES);
-    int32_t *prefix = (int32_t *)(row_at + BN);
+    int32_t *prefix = (int32_t *)(turn + MATH_THREADS / 32 * TURN_BYTES);
     const int32_t per_tile = g.fused ? BM / 2 : BM;
     const int64_t outputs = g.fused ? g.glu.inter : g.a.w.n;
     const int32_t m_blocks = (int32_t)((outputs + per_tile - 1) / per_tile);
@@ -355,10 +384,10 @@ __global__ void __launch_bounds__(THREADS, 1) ggemm_wgmma(const __grid_constant_
     hopper_grid_launch();
     moei_tiles_begin(&g.a, BN, prefix); // ends in a barrier
     if (threadIdx.x >= MATH_THREADS) {
-        hopper_registers_shrink<72>();
-        produce<BN>(&g, prefix, m_blocks, ring, full, empty, row_at);
+        hopper_registers_shrink<104>();
+        produce<BN>(&g, prefix, m_blocks, ring, full, empty);
     } else {
-        hopper_registers_grow<216>(); // 2 * 216 + 72 = 3 * 168, what the launch allots
+        hopper_registers_grow<200>(); // 2 * 200 + 104 = 3 * 168, what the launch allots
         multiply<BN, TYPE>(&g, prefix, m_blocks, ring, full, empty, turn);
     }
 }
@@ -492,7 +521,7 @@ moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
                    16 ==
                0;
     const size_t pitch = WEIGHT_BYTES + (size_t)v->bn * STAGE_K;
-    const size_t rest = 1024 + MATH_THREADS / 32 * TURN_BYTES + (size_t)v->bn * sizeof(int64_t) +
+    const size_t rest = 1024 + MATH_THREADS / 32 * TURN_BYTES +
                         ((size_t)ggemm->w.count + 1) * sizeof(int32_t);
     const size_t stages = (SHARED_LIMIT - 1024 - rest) / pitch;
     g.stages = (int32_t)(stages < MAX_STAGES ? stages : MAX_STAGES);

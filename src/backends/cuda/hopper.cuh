@@ -77,12 +77,12 @@ HOPPER_FN void hopper_fence_async(void)
 
 // ---- copies ------------------------------------------------------------------------------------
 
-/// 16 bytes from global to shared memory, both aligned; zeros where `there` is false.
+/// 16 bytes from global to shared memory, both aligned; zeros where `there` is false. Ordered by
+/// the barriers around it alone: the compiler may move it among other copies.
 HOPPER_FN void hopper_copy_16(uint32_t to, const void *from, bool there)
 {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-                 "r"(there ? 16 : 0)
-                 : "memory");
+                 "r"(there ? 16 : 0));
 }
 
 HOPPER_FN uint64_t hopper_policy_evict_first(void)
