@@ -23,9 +23,15 @@ MOE_HD float moei_bf16_to_f32(uint16_t h)
 MOE_HD uint16_t moei_f32_to_bf16(float x)
 {
     uint32_t u = moei_f32_bits(x);
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    uint16_t h;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(x));
+    return x == x ? h : (uint16_t)(((u >> 16) & 0x8000u) | 0x7FC0u);
+#else
     uint32_t rounded = (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16;
     uint32_t nan = ((u >> 16) & 0x8000u) | 0x7FC0u;
     return (uint16_t)moei_select((int32_t)(u & 0x7FFFFFFFu) > 0x7F800000, nan, rounded);
+#endif
 }
 
 #endif

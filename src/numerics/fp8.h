@@ -42,12 +42,27 @@ MOE_HD float moei_e4m3fn_to_f32(uint8_t c)
     return moei_f32_from_bits((((uint32_t)c & 0x80u) << 24) | value);
 }
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+/// moei_f32_to_e4m3fn, saturating, by the device's instruction.
+MOE_HD uint8_t moei_e4m3fn_satfinite(float x)
+{
+    uint16_t pair;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(0.0f), "f"(x));
+    return (uint8_t)(x == x ? (uint32_t)pair : ((moei_f32_bits(x) >> 24) & 0x80u) | 0x7Fu);
+}
+#endif
+
 /// Round to nearest, ties to even; beyond 464 (the tie 464 itself gives 448) as `overflow` says.
 /// Infinity counts as beyond the range. NaN gives 7F or FF, keeping the sign.
 MOE_HD uint8_t moei_f32_to_e4m3fn(float x, moei_overflow overflow)
 {
     uint32_t u = moei_f32_bits(x);
     uint32_t abs_bits = u & 0x7FFFFFFFu;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+    if (overflow == MOEI_OVERFLOW_SATURATE) {
+        return moei_e4m3fn_satfinite(x);
+    }
+#endif
     uint32_t code = moei_small_from_abs(abs_bits, 3, 7);
     uint32_t beyond = overflow == MOEI_OVERFLOW_SATURATE ? 0x7Eu : 0x7Fu;
     code = moei_select((int32_t)code > 0x7E, beyond, code);
@@ -65,12 +80,27 @@ MOE_HD float moei_e5m2_to_f32(uint8_t c)
     return moei_f32_from_bits((((uint32_t)c & 0x80u) << 24) | value);
 }
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+/// moei_f32_to_e5m2, saturating, by the device's instruction.
+MOE_HD uint8_t moei_e5m2_satfinite(float x)
+{
+    uint16_t pair;
+    asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(0.0f), "f"(x));
+    return (uint8_t)(x == x ? (uint32_t)pair : ((moei_f32_bits(x) >> 24) & 0x80u) | 0x7Fu);
+}
+#endif
+
 /// Round to nearest, ties to even; from 61440 on as `overflow` says (infinity 7C or 57344).
 /// Infinity counts as beyond the range. NaN gives 7F or FF, keeping the sign (as PyTorch).
 MOE_HD uint8_t moei_f32_to_e5m2(float x, moei_overflow overflow)
 {
     uint32_t u = moei_f32_bits(x);
     uint32_t abs_bits = u & 0x7FFFFFFFu;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+    if (overflow == MOEI_OVERFLOW_SATURATE) {
+        return moei_e5m2_satfinite(x);
+    }
+#endif
     uint32_t code = moei_small_from_abs(abs_bits, 2, 15);
     uint32_t beyond = overflow == MOEI_OVERFLOW_SATURATE ? 0x7Bu : 0x7Cu;
     code = moei_select((int32_t)code > 0x7B, beyond, code);

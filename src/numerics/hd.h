@@ -6,7 +6,8 @@
 // which they are written, and nothing else. Files that include these headers are compiled with
 // -ffp-contract=off (nvcc: -fmad=false, and -ftz=false, its default) and never with -ffast-math.
 // The floating-point environment is the default one: round to nearest even, subnormals kept. Under
-// these conditions a function gives the same bits on every compiler and every device.
+// these conditions a function gives the same bits on every compiler and every device. A conversion
+// may be a device's own instruction where test_numerics_cuda.cu finds it equal for every argument.
 #ifndef MOEI_NUMERICS_HD_H
 #define MOEI_NUMERICS_HD_H
 
@@ -79,6 +80,30 @@ MOE_HD float moei_sqrtf(float x)
 #else
     return __builtin_sqrtf(x);
 #endif
+}
+
+/// a / b for a >= 0 and b > 0. A device's compiler makes a function of a 64-bit division, with all
+/// that a call costs; here 32 bits are divided where they suffice, else bit by bit.
+MOE_HD int64_t moei_divide(int64_t a, int64_t b)
+{
+    if (((a | b) >> 32) == 0) {
+        return (int64_t)((uint32_t)a / (uint32_t)b);
+    }
+    uint64_t rest = (uint64_t)a;
+    uint64_t part = (uint64_t)b;
+    uint64_t count = 1;
+    uint64_t quotient = 0;
+    while (part <= rest / 2) {
+        part *= 2;
+        count *= 2;
+    }
+    for (; count > 0; count /= 2, part /= 2) {
+        if (part <= rest) {
+            rest -= part;
+            quotient += count;
+        }
+    }
+    return (int64_t)quotient;
 }
 
 /// `a` where cond is 1, `b` where it is 0. In host code by masks: GCC would otherwise move the

@@ -96,6 +96,13 @@ static moe_status check_layout(const request *r, const moe_tensor *t)
     return MOE_OK;
 }
 
+static moe_status check_aligned(const void *data, const char *call, const char *name)
+{
+    MOE_REQUIRE((uintptr_t)data % 4 == 0, MOE_E_ALIGNMENT,
+                "%s: %s lies at an address that is not a multiple of 4", call, name);
+    return MOE_OK;
+}
+
 static moe_status check_scales(request *r)
 {
     moek_quantize_args *a = &r->args;
@@ -106,7 +113,7 @@ static moe_status check_scales(request *r)
         MOE_TRY(moei_tensor_check(&t, r->call, "scales", MOEI_DTYPE_BIT(s.dtype),
                                   t.ndim == 0 ? 0 : 1, one));
         a->scales = moei_tensor_data(&t);
-        return MOE_OK;
+        return check_aligned(a->scales, r->call, "scales"); // a device gathers amax there
     }
     if (t.ndim == r->ndim - 1 && s.columns == 1 && a->quant.group == 0) { // [rows]: [rows, 1]
         t.shape[t.ndim] = 1;
@@ -125,13 +132,6 @@ static moe_status check_scales(request *r)
     a->scale_batch_stride = r->ndim == 3 ? t.stride[0] : 0;
     a->scale_row_stride = t.stride[r->ndim - 2];
     a->scale_k_stride = t.stride[r->ndim - 1];
-    return MOE_OK;
-}
-
-static moe_status check_aligned(const void *data, const char *call, const char *name)
-{
-    MOE_REQUIRE((uintptr_t)data % 4 == 0, MOE_E_ALIGNMENT,
-                "%s: %s lies at an address that is not a multiple of 4", call, name);
     return MOE_OK;
 }
 

@@ -447,7 +447,7 @@ MOE_HD int64_t moei_quantize_count(const moek_quantize_args *args, int32_t b)
 MOE_HD int64_t moei_quantize_groups(const moek_quantize_args *args)
 {
     const int64_t group = args->quant.group;
-    return group > 0 ? args->k / group + (args->k % group != 0) : 1;
+    return group > 0 ? moei_divide(args->k + group - 1, group) : 1;
 }
 
 /// Address of the scale of block of rows `row` and group g.

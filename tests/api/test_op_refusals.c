@@ -336,6 +336,9 @@ static void test_quantize(void)
     REFUSE(a.scales.data = NULL, MOE_E_ARGUMENT, "scales is absent");
     REFUSE(a.scales.shape[2] = 1, MOE_E_SHAPE, "scales", "[2, 3, 1]", "[2, 3, 2]");
     REFUSE(a.scales.stride[2] = 3, MOE_E_SHAPE, "scales have stride 3", "layout row");
+    REFUSE((a.quant.spec = MOE_QUANT_FP8_TENSOR, a.quant.group = 0,
+            a.scales = moe_tensor_1d(&m.out[1], MOE_F32, 1), a.scales.byte_offset = 2),
+           MOE_E_ALIGNMENT, "scales lies at an address");
     REFUSE(a.global_scale = moe_tensor_1d(&m.in[4], MOE_F32, 1), MOE_E_ARGUMENT,
            "global_scale is given", "nvfp4");
     REFUSE(a.counts.shape[0] = 3, MOE_E_SHAPE, "counts", "[3]", "[2]");

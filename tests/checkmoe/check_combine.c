@@ -8,7 +8,8 @@
 #include "ops/combine.h"
 #include "quant/elements.h"
 
-#define MAX_SLOTS 9
+#define FEW_SLOTS  9
+#define MANY_SLOTS 70
 
 static float element(moe_dtype dtype, const void *p, int64_t i)
 {
@@ -17,7 +18,7 @@ static float element(moe_dtype dtype, const void *p, int64_t i)
 
 typedef struct combine_case {
     moek_combine_args a;
-    moec_guard slots, ids, router_ids, weights, identity, x, bias, shared, out, valid;
+    moec_guard slots, ids, router_ids, weights, identity, x, bias, shared, out, valid, counts;
     char text[160];
 } combine_case;
 
@@ -35,8 +36,10 @@ static bool build(combine_case *c, moec_rng *rng)
     static const moe_dtype dtypes[] = {MOE_F32, MOE_BF16, MOE_F16};
     moek_combine_args *a = &c->a;
     a->tokens = moec_below(rng, 20);
-    a->width = 1 + moec_below(rng, 300);
-    a->slots_per_token = 1 + (int32_t)moec_below(rng, MAX_SLOTS);
+    a->width = moec_below(rng, 3) != 0 ? 1 + moec_below(rng, 300) : 8 * (1 + moec_below(rng, 300));
+    a->slots_per_token =
+        1 + (int32_t)moec_below(rng, moec_below(rng, 8) == 0 ? MANY_SLOTS : FEW_SLOTS);
+    a->batch_rows = 1 + moec_below(rng, 7);
     a->slot_dtype = dtypes[moec_below(rng, 3)];
     a->out_dtype = dtypes[moec_below(rng, 3)];
     a->num_shared = (int32_t)moec_below(rng, 3);
@@ -51,6 +54,9 @@ static bool build(combine_case *c, moec_rng *rng)
     const int64_t ob = moe_dtype_bits(a->out_dtype) / 8;
     const size_t slots = (size_t)(a->tokens * a->slots_per_token);
     const size_t wide = (size_t)a->width;
+    const int64_t padding = moec_below(rng, 3) * 4 - 1; // -1: none
+    const int64_t columns = a->width + (padding > 0 ? padding : 0);
+    const size_t batches = (size_t)((a->tokens + a->batch_rows - 1) / a->batch_rows);
     if (!moec_guard_alloc(&c->slots, slots * wide * (size_t)sb, true) ||
         !moec_guard_alloc(&c->ids, slots * 8, true) ||
         !moec_guard_alloc(&c->router_ids, slots * 4, true) ||
@@ -59,12 +65,13 @@ static bool build(combine_case *c, moec_rng *rng)
         !moec_guard_alloc(&c->x, (size_t)a->tokens * wide * 2, true) ||
         !moec_guard_alloc(&c->bias, wide * 4, true) ||
         !moec_guard_alloc(&c->shared, (size_t)(a->num_shared * a->tokens) * wide * 2, true) ||
-        !moec_guard_alloc(&c->valid, 4, true) ||
-        !moec_guard_alloc(&c->out, (size_t)a->tokens * (wide + 3) * (size_t)ob, true)) {
+        !moec_guard_alloc(&c->valid, 4, true) || !moec_guard_alloc(&c->counts, batches * 4, true) ||
+        !moec_guard_alloc(&c->out, (size_t)(a->tokens * columns * ob), true)) {
         return false;
     }
     fill_floats(rng, a->slot_dtype, &c->slots);
-    fill_floats(rng, MOE_F32, &c->weights);
+    a->weight_dtype = moec_below(rng, 2) == 0 ? MOE_F32 : MOE_BF16;
+    fill_floats(rng, a->weight_dtype, &c->weights);
     fill_floats(rng, MOE_F32, &c->identity);
     fill_floats(rng, MOE_BF16, &c->x);
     fill_floats(rng, MOE_F32, &c->bias);
@@ -89,7 +96,6 @@ static bool build(combine_case *c, moec_rng *rng)
     }
     if (!a->convert && moec_below(rng, 2) == 0) {
         a->weights = c->weights.data;
-        a->weight_dtype = MOE_F32;
         a->weight_token_stride = a->slots_per_token;
     }
     if (moec_below(rng, 2) == 0) {
@@ -116,15 +122,28 @@ static bool build(combine_case *c, moec_rng *rng)
         memcpy(c->valid.data, &valid, sizeof valid);
         a->num_valid = (const int32_t *)(const void *)c->valid.data;
     }
+    if (moec_below(rng, 4) == 0) {
+        int32_t *counts = (int32_t *)(void *)c->counts.data;
+        for (size_t b = 0; b < batches; b++) {
+            counts[b] = (int32_t)moec_below(rng, a->batch_rows + 1);
+        }
+        a->batch_counts = counts;
+    }
     a->out = c->out.data;
-    a->out_token_stride = (a->width + 3) * ob;
-    (void)snprintf(
-        c->text, sizeof c->text, "%s -> %s tokens=%lld slots=%d width=%lld shared=%d%s%s%s%s",
-        moe_dtype_name(a->slot_dtype), moe_dtype_name(a->out_dtype), (long long)a->tokens,
-        (int)a->slots_per_token, (long long)a->width, (int)a->num_shared,
-        a->accumulate ? " accumulate" : "", a->convert ? " convert" : "",
-        a->router_ids != NULL ? " identity" : "", a->bias != NULL ? " bias" : "");
+    a->out_token_stride = columns * ob;
+    (void)snprintf(c->text, sizeof c->text,
+                   "%s -> %s tokens=%lld slots=%d width=%lld shared=%d%s%s%s%s%s",
+                   moe_dtype_name(a->slot_dtype), moe_dtype_name(a->out_dtype),
+                   (long long)a->tokens, (int)a->slots_per_token, (long long)a->width,
+                   (int)a->num_shared, a->accumulate ? " accumulate" : "",
+                   a->convert ? " convert" : "", a->router_ids != NULL ? " identity" : "",
+                   a->bias != NULL ? " bias" : "", a->batch_counts != NULL ? " batches" : "");
     return true;
+}
+
+static int64_t out_columns(const moek_combine_args *a)
+{
+    return a->out_token_stride * 8 / moe_dtype_bits(a->out_dtype);
 }
 
 // One element, as the contract says it: slots, bias, shared, previous out; f32; one rounding.
@@ -164,7 +183,7 @@ static float expected(const moek_combine_args *a, const unsigned char *old, int6
         sum += element(a->shared_dtype, a->shared, (s * a->tokens + t) * a->width + h);
     }
     if (a->accumulate) {
-        sum += element(a->out_dtype, old, t * (a->width + 3) + h);
+        sum += element(a->out_dtype, old, t * out_columns(a) + h);
     }
     return moei_round_to(a->out_dtype, sum);
 }
@@ -172,18 +191,20 @@ static float expected(const moek_combine_args *a, const unsigned char *old, int6
 // Element i of out: computed, or padding and absent rows as they were.
 static float expected_at(const moek_combine_args *a, const unsigned char *old, int64_t i)
 {
-    const int64_t t = i / (a->width + 3);
-    const int64_t h = i % (a->width + 3);
+    const int64_t t = i / out_columns(a);
+    const int64_t h = i % out_columns(a);
     const int64_t tokens =
         a->num_valid != NULL && a->num_valid[0] < a->tokens ? a->num_valid[0] : a->tokens;
-    return t < tokens && h < a->width ? expected(a, old, t, h) : element(a->out_dtype, old, i);
+    const bool there = t < tokens && (a->batch_counts == NULL ||
+                                      t % a->batch_rows < a->batch_counts[t / a->batch_rows]);
+    return there && h < a->width ? expected(a, old, t, h) : element(a->out_dtype, old, i);
 }
 
 static void report(moec_run *run, const moei_kernel *kernel, const combine_case *c,
                    const unsigned char *old)
 {
     const moek_combine_args *a = &c->a;
-    const int64_t columns = a->width + 3;
+    const int64_t columns = out_columns(a);
     const size_t bytes = (size_t)moe_dtype_bits(a->out_dtype) / 8;
     unsigned char *want = calloc(c->out.bytes + 1, 1);
     for (int64_t i = 0; want != NULL && i < a->tokens * columns; i++) {
@@ -193,7 +214,7 @@ static void report(moec_run *run, const moei_kernel *kernel, const combine_case 
     if (moec_check(run, want != NULL, kernel->name, "%s: %s: differs; memory is short",
                    kernel->name, c->text)) {
         moec_check_same(run, a->out_dtype, a->tokens, columns, c->out.data, want, kernel->name,
-                        "%s: %s (3 columns of padding)", kernel->name, c->text);
+                        "%s: %s (all memory)", kernel->name, c->text);
     }
     free(want);
 }
@@ -208,7 +229,7 @@ static void run_combine(moec_run *run, const moei_kernel *kernel, combine_case *
     }
     memcpy(old, c->out.data, c->out.bytes);
     (void)run->ctx->backend->combine(&exec, kernel, a);
-    const int64_t columns = a->width + 3;
+    const int64_t columns = out_columns(a);
     int64_t wrong = -1;
     for (int64_t i = 0; i < a->tokens * columns && wrong < 0; i++) {
         const float have = element(a->out_dtype, c->out.data, i);
@@ -234,8 +255,9 @@ void moec_check_combine(moec_run *run, const moei_kernel *kernel)
         if (moec_check(run, build(c, &rng), kernel->name, "%s: no memory", kernel->name)) {
             run_combine(run, kernel, c);
         }
-        moec_guard *guards[] = {&c->slots, &c->ids,  &c->router_ids, &c->weights, &c->identity,
-                                &c->x,     &c->bias, &c->shared,     &c->out,     &c->valid};
+        moec_guard *guards[] = {&c->slots,    &c->ids,   &c->router_ids, &c->weights,
+                                &c->identity, &c->x,     &c->bias,       &c->shared,
+                                &c->out,      &c->valid, &c->counts};
         for (size_t g = 0; g < sizeof guards / sizeof guards[0]; g++) {
             moec_guard_free(guards[g]);
         }

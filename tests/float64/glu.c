@@ -3,6 +3,8 @@
 
 #include <math.h>
 
+#include "moe/backend.h"
+
 #define U 0x1p-24 // half an ulp of f32, relative
 
 static double clamp_above(double x, double limit)
@@ -90,6 +92,9 @@ double float64_glu(const float64_act *a, double gate, double up, double *error)
     case MOE_ACT_RELU2_NO_MUL:
         left = gate < 0.0 ? 0.0 : gate * gate;
         steps = 1.0;
+        break;
+    case MOEI_ACT_SIGMOID:
+        left = sigmoid(gate);
         break;
     default:
         break;

@@ -182,7 +182,7 @@ int main(void)
         {MOEC_MUTATE_ELEMENT_ZEROED, "moek_ggemm_*__ref_i32", "two runs differ", .exact = true,
          .parts = {", bit for bit\n", "bits 0x"}},
         {MOEC_MUTATE_WRONG_ACTIVATION, "moek_glu_*__ref", "FAIL  moek_glu_",
-         .parts = {"f32 [5, ", " against f64\n", "--isa ref "}},
+         .parts = {"f32 [6, ", " against f64\n", "--isa ref "}},
         {MOEC_MUTATE_ACCUMULATE_IGNORED, "moek_combine_*__ref", "FAIL  moek_combine_",
          .exact = true, .parts = {"accumulate", ", bit for bit\n", "--isa ref "}},
         {MOEC_MUTATE_QUANT_OTHER_GRID, "moek_quantize_*__ref", "the values of codes", .exact = true,

@@ -544,6 +544,20 @@ static void check_packing(void)
     CHECK(moei_int4_to_i32(0xF8) == -8 && moei_uint4b8_to_i32(0xF0) == -8, "upper nibble ignored");
 }
 
+static void check_divide(void)
+{
+    uint64_t state = 9;
+    for (int i = 0; i < 100000; i++) {
+        const int64_t a = (int64_t)(next_random(&state) >> (1 + next_random(&state) % 63));
+        const int64_t b = (int64_t)(next_random(&state) >> (1 + next_random(&state) % 62)) + 1;
+        CHECK(moei_divide(a, b) == a / b, "%lld / %lld gives %lld", (long long)a, (long long)b,
+              (long long)moei_divide(a, b));
+    }
+    CHECK(moei_divide(INT64_MAX, 1) == INT64_MAX && moei_divide(INT64_MAX, INT64_MAX) == 1 &&
+              moei_divide(0, INT64_MAX) == 0 && moei_divide(1LL << 32, 1LL << 31) == 2,
+          "divisions at the limits");
+}
+
 int main(int argc, char **argv)
 {
     static table t;
@@ -581,5 +595,6 @@ int main(int argc, char **argv)
     check_listed();
     check_fn_to_fnuz();
     check_packing();
+    check_divide();
     return test_summary();
 }

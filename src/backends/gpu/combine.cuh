@@ -6,6 +6,7 @@
 #ifndef MOEI_GPU_COMBINE_CUH
 #define MOEI_GPU_COMBINE_CUH
 
+#include "backends/gpu/elements.cuh"
 #include "backends/gpu/ids.cuh"
 #include "backends/gpu/tiles.h"
 #include "moe/backend.h"
@@ -88,49 +89,74 @@ DEV_FN void moei_gpu_add_piece(moe_dtype dtype, const uint8_t *row, int64_t h, i
     }
 }
 
-/// Adds slots [j0, j0 + count) of a token. True where one of them is there.
-DEV_FN bool moei_gpu_add_slots(const moek_combine_args *a, const moei_gpu_slot *slots, int64_t t,
-                               int32_t j0, int32_t count, int64_t h, int n, float *sum)
+/// True where whole pieces of every slot of a token can be fetched from element h on.
+DEV_FN bool moei_gpu_slots_are_wide(const moek_combine_args *a, int64_t t, int64_t h)
+{
+    enum { N = MOEI_GPU_COMBINE_PIECE };
+    const uint8_t *slots =
+        a->slots + t * a->slot_token_stride + h * moei_gpu_float_bytes(a->slot_dtype);
+    const uint8_t *x = a->x + t * a->x_token_stride + h * moei_gpu_float_bytes(a->x_dtype);
+    return moei_gpu_is_wide<N>(a->slot_dtype, slots) &&
+           moei_gpu_is_wide<N>(a->slot_dtype, slots + a->slot_stride) &&
+           (a->router_ids == NULL || moei_gpu_is_wide<N>(a->x_dtype, x));
+}
+
+/// Adds `count` slots of a token from j0 on, four of them read before the first is added: a token
+/// alone cannot hide the memory's latency otherwise.
+DEV_FN void moei_gpu_add_wide_slots(const moek_combine_args *a, const moei_gpu_slot *slots,
+                                    int64_t t, int32_t j0, int32_t count, int64_t h, float *sum)
 {
     enum { N = MOEI_GPU_COMBINE_PIECE, AHEAD = 4 };
-    bool any = false;
     for (int32_t first = 0; first < count; first += AHEAD) {
         moei_gpu_slot s[AHEAD];
         moei_gpu_bits<N> bits[AHEAD];
-        bool wide[AHEAD];
         MOEI_GPU_UNROLL
         for (int q = 0; q < AHEAD; q++) {
             s[q].kind = MOEI_GPU_SLOT_ABSENT;
-            wide[q] = false;
-            if (first + q < count && slots[first + q].kind != MOEI_GPU_SLOT_ABSENT) {
+            if (first + q < count) {
                 s[q] = slots[first + q];
-                const uint8_t *p = moei_gpu_slot_at(a, s[q], t, j0 + first + q, h);
-                const moe_dtype dtype = moei_gpu_slot_dtype(a, s[q]);
-                wide[q] = n == N && moei_gpu_is_wide<N>(dtype, p);
-                if (wide[q]) {
-                    moei_gpu_fetch<N>(dtype, p, &bits[q]);
-                }
-                any = true;
+            }
+            if (s[q].kind != MOEI_GPU_SLOT_ABSENT) {
+                moei_gpu_fetch<N>(moei_gpu_slot_dtype(a, s[q]),
+                                  moei_gpu_slot_at(a, s[q], t, j0 + first + q, h), &bits[q]);
             }
         }
         MOEI_GPU_UNROLL
         for (int q = 0; q < AHEAD; q++) {
-            float v[N];
-            const moe_dtype dtype = moei_gpu_slot_dtype(a, s[q]);
-            if (s[q].kind == MOEI_GPU_SLOT_ABSENT) {
-                continue;
+            if (s[q].kind != MOEI_GPU_SLOT_ABSENT) {
+                float v[N];
+                moei_gpu_decode<N>(moei_gpu_slot_dtype(a, s[q]), &bits[q], v);
+                moei_gpu_add_slot(a, s[q], v, sum);
             }
-            if (wide[q]) {
-                moei_gpu_decode<N>(dtype, &bits[q], v);
-            } else {
-                const uint8_t *p = moei_gpu_slot_at(a, s[q], t, j0 + first + q, h);
-                MOEI_GPU_UNROLL
-                for (int i = 0; i < N; i++) {
-                    v[i] = i < n ? moei_gpu_load_float(dtype, p, i) : 0.0f;
-                }
-            }
-            moei_gpu_add_slot(a, s[q], v, sum);
         }
+    }
+}
+
+/// The same for the first n elements of a piece, at any address.
+DEV_FN void moei_gpu_add_slots(const moek_combine_args *a, const moei_gpu_slot *slots, int64_t t,
+                               int32_t j0, int32_t count, int64_t h, int n, float *sum)
+{
+    enum { N = MOEI_GPU_COMBINE_PIECE };
+    for (int32_t j = 0; j < count; j++) {
+        const moei_gpu_slot s = slots[j];
+        if (s.kind != MOEI_GPU_SLOT_ABSENT) {
+            const uint8_t *p = moei_gpu_slot_at(a, s, t, j0 + j, h);
+            float v[N];
+            MOEI_GPU_UNROLL
+            for (int i = 0; i < N; i++) {
+                v[i] = i < n ? moei_gpu_load_float(moei_gpu_slot_dtype(a, s), p, i) : 0.0f;
+            }
+            moei_gpu_add_slot(a, s, v, sum);
+        }
+    }
+}
+
+/// True where one of the slots is there.
+DEV_FN bool moei_gpu_any_slot(const moei_gpu_slot *slots, int32_t count)
+{
+    bool any = false;
+    for (int32_t j = 0; j < count; j++) {
+        any = any || slots[j].kind != MOEI_GPU_SLOT_ABSENT;
     }
     return any;
 }
@@ -163,7 +189,7 @@ DEV_FN bool moei_gpu_combine_has(const moek_combine_args *a, int64_t t)
     if (a->batch_counts == NULL) {
         return true;
     }
-    const int64_t b = moei_gpu_divide(t, a->batch_rows);
+    const int64_t b = moei_divide(t, a->batch_rows);
     return t - b * a->batch_rows < a->batch_counts[b];
 }
 
@@ -192,7 +218,8 @@ DEV_FN void moei_gpu_combine(const moek_combine_args *a)
         for (int32_t j0 = 0; j0 < all; j0 += SLOTS) {
             const int32_t count = all - j0 < SLOTS ? all - j0 : (int32_t)SLOTS;
             dev_sync(); // the slots before have been read
-            for (uint32_t i = dev_thread(); i < tiles.rows * (uint32_t)count; i += dev_threads()) {
+            for (uint32_t i = dev_thread(); i < (uint32_t)count << tiles.rows_log2;
+                 i += dev_threads()) {
                 const uint32_t row = i / (uint32_t)count;
                 const uint32_t j = i - row * (uint32_t)count;
                 if (moei_gpu_combine_has(a, t0 + row)) {
@@ -200,9 +227,14 @@ DEV_FN void moei_gpu_combine(const moek_combine_args *a)
                 }
             }
             dev_sync();
+            const moei_gpu_slot *slots = staged + (t - t0) * SLOTS;
             if (n > 0) {
-                any = moei_gpu_add_slots(a, staged + (t - t0) * SLOTS, t, j0, count, h, n, sum) ||
-                      any;
+                any = any || moei_gpu_any_slot(slots, count);
+            }
+            if (n == N && moei_gpu_slots_are_wide(a, t, h)) {
+                moei_gpu_add_wide_slots(a, slots, t, j0, count, h, sum);
+            } else if (n > 0) {
+                moei_gpu_add_slots(a, slots, t, j0, count, h, n, sum);
             }
         }
         if (n > 0) {

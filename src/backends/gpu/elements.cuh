@@ -122,7 +122,7 @@ DEV_FN void moei_gpu_store(moe_dtype dtype, void *row, int64_t i, float value)
     }
 }
 
-// ----------------------------------------------------------------------------- pieces of 4 or of 8
+// ----------------------------------------------------------------------- pieces of 4, 8 or 16
 
 /// Bytes of an element of f32, bf16 or f16.
 DEV_FN int64_t moei_gpu_float_bytes(moe_dtype dtype)
@@ -133,7 +133,7 @@ DEV_FN int64_t moei_gpu_float_bytes(moe_dtype dtype)
 /// True where moei_gpu_fetch may read N elements at p.
 template <int N> DEV_FN bool moei_gpu_is_wide(moe_dtype dtype, const void *p)
 {
-    return moei_gpu_is_aligned(p, dtype == MOE_F32 || N == 8 ? 16 : 8);
+    return moei_gpu_is_aligned(p, dtype == MOE_F32 || N >= 8 ? 16 : 8);
 }
 
 /// The bits of N elements of f32, bf16 or f16; those of 16 bits lie in the first half.
@@ -144,20 +144,16 @@ template <int N> struct moei_gpu_bits {
 /// Reads N elements. Kept apart from the conversion, so that several reads can be under way.
 template <int N> DEV_FN void moei_gpu_fetch(moe_dtype dtype, const void *p, moei_gpu_bits<N> *out)
 {
-    if (dtype == MOE_F32) {
+    if (dtype == MOE_F32 || N >= 8) {
         MOEI_GPU_UNROLL
         for (int i = 0; i < N / 4; i++) {
-            const moei_gpu_words4 q = ((const moei_gpu_words4 *)p)[i];
-            MOEI_GPU_UNROLL
-            for (int j = 0; j < 4; j++) {
-                out->w[4 * i + j] = q.w[j];
+            if (i < N / 8 || dtype == MOE_F32) {
+                const moei_gpu_words4 q = ((const moei_gpu_words4 *)p)[i];
+                MOEI_GPU_UNROLL
+                for (int j = 0; j < 4; j++) {
+                    out->w[4 * i + j] = q.w[j];
+                }
             }
-        }
-    } else if (N == 8) {
-        const moei_gpu_words4 q = *(const moei_gpu_words4 *)p;
-        MOEI_GPU_UNROLL
-        for (int j = 0; j < 4; j++) {
-            out->w[j] = q.w[j];
         }
     } else {
         const moei_gpu_words2 q = *(const moei_gpu_words2 *)p;
@@ -230,12 +226,15 @@ template <int N> DEV_FN void moei_gpu_store_piece(moe_dtype dtype, void *p, int 
             w[i] = moei_gpu_round_16(dtype, v[2 * i]) | moei_gpu_round_16(dtype, v[2 * i + 1])
                                                             << 16;
         }
-        if (N == 8) {
-            const moei_gpu_words4 q = {{w[0], w[1], w[N / 2 - 2], w[N / 2 - 1]}};
-            *(moei_gpu_words4 *)p = q;
-        } else {
+        if (N == 4) {
             const moei_gpu_words2 q = {{w[0], w[1]}};
             *(moei_gpu_words2 *)p = q;
+            return;
+        }
+        MOEI_GPU_UNROLL
+        for (int i = 0; i < N / 8; i++) {
+            const moei_gpu_words4 q = {{w[4 * i], w[4 * i + 1], w[4 * i + 2], w[4 * i + 3]}};
+            ((moei_gpu_words4 *)p)[i] = q;
         }
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// glu on the device. Each thread takes four outputs of a row; reads and writes are of 8 or 16 bytes
+// glu on the device. Each thread takes eight outputs of a row; reads and writes are of 16 bytes
 // where the addresses allow. Limiting resource: memory bandwidth; arithmetic from bf16 to bf16.
 #ifndef MOEI_GPU_GLU_CUH
 #define MOEI_GPU_GLU_CUH
@@ -53,7 +53,7 @@ DEV_FN void moei_gpu_glu(const moek_glu_args *a)
         int64_t row;
         int64_t j;
         moei_gpu_tile_at(&tiles, tile, MOEI_GPU_GLU_PIECE, dev_thread(), &row, &j);
-        const int32_t b = a->batches > 1 ? (int32_t)moei_gpu_divide(row, a->rows) : 0;
+        const int32_t b = a->batches > 1 ? (int32_t)moei_divide(row, a->rows) : 0;
         const int64_t r = row - b * a->rows;
         if (b < a->batches && r < moei_gpu_glu_rows(a, b) && j < a->inter) {
             const int64_t left = a->inter - j;

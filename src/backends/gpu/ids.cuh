@@ -3,7 +3,10 @@
 #ifndef MOEI_GPU_IDS_CUH
 #define MOEI_GPU_IDS_CUH
 
-#include "backends/gpu/elements.cuh"
+#include "backends/gpu/dev.h"
+#include "moe/types.h"
+#include "numerics/bf16.h"
+#include "numerics/f16.h"
 #include "numerics/math.h"
 
 DEV_FN int64_t moei_gpu_load_id(moe_dtype dtype, const void *base, int64_t i)
@@ -20,7 +23,15 @@ DEV_FN void moei_gpu_store_id(moe_dtype dtype, void *base, int64_t i, int64_t id
     }
 }
 
-/// f32 or bf16, nearest even, NaN canonical.
+/// f32, bf16 or f16, aligned to its elements; exact.
+DEV_FN float moei_gpu_load_aligned(moe_dtype dtype, const void *base, int64_t i)
+{
+    return dtype == MOE_F32    ? ((const float *)base)[i]
+           : dtype == MOE_BF16 ? moei_bf16_to_f32(((const uint16_t *)base)[i])
+                               : moei_f16_to_f32(((const uint16_t *)base)[i]);
+}
+
+/// f32 or bf16, aligned to its elements; nearest even, NaN canonical.
 DEV_FN void moei_gpu_store_weight(moe_dtype dtype, void *base, int64_t i, float v)
 {
     v = moei_nan_from(v, v);

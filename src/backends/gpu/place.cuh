@@ -20,10 +20,11 @@ DEV_FN void moei_gpu_place_slot(const moek_place_args *a, int64_t slot)
     if (local >= 0 && a->expert_map != NULL) {
         local = a->expert_map[local];
     }
-    const float weight = !named               ? 0.0f
-                         : a->weights == NULL ? 1.0f
-                                              : moei_gpu_load_float(a->weight_dtype, a->weights,
-                                                                    t * a->weight_token_stride + j);
+    const float weight =
+        !named ? 0.0f
+        : a->weights == NULL
+            ? 1.0f
+            : moei_gpu_load_aligned(a->weight_dtype, a->weights, t * a->weight_token_stride + j);
     a->router_ids[slot] = id;
     a->local_ids[slot] = local >= 0 && local < a->num_local ? local : -1;
     a->local_weights[slot] = weight;

@@ -267,8 +267,7 @@ DEV_FN float moei_gpu_load_scale(const moei_gpu_quantize_args *g, int32_t b, int
                : moei_scale_from_byte(&g->info, type, at[0]);
 }
 
-// --------------------------------------------------------------------------- a warp per 256
-// elements
+// ------------------------------------------------------------------------ a warp per 256 elements
 
 /// Maximum over the `lanes` neighbours (a power of two) among which this lane is.
 DEV_FN uint32_t moei_gpu_max_of_lanes(uint32_t v, uint32_t lanes)
@@ -314,7 +313,7 @@ DEV_FN void moei_gpu_quantize_warp(const moei_gpu_quantize_args *g, int32_t b, i
         const uint32_t lanes = (uint32_t)a->quant.group / MOEI_GPU_QN;
         s = moei_gpu_scale_of(g, moei_gpu_group_magnitude(x, lanes));
         if (n > 0 && (dev_lane() & (lanes - 1u)) == 0) {
-            moei_gpu_store_scale(a, b, r, moei_gpu_divide(k, a->quant.group), &s);
+            moei_gpu_store_scale(a, b, r, moei_divide(k, a->quant.group), &s);
         }
     }
     if (n > 0) {
@@ -331,21 +330,20 @@ DEV_FN void moei_gpu_quantize(const moei_gpu_quantize_args *g)
         int64_t row; // one for all lanes of a warp
         int64_t k;
         moei_gpu_tile_at(&tiles, tile, MOEI_GPU_QN, dev_thread(), &row, &k);
-        const int32_t b = a->batches > 1 ? (int32_t)moei_gpu_divide(row, a->rows) : 0;
+        const int32_t b = a->batches > 1 ? (int32_t)moei_divide(row, a->rows) : 0;
         const int64_t r = row - b * a->rows;
         if (b >= a->batches || r >= a->rows) {
             continue;
         }
         if (r < moei_quantize_count(a, b)) {
             moei_gpu_quantize_warp(g, b, r, k);
-        } else if (a->zero_absent_scales && k < a->k && k % a->quant.group == 0) {
-            moei_gpu_store_no_scale(a, b, r, moei_gpu_divide(k, a->quant.group));
+        } else if (a->zero_absent_scales && k < a->k && (k & (a->quant.group - 1)) == 0) {
+            moei_gpu_store_no_scale(a, b, r, moei_divide(k, a->quant.group));
         }
     }
 }
 
-// ---------------------------------------------------------------------------------- a block per
-// scale
+// ------------------------------------------------------------------------------ a block per scale
 
 /// The elements that share a scale: columns [k0, k1) of rows [r0, r1) of a batch.
 typedef struct moei_gpu_span {
@@ -361,7 +359,7 @@ DEV_FN int64_t moei_gpu_span_pieces(const moei_gpu_span *s)
 DEV_FN void moei_gpu_span_piece(const moei_gpu_span *s, int64_t piece, int64_t *r, int64_t *k)
 {
     const int64_t columns = (s->k1 - s->k0 + MOEI_GPU_QN - 1) / MOEI_GPU_QN;
-    const int64_t over = moei_gpu_divide(piece, columns);
+    const int64_t over = moei_divide(piece, columns);
     *r = s->r0 + over;
     *k = s->k0 + (piece - over * columns) * MOEI_GPU_QN;
 }
@@ -403,28 +401,29 @@ DEV_FN void moei_gpu_quantize_spans(const moei_gpu_quantize_args *g)
     const int64_t block_rows = g->info.grain == MOEI_GRAIN_BLOCK ? g->info.block_rows : 1;
     const int64_t groups = moei_quantize_groups(a);
     const int64_t group = a->quant.group > 0 ? a->quant.group : a->k;
-    const int64_t bands = (a->rows + block_rows - 1) / block_rows; // per batch
+    const int64_t bands = moei_divide(a->rows + block_rows - 1, block_rows); // per batch
     const int64_t spans = a->batches * bands * groups;
     for (int64_t i = dev_block(); i < spans; i += dev_blocks()) {
-        const int64_t band = moei_gpu_divide(i, groups);
+        const int64_t band = moei_divide(i, groups);
         const int64_t at = i - band * groups;
         moei_gpu_span span;
-        span.b = (int32_t)moei_gpu_divide(band, bands);
-        span.r0 = (band - span.b * bands) * block_rows;
+        span.b = (int32_t)moei_divide(band, bands);
+        const int64_t scale_row = band - span.b * bands;
+        span.r0 = scale_row * block_rows;
         span.k0 = at * group;
         span.k1 = span.k0 + group < a->k ? span.k0 + group : a->k;
         const int64_t count = moei_quantize_count(a, span.b);
         const int64_t end = span.r0 + block_rows;
         if (span.r0 >= count) {
             if (a->zero_absent_scales && dev_thread() == 0) {
-                moei_gpu_store_no_scale(a, span.b, span.r0, at);
+                moei_gpu_store_no_scale(a, span.b, scale_row, at);
             }
             continue;
         }
         span.r1 = end < count ? end : count;
         const moei_scale s = moei_gpu_scale_of(g, moei_gpu_span_magnitude(g, &span));
         if (dev_thread() == 0) {
-            moei_gpu_store_scale(a, span.b, span.r0 / block_rows, at, &s);
+            moei_gpu_store_scale(a, span.b, scale_row, at, &s);
         }
         const int64_t pieces = moei_gpu_span_pieces(&span);
         for (int64_t piece = dev_thread(); piece < pieces; piece += dev_threads()) {
@@ -439,8 +438,7 @@ DEV_FN void moei_gpu_quantize_spans(const moei_gpu_quantize_args *g)
     }
 }
 
-// --------------------------------------------------------------------------- one scale for all
-// rows
+// ------------------------------------------------------------------------ one scale for all rows
 
 /// Raises a.amax to the largest magnitude of all rows.
 DEV_FN void moei_gpu_quantize_amax(const moei_gpu_quantize_args *g)
@@ -453,7 +451,7 @@ DEV_FN void moei_gpu_quantize_amax(const moei_gpu_quantize_args *g)
         int64_t row;
         int64_t k;
         moei_gpu_tile_at(&tiles, tile, MOEI_GPU_QN, dev_thread(), &row, &k);
-        const int32_t b = a->batches > 1 ? (int32_t)moei_gpu_divide(row, a->rows) : 0;
+        const int32_t b = a->batches > 1 ? (int32_t)moei_divide(row, a->rows) : 0;
         const int64_t r = row - b * a->rows;
         if (b < a->batches && r < moei_quantize_count(a, b)) {
             float x[MOEI_GPU_QN];
@@ -500,13 +498,13 @@ DEV_FN void moei_gpu_dequantize(const moei_gpu_quantize_args *g)
         int64_t row;
         int64_t k;
         moei_gpu_tile_at(&tiles, tile, 1, dev_thread(), &row, &k);
-        const int32_t b = a->batches > 1 ? (int32_t)moei_gpu_divide(row, a->rows) : 0;
+        const int32_t b = a->batches > 1 ? (int32_t)moei_divide(row, a->rows) : 0;
         const int64_t r = row - b * a->rows;
         if (b >= a->batches || r >= moei_quantize_count(a, b) || k >= a->k) {
             continue;
         }
-        const int64_t band = grain == MOEI_GRAIN_TENSOR ? 0 : moei_gpu_divide(r, block_rows);
-        const int64_t group = a->quant.group > 0 ? moei_gpu_divide(k, a->quant.group) : 0;
+        const int64_t band = grain == MOEI_GRAIN_TENSOR ? 0 : moei_divide(r, block_rows);
+        const int64_t group = a->quant.group > 0 ? moei_divide(k, a->quant.group) : 0;
         float x = moei_gpu_load(a->quant.elem, moei_gpu_q_row(a, b, r), k) *
                   moei_gpu_load_scale(g, b, band, group);
         if (g->info.code == MOEI_CODE_GLOBAL) {

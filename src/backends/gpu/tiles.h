@@ -5,7 +5,7 @@
 
 #include "numerics/hd.h"
 
-#define MOEI_GPU_GLU_PIECE      4 // elements of a row per thread
+#define MOEI_GPU_GLU_PIECE      8 // elements of a row per thread
 #define MOEI_GPU_COMBINE_PIECE  8
 #define MOEI_GPU_QUANTIZE_PIECE 8
 
@@ -15,17 +15,11 @@
 // Slots of a token that combine keeps in shared memory at a time.
 #define MOEI_GPU_COMBINE_SLOTS 32
 
-/// a / b for b > 0 and a >= 0. A device divides 32 bits in a quarter of the time of 64.
-MOE_HD int64_t moei_gpu_divide(int64_t a, int64_t b)
-{
-    return ((a | b) >> 32) == 0 ? (int64_t)((uint32_t)a / (uint32_t)b) : a / b;
-}
-
 /// Each thread takes a piece of a row, neighbours take neighbouring ones. A tile is what a block
 /// does at a time: pieces of `rows` whole rows, or of a part of one.
 typedef struct moei_gpu_tiles {
     uint32_t lanes_log2; // threads per row
-    uint32_t rows;       // of a tile
+    uint32_t rows_log2;  // of a tile
     uint32_t parts;      // tiles side by side
     int64_t count;
 } moei_gpu_tiles;
@@ -42,9 +36,12 @@ MOE_HD moei_gpu_tiles moei_gpu_tiles_of(int64_t rows, int64_t width, int32_t pie
            ((1u << t.lanes_log2) < least || (int64_t)(1u << t.lanes_log2) < pieces)) {
         t.lanes_log2++;
     }
-    t.rows = threads >> t.lanes_log2;
+    t.rows_log2 = 0;
+    while ((1u << (t.lanes_log2 + t.rows_log2)) < threads) {
+        t.rows_log2++;
+    }
     t.parts = (uint32_t)((pieces + (1u << t.lanes_log2) - 1) >> t.lanes_log2);
-    t.count = (rows + t.rows - 1) / t.rows * t.parts;
+    t.count = ((rows + (1 << t.rows_log2) - 1) >> t.rows_log2) * t.parts;
     return t;
 }
 
@@ -52,9 +49,9 @@ MOE_HD moei_gpu_tiles moei_gpu_tiles_of(int64_t rows, int64_t width, int32_t pie
 MOE_HD void moei_gpu_tile_at(const moei_gpu_tiles *t, int64_t tile, int32_t piece, uint32_t thread,
                              int64_t *row, int64_t *element)
 {
-    const int64_t over = moei_gpu_divide(tile, t->parts);
+    const int64_t over = moei_divide(tile, t->parts);
     const uint32_t lane = thread & ((1u << t->lanes_log2) - 1u);
-    *row = over * t->rows + (thread >> t->lanes_log2);
+    *row = (over << t->rows_log2) + (thread >> t->lanes_log2);
     *element = (((tile - over * t->parts) << t->lanes_log2) + lane) * piece;
 }
 
