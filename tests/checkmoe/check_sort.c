@@ -43,7 +43,8 @@ static void draw_sizes(moek_sort_args *a, moec_rng *rng)
 {
     static const int64_t experts[] = {1, 2, 8, 17, 60, 64, 128, 257, 1024, 8192};
     static const int32_t blocks[] = {1, 2, 4, 7, 16, 64, 128};
-    a->tokens = moec_below(rng, 6) == 0 ? 0 : moec_below(rng, 150);
+    a->tokens =
+        moec_below(rng, 6) == 0 ? 0 : moec_below(rng, moec_below(rng, 20) == 0 ? 6000 : 150);
     a->top_k = (int32_t)moec_below(rng, 11);
     a->num_experts = (int32_t)experts[moec_below(rng, 10)];
     a->block = moec_below(rng, 2) == 0 ? 0 : blocks[moec_below(rng, 7)];

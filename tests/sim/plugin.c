@@ -51,6 +51,7 @@ BODY(place)
 BODY(quantize)
 BODY(glu)
 BODY(combine)
+BODY(sort)
 
 static moe_status ggemm(const moei_exec *exec, const moei_kernel *kernel,
                         const moek_ggemm_args *args)
@@ -77,6 +78,7 @@ static const moei_kernel kernels[] = {
     ROW(ROUTE, "route_f32_any__host", route_host),
     ROW(PLACE, "place_any__sim", place_sim),
     ROW(PLACE, "place_any__host", place_host),
+    ROW(SORT, "sort_i32__sim", sort_sim),
     ROW(SORT, "sort_i32__host", sort_host),
     ROW(QUANTIZE, "quantize_any_any__sim", quantize_sim),
     ROW(QUANTIZE, "quantize_any_any__host", quantize_host),

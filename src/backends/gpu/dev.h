@@ -33,6 +33,13 @@
 #include "backends/gpu/dev_sim.h"
 #endif
 
+// Before a loop whose arrays must become registers.
+#if defined(__CUDACC__) || defined(__HIP__)
+#define MOEI_GPU_UNROLL _Pragma("unroll")
+#else
+#define MOEI_GPU_UNROLL
+#endif
+
 /// Sum over the warp's lanes; the order of a butterfly 16, 8, 4, 2, 1, the same on every lane.
 DEV_FN float dev_warp_sum(float v)
 {

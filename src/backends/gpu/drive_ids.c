@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // route, place and sort over the shared bodies.
 #include "backends/gpu/drive.h"
+#include "backends/gpu/plans.h"
 
 #define MAX_BLOCKS 65536 // bodies stride over what is left
 
@@ -18,4 +19,14 @@ moe_status moei_gpu_place(const moei_exec *exec, const moei_kernel *kernel,
     (void)kernel;
     const moei_gpu_grid grid = {blocks_for(args->tokens * args->top_k, THREADS), THREADS, 0};
     return moei_gpu_launch(exec, MOEI_GPU_place, grid, args);
+}
+
+moe_status moei_gpu_sort(const moei_exec *exec, const moei_kernel *kernel,
+                         const moek_sort_args *args)
+{
+    const moei_gpu_sort_plan plan =
+        moei_gpu_plan_sort(args->tokens * args->top_k, args->num_experts, 32 * MOEI_GPU_SORT_WARPS);
+    const moei_gpu_grid grid = {1, plan.threads, plan.shared};
+    (void)kernel;
+    return moei_gpu_launch(exec, MOEI_GPU_sort, grid, args);
 }
