@@ -3,16 +3,10 @@
 #include <type_traits>
 
 #include "backends/gpu/args.h"
-#include "sim/sim.h"
-#if __has_include("backends/gpu/route.cuh")
-#include "backends/gpu/route.cuh"
-#endif
-#if __has_include("backends/gpu/place.cuh")
 #include "backends/gpu/place.cuh"
-#endif
-#if __has_include("backends/gpu/sort.cuh")
+#include "backends/gpu/route.cuh"
 #include "backends/gpu/sort.cuh"
-#endif
+#include "sim/sim.h"
 #if __has_include("backends/gpu/quantize.cuh")
 #include "backends/gpu/quantize.cuh"
 #endif

@@ -47,6 +47,7 @@ OP(sort, SORT)
 OP(quantize, QUANTIZE)
 OP(glu, GLU)
 OP(combine, COMBINE)
+BODY(route)
 BODY(place)
 BODY(quantize)
 BODY(glu)
@@ -75,6 +76,7 @@ static bool no_product(const moei_kernel *kernel, const moei_ggemm_problem *prob
         .fn = (moei_kernel_fn)(function)                                                           \
     }
 static const moei_kernel kernels[] = {
+    ROW(ROUTE, "route_f32_any__sim", route_sim),
     ROW(ROUTE, "route_f32_any__host", route_host),
     ROW(PLACE, "place_any__sim", place_sim),
     ROW(PLACE, "place_any__host", place_host),

@@ -12,6 +12,21 @@ static uint32_t blocks_for(int64_t n, int64_t per_block)
     return (uint32_t)(blocks < MAX_BLOCKS ? blocks : MAX_BLOCKS);
 }
 
+moe_status moei_gpu_route(const moei_exec *exec, const moei_kernel *kernel,
+                          const moek_route_args *args)
+{
+    uint32_t warps = MOEI_GPU_ROUTE_WARPS;
+    uint32_t bytes = 0; // of a warp
+    (void)kernel;
+    if (!moei_gpu_route_in_registers(args)) {
+        bytes = 4 * moei_gpu_route_words(args);
+        const uint32_t room = MOEI_GPU_SHARED_PLAIN / bytes;
+        warps = room < 1 ? 1 : room < warps ? room : warps;
+    }
+    const moei_gpu_grid grid = {blocks_for(args->tokens, warps), 32 * warps, warps * bytes};
+    return moei_gpu_launch(exec, MOEI_GPU_route, grid, args);
+}
+
 moe_status moei_gpu_place(const moei_exec *exec, const moei_kernel *kernel,
                           const moek_place_args *args)
 {

@@ -1,0 +1,672 @@
+// SPDX-License-Identifier: Apache-2.0
+// route: one warp per token. Lane l has the rows e = l mod 32, so that sums over experts are a
+// lane's partial sum and a butterfly. Up to 512 rows (and no groups, no sparse mixer) a token lives
+// in registers; else values and keys lie in shared memory.
+//
+// Keys are compared as unsigned numbers in the order of the floats, -0 as +0; 0 stands for what is
+// not there or has been taken. A round of the selection is a maximum over the warp and, among the
+// lanes that hold it, the lowest id.
+#ifndef MOEI_GPU_ROUTE_CUH
+#define MOEI_GPU_ROUTE_CUH
+
+#include "backends/gpu/ids.cuh"
+#include "backends/gpu/plans.h"
+#include "ops/replica.h"
+
+#define MOEI_MINUS_INFINITY (moei_f32_from_bits(0xFF800000u))
+
+DEV_FN bool moei_route_is_finite(float x)
+{
+    return (moei_f32_bits(x) & 0x7F800000u) != 0x7F800000u;
+}
+
+DEV_FN float moei_route_finite_or_zero(float x)
+{
+    return moei_route_is_finite(x) ? x : 0.0f;
+}
+
+DEV_FN float moei_route_ranked(float x) // NaN ranks as -inf
+{
+    return x == x ? x : MOEI_MINUS_INFINITY;
+}
+
+/// The order of floats that are not NaN; never 0.
+DEV_FN uint32_t moei_route_order(float x)
+{
+    const uint32_t bits = moei_f32_bits(x + 0.0f); // +0 for -0
+    return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+}
+
+DEV_FN float moei_route_from_order(uint32_t order)
+{
+    return moei_f32_from_bits((order & 0x80000000u) != 0 ? order & 0x7FFFFFFFu : ~order);
+}
+
+DEV_FN float moei_route_warp_max(float x) // not NaN
+{
+    return moei_route_from_order(dev_warp_max_u32(moei_route_order(x)));
+}
+
+// ---- rules that both paths share ---------------------------------------------------------------
+
+struct moei_route_sizes {
+    int32_t keyed; // rows that are selected among
+    int32_t rows;  // and those of shared experts
+    int32_t k;
+};
+
+DEV_FN moei_route_sizes moei_route_size(const moek_route_args *a)
+{
+    moei_route_sizes s;
+    s.keyed = a->num_experts + a->desc.zero_experts;
+    s.rows = s.keyed + a->desc.shared_scores;
+    s.k = a->top_k;
+    return s;
+}
+
+DEV_FN const void *moei_route_logits(const moek_route_args *a, int64_t t)
+{
+    return a->logits + t * a->logit_token_stride;
+}
+
+DEV_FN bool moei_route_on_chosen(moe_scoring scoring) // weights come from the chosen logits
+{
+    return scoring == MOE_SCORING_SOFTMAX_SELECTED || scoring == MOE_SCORING_SIGMOID_SELECTED;
+}
+
+// Score of a row that needs no other row.
+DEV_FN float moei_route_score(moe_scoring scoring, float logit)
+{
+    return moei_route_finite_or_zero(scoring == MOE_SCORING_SQRTSOFTPLUS
+                                         ? moei_sqrtf(moei_softplusf(logit))
+                                         : moei_sigmoidf(logit));
+}
+
+// The key of a row, `base` its score or logit.
+DEV_FN float moei_route_key(const moek_route_args *a, int32_t e, float base)
+{
+    const float key = moei_route_ranked(base);
+    return a->correction_bias == NULL ? key : moei_route_ranked(key + a->correction_bias[e]);
+}
+
+// Entry j of a token's row of the hash table; -1 where either names nothing.
+DEV_FN int32_t moei_route_looked_up(const moek_route_args *a, int64_t t, int32_t j, int32_t keyed)
+{
+    const int64_t token = moei_gpu_load_id(a->hash_dtype, a->token_ids, t);
+    if (token < 0 || token >= a->vocabulary) {
+        return -1;
+    }
+    const int64_t id =
+        moei_gpu_load_id(a->hash_dtype, a->hash_table, token * a->hash_token_stride + j);
+    return id >= 0 && id < keyed ? (int32_t)id : -1;
+}
+
+// The divisor of a normalisation.
+DEV_FN float moei_route_divisor(const moek_route_args *a, float sum)
+{
+    const float eps = a->desc.renorm_eps;
+    const float d = a->desc.renormalise == MOE_RENORM_SUM ? sum + eps : sum > eps ? sum : eps;
+    return d > 0.0f ? d : 1.0f;
+}
+
+DEV_FN float moei_route_scaled(const moek_route_args *a, float weight)
+{
+    weight = weight * a->desc.scale;
+    return a->scale_tensor != NULL ? weight * a->scale_tensor[0] : weight;
+}
+
+// Router id to what `ids` holds; counts load. Ids of zero and appended experts stay.
+DEV_FN int32_t moei_route_mapped(const moek_route_args *a, int64_t t, int32_t id)
+{
+    if (id < 0 || id >= a->num_experts) {
+        return id;
+    }
+    if (a->replica_table != NULL) {
+        const int32_t count = a->replica_count[id];
+        if (count <= 0 || count > a->replica_slots) {
+            return -1;
+        }
+        id = a->replica_table[id * a->replica_stride + moei_replica_of(t, (uint32_t)count)];
+        if (id < 0 || id >= a->num_physical) {
+            return -1;
+        }
+    }
+    if (a->load != NULL) {
+        (void)dev_add_i32(&a->load[id], 1);
+    }
+    if (a->expert_map != NULL) {
+        id = a->expert_map[id];
+        id = id >= 0 && id < a->num_physical ? id : -1;
+    }
+    return id;
+}
+
+DEV_FN void moei_route_store(const moek_route_args *a, int64_t t, int32_t j, int32_t id,
+                             float weight)
+{
+    moei_gpu_store_id(a->id_dtype, a->ids, t * a->id_token_stride + j, moei_route_mapped(a, t, id));
+    moei_gpu_store_weight(a->weight_dtype, a->weights, t * a->weight_token_stride + j, weight);
+}
+
+DEV_FN void moei_route_store_shared(const moek_route_args *a, int64_t t, int32_t j, float weight)
+{
+    moei_gpu_store_weight(MOE_F32, a->shared_weights, t * a->shared_weight_stride + j, weight);
+}
+
+DEV_FN void moei_route_append(const moek_route_args *a, int64_t t, int32_t keyed)
+{
+    for (int32_t j = (int32_t)dev_lane(); j < a->desc.append_shared; j += 32) {
+        const float weight =
+            a->shared_gate != NULL ? a->shared_gate[t * a->shared_gate_stride + j] : 1.0f;
+        moei_route_store(a, t, a->top_k + j, keyed + j, weight);
+    }
+}
+
+// A token at or past num_valid.
+DEV_FN void moei_route_absent(const moek_route_args *a, int64_t t)
+{
+    for (int32_t j = (int32_t)dev_lane(); j < a->top_k + a->desc.append_shared; j += 32) {
+        moei_route_store(a, t, j, -1, 0.0f);
+    }
+    for (int32_t j = (int32_t)dev_lane(); j < a->desc.shared_scores; j += 32) {
+        moei_route_store_shared(a, t, j, 0.0f);
+    }
+}
+
+// ---- a token in registers ----------------------------------------------------------------------
+
+// v[i] = logit of row 32 i + lane for rows below `rows`, else -inf.
+template <int N>
+DEV_FN void moei_route_load(const moek_route_args *a, int64_t t, int32_t rows, float *v)
+{
+    const void *logits = moei_route_logits(a, t);
+    const int32_t lane = (int32_t)dev_lane();
+    if (a->logit_dtype == MOE_F32) {
+        MOEI_GPU_UNROLL
+        for (int i = 0; i < N; i++) {
+            const int32_t e = 32 * i + lane;
+            v[i] = e < rows ? ((const float *)logits)[e] : MOEI_MINUS_INFINITY;
+        }
+        return;
+    }
+    uint16_t bits[N];
+    MOEI_GPU_UNROLL
+    for (int i = 0; i < N; i++) {
+        const int32_t e = 32 * i + lane;
+        bits[i] = e < rows ? ((const uint16_t *)logits)[e] : (uint16_t)0;
+    }
+    MOEI_GPU_UNROLL
+    for (int i = 0; i < N; i++) {
+        const float x =
+            a->logit_dtype == MOE_BF16 ? moei_bf16_to_f32(bits[i]) : moei_f16_to_f32(bits[i]);
+        v[i] = 32 * i + lane < rows ? x : MOEI_MINUS_INFINITY;
+    }
+}
+
+template <int N> DEV_FN void moei_route_softmax(const float *logit, int32_t keyed, float *score)
+{
+    float m = MOEI_MINUS_INFINITY;
+    MOEI_GPU_UNROLL
+    for (int i = 0; i < N; i++) {
+        m = 32 * i + (int32_t)dev_lane() < keyed && logit[i] > m ? logit[i] : m;
+    }
+    m = moei_route_warp_max(m);
+    float sum = 0.0f;
+    MOEI_GPU_UNROLL
+    for (int i = 0; i < N; i++) {
+        score[i] = moei_expf(logit[i] - m);
+        sum = 32 * i + (int32_t)dev_lane() < keyed ? sum + score[i] : sum;
+    }
+    const float r = moei_rcpf(dev_warp_sum(sum));
+    MOEI_GPU_UNROLL
+    for (int i = 0; i < N; i++) {
+        score[i] = moei_route_finite_or_zero(score[i] * r);
+    }
+}
+
+// Value `at` of all rows, from the lane that has it.
+template <int N> DEV_FN float moei_route_gather(const float *value, int32_t at)
+{
+    float v = 0.0f;
+    MOEI_GPU_UNROLL
+    for (int i = 0; i < N; i++) {
+        const float other = dev_shfl_f32(value[i], at & 31);
+        v = at >> 5 == i ? other : v;
+    }
+    return v;
+}
+
+// Ids of the k largest keys, in descending order: lane j gets the j-th.
+template <int N> DEV_FN int32_t moei_route_select(uint32_t *key, int32_t k)
+{
+    const uint32_t lane = dev_lane();
+    int32_t id = -1;
+    for (int32_t j = 0; j < k; j++) {
+        uint32_t best = key[0];
+        uint32_t at = 0;
+        MOEI_GPU_UNROLL
+        for (uint32_t i = 1; i < N; i++) {
+            at = key[i] > best ? i : at;
+            best = key[i] > best ? key[i] : best;
+        }
+        const uint32_t most = dev_warp_max_u32(best);
+        const uint32_t e = ~dev_warp_max_u32(best == most ? ~(32 * at + lane) : 0);
+        MOEI_GPU_UNROLL
+        for (uint32_t i = 0; i < N; i++) {
+            key[i] = e == 32 * i + lane ? 0 : key[i];
+        }
+        id = (int32_t)lane == j ? (int32_t)e : id;
+    }
+    return id;
+}
+
+// Sum of v over lanes [0, n), in this order, on top of `sum`.
+DEV_FN float moei_route_sum_slots(float sum, float v, int32_t n)
+{
+    for (int32_t j = 0; j < n; j++) {
+        sum = sum + dev_shfl_f32(v, j);
+    }
+    return sum;
+}
+
+// Weight of a lane's slot from its logit: softmax over the k slots, or a sigmoid.
+DEV_FN float moei_route_weigh_logit(moe_scoring scoring, float logit, int32_t id, int32_t k)
+{
+    if (scoring == MOE_SCORING_SIGMOID_SELECTED) {
+        return id < 0 ? 0.0f : moei_route_finite_or_zero(moei_sigmoidf(logit));
+    }
+    const float l = id < 0 ? MOEI_MINUS_INFINITY : moei_route_ranked(logit);
+    const float w = moei_expf(l - moei_route_warp_max(l)); // lanes past the slots have id -1
+    return moei_route_finite_or_zero(moei_divf(w, moei_route_sum_slots(0.0f, w, k)));
+}
+
+template <int N> DEV_FN void moei_route_registers(const moek_route_args *a, int64_t t)
+{
+    const moei_route_sizes n = moei_route_size(a);
+    const moe_scoring scoring = a->desc.scoring;
+    const int32_t shared_rows = n.rows - n.keyed;
+    const int32_t lane = (int32_t)dev_lane();
+    const bool on_chosen = moei_route_on_chosen(scoring);
+    float logit[N];
+    float value[N]; // of which weights are made: scores, or the logits
+    moei_route_load<N>(a, t, n.rows, logit);
+    if (scoring == MOE_SCORING_SOFTMAX) {
+        moei_route_softmax<N>(logit, n.keyed, value);
+    } else {
+        MOEI_GPU_UNROLL
+        for (int i = 0; i < N; i++) {
+            value[i] = on_chosen && 32 * i + lane < n.keyed ? logit[i]
+                                                            : moei_route_score(scoring, logit[i]);
+        }
+    }
+    int32_t id = -1;
+    if (a->hash_table != NULL) {
+        id = lane < n.k ? moei_route_looked_up(a, t, lane, n.keyed) : -1;
+    } else {
+        uint32_t key[N];
+        MOEI_GPU_UNROLL
+        for (int i = 0; i < N; i++) {
+            const int32_t e = 32 * i + lane;
+            const float base = a->desc.select_on == MOE_SELECT_LOGITS ? logit[i] : value[i];
+            key[i] = e < n.keyed ? moei_route_order(moei_route_key(a, e, base)) : 0;
+        }
+        id = moei_route_select<N>(key, n.k);
+    }
+    float weight = moei_route_gather<N>(value, id < 0 ? 0 : id);
+    weight = on_chosen ? moei_route_weigh_logit(scoring, weight, id, n.k) : id < 0 ? 0.0f : weight;
+    float shared = 0.0f;
+    if (shared_rows > 0) {
+        shared = moei_route_gather<N>(value, lane < shared_rows ? n.keyed + lane : 0);
+    }
+    if (a->desc.renormalise != MOE_RENORM_NONE) {
+        const int32_t joined = a->desc.renorm_shared ? shared_rows : 0;
+        float sum = moei_route_sum_slots(0.0f, weight, n.k);
+        sum = moei_route_sum_slots(sum, shared, joined);
+        const float d = moei_route_divisor(a, sum);
+        weight = moei_divf(weight, d);
+        shared = joined > 0 ? moei_divf(shared, d) : shared;
+    }
+    if (lane < n.k) {
+        moei_route_store(a, t, lane, id, moei_route_scaled(a, weight));
+    }
+    if (lane < shared_rows) {
+        moei_route_store_shared(a, t, lane, moei_route_scaled(a, shared));
+    }
+    moei_route_append(a, t, n.keyed);
+}
+
+// ---- a token in shared memory ------------------------------------------------------------------
+
+struct moei_route_token {
+    float *value;  // [rows]
+    uint32_t *key; // [rows]
+    int32_t *id;   // [k]
+    float *weight; // [k]; before weights are known, the order of groups
+};
+
+// Takes the largest of n keys, equal ones to the lower index; the key becomes `taken`.
+DEV_FN int32_t moei_route_take(uint32_t *key, int32_t n, uint32_t taken)
+{
+    const int32_t lane = (int32_t)dev_lane();
+    uint32_t best = 0;
+    int32_t at = 0;
+    for (int32_t e = lane; e < n; e += 32) {
+        at = key[e] > best ? e : at;
+        best = key[e] > best ? key[e] : best;
+    }
+    const uint32_t most = dev_warp_max_u32(best);
+    const int32_t e = (int32_t)~dev_warp_max_u32(best == most ? ~(uint32_t)at : 0);
+    if (e % 32 == lane) { // only this lane reads the key
+        key[e] = taken;
+    }
+    return e;
+}
+
+// Ids of the k largest of n keys, in descending order.
+DEV_FN void moei_route_take_all(uint32_t *key, int32_t n, int32_t k, uint32_t taken, int32_t *id)
+{
+    for (int32_t j = 0; j < k; j++) {
+        const int32_t e = moei_route_take(key, n, taken);
+        if (dev_lane() == 0) {
+            id[j] = e;
+        }
+    }
+    dev_sync_warp();
+}
+
+DEV_FN float moei_route_logit(const moek_route_args *a, int64_t t, int32_t e)
+{
+    return moei_gpu_load_aligned(a->logit_dtype, moei_route_logits(a, t), e);
+}
+
+DEV_FN void moei_route_score_all(const moek_route_args *a, int64_t t, const moei_route_sizes *n,
+                                 float *value)
+{
+    const moe_scoring scoring = a->desc.scoring;
+    const int32_t lane = (int32_t)dev_lane();
+    if (scoring != MOE_SCORING_SOFTMAX) {
+        for (int32_t e = lane; e < n->rows; e += 32) {
+            const float l = moei_route_logit(a, t, e);
+            value[e] =
+                moei_route_on_chosen(scoring) && e < n->keyed ? l : moei_route_score(scoring, l);
+        }
+        return;
+    }
+    float m = MOEI_MINUS_INFINITY;
+    for (int32_t e = lane; e < n->keyed; e += 32) {
+        value[e] = moei_route_logit(a, t, e);
+        m = value[e] > m ? value[e] : m;
+    }
+    m = moei_route_warp_max(m);
+    float sum = 0.0f;
+    for (int32_t e = lane; e < n->keyed; e += 32) {
+        value[e] = moei_expf(value[e] - m);
+        sum = sum + value[e];
+    }
+    const float r = moei_rcpf(dev_warp_sum(sum));
+    for (int32_t e = lane; e < n->keyed; e += 32) {
+        value[e] = moei_route_finite_or_zero(value[e] * r);
+    }
+}
+
+// The two largest of `size` keys, as floats; -inf where there are fewer.
+DEV_FN float moei_route_group_score(const moek_route_args *a, const uint32_t *key, int32_t size)
+{
+    const uint32_t none = moei_route_order(MOEI_MINUS_INFINITY);
+    uint32_t first = none;
+    uint32_t second = none;
+    for (int32_t i = (int32_t)dev_lane(); i < size; i += 32) {
+        const uint32_t low = key[i] < first ? key[i] : first;
+        first = key[i] > first ? key[i] : first;
+        second = low > second ? low : second;
+    }
+    const uint32_t most = dev_warp_max_u32(first);
+    const float largest = moei_route_from_order(most);
+    if (a->desc.group_score == MOE_GROUP_SCORE_MAX) {
+        return largest;
+    }
+    const bool twice = dev_popc(dev_ballot(first == most)) > 1;
+    const uint32_t next = dev_warp_max_u32(twice || first != most ? first : second);
+    return moei_route_ranked(largest + moei_route_from_order(next));
+}
+
+// Masks the keys of all but the best groups. False if there are not top_groups groups with a score
+// above -inf.
+DEV_FN bool moei_route_mask_groups(const moek_route_args *a, int64_t t, moei_route_token *w)
+{
+    const int32_t groups = a->desc.num_groups;
+    const int32_t size = a->num_experts / groups;
+    const int32_t lane = (int32_t)dev_lane();
+    const uint32_t none = moei_route_order(MOEI_MINUS_INFINITY);
+    const uint32_t masked = a->desc.group_mask_zero ? moei_route_order(0.0f) : none;
+    const uint32_t kept = 1; // below every key
+    uint32_t *order = (uint32_t *)w->weight;
+    uint32_t least = none;
+    for (int32_t e = lane; e < a->num_experts; e += 32) {
+        if (!moei_route_is_finite(moei_route_logit(a, t, e))) {
+            w->value[e] = 0.0f;
+            w->key[e] = none;
+        }
+    }
+    dev_sync_warp();
+    for (int32_t g = 0; g < groups; g++) {
+        const float score = moei_route_group_score(a, w->key + (ptrdiff_t)g * size, size);
+        if (g % 32 == lane) {
+            order[g] = moei_route_order(score);
+        }
+    }
+    for (int32_t i = 0; i < a->desc.top_groups; i++) {
+        uint32_t best = 0;
+        for (int32_t g = lane; g < groups; g += 32) {
+            best = order[g] > best ? order[g] : best;
+        }
+        least = dev_warp_max_u32(best);
+        (void)moei_route_take(order, groups, kept);
+    }
+    if (least == none) {
+        return false;
+    }
+    dev_sync_warp();
+    for (int32_t e = lane; e < a->num_experts; e += 32) {
+        if (order[e / size] != kept) {
+            w->key[e] = moei_route_is_finite(moei_route_logit(a, t, e)) ? masked : none;
+        }
+    }
+    dev_sync_warp();
+    return true;
+}
+
+// Ids of the slots. False where too few groups have anything to choose.
+DEV_FN bool moei_route_choose(const moek_route_args *a, int64_t t, const moei_route_sizes *n,
+                              moei_route_token *w)
+{
+    const int32_t lane = (int32_t)dev_lane();
+    if (a->hash_table != NULL) {
+        for (int32_t j = lane; j < n->k; j += 32) {
+            w->id[j] = moei_route_looked_up(a, t, j, n->keyed);
+        }
+        return true;
+    }
+    for (int32_t e = lane; e < n->keyed; e += 32) {
+        const float base =
+            a->desc.select_on == MOE_SELECT_LOGITS ? moei_route_logit(a, t, e) : w->value[e];
+        w->key[e] = moei_route_order(moei_route_key(a, e, base));
+    }
+    if (a->desc.num_groups > 1 && !moei_route_mask_groups(a, t, w)) {
+        return false;
+    }
+    moei_route_take_all(w->key, n->keyed, n->k, 0, w->id);
+    return true;
+}
+
+// Weights of the slots, neither normalised nor scaled.
+DEV_FN void moei_route_weigh(const moek_route_args *a, const moei_route_sizes *n,
+                             moei_route_token *w)
+{
+    const int32_t lane = (int32_t)dev_lane();
+    if (a->desc.scoring != MOE_SCORING_SOFTMAX_SELECTED) {
+        for (int32_t j = lane; j < n->k; j += 32) {
+            const float v = w->id[j] < 0 ? 0.0f : w->value[w->id[j]];
+            w->weight[j] = a->desc.scoring == MOE_SCORING_SIGMOID_SELECTED && w->id[j] >= 0
+                               ? moei_route_finite_or_zero(moei_sigmoidf(v))
+                               : v;
+        }
+        return;
+    }
+    float m = MOEI_MINUS_INFINITY;
+    for (int32_t j = lane; j < n->k; j += 32) {
+        w->weight[j] = w->id[j] < 0 ? MOEI_MINUS_INFINITY : moei_route_ranked(w->value[w->id[j]]);
+        m = w->weight[j] > m ? w->weight[j] : m;
+    }
+    m = moei_route_warp_max(m);
+    for (int32_t j = lane; j < n->k; j += 32) {
+        w->weight[j] = moei_expf(w->weight[j] - m);
+    }
+    dev_sync_warp();
+    float sum = 0.0f;
+    for (int32_t j = 0; j < n->k; j++) {
+        sum = sum + w->weight[j];
+    }
+    dev_sync_warp();
+    for (int32_t j = lane; j < n->k; j += 32) {
+        w->weight[j] = moei_route_finite_or_zero(moei_divf(w->weight[j], sum));
+    }
+}
+
+// Normalises the slots' weights and, where they join, the scores of shared rows.
+DEV_FN void moei_route_normalise(const moek_route_args *a, const moei_route_sizes *n,
+                                 moei_route_token *w)
+{
+    float *shared = w->value + n->keyed;
+    const int32_t joined = a->desc.renorm_shared ? n->rows - n->keyed : 0;
+    float sum = 0.0f;
+    for (int32_t j = 0; j < n->k; j++) {
+        sum = sum + w->weight[j];
+    }
+    for (int32_t j = 0; j < joined; j++) {
+        sum = sum + shared[j];
+    }
+    const float d = moei_route_divisor(a, sum);
+    dev_sync_warp();
+    for (int32_t j = (int32_t)dev_lane(); j < n->k; j += 32) {
+        w->weight[j] = moei_divf(w->weight[j], d);
+    }
+    for (int32_t j = (int32_t)dev_lane(); j < joined; j += 32) {
+        shared[j] = moei_divf(shared[j], d);
+    }
+}
+
+// One choice of the sparse mixer: the largest key, weighed by a softmax over the logits within the
+// jitter band below it. `key` holds the bits of floats.
+DEV_FN void moei_route_mix(const moek_route_args *a, moei_route_token *w, int32_t slot)
+{
+    const int32_t n = a->num_experts;
+    const int32_t lane = (int32_t)dev_lane();
+    const float band = 2.0f * a->desc.jitter_eps;
+    uint32_t most = 0;
+    int32_t at = 0;
+    for (int32_t e = lane; e < n; e += 32) {
+        const uint32_t order = moei_route_order(moei_f32_from_bits(w->key[e]));
+        at = order > most ? e : at;
+        most = order > most ? order : most;
+    }
+    const uint32_t top = dev_warp_max_u32(most);
+    int32_t best = (int32_t)~dev_warp_max_u32(most == top ? ~(uint32_t)at : 0);
+    if (slot == 1 && best == w->id[0]) { // every logit left is -inf
+        best = w->id[0] == 0 ? 1 : 0;
+    }
+    const float m = moei_f32_from_bits(w->key[best]);
+    float sum = 0.0f;
+    float own = 0.0f;
+    for (int32_t e = lane; e < n; e += 32) {
+        const float l = moei_f32_from_bits(w->key[e]);
+        const float size = l < 0.0f ? -l : l;
+        const bool drop = moei_divf(m - l, size > m ? size : m) > band;
+        const float score = drop ? 0.0f : moei_expf(l - m);
+        own = e == best ? score : own;
+        sum = sum + score;
+    }
+    sum = dev_warp_sum(sum);
+    if (best % 32 == lane) {
+        w->id[slot] = best;
+        w->weight[slot] = moei_route_finite_or_zero(moei_divf(own, sum));
+        w->key[best] = moei_f32_bits(MOEI_MINUS_INFINITY);
+    }
+    dev_sync_warp();
+}
+
+DEV_FN void moei_route_shared(const moek_route_args *a, int64_t t, void *memory)
+{
+    const moei_route_sizes n = moei_route_size(a);
+    const int32_t lane = (int32_t)dev_lane();
+    const int32_t slots = n.k > a->desc.num_groups ? n.k : a->desc.num_groups;
+    moei_route_token w;
+    w.value = (float *)memory;
+    w.key = (uint32_t *)memory + n.rows;
+    w.id = (int32_t *)memory + 2 * n.rows;
+    w.weight = (float *)memory + 2 * n.rows + slots;
+    bool usual = true;
+    if (a->desc.scoring == MOE_SCORING_SPARSEMIXER) {
+        for (int32_t e = lane; e < n.keyed; e += 32) {
+            w.key[e] = moei_f32_bits(moei_route_ranked(moei_route_logit(a, t, e)));
+        }
+        dev_sync_warp();
+        moei_route_mix(a, &w, 0);
+        moei_route_mix(a, &w, 1);
+    } else {
+        moei_route_score_all(a, t, &n, w.value);
+        usual = moei_route_choose(a, t, &n, &w);
+        dev_sync_warp(); // values of all lanes
+        if (usual) {
+            moei_route_weigh(a, &n, &w);
+        }
+    }
+    dev_sync_warp();
+    if (usual && a->desc.renormalise != MOE_RENORM_NONE) {
+        moei_route_normalise(a, &n, &w);
+    }
+    for (int32_t j = lane; j < n.k; j += 32) { // too few groups: equal weights, not scaled
+        moei_route_store(a, t, j, usual ? w.id[j] : j,
+                         usual ? moei_route_scaled(a, w.weight[j]) : moei_divf(1.0f, (float)n.k));
+    }
+    for (int32_t j = lane; j < n.rows - n.keyed; j += 32) {
+        moei_route_store_shared(a, t, j, moei_route_scaled(a, w.value[n.keyed + j]));
+    }
+    moei_route_append(a, t, n.keyed);
+    dev_sync_warp(); // before the memory serves another token
+}
+
+// ---- the body ----------------------------------------------------------------------------------
+
+/// A token by the warp in hand. `memory`: moei_gpu_route_words of the warp's own, unless the token
+/// fits into registers.
+DEV_FN void moei_gpu_route_token(const moek_route_args *a, int64_t t, void *memory)
+{
+    if (a->num_valid != NULL && t >= a->num_valid[0]) {
+        moei_route_absent(a, t);
+    } else if (!moei_gpu_route_in_registers(a)) {
+        moei_route_shared(a, t, memory);
+    } else {
+        const int32_t rows = moei_route_size(a).rows;
+        if (rows <= 64) {
+            moei_route_registers<2>(a, t);
+        } else if (rows <= 128) {
+            moei_route_registers<4>(a, t);
+        } else if (rows <= 256) {
+            moei_route_registers<8>(a, t);
+        } else {
+            moei_route_registers<16>(a, t);
+        }
+    }
+}
+
+DEV_FN void moei_gpu_route(const moek_route_args *a)
+{
+    uint32_t *memory = (uint32_t *)dev_shared() + dev_warp() * moei_gpu_route_words(a);
+    const int64_t step = (int64_t)dev_blocks() * dev_warps();
+    for (int64_t t = (int64_t)dev_block() * dev_warps() + dev_warp(); t < a->tokens; t += step) {
+        moei_gpu_route_token(a, t, memory);
+    }
+}
+
+#endif
