@@ -25,8 +25,7 @@ DEV_FN void moei_ggemm_load(const moei_gpu_ggemm_args *g, const moei_tile *t, in
 {
     const moek_ggemm_args *a = &g->a;
     const moei_matrices *m = &a->w;
-    for (int32_t i = (int32_t)dev_thread(); i < MOEI_GGEMM_TILE * kc;
-         i += (int32_t)dev_threads()) {
+    for (int32_t i = (int32_t)dev_thread(); i < MOEI_GGEMM_TILE * kc; i += (int32_t)dev_threads()) {
         const bool by_row = m->value_k_stride == 0;
         const int32_t kk = by_row ? i % kc : i / MOEI_GGEMM_TILE;
         const int32_t nn = by_row ? i / kc : i % MOEI_GGEMM_TILE;
@@ -43,8 +42,7 @@ DEV_FN void moei_ggemm_load(const moei_gpu_ggemm_args *g, const moei_tile *t, in
         }
         w[kk * MOEI_GGEMM_PITCH + nn] = v;
     }
-    for (int32_t i = (int32_t)dev_thread(); i < MOEI_GGEMM_TILE * kc;
-         i += (int32_t)dev_threads()) {
+    for (int32_t i = (int32_t)dev_thread(); i < MOEI_GGEMM_TILE * kc; i += (int32_t)dev_threads()) {
         const int32_t kk = i % kc;
         const int32_t r = i / kc;
         const int64_t row = t->i0 + r;
@@ -74,9 +72,9 @@ DEV_FN void moei_ggemm_tile(const moei_gpu_ggemm_args *g, const moei_tile *t, in
             moei_ggemm_load(g, t, n0, k, kc, w, x);
             dev_sync();
             for (int32_t kk = 0; kk < kc; kk++) {
-#pragma unroll
+                MOEI_GPU_UNROLL
                 for (int i = 0; i < 4; i++) {
-#pragma unroll
+                    MOEI_GPU_UNROLL
                     for (int j = 0; j < 4; j++) {
                         sum[i][j] = moei_fmaf(x[kk * MOEI_GGEMM_PITCH + r0 + i],
                                               w[kk * MOEI_GGEMM_PITCH + c0 + j], sum[i][j]);
@@ -84,11 +82,11 @@ DEV_FN void moei_ggemm_tile(const moei_gpu_ggemm_args *g, const moei_tile *t, in
                 }
             }
         }
-#pragma unroll
+        MOEI_GPU_UNROLL
         for (int i = 0; i < 4; i++) {
             const int64_t row = t->i0 + r0 + i;
             const float s_x = fold_x && row < t->i1 ? moei_gpu_x_scale(a, t->e, row, k0) : 1.0f;
-#pragma unroll
+            MOEI_GPU_UNROLL
             for (int j = 0; j < 4; j++) {
                 if (whole) {
                     total[i][j] += (int64_t)sum[i][j];
@@ -103,10 +101,10 @@ DEV_FN void moei_ggemm_tile(const moei_gpu_ggemm_args *g, const moei_tile *t, in
             }
         }
     }
-#pragma unroll
+    MOEI_GPU_UNROLL
     for (int i = 0; i < 4; i++) {
         const int64_t row = t->i0 + r0 + i;
-#pragma unroll
+        MOEI_GPU_UNROLL
         for (int j = 0; j < 4; j++) {
             const int64_t n = n0 + c0 + j;
             if (row < t->i1 && n < a->w.n) {
