@@ -38,7 +38,7 @@ typedef struct moei_arith_info {
     const char *name;
     int fraction_bits;
     bool truncating;
-    int products_per_step;
+    int products_per_step; // 0: the sum is exact
     int chunk; // 0: all of K
     bool consistent;
     const char *text;

@@ -8,8 +8,7 @@
 #include "ops/combine.h"
 #include "quant/elements.h"
 
-#define FEW_SLOTS  9
-#define MANY_SLOTS 70
+#define MAX_SLOTS 9
 
 static float element(moe_dtype dtype, const void *p, int64_t i)
 {
@@ -17,17 +16,19 @@ static float element(moe_dtype dtype, const void *p, int64_t i)
 }
 
 typedef struct combine_case {
-    moek_combine_args a;
-    moec_guard slots, ids, router_ids, weights, identity, x, bias, shared, out, valid, counts;
+    moek_combine_args a; // first: what `reset` is given
+    moec_buffers buffers;
+    size_t out_bytes;
+    unsigned char *old; // out as it was
     char text[160];
 } combine_case;
 
-static void fill_floats(moec_rng *rng, moe_dtype dtype, moec_guard *g)
+static void fill_floats(moec_rng *rng, moe_dtype dtype, unsigned char *data, size_t count)
 {
     const size_t bytes = (size_t)moe_dtype_bits(dtype) / 8;
-    for (size_t i = 0; i < g->bytes / bytes; i++) {
+    for (size_t i = 0; i < count; i++) {
         const float v = moec_below(rng, 30) == 0 ? -0.0f : (float)moec_normal(rng);
-        moei_store_f32(dtype, g->data + i * bytes, 1, &v);
+        moei_store_f32(dtype, data + i * bytes, 1, &v);
     }
 }
 
@@ -36,10 +37,8 @@ static bool build(combine_case *c, moec_rng *rng)
     static const moe_dtype dtypes[] = {MOE_F32, MOE_BF16, MOE_F16};
     moek_combine_args *a = &c->a;
     a->tokens = moec_below(rng, 20);
-    a->width = moec_below(rng, 3) != 0 ? 1 + moec_below(rng, 300) : 8 * (1 + moec_below(rng, 300));
-    a->slots_per_token =
-        1 + (int32_t)moec_below(rng, moec_below(rng, 8) == 0 ? MANY_SLOTS : FEW_SLOTS);
-    a->batch_rows = 1 + moec_below(rng, 7);
+    a->width = 1 + moec_below(rng, 300);
+    a->slots_per_token = 1 + (int32_t)moec_below(rng, MAX_SLOTS);
     a->slot_dtype = dtypes[moec_below(rng, 3)];
     a->out_dtype = dtypes[moec_below(rng, 3)];
     a->num_shared = (int32_t)moec_below(rng, 3);
@@ -52,98 +51,82 @@ static bool build(combine_case *c, moec_rng *rng)
     }
     const int64_t sb = moe_dtype_bits(a->slot_dtype) / 8;
     const int64_t ob = moe_dtype_bits(a->out_dtype) / 8;
-    const size_t slots = (size_t)(a->tokens * a->slots_per_token);
-    const size_t wide = (size_t)a->width;
-    const int64_t padding = moec_below(rng, 3) * 4 - 1; // -1: none
-    const int64_t columns = a->width + (padding > 0 ? padding : 0);
-    const size_t batches = (size_t)((a->tokens + a->batch_rows - 1) / a->batch_rows);
-    if (!moec_guard_alloc(&c->slots, slots * wide * (size_t)sb, true) ||
-        !moec_guard_alloc(&c->ids, slots * 8, true) ||
-        !moec_guard_alloc(&c->router_ids, slots * 4, true) ||
-        !moec_guard_alloc(&c->weights, slots * 4, true) ||
-        !moec_guard_alloc(&c->identity, slots * 4, true) ||
-        !moec_guard_alloc(&c->x, (size_t)a->tokens * wide * 2, true) ||
-        !moec_guard_alloc(&c->bias, wide * 4, true) ||
-        !moec_guard_alloc(&c->shared, (size_t)(a->num_shared * a->tokens) * wide * 2, true) ||
-        !moec_guard_alloc(&c->valid, 4, true) || !moec_guard_alloc(&c->counts, batches * 4, true) ||
-        !moec_guard_alloc(&c->out, (size_t)(a->tokens * columns * ob), true)) {
+    const int64_t slots = a->tokens * a->slots_per_token;
+    const int64_t out_elements = a->tokens * (a->width + 3);
+    const bool wide_ids = moec_below(rng, 2) == 0;
+    moec_buffers *b = &c->buffers;
+    unsigned char *slot_rows = moec_input(b, slots * a->width, (size_t)sb);
+    unsigned char *ids = moec_input(b, slots, wide_ids ? 8 : 4);
+    int32_t *router_ids = moec_input(b, slots, sizeof *router_ids);
+    float *weights = moec_input(b, slots, sizeof *weights);
+    float *identity = moec_input(b, slots, sizeof *identity);
+    unsigned char *x = moec_input(b, a->tokens * a->width, 2);
+    unsigned char *bias = moec_input(b, a->width, sizeof(float));
+    unsigned char *shared = moec_input(b, a->num_shared * a->tokens * a->width, 2);
+    int32_t *num_valid = moec_input(b, 1, sizeof *num_valid);
+    unsigned char *out = moec_output(b, out_elements, (size_t)ob);
+    c->out_bytes = (size_t)(out_elements * ob);
+    c->old = malloc(c->out_bytes + 1);
+    if (b->failed || c->old == NULL) {
         return false;
     }
-    fill_floats(rng, a->slot_dtype, &c->slots);
-    a->weight_dtype = moec_below(rng, 2) == 0 ? MOE_F32 : MOE_BF16;
-    fill_floats(rng, a->weight_dtype, &c->weights);
-    fill_floats(rng, MOE_F32, &c->identity);
-    fill_floats(rng, MOE_BF16, &c->x);
-    fill_floats(rng, MOE_F32, &c->bias);
-    fill_floats(rng, MOE_BF16, &c->shared);
-    fill_floats(rng, a->out_dtype, &c->out);
-    const bool wide_ids = moec_below(rng, 2) == 0;
-    for (size_t s = 0; s < slots; s++) {
-        const int64_t id = moec_below(rng, 4) == 0 ? -1 : moec_below(rng, 12);
-        const int32_t narrow = (int32_t)id;
-        memcpy(c->ids.data + s * (wide_ids ? 8 : 4), wide_ids ? (const void *)&id : &narrow,
-               wide_ids ? 8 : 4);
-        ((int32_t *)(void *)c->router_ids.data)[s] = (int32_t)moec_below(rng, 14);
+    fill_floats(rng, a->slot_dtype, slot_rows, (size_t)(slots * a->width));
+    fill_floats(rng, MOE_F32, (unsigned char *)weights, (size_t)slots);
+    fill_floats(rng, MOE_F32, (unsigned char *)identity, (size_t)slots);
+    fill_floats(rng, MOE_BF16, x, (size_t)(a->tokens * a->width));
+    fill_floats(rng, MOE_F32, bias, (size_t)a->width);
+    fill_floats(rng, MOE_BF16, shared, (size_t)(a->num_shared * a->tokens * a->width));
+    fill_floats(rng, a->out_dtype, c->old, (size_t)out_elements);
+    for (int64_t s = 0; s < slots; s++) {
+        moec_id_put(wide_ids ? MOE_I64 : MOE_I32, ids, s,
+                    moec_below(rng, 4) == 0 ? -1 : moec_below(rng, 12));
+        router_ids[s] = (int32_t)moec_below(rng, 14);
     }
-    a->slots = c->slots.data;
+    a->slots = slot_rows;
     a->slot_stride = a->width * sb;
     a->slot_token_stride = a->slots_per_token * a->slot_stride;
     if (moec_below(rng, 3) != 0) {
-        a->ids = c->ids.data;
+        a->ids = ids;
         a->id_dtype = wide_ids ? MOE_I64 : MOE_I32;
         a->id_token_stride = a->slots_per_token;
         a->first_absent = moec_below(rng, 2) == 0 ? 8 : 0;
     }
     if (!a->convert && moec_below(rng, 2) == 0) {
-        a->weights = c->weights.data;
+        a->weights = weights;
+        a->weight_dtype = MOE_F32;
         a->weight_token_stride = a->slots_per_token;
     }
     if (moec_below(rng, 2) == 0) {
-        a->router_ids = (const int32_t *)(const void *)c->router_ids.data;
+        a->router_ids = router_ids;
         a->router_token_stride = a->slots_per_token;
         a->identity_first = 10;
         a->identity_count = 3;
-        a->identity_weights =
-            moec_below(rng, 2) == 0 ? (const float *)(const void *)c->identity.data : NULL;
-        a->x = c->x.data;
+        a->identity_weights = moec_below(rng, 2) == 0 ? identity : NULL;
+        a->x = x;
         a->x_dtype = MOE_BF16;
         a->x_token_stride = a->width * 2;
     }
     if (!a->convert && moec_below(rng, 2) == 0) {
-        a->bias = c->bias.data;
+        a->bias = bias;
         a->bias_dtype = MOE_F32;
     }
-    a->shared = c->shared.data;
+    a->shared = shared;
     a->shared_dtype = MOE_BF16;
     a->shared_token_stride = a->width * 2;
     a->shared_stride = a->tokens * a->width * 2;
     if (moec_below(rng, 3) == 0) {
-        const int32_t valid = (int32_t)moec_below(rng, a->tokens + 3);
-        memcpy(c->valid.data, &valid, sizeof valid);
-        a->num_valid = (const int32_t *)(const void *)c->valid.data;
+        num_valid[0] = (int32_t)moec_below(rng, a->tokens + 3);
+        a->num_valid = num_valid;
     }
-    if (moec_below(rng, 4) == 0) {
-        int32_t *counts = (int32_t *)(void *)c->counts.data;
-        for (size_t b = 0; b < batches; b++) {
-            counts[b] = (int32_t)moec_below(rng, a->batch_rows + 1);
-        }
-        a->batch_counts = counts;
-    }
-    a->out = c->out.data;
-    a->out_token_stride = columns * ob;
-    (void)snprintf(c->text, sizeof c->text,
-                   "%s -> %s tokens=%lld slots=%d width=%lld shared=%d%s%s%s%s%s",
-                   moe_dtype_name(a->slot_dtype), moe_dtype_name(a->out_dtype),
-                   (long long)a->tokens, (int)a->slots_per_token, (long long)a->width,
-                   (int)a->num_shared, a->accumulate ? " accumulate" : "",
-                   a->convert ? " convert" : "", a->router_ids != NULL ? " identity" : "",
-                   a->bias != NULL ? " bias" : "", a->batch_counts != NULL ? " batches" : "");
+    a->out = out;
+    a->out_token_stride = (a->width + 3) * ob;
+    (void)snprintf(
+        c->text, sizeof c->text, "%s -> %s tokens=%lld slots=%d width=%lld shared=%d%s%s%s%s",
+        moe_dtype_name(a->slot_dtype), moe_dtype_name(a->out_dtype), (long long)a->tokens,
+        (int)a->slots_per_token, (long long)a->width, (int)a->num_shared,
+        a->accumulate ? " accumulate" : "", a->convert ? " convert" : "",
+        a->router_ids != NULL ? " identity" : "", a->bias != NULL ? " bias" : "");
     return true;
-}
-
-static int64_t out_columns(const moek_combine_args *a)
-{
-    return a->out_token_stride * 8 / moe_dtype_bits(a->out_dtype);
 }
 
 // One element, as the contract says it: slots, bias, shared, previous out; f32; one rounding.
@@ -183,7 +166,7 @@ static float expected(const moek_combine_args *a, const unsigned char *old, int6
         sum += element(a->shared_dtype, a->shared, (s * a->tokens + t) * a->width + h);
     }
     if (a->accumulate) {
-        sum += element(a->out_dtype, old, t * out_columns(a) + h);
+        sum += element(a->out_dtype, old, t * (a->width + 3) + h);
     }
     return moei_round_to(a->out_dtype, sum);
 }
@@ -191,76 +174,83 @@ static float expected(const moek_combine_args *a, const unsigned char *old, int6
 // Element i of out: computed, or padding and absent rows as they were.
 static float expected_at(const moek_combine_args *a, const unsigned char *old, int64_t i)
 {
-    const int64_t t = i / out_columns(a);
-    const int64_t h = i % out_columns(a);
+    const int64_t t = i / (a->width + 3);
+    const int64_t h = i % (a->width + 3);
     const int64_t tokens =
         a->num_valid != NULL && a->num_valid[0] < a->tokens ? a->num_valid[0] : a->tokens;
-    const bool there = t < tokens && (a->batch_counts == NULL ||
-                                      t % a->batch_rows < a->batch_counts[t / a->batch_rows]);
-    return there && h < a->width ? expected(a, old, t, h) : element(a->out_dtype, old, i);
+    return t < tokens && h < a->width ? expected(a, old, t, h) : element(a->out_dtype, old, i);
 }
 
-static void report(moec_run *run, const moei_kernel *kernel, const combine_case *c,
-                   const unsigned char *old)
+static void reset(const void *args)
+{
+    const combine_case *c = args;
+    memcpy(c->a.out, c->old, c->out_bytes);
+}
+
+static void report(moec_run *run, const moei_kernel *kernel, const combine_case *c)
 {
     const moek_combine_args *a = &c->a;
-    const int64_t columns = out_columns(a);
+    const int64_t columns = a->width + 3;
     const size_t bytes = (size_t)moe_dtype_bits(a->out_dtype) / 8;
-    unsigned char *want = calloc(c->out.bytes + 1, 1);
+    unsigned char *want = calloc(c->out_bytes + 1, 1);
     for (int64_t i = 0; want != NULL && i < a->tokens * columns; i++) {
-        const float value = expected_at(a, old, i);
+        const float value = expected_at(a, c->old, i);
         moei_store_f32(a->out_dtype, want + (size_t)i * bytes, 1, &value);
     }
     if (moec_check(run, want != NULL, kernel->name, "%s: %s: differs; memory is short",
                    kernel->name, c->text)) {
-        moec_check_same(run, a->out_dtype, a->tokens, columns, c->out.data, want, kernel->name,
-                        "%s: %s (all memory)", kernel->name, c->text);
+        moec_check_same(run, a->out_dtype, a->tokens, columns, a->out, want, kernel->name,
+                        "%s: %s (3 columns of padding)", kernel->name, c->text);
     }
     free(want);
 }
 
-static void run_combine(moec_run *run, const moei_kernel *kernel, combine_case *c)
+static void run_combine(moec_run *run, const moec_teams *teams, const moei_kernel *kernel,
+                        combine_case *c, int number)
 {
     const moek_combine_args *a = &c->a;
-    const moei_exec exec = moei_exec_make(run->ctx, NULL);
-    unsigned char *old = malloc(c->out.bytes + 1);
-    if (old == NULL) {
-        return;
-    }
-    memcpy(old, c->out.data, c->out.bytes);
-    (void)run->ctx->backend->combine(&exec, kernel, a);
-    const int64_t columns = out_columns(a);
+    const int64_t columns = a->width + 3;
+    const moec_launch launch = {.kernel = kernel,
+                                .args = a,
+                                .reset = reset,
+                                .buffers = &c->buffers,
+                                .result = moe_tensor_2d(a->out, a->out_dtype, a->tokens, columns),
+                                .text = c->text};
+    const uint64_t hash = moec_run_all(run, teams, &launch);
     int64_t wrong = -1;
     for (int64_t i = 0; i < a->tokens * columns && wrong < 0; i++) {
-        const float have = element(a->out_dtype, c->out.data, i);
-        const float want = expected_at(a, old, i);
+        const float have = element(a->out_dtype, a->out, i);
+        const float want = expected_at(a, c->old, i);
         wrong = memcmp(&have, &want, sizeof have) != 0 ? i : -1;
     }
     if (wrong < 0) {
         run->counts->passed++;
     } else {
-        report(run, kernel, c, old);
+        report(run, kernel, c);
     }
-    free(old);
+    moec_rows_agree(run, kernel, number, hash, c->text);
 }
 
 void moec_check_combine(moec_run *run, const moei_kernel *kernel)
 {
     moec_rng rng = {run->options->seed * 991u + 3u};
+    moec_teams teams;
+    if (!moec_check(run, moec_teams_make(run, &teams), kernel->name, "%s: no threads",
+                    kernel->name)) {
+        return;
+    }
     for (int i = 0; i < 400; i++) {
         combine_case *c = calloc(1, sizeof *c);
         if (c == NULL) {
-            return;
+            break;
         }
+        c->buffers.flip = i % 2 == 1;
         if (moec_check(run, build(c, &rng), kernel->name, "%s: no memory", kernel->name)) {
-            run_combine(run, kernel, c);
+            run_combine(run, &teams, kernel, c, i);
         }
-        moec_guard *guards[] = {&c->slots,    &c->ids,   &c->router_ids, &c->weights,
-                                &c->identity, &c->x,     &c->bias,       &c->shared,
-                                &c->out,      &c->valid, &c->counts};
-        for (size_t g = 0; g < sizeof guards / sizeof guards[0]; g++) {
-            moec_guard_free(guards[g]);
-        }
+        moec_buffers_free(&c->buffers);
+        free(c->old);
         free(c);
     }
+    moec_teams_free(&teams);
 }

@@ -9,14 +9,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "float64/ggemm.h"
+#include "checkmoe/check_rows.h"
+#include "checkmoe/layer_case.h"
 #include "moe/ops.h"
 #include "ops/ggemm.h"
 #include "ops/operand.h"
 #include "quant/elements.h"
 
 #define MAX_EXPERTS 5
-#define POISON      0xA5
 
 const char *moec_fill_name(moec_fill fill)
 {
@@ -33,14 +33,17 @@ typedef struct ggemm_case {
     moec_fill fill;
     int32_t experts;
     int64_t n, k, rows;
-    int32_t counts[MAX_EXPERTS];
     int32_t offsets[MAX_EXPERTS + 1];
+    bool at_end; // guard pages after the buffers, else before
     bool transposed, scatter, row_weights;
     moe_gate_up gate_up; // parts for tensor scales
     moe_dtype x_dtype, y_dtype;
     // data
-    moec_guard values, scales, scale2, zeros, bias, x, x_scales, act_scale, y, index, out_index,
-        weights;
+    moec_buffers buffers;
+    unsigned char *values, *scales, *zeros, *bias, *x, *x_scales, *y;
+    float *scale2, *act_scale, *weights;
+    int32_t *index, *out_index;
+    int32_t *steps;   // offsets, then experts + 1 zeros, then as many ones
     int64_t y_stride; // elements
     float64_ggemm oracle;
     char text[256];
@@ -141,13 +144,11 @@ static void draw_scale(moec_rng *rng, moec_fill fill, moe_dtype dtype, void *dat
 
 // ---- building a case ---------------------------------------------------------------------------
 
-static bool take(moec_guard *guard, size_t bytes, bool at_end)
+// All buffers of a case lie on the same side of their guard pages.
+static void *take(ggemm_case *c, bool output, int64_t count, size_t size, bool at_end)
 {
-    if (!moec_guard_alloc(guard, bytes, at_end)) {
-        return false;
-    }
-    memset(guard->data, 0, bytes);
-    return true;
+    c->buffers.flip = (c->buffers.count % 2 == 0) != at_end;
+    return output ? moec_output(&c->buffers, count, size) : moec_input(&c->buffers, count, size);
 }
 
 // Weight codes as doubles go to the oracle: (code - zero) * scale * scale2.
@@ -169,37 +170,36 @@ static bool build_weights(ggemm_case *c, moec_rng *rng, bool at_end)
                                                              : moei_format_scale_dtype(info);
     const size_t sbytes = (size_t)moe_dtype_bits(sdtype) / 8;
     const int64_t groups = block_k > 0 ? scolumns : 1;
-    if (!take(&c->values, (size_t)(c->experts * outer * inner), at_end) ||
-        !take(&c->scales, (size_t)(c->experts * srows * scolumns) * sbytes, at_end) ||
-        !take(&c->scale2, (size_t)(c->experts * parts2) * sizeof(float), at_end) ||
-        !take(&c->zeros, (size_t)(c->experts * c->n * groups), at_end) ||
-        !take(&c->bias, (size_t)(c->experts * c->n) * 4, at_end)) {
+    c->values = take(c, false, c->experts * outer * inner, 1, at_end);
+    c->scales = take(c, false, c->experts * srows * scolumns, sbytes, at_end);
+    c->scale2 = take(c, false, c->experts * parts2, sizeof(float), at_end);
+    c->zeros = take(c, false, c->experts * c->n * groups, 1, at_end);
+    c->bias = take(c, false, c->experts * c->n, 4, at_end);
+    if (c->buffers.failed) {
         return false;
     }
-    float *scale2 = (float *)(void *)c->scale2.data;
     for (int64_t i = 0; i < c->experts * parts2; i++) {
-        scale2[i] = c->fill == MOEC_EXACT ? 2.0f : 0.5f + (float)moec_below(rng, 100) * 0.01f;
+        c->scale2[i] = c->fill == MOEC_EXACT ? 2.0f : 0.5f + (float)moec_below(rng, 100) * 0.01f;
     }
     for (int64_t i = 0; sbytes > 0 && i < c->experts * srows * scolumns; i++) {
-        draw_scale(rng, c->fill, sdtype, c->scales.data, i);
+        draw_scale(rng, c->fill, sdtype, c->scales, i);
     }
     for (int64_t i = 0; i < c->experts * c->n * groups; i++) {
-        c->zeros.data[i] =
+        c->zeros[i] =
             (unsigned char)(info->zero_point < 0       ? 0
                             : c->gemm.zero_points != 0 ? info->zero_point - 2 + moec_below(rng, 5)
                                                        : info->zero_point);
     }
     for (int64_t i = 0; i < c->experts * c->n; i++) {
-        draw(rng, c->fill == MOEC_TINY ? MOEC_NORMAL : c->fill, MOE_F32, c->bias.data, i, 0.0,
-             false);
+        draw(rng, c->fill == MOEC_TINY ? MOEC_NORMAL : c->fill, MOE_F32, c->bias, i, 0.0, false);
     }
     for (int32_t e = 0; e < c->experts; e++) {
         for (int64_t n = 0; n < c->n; n++) {
             const int64_t part = parts == 1 ? 0 : halves ? n / part_rows : n % 2;
             for (int64_t k = 0; k < c->k; k++) {
                 const int64_t zero_at = (e * c->n + n) * groups + (block_k > 0 ? k / block_k : 0);
-                const double zero = info->zero_point < 0 ? 0.0 : (double)c->zeros.data[zero_at];
-                unsigned char *row = c->values.data + (e * outer + (c->transposed ? k : n)) * inner;
+                const double zero = info->zero_point < 0 ? 0.0 : (double)c->zeros[zero_at];
+                unsigned char *row = c->values + (e * outer + (c->transposed ? k : n)) * inner;
                 const int64_t i = c->transposed ? n : k;
                 draw(rng, c->fill, info->elem, row, i, zero, k % 17 == 3);
                 double value = decode(info->elem, row, i) - zero;
@@ -212,15 +212,15 @@ static bool build_weights(ggemm_case *c, moec_rng *rng, bool at_end)
                                   (halves ? n % part_rows : n) / info->block_n;
                     const int64_t at =
                         (e * srows + srow) * scolumns + (block_k > 0 ? k / block_k : 0);
-                    value *= decode(sdtype, c->scales.data, at);
+                    value *= decode(sdtype, c->scales, at);
                 }
                 if (info->scale2 || c->gemm.channel_scale != 0) {
-                    value *= (double)scale2[e * parts2 + (parts2 == c->n ? n : part)];
+                    value *= (double)c->scale2[e * parts2 + (parts2 == c->n ? n : part)];
                 }
                 c->oracle.w[(e * c->n + n) * c->k + k] = value;
             }
             c->oracle.bias[e * c->n + n] =
-                c->gemm.bias != 0 ? decode(MOE_F32, c->bias.data, e * c->n + n) : 0.0;
+                c->gemm.bias != 0 ? decode(MOE_F32, c->bias, e * c->n + n) : 0.0;
         }
     }
     return true;
@@ -235,21 +235,21 @@ static bool build_x(ggemm_case *c, moec_rng *rng, bool at_end)
             ? moei_quant_scale_shape(&c->act, 1, c->rows, c->k)
             : (moei_scale_shape){.dtype = MOE_F32, .rows = 1, .columns = 1, .elems = 1};
     const int64_t bytes = moe_dtype_bits(s.dtype) / 8;
-    if (!take(&c->x, (size_t)(c->rows * row_bytes), at_end) ||
-        !take(&c->x_scales, s.elems * (size_t)bytes, at_end) ||
-        !take(&c->act_scale, sizeof(float), at_end)) {
+    c->x = take(c, false, c->rows * row_bytes, 1, at_end);
+    c->x_scales = take(c, false, (int64_t)s.elems, (size_t)bytes, at_end);
+    c->act_scale = take(c, false, 1, sizeof(float), at_end);
+    if (c->buffers.failed) {
         return false;
     }
-    float *act_scale = (float *)(void *)c->act_scale.data;
-    *act_scale = c->fill == MOEC_EXACT ? 2.0f : 0.75f;
+    *c->act_scale = c->fill == MOEC_EXACT ? 2.0f : 0.75f;
     const bool packed = c->act.scale_type == MOE_SCALE_UE8M0_PACKED;
     for (size_t i = 0; i < s.elems * (packed ? 4u : 1u); i++) {
-        draw_scale(rng, c->fill, packed ? MOE_E8M0 : s.dtype, c->x_scales.data, (int64_t)i);
+        draw_scale(rng, c->fill, packed ? MOE_E8M0 : s.dtype, c->x_scales, (int64_t)i);
     }
     const bool given = c->act.spec != MOE_QUANT_NONE && moei_quant_needs_given_scale(&c->act);
     const bool global = c->act.spec != MOE_QUANT_NONE && moei_quant_has_global_scale(&c->act);
     for (int64_t r = 0; r < c->rows; r++) {
-        unsigned char *row = c->x.data + r * row_bytes;
+        unsigned char *row = c->x + r * row_bytes;
         for (int64_t k = 0; k < c->k; k++) {
             draw(rng, c->fill, elem, row, k, 0.0, k % 17 == 3);
             if (c->fill == MOEC_CANCEL && k >= (c->k + 1) / 2) {
@@ -261,15 +261,14 @@ static bool build_x(ggemm_case *c, moec_rng *rng, bool at_end)
             double value = decode(elem, row, k);
             if (c->act.spec != MOE_QUANT_NONE && !(given && !global)) {
                 const int64_t group = c->act.group > 0 ? k / c->act.group : 0;
-                value *=
-                    packed
-                        ? (double)moei_e8m0_to_f32(
-                              c->x_scales.data[4 * (r * s.row_stride + group / 4 * s.k_stride) +
+                value *= packed
+                             ? (double)moei_e8m0_to_f32(
+                                   c->x_scales[4 * (r * s.row_stride + group / 4 * s.k_stride) +
                                                group % 4])
-                        : decode(s.dtype, c->x_scales.data, r * s.row_stride + group * s.k_stride);
+                             : decode(s.dtype, c->x_scales, r * s.row_stride + group * s.k_stride);
             }
-            value *= given && !global ? (double)*act_scale : 1.0;
-            value /= global ? (double)*act_scale : 1.0;
+            value *= given && !global ? (double)*c->act_scale : 1.0;
+            value /= global ? (double)*c->act_scale : 1.0;
             c->oracle.x[r * c->k + k] = value;
         }
     }
@@ -278,14 +277,12 @@ static bool build_x(ggemm_case *c, moec_rng *rng, bool at_end)
 
 static void build_rows(ggemm_case *c, moec_rng *rng)
 {
-    int32_t *index = (int32_t *)(void *)c->index.data;
-    int32_t *out_index = (int32_t *)(void *)c->out_index.data;
-    float *weights = (float *)(void *)c->weights.data;
+    int32_t *out_index = c->out_index;
     for (int64_t i = 0; i < c->rows; i++) {
-        index[i] = (int32_t)moec_below(rng, c->rows);
+        c->index[i] = (int32_t)moec_below(rng, c->rows);
         out_index[i] = (int32_t)i;
-        weights[i] = c->fill == MOEC_EXACT ? (i % 2 == 0 ? 0.5f : 2.0f)
-                                           : (float)(0.1 + fabs(moec_normal(rng)));
+        c->weights[i] = c->fill == MOEC_EXACT ? (i % 2 == 0 ? 0.5f : 2.0f)
+                                              : (float)(0.1 + fabs(moec_normal(rng)));
     }
     for (int64_t i = c->rows - 1; c->scatter && i > 0; i--) { // a permutation
         const int64_t j = moec_below(rng, i + 1);
@@ -295,33 +292,61 @@ static void build_rows(ggemm_case *c, moec_rng *rng)
     }
 }
 
+// Beside the offsets of all rows, numbers of which any window of experts + 1 says that there is one
+// row, of one expert.
+static void build_steps(ggemm_case *c)
+{
+    const int32_t n = c->experts + 1;
+    memcpy(c->steps, c->offsets, (size_t)n * sizeof *c->steps);
+    for (int32_t i = 0; i < n; i++) {
+        c->steps[n + i] = 0;
+        c->steps[2 * n + i] = 1;
+    }
+}
+
+// Offsets of a group with one row of expert e.
+static const int32_t *one_row_of(const ggemm_case *c, int32_t e)
+{
+    return c->steps + 2 * c->experts + 1 - e;
+}
+
 static void free_case(ggemm_case *c)
 {
-    moec_guard *guards[] = {&c->values, &c->scales, &c->scale2,    &c->zeros,
-                            &c->bias,   &c->x,      &c->x_scales,  &c->act_scale,
-                            &c->y,      &c->index,  &c->out_index, &c->weights};
-    for (size_t i = 0; i < sizeof guards / sizeof guards[0]; i++) {
-        moec_guard_free(guards[i]);
-    }
+    moec_buffers_free(&c->buffers);
     float64_ggemm_free(&c->oracle);
 }
 
-static const int64_t k_sizes[] = {1,  2,   3,   5,   16,  17,  31,  32,  33,  64,
-                                  96, 127, 128, 129, 160, 255, 256, 257, 320, 520};
+/// Shapes of a case. Rows that refuse what is PLAIN get the ROUND one in its place.
+typedef enum shape_kind {
+    SHAPE_PLAIN,       // anything
+    SHAPE_ROUND,       // multiples of 128
+    SHAPE_LARGE,       // several tiles of any kernel, and more of k than one chunk
+    SHAPE_LARGE_ROUND, // both
+    NUM_SHAPES
+} shape_kind;
 
-static bool build_case(ggemm_case *c, moec_rng *rng)
+static void draw_shape(ggemm_case *c, moec_rng *rng, shape_kind kind)
 {
-    const bool at_end = moec_below(rng, 2) == 0;
-    c->experts = 1 + (int32_t)moec_below(rng, MAX_EXPERTS);
-    c->n = 1 + moec_below(rng, 70);
-    c->k = k_sizes[moec_below(rng, (int64_t)(sizeof k_sizes / sizeof k_sizes[0]))];
+    static const int64_t k_sizes[] = {1,  2,   3,   5,   16,  17,  31,  32,  33,  64,
+                                      96, 127, 128, 129, 160, 255, 256, 257, 320, 520};
+    static const int64_t large_k_sizes[] = {576, 704, 1024, 1100, 1440, 2050};
+    static const moe_dtype y_dtypes[] = {MOE_F32, MOE_BF16, MOE_F16};
+    const bool large = kind == SHAPE_LARGE || kind == SHAPE_LARGE_ROUND;
+    c->at_end = moec_below(rng, 2) == 0;
+    c->experts = 1 + (int32_t)moec_below(rng, large ? 2 : MAX_EXPERTS);
+    c->n = 1 + moec_below(rng, large ? 300 : 70);
+    c->k = large ? large_k_sizes[moec_below(rng, 6)]
+                 : k_sizes[moec_below(rng, (int64_t)(sizeof k_sizes / sizeof k_sizes[0]))];
+    if (kind == SHAPE_ROUND || kind == SHAPE_LARGE_ROUND) {
+        c->n = (c->n + 127) / 128 * 128;
+        c->k = (c->k + 127) / 128 * 128;
+    }
     c->transposed = moe_dtype_bits(c->info->elem) >= 8 && moec_below(rng, 3) == 0;
     c->scatter = moec_below(rng, 2) == 0;
     c->row_weights = moec_below(rng, 2) == 0;
     c->gemm.bias = (int32_t)moec_below(rng, 2);
     c->gemm.zero_points = c->info->zero_point >= 0 ? (int32_t)moec_below(rng, 2) : 0;
     c->gemm.channel_scale = c->info->free_group ? (int32_t)moec_below(rng, 2) : 0;
-    static const moe_dtype y_dtypes[] = {MOE_F32, MOE_BF16, MOE_F16};
     c->y_dtype = y_dtypes[moec_below(rng, 3)];
     if (moec_below(rng, 2) == 0) {
         c->n += c->n % 2;
@@ -329,11 +354,16 @@ static bool build_case(ggemm_case *c, moec_rng *rng)
     }
     for (int32_t e = 0; e < c->experts; e++) {
         // Mostly few rows; now and then more than a kernel's tile holds.
-        c->counts[e] = (int32_t)moec_below(rng, moec_below(rng, 6) == 0 ? 40 : 8);
-        c->offsets[e + 1] = c->offsets[e] + c->counts[e];
+        const int64_t most = large && e == 0 ? 300 : moec_below(rng, 6) == 0 ? 40 : 8;
+        c->offsets[e + 1] = c->offsets[e] + (int32_t)moec_below(rng, most);
     }
     c->rows = c->offsets[c->experts];
     c->y_stride = c->n + 3;
+}
+
+static bool build_case(ggemm_case *c, moec_rng *rng)
+{
+    const bool at_end = c->at_end;
     (void)snprintf(
         c->text, sizeof c->text,
         "%s x %s (%s) -> %s, %s, e=%d rows=%lld n=%lld k=%lld%s%s%s%s%s gate_up=%d",
@@ -343,13 +373,18 @@ static bool build_case(ggemm_case *c, moec_rng *rng)
         (long long)c->k, c->transposed ? " transposed" : "", c->scatter ? " scatter" : "",
         c->gemm.bias != 0 ? " bias" : "", c->gemm.zero_points != 0 ? " zeros" : "",
         c->gemm.channel_scale != 0 ? " channel" : "", (int)c->gate_up);
-    const size_t rows = (size_t)c->rows;
-    return float64_ggemm_alloc(&c->oracle, c->experts, c->rows, c->n, c->k) &&
-           take(&c->index, rows * 4, at_end) && take(&c->out_index, rows * 4, at_end) &&
-           take(&c->weights, rows * 4, at_end) &&
-           take(&c->y, rows * (size_t)c->y_stride * (size_t)moe_dtype_bits(c->y_dtype) / 8,
-                at_end) &&
-           build_weights(c, rng, at_end) && build_x(c, rng, at_end) && (build_rows(c, rng), true);
+    c->index = take(c, false, c->rows, sizeof *c->index, at_end);
+    c->out_index = take(c, false, c->rows, sizeof *c->out_index, at_end);
+    c->weights = take(c, false, c->rows, sizeof *c->weights, at_end);
+    c->steps = take(c, false, 3 * ((int64_t)c->experts + 1), sizeof *c->steps, at_end);
+    c->y = take(c, true, c->rows * c->y_stride, (size_t)moe_dtype_bits(c->y_dtype) / 8, at_end);
+    if (c->buffers.failed || !float64_ggemm_alloc(&c->oracle, c->experts, c->rows, c->n, c->k) ||
+        !build_weights(c, rng, at_end) || !build_x(c, rng, at_end)) {
+        return false;
+    }
+    build_rows(c, rng);
+    build_steps(c);
+    return true;
 }
 
 // ---- running -----------------------------------------------------------------------------------
@@ -365,12 +400,11 @@ static moe_tensor scale_view(const ggemm_case *c)
         return (moe_tensor){0};
     }
     if (c->info->block_n == 0) {
-        return moe_tensor_2d(c->scales.data, dtype, c->experts,
-                             c->gate_up != MOE_GATE_UP_UNSET ? 2 : 1);
+        return moe_tensor_2d(c->scales, dtype, c->experts, c->gate_up != MOE_GATE_UP_UNSET ? 2 : 1);
     }
     const int64_t part = halves ? c->n / 2 : c->n;
     const int64_t rows = (halves ? 2 : 1) * ((part + c->info->block_n - 1) / c->info->block_n);
-    return moe_tensor_3d(c->scales.data, dtype, c->experts, rows, columns);
+    return moe_tensor_3d(c->scales, dtype, c->experts, rows, columns);
 }
 
 static moe_status make_args(const ggemm_case *c, moek_ggemm_args *a)
@@ -378,25 +412,25 @@ static moe_status make_args(const ggemm_case *c, moek_ggemm_args *a)
     moe_matrix_source s = {0};
     const int64_t parts = c->gate_up != MOE_GATE_UP_UNSET ? 2 : 1;
     const int64_t block_k = moei_gemm_block_k(c->info, &c->gemm);
-    s.values = c->transposed ? moe_tensor_3d(c->values.data, c->info->elem, c->experts, c->k, c->n)
-                             : moe_tensor_3d(c->values.data, MOE_U8, c->experts, c->n,
+    s.values = c->transposed ? moe_tensor_3d(c->values, c->info->elem, c->experts, c->k, c->n)
+                             : moe_tensor_3d(c->values, MOE_U8, c->experts, c->n,
                                              moei_elem_bytes(c->info->elem, c->k));
     if (!c->transposed && moe_dtype_bits(c->info->elem) > 8) {
-        s.values = moe_tensor_3d(c->values.data, c->info->elem, c->experts, c->n, c->k);
+        s.values = moe_tensor_3d(c->values, c->info->elem, c->experts, c->n, c->k);
     }
     s.scales = scale_view(c);
     if (c->info->scale2 || c->gemm.channel_scale != 0) {
-        s.scale2 = moe_tensor_2d(c->scale2.data, MOE_F32, c->experts,
+        s.scale2 = moe_tensor_2d(c->scale2, MOE_F32, c->experts,
                                  c->gemm.channel_scale != 0 ? c->n : parts);
     }
     if (c->gemm.zero_points != 0) {
         s.zero_points =
-            moe_tensor_3d(c->zeros.data, MOE_U8, c->experts, c->n, (c->k + block_k - 1) / block_k);
+            moe_tensor_3d(c->zeros, MOE_U8, c->experts, c->n, (c->k + block_k - 1) / block_k);
     }
     if (c->gemm.bias != 0) {
-        s.bias = moe_tensor_2d(c->bias.data, MOE_F32, c->experts, c->n);
+        s.bias = moe_tensor_2d(c->bias, MOE_F32, c->experts, c->n);
     }
-    const moe_tensor act_scale = moe_tensor_1d(c->act_scale.data, MOE_F32, 1);
+    const moe_tensor act_scale = moe_tensor_1d(c->act_scale, MOE_F32, 1);
     if (moei_quant_needs_given_scale(&c->gemm.act)) {
         s.act_scale = act_scale;
     }
@@ -405,15 +439,15 @@ static moe_status make_args(const ggemm_case *c, moek_ggemm_args *a)
                                       c->gate_up, "check", "weights", &a->w));
     const moe_tensor x =
         moe_dtype_bits(c->x_dtype) < 8
-            ? moe_tensor_2d(c->x.data, MOE_U8, c->rows, moei_elem_bytes(c->x_dtype, c->k))
-            : moe_tensor_2d(c->x.data, c->x_dtype, c->rows, c->k);
+            ? moe_tensor_2d(c->x, MOE_U8, c->rows, moei_elem_bytes(c->x_dtype, c->k))
+            : moe_tensor_2d(c->x, c->x_dtype, c->rows, c->k);
     moe_tensor x_scales = {0};
     if (c->act.spec != MOE_QUANT_NONE) {
         const moei_scale_shape shape = moei_quant_scale_shape(&c->act, 1, c->rows, c->k);
         if (shape.row_stride == 0) {
-            x_scales = moe_tensor_1d(c->x_scales.data, shape.dtype, 1);
+            x_scales = moe_tensor_1d(c->x_scales, shape.dtype, 1);
         } else {
-            x_scales = moe_tensor_2d(c->x_scales.data, shape.dtype, shape.rows, shape.columns);
+            x_scales = moe_tensor_2d(c->x_scales, shape.dtype, shape.rows, shape.columns);
             x_scales.stride[0] = shape.row_stride;
             x_scales.stride[1] = shape.k_stride;
         }
@@ -425,46 +459,30 @@ static moe_status make_args(const ggemm_case *c, moek_ggemm_args *a)
     int64_t k = c->k;
     MOE_TRY(moei_operand_from_tensors(&x, &x_scales, &act_scale, &c->gemm.act, "check", &a->x,
                                       &rows, &k));
-    a->offsets = c->offsets;
+    a->offsets = c->steps;
     a->rows = c->rows;
-    a->row_index = (const int32_t *)(const void *)c->index.data;
+    a->row_index = c->index;
     a->row_divisor = 1;
-    a->out_index = c->scatter ? (const int32_t *)(const void *)c->out_index.data : NULL;
-    a->row_weight = c->row_weights ? (const float *)(const void *)c->weights.data : NULL;
+    a->out_index = c->scatter ? c->out_index : NULL;
+    a->row_weight = c->row_weights ? c->weights : NULL;
     a->weight_row_stride = 1;
-    a->y = c->y.data;
+    a->y = c->y;
     a->y_dtype = c->y_dtype;
     a->y_row_stride = c->y_stride * moe_dtype_bits(c->y_dtype) / 8;
     return MOE_OK;
 }
 
-static uint64_t hash_inputs(const ggemm_case *c)
-{
-    const moec_guard *guards[] = {&c->values, &c->scales,    &c->scale2,   &c->zeros,
-                                  &c->bias,   &c->x,         &c->x_scales, &c->act_scale,
-                                  &c->index,  &c->out_index, &c->weights};
-    uint64_t hash = 0;
-    for (size_t i = 0; i < sizeof guards / sizeof guards[0]; i++) {
-        hash = hash * 31 + moec_hash(guards[i]->data, guards[i]->bytes);
-    }
-    return hash;
-}
-
 // Error / bound of the result of row i of expert e, column n, and what it follows from.
-static double ratio_at(const ggemm_case *c, const moei_arith_info *arith, int32_t e, int64_t i,
-                       int64_t n, double *want, double *bound)
+static double ratio_at(const ggemm_case *c, float64_model model, int32_t e, int64_t i, int64_t n,
+                       double *want, double *bound)
 {
-    const int32_t *index = (const int32_t *)(const void *)c->index.data;
-    const int32_t *out_index = (const int32_t *)(const void *)c->out_index.data;
-    const float *weights = (const float *)(const void *)c->weights.data;
-    const int64_t y_row = c->scatter ? out_index[i] : i;
-    const double weight = c->row_weights ? (double)weights[y_row] : 1.0;
-    const double have = decode(c->y_dtype, c->y.data, y_row * c->y_stride + n);
+    const int64_t y_row = c->scatter ? c->out_index[i] : i;
+    const double weight = c->row_weights ? (double)c->weights[y_row] : 1.0;
+    const double have = decode(c->y_dtype, c->y, y_row * c->y_stride + n);
     double magnitude;
-    *want = float64_ggemm_element(&c->oracle, e, index[i], n, weight, &magnitude);
+    *want = float64_ggemm_element(&c->oracle, e, c->index[i], n, weight, &magnitude);
     *bound = c->fill == MOEC_EXACT ? float64_half_ulp(*want, c->y_dtype)
-                                   : float64_ggemm_bound(arith->chunk, arith->fraction_bits, c->k,
-                                                         magnitude, *want, c->y_dtype);
+                                   : float64_ggemm_bound(model, c->k, magnitude, *want, c->y_dtype);
     if (isnan(*want) || isnan(have)) {
         // Products beyond f32's range may meet as inf - inf.
         const bool overflow = isnan(have) && magnitude > (double)FLT_MAX;
@@ -483,24 +501,24 @@ static double ratio_at(const ggemm_case *c, const moei_arith_info *arith, int32_
 }
 
 // Whether every element is within its bound. Where `wants` and `bounds` are given ([rows, n]),
-// fills them instead of stopping at the first that is not.
-static bool within_bounds(const ggemm_case *c, const moei_arith_info *arith, double *wants,
-                          double *bounds)
+// fills them instead of stopping at the first that is not. Raises `worst` to the largest ratio.
+static bool within_bounds(const ggemm_case *c, float64_model model, double *wants, double *bounds,
+                          double *worst)
 {
-    const int32_t *out_index = (const int32_t *)(const void *)c->out_index.data;
     bool within = true;
     for (int32_t e = 0; e < c->experts; e++) {
         for (int64_t i = c->offsets[e]; i < c->offsets[e + 1]; i++) {
-            const int64_t y_row = c->scatter ? out_index[i] : i;
+            const int64_t y_row = c->scatter ? c->out_index[i] : i;
             for (int64_t n = 0; n < c->n && (within || wants != NULL); n++) {
                 double want;
                 double bound;
-                const double ratio = ratio_at(c, arith, e, i, n, &want, &bound);
+                const double ratio = ratio_at(c, model, e, i, n, &want, &bound);
                 within = within && ratio <= 1.0;
+                *worst = ratio > *worst ? ratio : *worst;
                 if (wants != NULL) {
                     // Equal, or excused: infinities and NaN that overflow explains.
                     wants[y_row * c->n + n] =
-                        ratio > 0.0 ? want : decode(c->y_dtype, c->y.data, y_row * c->y_stride + n);
+                        ratio > 0.0 ? want : decode(c->y_dtype, c->y, y_row * c->y_stride + n);
                     bounds[y_row * c->n + n] = bound;
                 }
             }
@@ -511,8 +529,8 @@ static bool within_bounds(const ggemm_case *c, const moei_arith_info *arith, dou
 
 static void check_bounds(moec_run *run, const moei_kernel *kernel, const ggemm_case *c)
 {
-    const moei_arith_info *arith = moei_arith_get(kernel->arith);
-    if (within_bounds(c, arith, NULL, NULL)) {
+    const float64_model model = moec_model_of(kernel);
+    if (within_bounds(c, model, NULL, NULL, &run->worst)) {
         run->counts->passed++;
         return;
     }
@@ -522,8 +540,8 @@ static void check_bounds(moec_run *run, const moei_kernel *kernel, const ggemm_c
                     kernel->name, c->text)) {
         return;
     }
-    (void)within_bounds(c, arith, wants, wants + elements);
-    moec_compare compare = {.actual = moe_tensor_2d(c->y.data, c->y_dtype, c->rows, c->n),
+    (void)within_bounds(c, model, wants, wants + elements, &run->worst);
+    moec_compare compare = {.actual = moe_tensor_2d(c->y, c->y_dtype, c->rows, c->n),
                             .expected = moe_tensor_2d(wants, MOE_F64, c->rows, c->n),
                             .bound = wants + elements,
                             .nan_matches = 1};
@@ -536,9 +554,9 @@ static bool padding_intact(const ggemm_case *c)
 {
     const size_t bytes = (size_t)moe_dtype_bits(c->y_dtype) / 8;
     for (int64_t r = 0; r < c->rows; r++) {
-        const unsigned char *row = c->y.data + (size_t)(r * c->y_stride) * bytes;
+        const unsigned char *row = c->y + (size_t)(r * c->y_stride) * bytes;
         for (size_t b = (size_t)c->n * bytes; b < (size_t)c->y_stride * bytes; b++) {
-            if (row[b] != POISON) {
+            if (row[b] != MOEC_POISON) {
                 return false;
             }
         }
@@ -550,16 +568,15 @@ static bool padding_intact(const ggemm_case *c)
 static bool same_y(moec_run *run, const ggemm_case *c, const unsigned char *was, const char *repro,
                    const char *row, const char *what)
 {
-    return moec_check_same(run, c->y_dtype, c->rows, c->y_stride, c->y.data, was, repro,
-                           "%s: %s: %s", row, c->text, what);
+    return moec_check_same(run, c->y_dtype, c->rows, c->y_stride, c->y, was, repro, "%s: %s: %s",
+                           row, c->text, what);
 }
 
 // Against the bits of the row of the same class that had the case before.
-static void compare_rows(moec_run *run, const moei_kernel *kernel, const ggemm_case *c,
-                         const moek_ggemm_args *a, const unsigned char *first, int number)
+static void compare_rows(moec_run *run, const moec_launch *launch, const ggemm_case *c,
+                         const unsigned char *first, uint64_t hash, int number)
 {
-    const moei_exec exec = moei_exec_make(run->ctx, NULL);
-    const uint64_t hash = moec_hash(first, c->y.bytes);
+    const moei_kernel *kernel = launch->kernel;
     moec_seen *seen = moec_seen_at(run, kernel, number);
     if (seen == NULL) {
         return;
@@ -568,12 +585,14 @@ static void compare_rows(moec_run *run, const moei_kernel *kernel, const ggemm_c
         char both[128];
         char what[160];
         const char *isa = run->isa;
+        moec_launch other = *launch;
+        other.kernel = seen->kernel;
         moec_pair_glob(seen->kernel->name, kernel->name, both, sizeof both);
         (void)snprintf(what, sizeof what, "%s of the same class has other bits than expected",
                        seen->kernel->name);
         run->isa = NULL;
-        memset(c->y.data, POISON, c->y.bytes);
-        (void)run->ctx->backend->ggemm(&exec, seen->kernel, a);
+        moec_buffers_poison(launch->buffers);
+        moec_launch_on(run, run->ctx, &other);
         same_y(run, c, first, both, kernel->name, what);
         run->isa = isa;
         return;
@@ -582,40 +601,64 @@ static void compare_rows(moec_run *run, const moei_kernel *kernel, const ggemm_c
     run->counts->passed++;
 }
 
-static void run_case(moec_run *run, const moei_kernel *kernel, ggemm_case *c, int number)
+// Batch invariance: every row alone, in one group of its expert.
+static void check_rows_alone(moec_run *run, const moec_launch *launch, const ggemm_case *c,
+                             const unsigned char *first)
 {
-    const moei_exec exec = moei_exec_make(run->ctx, NULL);
-    const moei_backend *backend = run->ctx->backend;
+    const char *name = launch->kernel->name;
+    const moek_ggemm_args *whole = launch->args;
+    moek_ggemm_args *alone = calloc((size_t)c->rows + 1, sizeof *alone);
+    if (!moec_check(run, alone != NULL, name, "%s: %s: memory is short", name, c->text)) {
+        return;
+    }
+    for (int32_t e = 0; e < c->experts; e++) {
+        for (int64_t i = c->offsets[e]; i < c->offsets[e + 1]; i++) {
+            alone[i] = *whole;
+            alone[i].offsets = one_row_of(c, e);
+            alone[i].rows = 1;
+            alone[i].row_index += i;
+            if (c->scatter) {
+                alone[i].out_index += i;
+                continue;
+            }
+            alone[i].y += i * whole->y_row_stride;
+            alone[i].row_weight += c->row_weights ? i : 0;
+        }
+    }
+    moec_launch each = *launch;
+    each.args = alone;
+    each.count = c->rows;
+    moec_buffers_poison(launch->buffers);
+    if (c->rows > 0) {
+        moec_launch_on(run, run->ctx, &each);
+    }
+    same_y(run, c, first, name, name, "rows alone differ from rows together");
+    free(alone);
+}
+
+static void run_case(moec_run *run, const moec_teams *teams, const moei_kernel *kernel,
+                     const moei_ggemm_problem *problem, ggemm_case *c, int number)
+{
     const char *name = kernel->name;
     moek_ggemm_args a;
     const moe_status status = make_args(c, &a);
-    unsigned char *first = malloc(c->y.bytes + 1);
-    if (!moec_check(run, first != NULL && status == MOE_OK, name, "%s: %s: %s", name, c->text,
-                    first != NULL ? moe_last_error() : "memory is short")) {
-        free(first);
-        return;
+    const size_t bytes = (size_t)(c->rows * c->y_stride * moe_dtype_bits(c->y_dtype) / 8);
+    unsigned char *first = malloc(bytes + 1);
+    if (moec_check(run, first != NULL && status == MOE_OK, name, "%s: %s: %s", name, c->text,
+                   first != NULL ? moe_last_error() : "memory is short")) {
+        const moec_launch launch = {.kernel = kernel,
+                                    .args = &a,
+                                    .problem = problem,
+                                    .buffers = &c->buffers,
+                                    .result = moe_tensor_2d(c->y, c->y_dtype, c->rows, c->y_stride),
+                                    .text = c->text};
+        const uint64_t hash = moec_run_all(run, teams, &launch);
+        memcpy(first, c->y, bytes);
+        check_bounds(run, kernel, c);
+        moec_check(run, padding_intact(c), name, "%s: %s: wrote past its columns", name, c->text);
+        check_rows_alone(run, &launch, c, first);
+        compare_rows(run, &launch, c, first, hash, number);
     }
-    const uint64_t inputs = hash_inputs(c);
-    memset(c->y.data, POISON, c->y.bytes);
-    moei_count_run(run->ctx, kernel);
-    (void)backend->ggemm(&exec, kernel, &a);
-    check_bounds(run, kernel, c);
-    moec_check(run, padding_intact(c), name, "%s: %s: wrote past its columns", name, c->text);
-    memcpy(first, c->y.data, c->y.bytes);
-    memset(c->y.data, POISON, c->y.bytes);
-    (void)backend->ggemm(&exec, kernel, &a);
-    same_y(run, c, first, name, name, "two runs differ");
-    // Batch invariance: every row alone, in one group of its expert.
-    memset(c->y.data, POISON, c->y.bytes);
-    for (int32_t e = 0; e < c->experts; e++) {
-        moek_ggemm_fn *fn = (moek_ggemm_fn *)kernel->fn;
-        for (int64_t i = c->offsets[e]; i < c->offsets[e + 1]; i++) {
-            fn(&a, e, i, i + 1, 0, c->n);
-        }
-    }
-    same_y(run, c, first, name, name, "rows alone differ from rows together");
-    moec_check(run, hash_inputs(c) == inputs, name, "%s: %s: an input changed", name, c->text);
-    compare_rows(run, kernel, c, &a, first, number);
     free(first);
 }
 
@@ -639,81 +682,120 @@ static const moe_quant_desc act_forms[] = {
     {.spec = MOE_QUANT_I16B32},
 };
 
-static void check_problem(moec_run *run, const moei_kernel *kernel, const moe_gemm_desc *gemm,
-                          moe_dtype x_dtype, int *number, int repeats)
+/// A row and its walk over the problems.
+typedef struct ggemm_walk {
+    moec_run *run;
+    const moei_kernel *kernel;
+    moec_teams teams;
+    int number; // of the next case, the same for every row
+} ggemm_walk;
+
+// One case, if the row takes it.
+static bool try_case(const ggemm_walk *w, const moe_gemm_desc *gemm, moe_dtype x_dtype,
+                     moec_fill fill, shape_kind shape)
 {
-    const moei_ggemm_problem problem = {.m_max = 1,
-                                        .n = 1,
-                                        .k = 256,
-                                        .experts = 1,
-                                        .gemm = gemm,
-                                        .x_dtype = x_dtype,
-                                        .y_dtype = MOE_F32};
+    moec_run *run = w->run;
+    const int number = w->number + (int)shape;
+    const char *name = w->kernel->name;
+    moec_rng rng = {run->options->seed * 1000003u + (uint64_t)w->kernel->arith * 65537u +
+                    (uint64_t)number};
     moei_whynot why;
-    if (!moei_registry_supports(kernel, run->ctx->isa, &problem, &why)) {
-        return;
+    ggemm_case *c = calloc(1, sizeof *c);
+    if (c == NULL) {
+        moec_check(run, false, name, "%s: no memory for a case", name);
+        return true;
     }
-    for (int fill = 0; fill < MOEC_NUM_FILLS; fill++) {
-        for (int r = 0; r < repeats; r++, (*number)++) {
-            moec_rng rng = {run->options->seed * 1000003u + (uint64_t)kernel->arith * 65537u +
-                            (uint64_t)*number};
-            ggemm_case *c = calloc(1, sizeof *c);
-            if (c == NULL) {
-                return;
-            }
-            c->gemm = *gemm;
-            c->info = moei_format(gemm->weight_format);
-            c->act = gemm->act;
-            if (c->act.spec != MOE_QUANT_NONE) {
-                moei_quant_resolve(&c->act);
-                c->gemm.act = c->act;
-            }
-            c->fill = (moec_fill)fill;
-            c->x_dtype = x_dtype;
-            if (moec_check(run, build_case(c, &rng), kernel->name, "%s: no memory for a case",
-                           kernel->name)) {
-                run_case(run, kernel, c, *number);
-            }
-            free_case(c);
-            free(c);
+    c->gemm = *gemm;
+    c->info = moei_format(gemm->weight_format);
+    c->act = gemm->act;
+    if (c->act.spec != MOE_QUANT_NONE) {
+        moei_quant_resolve(&c->act);
+        c->gemm.act = c->act;
+    }
+    c->fill = fill;
+    c->x_dtype = x_dtype;
+    draw_shape(c, &rng, shape);
+    const moei_ggemm_problem problem = {.m_max = c->rows,
+                                        .n = c->n,
+                                        .k = c->k,
+                                        .experts = c->experts,
+                                        .gemm = &c->gemm,
+                                        .x_dtype = x_dtype,
+                                        .y_dtype = c->y_dtype,
+                                        .transposed = c->transposed};
+    const bool taken = moei_registry_supports(w->kernel, run->ctx->isa, &problem, &why);
+    if (taken && moec_check(run, build_case(c, &rng), name, "%s: no memory for a case", name)) {
+        run_case(run, &w->teams, w->kernel, &problem, c, number);
+    }
+    free_case(c);
+    free(c);
+    return taken;
+}
+
+static void check_problem(ggemm_walk *w, const moe_gemm_desc *gemm, moe_dtype x_dtype)
+{
+    const bool device = !w->run->ctx->backend->host_memory;
+    for (int fill = 0; fill < MOEC_NUM_FILLS; fill++, w->number += NUM_SHAPES) {
+        if (!try_case(w, gemm, x_dtype, (moec_fill)fill, SHAPE_PLAIN)) {
+            (void)try_case(w, gemm, x_dtype, (moec_fill)fill, SHAPE_ROUND);
+        }
+        // On a CPU, float64 would take minutes for these.
+        if (device && fill == MOEC_NORMAL &&
+            !try_case(w, gemm, x_dtype, MOEC_NORMAL, SHAPE_LARGE)) {
+            (void)try_case(w, gemm, x_dtype, MOEC_NORMAL, SHAPE_LARGE_ROUND);
+        }
+    }
+}
+
+// Every activation form with one scale dtype and group of a format.
+static void check_weights(ggemm_walk *w, const moe_gemm_desc *weights)
+{
+    static const moe_dtype floats[] = {MOE_F32, MOE_BF16, MOE_F16};
+    for (size_t v = 0; v < sizeof act_forms / sizeof act_forms[0]; v++) {
+        // Other scale dtypes than the first change nothing in how activations are read.
+        if (weights->weight_scale_dtype != MOE_DTYPE_UNSET && v != 1) {
+            continue;
+        }
+        moe_gemm_desc gemm = *weights;
+        gemm.act = act_forms[v];
+        if (act_forms[v].spec != MOE_QUANT_NONE) {
+            check_problem(w, &gemm, moei_gemm_operand_dtype(&gemm, MOE_DTYPE_UNSET));
+            continue;
+        }
+        for (int d = 0; d < 3; d++) {
+            check_problem(w, &gemm, floats[d]);
         }
     }
 }
 
 void moec_check_ggemm(moec_run *run, const moei_kernel *kernel)
 {
+    static const int32_t groups[] = {0, 32, 64, 16};
     const moei_format_info *info;
-    int number = 0;
+    ggemm_walk w = {.run = run, .kernel = kernel};
+    const unsigned long before = run->cases;
+    if (!moec_check(run, moec_teams_make(run, &w.teams), kernel->name, "%s: no threads",
+                    kernel->name)) {
+        return;
+    }
     for (size_t f = 0; (info = moei_format_at(f)) != NULL; f++) {
         if (run->options->format != 0 && run->options->format != info->format) {
             continue;
         }
-        for (size_t v = 0; v < sizeof act_forms / sizeof act_forms[0]; v++) {
-            static const moe_dtype floats[] = {MOE_F32, MOE_BF16, MOE_F16};
-            static const int32_t groups[] = {0, 32, 64, 16};
-            for (int g = 0; g < (info->free_group ? 4 : 1); g++) {
-                for (moe_dtype s = MOE_DTYPE_UNSET; s <= MOE_E8M0; s++) {
-                    if (s != MOE_DTYPE_UNSET && (info->scale_dtypes & (1u << s)) == 0) {
-                        continue;
-                    }
-                    const moe_gemm_desc gemm = {.weight_format = info->format,
-                                                .weight_scale_dtype = s,
-                                                .weight_group = groups[g],
-                                                .act = act_forms[v]};
-                    if (act_forms[v].spec == MOE_QUANT_NONE) {
-                        for (int d = 0; d < 3; d++) {
-                            check_problem(run, kernel, &gemm, floats[d], &number, s == 0 ? 1 : 0);
-                        }
-                    } else {
-                        check_problem(run, kernel, &gemm,
-                                      moei_gemm_operand_dtype(&gemm, MOE_DTYPE_UNSET), &number,
-                                      s == 0 || v == 1 ? 1 : 0);
-                    }
+        for (int g = 0; g < (info->free_group ? 4 : 1); g++) {
+            for (moe_dtype s = MOE_DTYPE_UNSET; s <= MOE_E8M0; s++) {
+                if (s != MOE_DTYPE_UNSET && (info->scale_dtypes & (1u << s)) == 0) {
+                    continue;
                 }
+                const moe_gemm_desc weights = {.weight_format = info->format,
+                                               .weight_scale_dtype = s,
+                                               .weight_group = groups[g]};
+                check_weights(&w, &weights);
             }
         }
     }
+    moec_teams_free(&w.teams);
     if (run->options->format == 0) { // one format alone need not have a case of every class
-        moec_check(run, number > 0, kernel->name, "%s: no case fits", kernel->name);
+        moec_check(run, run->cases > before, kernel->name, "%s: no case fits", kernel->name);
     }
 }

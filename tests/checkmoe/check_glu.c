@@ -11,9 +11,7 @@
 #include "ops/glu.h"
 #include "quant/elements.h"
 
-#define ROWS    6 // of all batches
-#define BATCHES 3 // or 1
-#define POISON  0xA5
+#define ROWS 5
 
 typedef struct glu_case {
     float64_act act;
@@ -43,36 +41,10 @@ static float draw(moec_rng *rng, int fill)
 // A case in memory.
 typedef struct glu_data {
     moek_glu_args a;
-    moec_guard x, y, counts, total;
+    moec_buffers buffers;
+    unsigned char *x, *y;
     int64_t y_stride;
 } glu_data;
-
-// How many rows are there is said in one of three ways, or not at all.
-static void draw_rows(moec_rng *rng, glu_data *d)
-{
-    moek_glu_args *a = &d->a;
-    int32_t *counts = (int32_t *)(void *)d->counts.data;
-    int32_t *total = (int32_t *)(void *)d->total.data;
-    a->batches = moec_below(rng, 2) == 0 ? BATCHES : 1;
-    a->rows = ROWS / a->batches;
-    a->x_batch_stride = a->rows * a->x_row_stride;
-    a->y_batch_stride = a->rows * a->y_row_stride;
-    for (int32_t b = 0; b < BATCHES; b++) {
-        counts[b] = (int32_t)moec_below(rng, a->rows + 1);
-    }
-    total[0] = (int32_t)moec_below(rng, a->rows + 1);
-    a->counts = a->batches > 1 && moec_below(rng, 2) == 0 ? counts : NULL;
-    a->total = a->counts == NULL && moec_below(rng, 3) == 0 ? total : NULL;
-}
-
-static bool is_there(const glu_data *d, int64_t row)
-{
-    const moek_glu_args *a = &d->a;
-    const int64_t rows = a->counts != NULL  ? a->counts[row / a->rows]
-                         : a->total != NULL ? a->total[0]
-                                            : a->rows;
-    return row % a->rows < rows;
-}
 
 static bool build(const glu_case *c, moec_rng *rng, glu_data *d)
 {
@@ -81,27 +53,28 @@ static bool build(const glu_case *c, moec_rng *rng, glu_data *d)
     const size_t xb = (size_t)moe_dtype_bits(c->x_dtype) / 8;
     const size_t yb = (size_t)moe_dtype_bits(c->y_dtype) / 8;
     memset(d, 0, sizeof *d);
-    d->y_stride = c->inter + 2 * moec_below(rng, 3);
-    if (!moec_guard_alloc(&d->x, (size_t)(ROWS * width) * xb, true) ||
-        !moec_guard_alloc(&d->y, (size_t)(ROWS * d->y_stride) * yb, true) ||
-        !moec_guard_alloc(&d->counts, BATCHES * sizeof(int32_t), true) ||
-        !moec_guard_alloc(&d->total, sizeof(int32_t), true)) {
+    d->y_stride = c->inter + 2;
+    d->x = moec_input(&d->buffers, ROWS * width, xb);
+    d->buffers.flip = true; // both end at a guard page
+    d->y = moec_output(&d->buffers, ROWS * d->y_stride, yb);
+    if (d->buffers.failed) {
         return false;
     }
     for (int64_t i = 0; i < ROWS * width; i++) {
         const float v = draw(rng, c->fill);
-        moei_store_f32(c->x_dtype, d->x.data + (size_t)i * xb, 1, &v);
+        moei_store_f32(c->x_dtype, d->x + (size_t)i * xb, 1, &v);
     }
     d->a = (moek_glu_args){.act = {c->act.activation, (float)c->act.alpha, (float)c->act.beta,
                                    (float)c->act.linear_beta, (float)c->act.limit},
-                           .x = d->x.data,
+                           .x = d->x,
                            .x_dtype = c->x_dtype,
                            .x_row_stride = width * (int64_t)xb,
-                           .y = d->y.data,
+                           .y = d->y,
                            .y_dtype = c->y_dtype,
                            .y_row_stride = d->y_stride * (int64_t)yb,
-                           .inter = c->inter};
-    draw_rows(rng, d);
+                           .inter = c->inter,
+                           .rows = ROWS,
+                           .batches = 1};
     moei_glu_order(c->act.activation, c->gate_up, c->inter, &d->a.gate_offset, &d->a.up_offset,
                    &d->a.step);
     return true;
@@ -112,17 +85,13 @@ static double ratio_at(const glu_case *c, const glu_data *d, int64_t r, int64_t 
                        double *bound)
 {
     const moek_glu_args *a = &d->a;
-    const unsigned char *row = d->x.data + r * a->x_row_stride;
+    const unsigned char *row = d->x + r * a->x_row_stride;
     const bool gated = moe_activation_gated(c->act.activation) != 0;
     const double g = (double)moei_load_one(c->x_dtype, row, a->gate_offset + j * a->step);
     const double u =
         gated ? (double)moei_load_one(c->x_dtype, row, a->up_offset + j * a->step) : 1.0;
-    const double have = (double)moei_load_one(c->y_dtype, d->y.data, r * d->y_stride + j);
+    const double have = (double)moei_load_one(c->y_dtype, d->y, r * d->y_stride + j);
     double error;
-    if (!is_there(d, r)) {
-        *want = have; // padding_intact looks at it
-        return 0.0;
-    }
     *want = float64_glu(&c->act, g, u, &error);
     *bound = error + float64_half_ulp(fabs(*want) + error, c->y_dtype);
     // Products of intermediates beyond f32's range overflow on the way.
@@ -166,10 +135,10 @@ static void report(moec_run *run, const moei_kernel *kernel, const glu_case *c, 
         const int64_t j = i % c->inter;
         if (ratio_at(c, d, r, j, &want[i], &want[(int64_t)n + i]) <= 0.0) {
             // Equal, or excused: infinities and NaN that overflow explains.
-            want[i] = (double)moei_load_one(c->y_dtype, d->y.data, r * d->y_stride + j);
+            want[i] = (double)moei_load_one(c->y_dtype, d->y, r * d->y_stride + j);
         }
     }
-    moec_compare compare = {.actual = moe_tensor_2d(d->y.data, c->y_dtype, ROWS, c->inter),
+    moec_compare compare = {.actual = moe_tensor_2d(d->y, c->y_dtype, ROWS, c->inter),
                             .expected = moe_tensor_2d(want, MOE_F64, ROWS, c->inter),
                             .bound = want + n,
                             .nan_matches = 1};
@@ -178,15 +147,13 @@ static void report(moec_run *run, const moei_kernel *kernel, const glu_case *c, 
     free(want);
 }
 
-// What is no row's is as it was, and rows that are not there are.
 static bool padding_intact(const glu_case *c, const glu_data *d)
 {
     const size_t yb = (size_t)moe_dtype_bits(c->y_dtype) / 8;
     for (int64_t r = 0; r < ROWS; r++) {
-        const int64_t first = is_there(d, r) ? c->inter : 0;
-        const unsigned char *pad = d->y.data + (size_t)(r * d->y_stride + first) * yb;
-        for (size_t b = 0; b < (size_t)(d->y_stride - first) * yb; b++) {
-            if (pad[b] != POISON) {
+        const unsigned char *pad = d->y + (size_t)(r * d->y_stride + c->inter) * yb;
+        for (size_t b = 0; b < (size_t)(d->y_stride - c->inter) * yb; b++) {
+            if (pad[b] != MOEC_POISON) {
                 return false;
             }
         }
@@ -194,61 +161,27 @@ static bool padding_intact(const glu_case *c, const glu_data *d)
     return true;
 }
 
-// The same bits a second time, and from the row that had the case before.
-static void compare_runs(moec_run *run, const moei_kernel *kernel, const glu_case *c, glu_data *d,
-                         int number)
-{
-    const moei_exec exec = moei_exec_make(run->ctx, NULL);
-    moec_seen *seen = moec_seen_at(run, kernel, number);
-    unsigned char *first = malloc(d->y.bytes);
-    if (!moec_check(run, first != NULL, kernel->name, "%s: memory is short", kernel->name)) {
-        return;
-    }
-    memcpy(first, d->y.data, d->y.bytes);
-    (void)run->ctx->backend->glu(&exec, kernel, &d->a);
-    moec_check_same(run, c->y_dtype, ROWS, d->y_stride, d->y.data, first, kernel->name,
-                    "%s: %s: two runs differ", kernel->name, c->text);
-    const uint64_t hash = moec_hash(first, d->y.bytes);
-    if (seen != NULL && seen->kernel != NULL && seen->hash != hash) {
-        char both[128];
-        const char *isa = run->isa;
-        moec_pair_glob(seen->kernel->name, kernel->name, both, sizeof both);
-        run->isa = NULL;
-        (void)run->ctx->backend->glu(&exec, seen->kernel, &d->a);
-        moec_check_same(run, c->y_dtype, ROWS, d->y_stride, first, d->y.data, both,
-                        "%s: %s: bits differ from %s", kernel->name, c->text, seen->kernel->name);
-        run->isa = isa;
-    } else if (seen != NULL) {
-        *seen = (moec_seen){kernel, hash};
-        run->counts->passed++;
-    }
-    free(first);
-}
-
-static void run_glu(moec_run *run, const moei_kernel *kernel, const glu_case *c, moec_rng *rng,
-                    int number)
+static void run_glu(moec_run *run, const moec_teams *teams, const moei_kernel *kernel,
+                    const glu_case *c, moec_rng *rng, int number)
 {
     glu_data d;
-    const moei_exec exec = moei_exec_make(run->ctx, NULL);
     if (moec_check(run, build(c, rng, &d), kernel->name, "%s: memory is short", kernel->name)) {
-        const uint64_t before = moec_hash(d.x.data, d.x.bytes);
-        memset(d.y.data, POISON, d.y.bytes);
-        (void)run->ctx->backend->glu(&exec, kernel, &d.a);
+        const moec_launch launch = {.kernel = kernel,
+                                    .args = &d.a,
+                                    .buffers = &d.buffers,
+                                    .result = moe_tensor_2d(d.y, c->y_dtype, ROWS, d.y_stride),
+                                    .text = c->text};
+        const uint64_t hash = moec_run_all(run, teams, &launch);
         if (within_bounds(c, &d)) {
             run->counts->passed++;
         } else {
             report(run, kernel, c, &d);
         }
-        moec_check(run, padding_intact(c, &d), kernel->name,
-                   "%s: %s: wrote past its columns or rows", kernel->name, c->text);
-        compare_runs(run, kernel, c, &d, number);
-        moec_check(run, moec_hash(d.x.data, d.x.bytes) == before, kernel->name, "%s: %s: x changed",
+        moec_check(run, padding_intact(c, &d), kernel->name, "%s: %s: wrote past its columns",
                    kernel->name, c->text);
+        moec_rows_agree(run, kernel, number, hash, c->text);
     }
-    moec_guard_free(&d.x);
-    moec_guard_free(&d.y);
-    moec_guard_free(&d.counts);
-    moec_guard_free(&d.total);
+    moec_buffers_free(&d.buffers);
 }
 
 void moec_check_glu(moec_run *run, const moei_kernel *kernel)
@@ -267,10 +200,14 @@ void moec_check_glu(moec_run *run, const moei_kernel *kernel)
                                        {MOE_ACT_SILU_NO_MUL, 0, 0, 0, 0},
                                        {MOE_ACT_GELU_NO_MUL, 0, 0, 0, 0},
                                        {MOE_ACT_GELU_TANH_NO_MUL, 0, 0, 0, 0},
-                                       {MOE_ACT_RELU2_NO_MUL, 0, 0, 0, 0},
-                                       {MOEI_ACT_SIGMOID, 0, 0, 0, 0}};
+                                       {MOE_ACT_RELU2_NO_MUL, 0, 0, 0, 0}};
     moec_rng rng = {run->options->seed * 77u + 5u};
+    moec_teams teams;
     int number = 0;
+    if (!moec_check(run, moec_teams_make(run, &teams), kernel->name, "%s: no threads",
+                    kernel->name)) {
+        return;
+    }
     for (size_t i = 0; i < sizeof acts / sizeof acts[0]; i++) {
         const bool gated = moe_activation_gated(acts[i].activation) != 0;
         for (moe_gate_up order = gated ? 1 : 0; order <= (gated ? MOE_UP_GATE_INTERLEAVED : 0);
@@ -284,9 +221,10 @@ void moec_check_glu(moec_run *run, const moei_kernel *kernel)
                                    moe_activation_name(acts[i].activation), (int)order,
                                    moe_dtype_name(c.x_dtype), moe_dtype_name(c.y_dtype),
                                    (long long)c.inter, fill);
-                    run_glu(run, kernel, &c, &rng, number++);
+                    run_glu(run, &teams, kernel, &c, &rng, number++);
                 }
             }
         }
     }
+    moec_teams_free(&teams);
 }

@@ -243,11 +243,6 @@ static bool as_expected(const moek_place_args *a, int32_t *load, char *where, si
     return a->load == NULL || moec_same_i32("load", a->load, load, a->num_physical, where, size);
 }
 
-static void go(const struct moei_exec *exec, const moei_kernel *kernel, const void *args)
-{
-    (void)exec->ctx->backend->place(exec, kernel, args);
-}
-
 static void run_case(moec_run *run, const moec_teams *teams, const moei_kernel *kernel, int number,
                      moec_rng *rng)
 {
@@ -266,7 +261,8 @@ static void run_case(moec_run *run, const moec_teams *teams, const moei_kernel *
     int32_t *load = malloc((size_t)c.a.num_physical * sizeof *load);
     if (moec_check(run, !c.buffers.failed && load != NULL, kernel->name, "%s: %s: no memory",
                    kernel->name, c.text)) {
-        const moec_launch launch = {kernel, go, &c.a, reset, &c.buffers, c.text};
+        const moec_launch launch = {
+            .kernel = kernel, .args = &c.a, .reset = reset, .buffers = &c.buffers, .text = c.text};
         const uint64_t hash = moec_run_all(run, teams, &launch);
         char where[200] = "";
         moec_check(run, as_expected(&c.a, load, where, sizeof where), kernel->name, "%s: %s: %s",

@@ -7,23 +7,22 @@
 
 #include "checkmoe/check_rows.h"
 #include "checkmoe/quantize_case.h"
+#include "checkmoe/twins.h"
 #include "float64/quantize.h"
 #include "numerics/e8m0.h"
 #include "ops/backend.h"
 #include "quant/elements.h"
 
-static const int thread_counts[] = {1, 2, 7};
 #define ENOUGH       60 // failures of a row
-#define NUM_CONTEXTS (sizeof thread_counts / sizeof thread_counts[0])
+#define NUM_CONTEXTS 3
 
-/// Contexts of 1, 2 and 7 threads whose quantiser is the row in hand.
 typedef struct quantize_rows {
     moec_run *run;
     const moei_kernel *kernel;
-    moe_context *made[NUM_CONTEXTS];
-    moe_context ctx[NUM_CONTEXTS];
-    int number;           // of the case: decides its layout
-    unsigned long failed; // before this row
+    moec_teams teams;
+    moe_context ctx[NUM_CONTEXTS]; // the teams, with the row in hand as their quantiser
+    int number;                    // of the case: decides its layout
+    unsigned long failed;          // before this row
 } quantize_rows;
 
 // ---- what a failure prints ----------------------------------------------------------------------
@@ -140,7 +139,7 @@ static bool run_once(const quantize_rows *q, const moec_quantize_case *c, size_t
                          c->text, when, moe_last_error());
     const char *wrong = ok ? moec_quantize_differs(&have, &c->want) : NULL;
     if (wrong != NULL) {
-        report(q, c, &have, wrong, thread_counts[context]);
+        report(q, c, &have, wrong, moe_context_num_threads(&q->ctx[context]));
         ok = false;
     }
     q->run->counts->passed += ok;
@@ -152,6 +151,7 @@ static void run_problem(quantize_rows *q, const moec_quantize_problem *p, moec_r
 {
     moec_quantize_case c;
     const char *name = q->kernel->name;
+    q->run->cases++;
     if (moec_check(q->run, moec_quantize_build(&c, p, rng), name, "%s: %s: memory is short", name,
                    c.text)) {
         const uint64_t before = moec_hash(c.x.guard.data, c.x.guard.bytes);
@@ -282,27 +282,21 @@ void moec_check_quantize(moec_run *run, const moei_kernel *kernel)
 {
     moec_rng rng = {run->options->seed * 1009u + 7u};
     quantize_rows q = {.run = run, .kernel = kernel, .failed = run->counts->failed};
-    bool ok = true;
-    for (size_t i = 0; i < NUM_CONTEXTS && ok; i++) {
-        moe_context_desc desc = moe_context_desc_default();
-        desc.isa = run->options->isa;
-        desc.num_threads = thread_counts[i];
-        ok = moec_check(run, moe_context_create(&desc, &q.made[i]) == MOE_OK, kernel->name,
-                        "%s: %s", kernel->name, moe_last_error());
-        if (ok) {
-            q.ctx[i] = *q.made[i];
-            q.ctx[i].backend = run->ctx->backend;
-            q.ctx[i].op_kernel[MOEI_OP_QUANTIZE] = kernel;
-        }
+    if (!moec_check(run, moec_teams_make(run, &q.teams), kernel->name, "%s: no threads",
+                    kernel->name)) {
+        return;
     }
-    if (ok) {
-        check_specs(&q, &rng);
+    for (size_t i = 0; i < NUM_CONTEXTS; i++) {
+        q.ctx[i] = *q.teams.ctx[i];
+        q.ctx[i].op_kernel[MOEI_OP_QUANTIZE] = kernel;
     }
-    if (ok && !enough(&q)) {
+    check_specs(&q, &rng);
+    if (!enough(&q)) {
         check_large(&q, &rng);
         check_silu(&q, &rng);
     }
     for (size_t i = 0; i < NUM_CONTEXTS; i++) {
-        moe_context_destroy(q.made[i]);
+        moec_twins_release(&q.ctx[i]);
     }
+    moec_teams_free(&q.teams);
 }

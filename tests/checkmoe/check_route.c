@@ -145,11 +145,6 @@ static bool build(route_case *c, route_check *check, int number)
     return !c->buffers.failed;
 }
 
-static void go(const struct moei_exec *exec, const moei_kernel *kernel, const void *args)
-{
-    (void)exec->ctx->backend->route(exec, kernel, args);
-}
-
 // ---- What was routed ----------------------------------------------------------------------------
 
 static void check_values(route_check *check, const route_case *c)
@@ -182,7 +177,7 @@ static const unsigned char *token_of(const void *base, moe_dtype dtype, int64_t 
 }
 
 // The tokens `from`, in this order, as a batch of their own: the bits that each had in the whole.
-static void check_batch(route_check *check, const route_case *c, const int64_t *from, int64_t n,
+static void check_batch(route_check *check, route_case *c, const int64_t *from, int64_t n,
                         const char *what)
 {
     const problem *p = &c->p;
@@ -218,7 +213,11 @@ static void check_batch(route_check *check, const route_case *c, const int64_t *
         a.ids = q.ids;
         a.weights = q.weights;
         a.shared_weights = q.shared;
-        const moec_launch launch = {check->kernel, go, &a, NULL, &b, c->text};
+        const moec_launch launch = {.kernel = check->kernel,
+                                    .args = &a,
+                                    .buffers = &b,
+                                    .also = &c->buffers,
+                                    .text = c->text};
         moec_launch_on(check->run, check->teams.ctx[2], &launch);
         int64_t wrong = -1;
         for (int64_t i = 0; i < n && wrong < 0; i++) {
@@ -230,7 +229,7 @@ static void check_batch(route_check *check, const route_case *c, const int64_t *
     moec_buffers_free(&b);
 }
 
-static void check_batches(route_check *check, const route_case *c)
+static void check_batches(route_check *check, route_case *c)
 {
     const int64_t n = c->p.tokens;
     int64_t from[64];
@@ -413,7 +412,12 @@ static uint64_t check_mapped(route_check *check, route_case *c)
     uint64_t hash = 0;
     if (moec_check(check->run, load != NULL && !c->map_buffers.failed, name, "%s: %s: no memory",
                    name, text)) {
-        const moec_launch launch = {check->kernel, go, a, reset, &c->map_buffers, text};
+        const moec_launch launch = {.kernel = check->kernel,
+                                    .args = a,
+                                    .reset = reset,
+                                    .buffers = &c->map_buffers,
+                                    .also = &c->buffers,
+                                    .text = text};
         char where[160] = "";
         hash = moec_run_all(check->run, &check->teams, &launch);
         for (int32_t e = 0; e < a->num_physical; e++) {
@@ -441,7 +445,8 @@ static void run_case(route_check *check, int number)
     }
     if (moec_check(check->run, build(c, check, number), name, "%s: problem %d: %s", name, number,
                    c->buffers.failed ? "no memory" : moe_last_error())) {
-        const moec_launch launch = {check->kernel, go, &c->plain, NULL, &c->buffers, c->text};
+        const moec_launch launch = {
+            .kernel = check->kernel, .args = &c->plain, .buffers = &c->buffers, .text = c->text};
         const uint64_t hash = moec_run_all(check->run, &check->teams, &launch);
         check_values(check, c);
         check_batches(check, c);

@@ -3,10 +3,11 @@
 #include "checkmoe/check_rows.h"
 
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "ops/backend.h"
+#include "checkmoe/op_run.h"
 
 // ---- Buffers ------------------------------------------------------------------------------------
 
@@ -83,13 +84,20 @@ bool moec_teams_make(const moec_run *run, moec_teams *teams)
     static const int32_t sizes[] = {1, 2, 7};
     memset(teams, 0, sizeof *teams);
     for (int i = 0; i < 3; i++) {
+        teams->ctx[i] = run->ctx;
+        if (!run->ctx->backend->host_memory) {
+            continue;
+        }
         moe_context_desc desc = moe_context_desc_default();
         desc.device = run->options->device;
         desc.num_threads = sizes[i];
-        if (moe_context_create(&desc, &teams->ctx[i]) != MOE_OK) {
+        if (moe_context_create(&desc, &teams->made[i]) != MOE_OK) {
             moec_teams_free(teams);
             return false;
         }
+        teams->copy[i] = *teams->made[i];
+        teams->copy[i].backend = run->ctx->backend;
+        teams->ctx[i] = &teams->copy[i];
     }
     return true;
 }
@@ -97,8 +105,8 @@ bool moec_teams_make(const moec_run *run, moec_teams *teams)
 void moec_teams_free(moec_teams *teams)
 {
     for (int i = 0; i < 3; i++) {
-        moe_context_destroy(teams->ctx[i]);
-        teams->ctx[i] = NULL;
+        moe_context_destroy(teams->made[i]);
+        teams->made[i] = NULL;
     }
 }
 
@@ -116,12 +124,9 @@ static void on_fault(int signal_number)
     (void)written;
 }
 
-void moec_launch_on(moec_run *run, const moe_context *ctx, const moec_launch *launch)
+static void watch(const moec_run *run, const moec_launch *launch)
 {
     char repeat[320];
-    struct sigaction now = {.sa_handler = on_fault, .sa_flags = (int)SA_RESETHAND};
-    struct sigaction before[2];
-    const moei_exec exec = moei_exec_make(ctx, NULL);
     moec_repro(run, launch->kernel->name, repeat, sizeof repeat);
     const int length = snprintf(fault.text, sizeof fault.text,
                                 "FAILED: %s: %s: memory beyond a buffer was touched\n"
@@ -129,33 +134,152 @@ void moec_launch_on(moec_run *run, const moe_context *ctx, const moec_launch *la
                                 launch->kernel->name, launch->text, repeat);
     fault.length = length < (int)sizeof fault.text ? (size_t)length : sizeof fault.text - 1;
     fault.file = fileno(run->out);
+}
+
+static moe_status run_each(const moe_context *ctx, moec_twins *twins, const moec_launch *launch)
+{
+    const unsigned char *args = launch->args;
+    const size_t size = moec_op_args_size(launch->kernel->op);
+    for (int64_t i = 0; i < (launch->count > 0 ? launch->count : 1); i++) {
+        MOE_TRY(moec_op_run(ctx, twins, launch->kernel, args + (size_t)i * size));
+    }
+    return MOE_OK;
+}
+
+// `red`: byte around the twins of a device.
+static void launch_once(moec_run *run, const moe_context *ctx, const moec_launch *launch,
+                        unsigned char red)
+{
+    char wrong[200] = "";
+    moec_twins twins;
+    struct sigaction now = {.sa_handler = on_fault, .sa_flags = (int)SA_RESETHAND};
+    struct sigaction before[2];
+    moec_twins_begin(&twins, ctx);
+    for (int i = 0; i < launch->buffers->count; i++) {
+        moec_twins_add(&twins, &launch->buffers->item[i].guard, launch->buffers->item[i].output);
+    }
+    for (int i = 0; launch->also != NULL && i < launch->also->count; i++) {
+        moec_twins_add(&twins, &launch->also->item[i].guard, false);
+    }
+    watch(run, launch);
     (void)sigaction(SIGSEGV, &now, &before[0]);
     (void)sigaction(SIGBUS, &now, &before[1]);
-    launch->go(&exec, launch->kernel, launch->args);
+    moe_status status = moec_twins_up(&twins, red);
+    if (status == MOE_OK) {
+        status = run_each(ctx, &twins, launch);
+    }
     (void)sigaction(SIGSEGV, &before[0], NULL);
     (void)sigaction(SIGBUS, &before[1], NULL);
+    if (status != MOE_OK) {
+        (void)snprintf(wrong, sizeof wrong, "%s", moe_last_error());
+    } else if (moec_twins_down(&twins, wrong, sizeof wrong)) {
+        moec_twins_end(&twins);
+        return;
+    }
+    moec_check(run, false, launch->kernel->name, "%s: %s: %s", launch->kernel->name, launch->text,
+               wrong);
+    moec_twins_end(&twins);
+}
+
+void moec_launch_on(moec_run *run, const moe_context *ctx, const moec_launch *launch)
+{
+    launch_once(run, ctx, launch, MOEC_POISON);
+}
+
+// The CPU's row for the case of another backend: of the same op and class. NULL: there is none.
+static const moei_kernel *cpu_row(const moec_run *run, const moec_launch *launch)
+{
+    moei_whynot why;
+    for (size_t i = 0; run->cpu != NULL && i < run->cpu->backend->num_kernels; i++) {
+        const moei_kernel *kernel = &run->cpu->backend->kernels[i];
+        if (kernel->op == launch->kernel->op && kernel->arith == launch->kernel->arith &&
+            moei_registry_supports(kernel, run->cpu->isa, launch->problem, &why)) {
+            return kernel;
+        }
+    }
+    return NULL;
+}
+
+/// The first result of a case.
+typedef struct first_result {
+    bool set;
+    uint64_t hash;
+    unsigned char *shown; // bytes of launch->result
+} first_result;
+
+static size_t shown_bytes(const moec_launch *launch)
+{
+    const moe_tensor *t = &launch->result;
+    return t->data == NULL
+               ? 0
+               : (size_t)(t->shape[0] * t->shape[1]) * (size_t)moe_dtype_bits(t->dtype) / 8;
+}
+
+// Compares the outputs with the first ones; keeps them where they are the first.
+static void compare(moec_run *run, const moec_launch *launch, first_result *first, const char *what)
+{
+    const uint64_t hash = moec_buffers_hash(launch->buffers, true);
+    const size_t bytes = shown_bytes(launch);
+    const char *name = launch->kernel->name;
+    if (!first->set) {
+        *first = (first_result){true, hash, malloc(bytes + 1)};
+        if (first->shown != NULL && bytes > 0) {
+            memcpy(first->shown, launch->result.data, bytes);
+        }
+        return;
+    }
+    if (hash != first->hash && first->shown != NULL && bytes > 0 &&
+        memcmp(first->shown, launch->result.data, bytes) != 0) {
+        moec_check_same(run, launch->result.dtype, launch->result.shape[0], launch->result.shape[1],
+                        launch->result.data, first->shown, name, "%s: %s: %s", name, launch->text,
+                        what);
+    } else {
+        moec_check(run, hash == first->hash, name, "%s: %s: %s", name, launch->text, what);
+    }
+}
+
+static void begin_outputs(const moec_launch *launch)
+{
+    moec_buffers_poison(launch->buffers);
+    if (launch->reset != NULL) {
+        launch->reset(launch->args);
+    }
 }
 
 uint64_t moec_run_all(moec_run *run, const moec_teams *teams, const moec_launch *launch)
 {
+    static const unsigned char reds[] = {0xFF, 0x00, 0x7B, MOEC_POISON};
+    const bool device = !run->ctx->backend->host_memory;
     const uint64_t inputs = moec_buffers_hash(launch->buffers, false);
-    uint64_t first = 0;
-    for (int i = 0; i < 4; i++) { // twice on one thread, then 2 and 7
-        const moe_context *ctx = teams->ctx[i == 0 ? 0 : i - 1];
-        moec_buffers_poison(launch->buffers);
-        if (launch->reset != NULL) {
-            launch->reset(launch->args);
+    const moei_kernel *other = cpu_row(run, launch);
+    char what[160];
+    first_result first = {false, 0, NULL};
+    run->cases++;
+    if (other != NULL) {
+        moec_launch by_cpu = *launch;
+        by_cpu.kernel = other;
+        begin_outputs(launch);
+        moec_launch_on(run, run->cpu, &by_cpu);
+        compare(run, launch, &first, "");
+    }
+    for (int i = 0; i < 4; i++) {
+        const moe_context *ctx = teams->ctx[i == 0 ? 0 : i - 1]; // twice on one thread
+        begin_outputs(launch);
+        launch_once(run, ctx, launch, reds[i]);
+        if (i == 0 && other != NULL) {
+            (void)snprintf(what, sizeof what, "bits differ from %s", other->name);
+        } else if (device) {
+            (void)snprintf(what, sizeof what, "two runs differ (run %d)", i + 1);
+        } else {
+            (void)snprintf(what, sizeof what, "two runs differ (run %d, with %d threads)", i + 1,
+                           moe_context_num_threads(ctx));
         }
-        moec_launch_on(run, ctx, launch);
-        const uint64_t hash = moec_buffers_hash(launch->buffers, true);
-        first = i == 0 ? hash : first;
-        moec_check(run, hash == first, launch->kernel->name,
-                   "%s: %s: run %d, with %d threads, gives other bytes than the first with 1",
-                   launch->kernel->name, launch->text, i + 1, moe_context_num_threads(ctx));
+        compare(run, launch, &first, what);
     }
     moec_check(run, moec_buffers_hash(launch->buffers, false) == inputs, launch->kernel->name,
                "%s: %s: an input was written", launch->kernel->name, launch->text);
-    return first;
+    free(first.shown);
+    return first.hash;
 }
 
 void moec_rows_agree(moec_run *run, const moei_kernel *kernel, int number, uint64_t hash,

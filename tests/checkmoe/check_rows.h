@@ -6,8 +6,7 @@
 
 #include "checkmoe/checkmoe.h"
 #include "core/registry.h"
-
-struct moei_exec;
+#include "ops/backend.h"
 
 void moec_check_route(moec_run *run, const struct moei_kernel *kernel);
 void moec_check_place(moec_run *run, const struct moei_kernel *kernel);
@@ -47,9 +46,12 @@ void moec_buffers_poison(moec_buffers *buffers);
 /// Hash of all inputs, or of all outputs.
 uint64_t moec_buffers_hash(const moec_buffers *buffers, bool outputs);
 
-/// Contexts of the run's device with 1, 2 and 7 threads, for every check of a run.
+/// Contexts of 1, 2 and 7 threads on the backend of a run, for every check of a row. A device has
+/// no threads: all three are the run's context.
 typedef struct moec_teams {
-    moe_context *ctx[3];
+    const moe_context *ctx[3];
+    moe_context *made[3];
+    moe_context copy[3];
 } moec_teams;
 
 bool moec_teams_make(const moec_run *run, moec_teams *teams);
@@ -58,20 +60,24 @@ void moec_teams_free(moec_teams *teams);
 /// A case of an op, as its check runs it.
 typedef struct moec_launch {
     const moei_kernel *kernel;
-    void (*go)(const struct moei_exec *exec, const moei_kernel *kernel, const void *args);
-    const void *args;
-    void (*reset)(const void *args); // values that outputs begin with; NULL: none
+    const void *args;                  // moek_<op>_args
+    int64_t count;                     // that many of them in a row, run one after another; 0: 1
+    void (*reset)(const void *args);   // values that outputs begin with; NULL: none
+    const moei_ggemm_problem *problem; // of a product
     moec_buffers *buffers;
-    const char *text; // names the case
+    moec_buffers *also; // buffers that the arguments read besides; NULL: none
+    moe_tensor result;  // 2-D: the output that reports of differences show; no data: none
+    const char *text;   // names the case
 } moec_launch;
 
-/// Runs a case once. An access beyond a buffer ends the program, with the case and the line that
-/// repeats it.
+/// Runs a case once, from its outputs as they are. An access beyond a buffer is a failure; on host
+/// memory it ends the program, with the case and the line that repeats it.
 void moec_launch_on(moec_run *run, const moe_context *ctx, const moec_launch *launch);
 
-/// Runs a case twice on one thread, then on 2 and on 7, from poisoned outputs each time: the bytes
-/// of all outputs must be the same, those of all inputs as before. Returns the hash of the outputs,
-/// which hold the last result.
+/// Runs a case four times from poisoned outputs: on 1, 1, 2 and 7 threads, or, on a device, with
+/// other poison around the buffers each time. The bytes of all outputs must be the same, and those
+/// that the CPU's row of the same op and arithmetic class gives where the backend is another; those
+/// of all inputs stay as before. Returns the hash of the outputs, which hold the last result.
 uint64_t moec_run_all(moec_run *run, const moec_teams *teams, const moec_launch *launch);
 
 /// Case `number` of an op must give the same bytes with every row of the op.

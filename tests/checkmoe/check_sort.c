@@ -159,11 +159,6 @@ static bool as_expected(const sort_case *c, char *where, size_t size)
             moec_same_i32("positions", a->positions, w->positions, w->num_slots, where, size));
 }
 
-static void go(const struct moei_exec *exec, const moei_kernel *kernel, const void *args)
-{
-    (void)exec->ctx->backend->sort(exec, kernel, args);
-}
-
 static void run_case(moec_run *run, const moec_teams *teams, const moei_kernel *kernel, int number,
                      moec_rng *rng)
 {
@@ -179,7 +174,8 @@ static void run_case(moec_run *run, const moec_teams *teams, const moei_kernel *
                    c.a.num_valid != NULL ? " num_valid" : "");
     if (moec_check(run, !c.buffers.failed && expect(&c), kernel->name, "%s: %s: no memory",
                    kernel->name, c.text)) {
-        const moec_launch launch = {kernel, go, &c.a, NULL, &c.buffers, c.text};
+        const moec_launch launch = {
+            .kernel = kernel, .args = &c.a, .buffers = &c.buffers, .text = c.text};
         const uint64_t hash = moec_run_all(run, teams, &launch);
         char where[120] = "";
         moec_check(run, as_expected(&c, where, sizeof where), kernel->name, "%s: %s: %s",

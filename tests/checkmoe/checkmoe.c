@@ -12,7 +12,7 @@
 #include "core/registry.h"
 
 #define MAX_PRINTED 40
-#define MAX_CASES   4096 // of a row, that are compared with other rows
+#define MAX_CASES   32768 // of a row, that are compared with other rows
 
 void moec_repro(const moec_run *run, const char *name, char *text, size_t size)
 {
@@ -20,11 +20,13 @@ void moec_repro(const moec_run *run, const char *name, char *text, size_t size)
     const char *isa = run->isa != NULL ? run->isa : o->isa;
     const char *quote = strpbrk(name, "*?") != NULL ? "'" : "";
     char threads[32] = "";
+    const bool device = o->device != MOE_DEVICE_UNSET && o->device != MOE_DEVICE_CPU;
     if (o->threads > 0) {
         (void)snprintf(threads, sizeof threads, " --threads %d", (int)o->threads);
     }
-    (void)snprintf(text, size, "%s check%s%s%s%s%s%s%s --seed %llu",
-                   o->program != NULL ? o->program : "moe", name[0] != '\0' ? " --kernel " : "",
+    (void)snprintf(text, size, "%s check%s%s%s%s%s%s%s%s%s --seed %llu",
+                   o->program != NULL ? o->program : "moe", device ? " --device " : "",
+                   device ? moe_device_name(o->device) : "", name[0] != '\0' ? " --kernel " : "",
                    quote, name, quote, isa != NULL ? " --isa " : "", isa != NULL ? isa : "",
                    threads, (unsigned long long)o->seed);
 }

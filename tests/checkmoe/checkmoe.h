@@ -25,7 +25,7 @@ typedef struct moec_options {
     bool verbose;           // a report for what passes, too
     bool list;              // names what would run, and runs nothing
     bool quick;             // of a whole model, prompts alone: no long text, no variations
-    /// For tests of the checks: called on every context that kernel rows and layers run in.
+    /// For tests of the checks: called on every new context that kernel rows and layers run in.
     void (*spoil)(moe_context *ctx);
 } moec_options;
 
@@ -47,8 +47,11 @@ typedef struct moec_run {
     FILE *out;
     moec_counts *counts;
     const moe_context *ctx;
-    const char *isa; // ceiling that repeats the row in hand; NULL: that of the options
-    moec_seen *seen; // NULL: rows are not compared with each other
+    const char *isa;        // ceiling that repeats the row in hand; NULL: that of the options
+    moec_seen *seen;        // NULL: rows are not compared with each other
+    const moe_context *cpu; // reference for the rows of another backend; NULL: they are the CPU's
+    unsigned long cases;    // of the row in hand
+    double worst;           // largest error / bound of its products
 } moec_run;
 
 /// Counts a result; prints the message and the repro line where it is a failure. Returns `ok`.

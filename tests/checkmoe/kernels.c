@@ -6,6 +6,7 @@
 #include "checkmoe/check_ggemm.h"
 #include "checkmoe/check_rows.h"
 #include "checkmoe/checkmoe.h"
+#include "checkmoe/twins.h"
 #include "ops/backend.h"
 
 typedef void (*check_fn)(moec_run *run, const moei_kernel *kernel);
@@ -32,17 +33,14 @@ static void check_row(moec_run *run, const moei_kernel *kernel)
         moec_skip(run, "%s: %s", kernel->name, moei_whynot_text(&why, text, sizeof text));
         return;
     }
-    if (!run->ctx->backend->host_memory) {
-        moec_skip(run, "%s: backend %s has memory of its own", kernel->name,
-                  run->ctx->backend->name);
-        return;
-    }
     const unsigned long failed = run->counts->failed;
     const unsigned long passed = run->counts->passed;
     run->isa = kernel->isa_name;
+    run->cases = 0;
+    run->worst = 0.0;
     checks[kernel->op](run, kernel);
-    (void)fprintf(run->out, "%-44s %lu passed, %lu failed\n", kernel->name,
-                  run->counts->passed - passed, run->counts->failed - failed);
+    (void)fprintf(run->out, "%-44s %lu passed, %lu failed, %lu cases\n", kernel->name,
+                  run->counts->passed - passed, run->counts->failed - failed, run->cases);
 }
 
 moe_status moec_context(const moec_options *options, moe_context **out)
@@ -51,28 +49,38 @@ moe_status moec_context(const moec_options *options, moe_context **out)
     desc.device = options->device;
     desc.isa = options->isa;
     desc.num_threads = options->threads;
-    return moe_context_create(&desc, out);
+    const moe_status status = moe_context_create(&desc, out);
+    if (status == MOE_OK && options->spoil != NULL) {
+        options->spoil(*out);
+    }
+    return status;
+}
+
+// Kernel rows of another backend than the CPU's are compared with the portable rows of the CPU.
+static moe_status reference_context(const moe_context *ctx, moe_context **out)
+{
+    moe_context_desc desc = moe_context_desc_default();
+    desc.isa = "ref";
+    return ctx->backend->device != MOE_DEVICE_CPU ? moe_context_create(&desc, out) : MOE_OK;
 }
 
 int moec_kernels_run(const moec_options *options, FILE *out, moec_counts *counts)
 {
     moe_context *ctx = NULL;
-    if (moec_context(options, &ctx) != MOE_OK) {
+    moe_context *cpu = NULL;
+    if (moec_context(options, &ctx) != MOE_OK || reference_context(ctx, &cpu) != MOE_OK) {
         (void)fprintf(out, "%s\n", moe_last_error());
+        moe_context_destroy(ctx);
         return -1;
     }
     moec_options resolved = *options;
     resolved.seed = options->seed != 0 ? options->seed : 1;
-    if (options->spoil != NULL) {
-        options->spoil(ctx);
-    }
-    moec_run run = {.options = &resolved, .out = out, .counts = counts, .ctx = ctx};
-    if (!moec_seen_begin(&run)) {
+    moec_run run = {.options = &resolved, .out = out, .counts = counts, .ctx = ctx, .cpu = cpu};
+    const bool ok = moec_seen_begin(&run);
+    if (!ok) {
         (void)fprintf(out, "memory is short\n");
-        moe_context_destroy(ctx);
-        return -1;
     }
-    for (size_t i = 0; i < ctx->backend->num_kernels; i++) {
+    for (size_t i = 0; ok && i < ctx->backend->num_kernels; i++) {
         const moei_kernel *kernel = &ctx->backend->kernels[i];
         const bool wanted = options->format == 0 || kernel->op == MOEI_OP_GGEMM;
         if (wanted && moec_glob(options->kernel, kernel->name)) {
@@ -80,6 +88,8 @@ int moec_kernels_run(const moec_options *options, FILE *out, moec_counts *counts
         }
     }
     free(run.seen);
+    moec_twins_release(ctx);
+    moe_context_destroy(cpu);
     moe_context_destroy(ctx);
-    return 0;
+    return ok ? 0 : -1;
 }

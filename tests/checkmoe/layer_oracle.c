@@ -22,10 +22,11 @@ bool moec_layer_judged(const moec_layer_case *c)
 float64_model moec_model_of(const moei_kernel *kernel)
 {
     if (kernel == NULL) { // the plan has no such product
-        return (float64_model){0, 0};
+        return (float64_model){0};
     }
     const moei_arith_info *arith = moei_arith_get(kernel->arith);
-    return (float64_model){arith->chunk, arith->fraction_bits};
+    return (float64_model){arith->chunk, arith->fraction_bits, arith->truncating,
+                           arith->products_per_step};
 }
 
 static float64_mlp mlp_of(const moec_stack *w, const moei_mlp *plan)

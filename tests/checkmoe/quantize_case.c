@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "checkmoe/twins.h"
+#include "core/check.h"
 #include "float64/quantize.h"
 #include "numerics/activation.h"
 #include "numerics/bf16.h"
@@ -559,28 +561,63 @@ static moe_status silu_mul(const moe_context *ctx, const moec_quantize_problem *
     return moe_silu_mul_quantize(ctx, &silu, NULL);
 }
 
-moe_status moec_quantize_run(const moe_context *ctx, const moec_quantize_case *c,
-                             moec_quantize_output *have)
+// There and, but for silu, back.
+static moe_status there_and_back(const moe_context *ctx, const moec_quantize_problem *p,
+                                 moe_quantize_args *args, const moe_tensor *back)
+{
+    if (p->silu) {
+        return silu_mul(ctx, p, args);
+    }
+    MOE_TRY(moe_quantize(ctx, args, NULL));
+    args->x = *back;
+    return moe_dequantize(ctx, args, NULL);
+}
+
+static moe_status run_on_twins(moec_twins *twins, const moec_quantize_case *c,
+                               moec_quantize_output *have)
 {
     const moec_quantize_problem *p = &c->p;
     const int64_t one[1] = {1};
     const int64_t batches[1] = {p->batches};
-    if (!output_make(p, have)) {
-        return MOE_E_NO_MEMORY;
-    }
+    moec_guard x = c->x.guard;
+    moec_guard global = {.data = (unsigned char *)&have->global, .bytes = sizeof have->global};
+    moec_guard counts = {.data = (unsigned char *)(uintptr_t)p->counts, .bytes = sizeof p->counts};
+    char wrong[200] = "";
+    moec_twins_add(twins, &x, false);
+    moec_twins_add(twins, &counts, false);
+    moec_twins_add(twins, &have->q.guard, true);
+    moec_twins_add(twins, &have->scales.guard, true);
+    moec_twins_add(twins, &have->back.guard, true);
+    moec_twins_add(twins, &global, true);
+    MOE_TRY(moec_twins_up(twins, 0xFF));
     moe_quantize_args args = moe_quantize_args_default();
+    moe_tensor back = have->back.view;
     args.quant = p->quant;
     args.x = c->x.view;
     args.q = have->q.view;
     args.scales = have->scales.view;
-    args.counts = moe_tensor_make(p->with_counts ? p->counts : NULL, MOE_I32, 1, batches);
+    args.counts = moe_tensor_make(p->with_counts ? (void *)counts.data : NULL, MOE_I32, 1, batches);
     args.global_scale = moe_tensor_make(needs_global(p) ? &have->global : NULL, MOE_F32, 1, one);
-    if (p->silu) {
-        return silu_mul(ctx, p, &args);
+    moe_tensor *views[] = {&args.x, &args.q, &args.scales, &args.counts, &args.global_scale, &back};
+    for (size_t i = 0; i < sizeof views / sizeof views[0]; i++) {
+        moec_twins_views(twins, views[i], 1);
     }
-    const moe_status status = moe_quantize(ctx, &args, NULL);
-    args.x = have->back.view;
-    return status == MOE_OK ? moe_dequantize(ctx, &args, NULL) : status;
+    MOE_TRY(there_and_back(twins->ctx, p, &args, &back));
+    MOE_REQUIRE(moec_twins_down(twins, wrong, sizeof wrong), MOE_E_DEVICE, "%s", wrong);
+    return MOE_OK;
+}
+
+moe_status moec_quantize_run(const moe_context *ctx, const moec_quantize_case *c,
+                             moec_quantize_output *have)
+{
+    moec_twins twins;
+    if (!output_make(&c->p, have)) {
+        return MOE_E_NO_MEMORY;
+    }
+    moec_twins_begin(&twins, ctx);
+    const moe_status status = run_on_twins(&twins, c, have);
+    moec_twins_end(&twins);
+    return status;
 }
 
 static bool same(const moec_quantize_memory *a, const moec_quantize_memory *b)

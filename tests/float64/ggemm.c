@@ -49,14 +49,18 @@ double float64_half_ulp(double value, moe_dtype dtype)
     return ldexp(0.5, exponent - fraction);
 }
 
-double float64_ggemm_bound(int chunk, int fraction_bits, int64_t k, double magnitude, double value,
+double float64_ggemm_bound(float64_model model, int64_t k, double magnitude, double value,
                            moe_dtype y_dtype)
 {
-    const double u = ldexp(1.0, -fraction_bits);
-    const double in_chain = chunk > 0 ? (double)(k < chunk ? k : chunk) : 1.0;
-    const double chunks = chunk > 0 ? (double)((k + chunk - 1) / chunk) : 0.0;
-    const double steps = in_chain + 2.0 * chunks + 8.0;
-    // Subnormal results round absolutely: one smallest subnormal per step.
-    return u * steps * magnitude * (1.0 + u * steps) + ldexp(steps, -149) +
-           float64_half_ulp(fabs(value) + u * steps * magnitude, y_dtype);
+    const bool exact = model.products_per_step == 0;
+    const int64_t chunk = model.chunk > 0 ? model.chunk : k;
+    const int64_t chain = exact ? 0 : k < chunk ? k : chunk;
+    const int64_t chunks = exact ? 0 : (k + chunk - 1) / chunk;
+    const double steps = exact ? 0.0 : ceil((double)chain / (double)model.products_per_step);
+    const double folds = exact ? 9.0 : 2.0 * (double)chunks + 8.0;
+    const double gamma =
+        steps * ldexp(model.truncating ? 2.0 : 1.0, -model.fraction_bits) + folds * 0x1p-24;
+    // Subnormal results round absolutely: one smallest subnormal per product and fold.
+    return gamma * magnitude * (1.0 + gamma) + ldexp((double)chain + folds, -149) +
+           float64_half_ulp(fabs(value) + gamma * magnitude, y_dtype);
 }

@@ -25,10 +25,19 @@ double float64_ggemm_element(const float64_ggemm *g, int64_t e, int64_t row, int
 /// Half a unit in the last place of `value` in a float type (of the smallest subnormal at least).
 double float64_half_ulp(double value, moe_dtype dtype);
 
+/// How a product sums: the columns of its arithmetic class (moe/arith.def).
+typedef struct float64_model {
+    int chunk; // elements of k per chain; 0: all of K
+    int fraction_bits;
+    bool truncating;
+    int products_per_step; // 0: integers, summed exactly
+} float64_model;
+
 /// Bound of |computed - exact|: gamma * magnitude + half an ulp of the output. gamma counts the
-/// roundings on the way of one product: its chain (chunk, 0: exact integers), one addition per
-/// chunk, and the scales, bias and weight after it, each u = 2^-fraction_bits.
-double float64_ggemm_bound(int chunk, int fraction_bits, int64_t k, double magnitude, double value,
+/// roundings on the way of one product. Those of its chain, one per step, are each
+/// 2^-fraction_bits, and twice that where the accumulator truncates; one addition per chunk, and
+/// the scales, bias and weight after it, are f32's, 2^-24.
+double float64_ggemm_bound(float64_model model, int64_t k, double magnitude, double value,
                            moe_dtype y_dtype);
 
 #endif

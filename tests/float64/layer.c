@@ -5,7 +5,6 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "float64/ggemm.h"
 #include "float64/glu.h"
 
 #define U 0x1p-24 // half an ulp of f32, relative
@@ -135,8 +134,7 @@ static real dot(const double *w, reals x, int64_t k, const double *bias, real we
     if (!isfinite(sum) || !isfinite(all)) {
         r = dot_of_specials(w, x, k, b);
     } else if (all <= SURE_MAX) {
-        r = (real){sum, carried + float64_ggemm_bound(model.chunk, model.fraction_bits, k, all, sum,
-                                                      MOE_F32)};
+        r = (real){sum, carried + float64_ggemm_bound(model, k, all, sum, MOE_F32)};
     }
     return weight.v == 1.0 && weight.e == 0.0 ? r : multiply(r, weight);
 }

@@ -7,12 +7,8 @@
 
 #include <stdbool.h>
 
+#include "float64/ggemm.h"
 #include "moe/plan.h"
-
-/// How a product sums: the columns of its arithmetic class (see float64_ggemm_bound).
-typedef struct float64_model {
-    int chunk, fraction_bits;
-} float64_model;
 
 /// A stack of expert MLPs, dense, scales and zero points applied; rows in the order of `gate_up`.
 typedef struct float64_mlp {

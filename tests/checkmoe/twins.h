@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// Twins: copies of host buffers in the memory of a context's device. The guarded host buffers of a
+// case stay what checks read and write; a twin is what the device works on. All twins of a run lie
+// in one block, each in the middle of poison, and come back in one copy, in which nothing but
+// outputs may have changed. On a backend that works on host memory a buffer is its own twin.
+#ifndef MOE_CHECKMOE_TWINS_H
+#define MOE_CHECKMOE_TWINS_H
+
+#include "checkmoe/checkmoe.h"
+
+#define MOEC_TWINS 40
+
+typedef struct moec_twin {
+    moec_guard *guard;
+    bool output;
+    size_t offset; // of its first byte in the block
+} moec_twin;
+
+typedef struct moec_twins {
+    const moe_context *ctx; // NULL: nothing was begun
+    moec_twin item[MOEC_TWINS];
+    int count;
+    bool stray;    // a pointer lay in no buffer, or there were too many buffers
+    void *memory;  // of the device; NULL on host memory
+    size_t bytes;  // of the block in use
+    size_t room;   // as allocated
+    uint8_t *sent; // what was copied to the block; behind it room for what comes back
+} moec_twins;
+
+/// Begins a list of buffers.
+void moec_twins_begin(moec_twins *t, const moe_context *ctx);
+
+/// Adds a buffer, which must stay where it is; one without memory is left out. Inputs must come
+/// back unchanged.
+void moec_twins_add(moec_twins *t, moec_guard *guard, bool output);
+
+/// Copies all buffers to the device. `red`: byte that fills the memory around them; a kernel whose
+/// results depend on it reads beyond a buffer.
+moe_status moec_twins_up(moec_twins *t, unsigned char red);
+
+/// Where the byte that `host` points to lies for the device. NULL gives NULL; an address outside of
+/// all buffers sets `stray` and gives NULL.
+void *moec_twins_at(moec_twins *t, const void *host);
+
+/// The same for the data of n views.
+void moec_twins_views(moec_twins *t, moe_tensor *views, size_t n);
+
+/// Waits for the device and copies outputs back. False, with the reason in `wrong`: the device
+/// failed, an input was written, or memory beyond a buffer.
+bool moec_twins_down(moec_twins *t, char *wrong, size_t size);
+
+/// Gives the memory back. A list that was not begun is fine.
+void moec_twins_end(moec_twins *t);
+
+/// Memory of devices is kept for the next twins, because allocating it is slow; this releases what
+/// is kept of a context, before it is destroyed.
+void moec_twins_release(const moe_context *ctx);
+
+#endif
