@@ -24,7 +24,7 @@ typedef struct moec_options {
     const char *program;    // name in repro lines
     bool verbose;           // a report for what passes, too
     bool list;              // names what would run, and runs nothing
-    bool quick;             // of a whole model, prompts alone: no long text, no variations
+    bool quick; // of a whole model, prompts alone: no long text, no variations; no large products
     /// For tests of the checks: called on every new context that kernel rows and layers run in.
     void (*spoil)(moe_context *ctx);
 } moec_options;

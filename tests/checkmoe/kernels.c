@@ -56,11 +56,10 @@ moe_status moec_context(const moec_options *options, moe_context **out)
     return status;
 }
 
-// Kernel rows of another backend than the CPU's are compared with the portable rows of the CPU.
+// Kernel rows of another backend than the CPU's are compared with those of the CPU.
 static moe_status reference_context(const moe_context *ctx, moe_context **out)
 {
     moe_context_desc desc = moe_context_desc_default();
-    desc.isa = "ref";
     return ctx->backend->device != MOE_DEVICE_CPU ? moe_context_create(&desc, out) : MOE_OK;
 }
 
