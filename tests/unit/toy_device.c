@@ -7,14 +7,18 @@
 #include <sys/mman.h>
 
 static toy_device toy;
+static void *mapped;
 static const moei_backend *cpu;
 static char plan_state;
 // The pages are open to one thread at a time.
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
+// Whole huge pages, where the system has them: the rights of small ones take long to change.
+#define HUGE_PAGE ((size_t)2 << 20)
+
 static void protect(int how)
 {
-    if (mprotect(toy.region, toy.used > 0 ? toy.used : 1, how) != 0) {
+    if (mprotect(toy.region, (toy.used / HUGE_PAGE + 1) * HUGE_PAGE, how) != 0) {
         abort();
     }
 }
@@ -39,7 +43,7 @@ static moe_status memory_alloc(const moei_exec *exec, size_t bytes, void **out)
     (void)exec;
     const size_t size = (bytes + 255) / 256 * 256;
     (void)pthread_mutex_lock(&lock);
-    const bool fits = size <= toy.bytes - toy.used;
+    const bool fits = size < toy.bytes - toy.used;
     if (fits) {
         *out = toy.region + toy.used;
         toy.used += size;
@@ -216,8 +220,14 @@ static size_t scratch_bytes(const moei_exec *exec, const moe_layer_desc *desc, i
 toy_device *toy_device_make(const moei_backend *with, size_t bytes)
 {
     cpu = with;
-    toy = (toy_device){.backend = *cpu, .bytes = bytes};
-    toy.region = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    toy = (toy_device){.backend = *cpu, .bytes = bytes / HUGE_PAGE * HUGE_PAGE};
+    mapped = mmap(NULL, toy.bytes + HUGE_PAGE, PROT_NONE,
+                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (mapped == MAP_FAILED) {
+        return NULL;
+    }
+    toy.region = (unsigned char *)(((uintptr_t)mapped / HUGE_PAGE + 1) * HUGE_PAGE);
+    (void)madvise(toy.region, toy.bytes, MADV_HUGEPAGE);
     toy.backend.name = "device";
     toy.backend.device = MOE_DEVICE_EXT;
     toy.backend.host_memory = false;
@@ -235,12 +245,12 @@ toy_device *toy_device_make(const moei_backend *with, size_t bytes)
     toy.backend.ggemm = device_ggemm;
     toy.backend.glu = device_glu;
     toy.backend.combine = device_combine;
-    return toy.region != MAP_FAILED ? &toy : NULL;
+    return &toy;
 }
 
 void toy_device_free(void)
 {
-    (void)munmap(toy.region, toy.bytes);
+    (void)munmap(mapped, toy.bytes + HUGE_PAGE);
 }
 
 void toy_device_reset(void)
