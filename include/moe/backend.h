@@ -174,8 +174,11 @@ typedef struct moei_ggemm_problem {
 
 typedef void (*moei_kernel_fn)(void);
 
-/// Layouts of packed weights that kernels read; "row" is canonical and needs no packing.
-typedef enum moei_weight_layout { MOEI_LAYOUT_ROW } moei_weight_layout;
+/// How the weights lie that a kernel reads.
+typedef enum moei_weight_layout {
+    MOEI_LAYOUT_ROW,   // canonical; needs no packing
+    MOEI_LAYOUT_PACKED // as the backend's pack leaves them
+} moei_weight_layout;
 
 /// A row of a backend's table of kernels.
 typedef struct moei_kernel {
@@ -351,6 +354,8 @@ typedef struct moei_matrices {
     const moei_format_info *format;
     int64_t n, k;
     int32_t count;
+    moei_weight_layout layout; // PACKED: values holds packed experts, value_e_stride bytes each, and
+                               // scales and zeros are NULL
     const uint8_t *values;
     int64_t value_e_stride, value_n_stride; // bytes
     int64_t value_k_stride;                 // bytes; sub-byte types are packed along k: 0
@@ -570,6 +575,16 @@ typedef struct moei_backend {
     /// Optional: bytes of workspace that the backend wants for itself in a run of num_tokens, on
     /// top of the layer's; monotone. SIZE_MAX: overflow.
     size_t (*scratch_bytes)(const moei_exec *exec, const moe_layer_desc *desc, int64_t num_tokens);
+
+    // Packed layouts: values, scales and zero points of an expert in one block of memory, a multiple
+    // of 16 bytes. Biases and second-level scales stay as they are. NULL where every row of the
+    // table reads MOEI_LAYOUT_ROW.
+    size_t (*packed_bytes)(const moei_kernel *kernel, const moei_matrices *m); // of an expert
+    /// Packs the one expert of `from`, all in host memory. VALUE, naming the element, where one
+    /// cannot be kept exactly; `to` is then undefined.
+    moe_status (*pack)(const moei_kernel *kernel, const moei_matrices *from, uint8_t *to);
+    /// The inverse, to canonical memory.
+    void (*unpack)(const moei_kernel *kernel, const uint8_t *from, const moei_matrices *to);
 
     // The ops. All arguments have been checked; errors are the device's alone. On a device they
     // enqueue on the stream and return: no allocation, no wait.
