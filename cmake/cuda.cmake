@@ -15,7 +15,7 @@ find_package(CUDAToolkit REQUIRED)
 
 # Numerics: no contraction, no approximate division, subnormals kept (numerics/hd.h).
 set(MOE_CUDA_FLAGS -fmad=false -Xcompiler=-fno-exceptions,-fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-unused-function
-    --expt-relaxed-constexpr -lineinfo)
+    --expt-relaxed-constexpr)
 add_library(moe_cuda_shared OBJECT src/backends/cuda/ops.cu)
 add_library(moe_cuda_hopper OBJECT
     src/backends/cuda/ggemm_wgmma.cu
@@ -34,6 +34,7 @@ endforeach()
 
 add_library(moe_cuda MODULE
     src/backends/cuda/cuda.c
+    src/backends/cuda/operand.c
     src/backends/gpu/drive_ggemm.c
     src/backends/gpu/drive_ids.c
     src/backends/gpu/drive_rows.c

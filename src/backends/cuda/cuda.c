@@ -5,6 +5,7 @@
 
 #include "backends/cuda/measure.h"
 #include "backends/cuda/mma.h"
+#include "backends/cuda/operand.h"
 #include "backends/cuda/ops.h"
 
 const moei_host *moei_cuda_host;
@@ -47,9 +48,10 @@ static double chain_cost(const moei_kernel *kernel, const moei_ggemm_problem *pr
 static bool mma_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
                          moei_whynot *why)
 {
-    const bool bf16 = kernel->arith == MOEI_ARITH_WGMMA_BF16;
-    const moe_format format = bf16 ? MOE_FORMAT_BF16 : MOE_FORMAT_F16;
-    const moe_dtype dtype = bf16 ? MOE_BF16 : MOE_F16;
+    const bool packed = kernel->layout == MOEI_LAYOUT_PACKED;
+    const bool f16 = kernel->arith == MOEI_ARITH_WGMMA_F16;
+    const moe_format format = packed ? MOE_FORMAT_MXFP4 : f16 ? MOE_FORMAT_F16 : MOE_FORMAT_BF16;
+    const moe_dtype dtype = f16 ? MOE_F16 : MOE_BF16;
     if (problem->gemm->weight_format != format) {
         *why = (moei_whynot){MOEI_WHYNOT_WGT_FORMAT, problem->gemm->weight_format, format};
         return false;
@@ -66,7 +68,7 @@ static bool mma_supports(const moei_kernel *kernel, const moei_ggemm_problem *pr
         *why = (moei_whynot){MOEI_WHYNOT_TRANSPOSED, 1, 0};
         return false;
     }
-    if (problem->k % 8 != 0) {
+    if (!packed && problem->k % 8 != 0) { // the copy engine's rows are multiples of 16 bytes
         *why = (moei_whynot){MOEI_WHYNOT_ALIGNMENT, problem->k, 8};
         return false;
     }
@@ -145,9 +147,9 @@ static bool probe(uint64_t *isa, char *text, size_t capacity)
                    "%d device%s, 0: %s, sm_%d%d%s, %d multiprocessors, %zu MiB; CUDA %d.%d, driver "
                    "for %d.%d",
                    count, count == 1 ? "" : "s", p.name, p.major, p.minor,
-                   has_matrix_kernels(&p) ? "a" : "", p.multiProcessorCount,
-                   p.totalGlobalMem >> 20, CUDART_VERSION / 1000, CUDART_VERSION / 10 % 100,
-                   driver / 1000, driver / 10 % 100);
+                   has_matrix_kernels(&p) ? "a" : "", p.multiProcessorCount, p.totalGlobalMem >> 20,
+                   CUDART_VERSION / 1000, CUDART_VERSION / 10 % 100, driver / 1000,
+                   driver / 10 % 100);
     return true;
 }
 
@@ -195,10 +197,10 @@ static moe_status open_device(const moe_context *ctx, int32_t device_id, void **
         if (has_matrix_kernels(&p)) {
             enum cudaDriverEntryPointQueryResult found;
             void *encode = NULL;
-            status = moei_cuda_status(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled",
-                                                                       &encode, 12000,
-                                                                       cudaEnableDefault, &found),
-                                      "cuTensorMapEncodeTiled");
+            status =
+                moei_cuda_status(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode,
+                                                                  12000, cudaEnableDefault, &found),
+                                 "cuTensorMapEncodeTiled");
             memcpy(&device.encode, &encode, sizeof encode);
         }
     }
@@ -264,10 +266,10 @@ static moe_status memory_copy(const moei_exec *exec, void *to, const void *from,
                               moe_copy direction)
 {
     const int before = enter(exec);
-    cudaError_t error = cudaMemcpyAsync(
-        to, from, bytes,
-        direction == MOE_COPY_TO_DEVICE ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost,
-        (cudaStream_t)exec->stream);
+    cudaError_t error = cudaMemcpyAsync(to, from, bytes,
+                                        direction == MOE_COPY_TO_DEVICE ? cudaMemcpyHostToDevice
+                                                                        : cudaMemcpyDeviceToHost,
+                                        (cudaStream_t)exec->stream);
     if (error == cudaSuccess) {
         error = cudaStreamSynchronize((cudaStream_t)exec->stream);
     }
@@ -331,8 +333,7 @@ static int32_t run_first(const moei_exec *exec, const moei_step *steps, int32_t 
     if (count >= 2 && steps[0].op == MOEI_OP_GGEMM && steps[1].op == MOEI_OP_GLU &&
         (steps[0].kernel->isa & MOEI_CUDA_SM90A) != 0 &&
         moei_cuda_mma_fuses(&steps[0].args.ggemm, &steps[1].args.glu)) {
-        *status =
-            moei_cuda_mma(exec, steps[0].kernel, &steps[0].args.ggemm, &steps[1].args.glu);
+        *status = moei_cuda_mma(exec, steps[0].kernel, &steps[0].args.ggemm, &steps[1].args.glu);
         return 2;
     }
     *status = run_step(exec, &steps[0]);
@@ -381,6 +382,9 @@ static const moei_backend backend = {
     .memory_alloc = memory_alloc,
     .memory_free = memory_free,
     .memory_copy = memory_copy,
+    .packed_bytes = moei_operand_bytes,
+    .pack = moei_operand_pack,
+    .unpack = moei_operand_unpack,
     .route = route_op,
     .place = place_op,
     .sort = sort_op,

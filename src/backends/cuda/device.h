@@ -13,16 +13,17 @@ extern "C" {
 #endif
 
 /// Makes a tensor map; a driver function that the runtime finds, so that nothing links libcuda.
-typedef CUresult(CUDAAPI *moei_cuda_encode_fn)(
-    CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *, const cuuint64_t *,
-    const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
-    CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+typedef CUresult(CUDAAPI *moei_cuda_encode_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t,
+                                               void *, const cuuint64_t *, const cuuint64_t *,
+                                               const cuuint32_t *, const cuuint32_t *,
+                                               CUtensorMapInterleave, CUtensorMapSwizzle,
+                                               CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
 
 /// What a context holds of its device (moei_exec.device).
 typedef struct moei_cuda_device {
     int ordinal;
     int sms;
-    int shared; // bytes of shared memory that a block may have
+    int shared;                 // bytes of shared memory that a block may have
     moei_cuda_encode_fn encode; // NULL below sm_90
 } moei_cuda_device;
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What sm_90a has beyond CUDA C: barriers in shared memory that count bytes, bulk and tensor copies,
-// and warpgroup matrix instructions. One function per instruction; PTX ISA 8.x names in comments.
+// What sm_90a has beyond CUDA C: barriers in shared memory that count bytes, bulk and tensor
+// copies, and warpgroup matrix instructions. One function per instruction; PTX ISA 8.x names in
+// comments.
 #ifndef MOEI_CUDA_HOPPER_CUH
 #define MOEI_CUDA_HOPPER_CUH
 
@@ -37,10 +38,10 @@ HOPPER_FN void hopper_barrier_arrive(uint64_t *barrier)
 /// Arrives, and has the phase wait for `bytes` more that a copy will bring.
 HOPPER_FN void hopper_barrier_expect(uint64_t *barrier, uint32_t bytes)
 {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                     hopper_smem(barrier)),
-                 "r"(bytes)
-                 : "memory");
+    asm volatile(
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(hopper_smem(barrier)),
+        "r"(bytes)
+        : "memory");
 }
 
 /// Arrives once this thread's earlier hopper_copy_16 have landed.
@@ -85,6 +86,16 @@ HOPPER_FN void hopper_copy_16(uint32_t to, const void *from, bool there)
                  "r"(there ? 16 : 0));
 }
 
+/// `bytes` contiguous bytes, a multiple of 16, both ends aligned to 16.
+HOPPER_FN void hopper_copy_bulk(void *to, const void *from, uint32_t bytes, uint64_t *barrier,
+                                uint64_t policy)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(hopper_smem(to)),
+                 "l"(from), "r"(bytes), "r"(hopper_smem(barrier)), "l"(policy)
+                 : "memory");
+}
+
 HOPPER_FN uint64_t hopper_policy_evict_first(void)
 {
     uint64_t policy;
@@ -105,11 +116,11 @@ HOPPER_FN void hopper_tensor_3d(void *to, const CUtensorMap *map, int c0, int c1
 HOPPER_FN void hopper_tensor_5d(void *to, const CUtensorMap *map, int c0, int c3, int c4,
                                 uint64_t *barrier, uint64_t policy)
 {
-    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes"
-                 ".L2::cache_hint [%0], [%1, {%2, %3, %3, %4, %5}], [%6], %7;" ::"r"(
-                     hopper_smem(to)),
-                 "l"(map), "r"(c0), "r"(0), "r"(c3), "r"(c4), "r"(hopper_smem(barrier)), "l"(policy)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes"
+        ".L2::cache_hint [%0], [%1, {%2, %3, %3, %4, %5}], [%6], %7;" ::"r"(hopper_smem(to)),
+        "l"(map), "r"(c0), "r"(0), "r"(c3), "r"(c4), "r"(hopper_smem(barrier)), "l"(policy)
+        : "memory");
 }
 
 HOPPER_FN void hopper_tensor_prefetch(const CUtensorMap *map)
@@ -184,6 +195,11 @@ enum { HOPPER_BF16, HOPPER_F16, HOPPER_E4M3 };
 template <int N, int TYPE>
 HOPPER_FN void hopper_mma(float (&d)[N / 2], uint64_t a, uint64_t b, int accumulate);
 
+/// The same on bf16 with the M operand in registers, over 16 k.
+template <int N>
+HOPPER_FN void hopper_mma_registers(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b,
+                                    int accumulate);
+
 // Register lists by eights: names in the instruction, operands of the asm.
 #define REGS_0  "%0,%1,%2,%3"
 #define REGS_4  ",%4,%5,%6,%7"
@@ -216,6 +232,20 @@ HOPPER_FN void hopper_mma(float (&d)[N / 2], uint64_t a, uint64_t b, int accumul
                      : __VA_ARGS__                                                                 \
                      : "l"(a), "l"(b), "r"(accumulate));                                           \
     }
+#define HOPPER_MMA_REGISTERS(N, regs, a_regs, b_reg, p_reg, ...)                                   \
+    template <>                                                                                    \
+    __device__ __forceinline__ void hopper_mma_registers<N>(                                       \
+        float(&d)[N / 2], const uint32_t(&a)[4], uint64_t b, int accumulate)                       \
+    {                                                                                              \
+        asm volatile("{\n"                                                                         \
+                     ".reg .pred p;\n"                                                             \
+                     "setp.ne.b32 p, " p_reg ", 0;\n"                                              \
+                     "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" regs "}, "       \
+                     "{" a_regs "}, " b_reg ", p, 1, 1, 0;\n"                                      \
+                     "}"                                                                           \
+                     : __VA_ARGS__                                                                 \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));       \
+    }
 #define HOPPER_MMA(N, regs, a_reg, b_reg, p_reg, ...)                                              \
     HOPPER_MMA_TYPE(N, HOPPER_BF16, "k16", "bf16.bf16", "1, 1, 0, 0", regs, a_reg, b_reg, p_reg,   \
                     __VA_ARGS__)                                                                   \
@@ -224,6 +254,13 @@ HOPPER_FN void hopper_mma(float (&d)[N / 2], uint64_t a, uint64_t b, int accumul
     HOPPER_MMA_TYPE(N, HOPPER_E4M3, "k32", "e4m3.e4m3", "1, 1", regs, a_reg, b_reg, p_reg,         \
                     __VA_ARGS__)
 
+HOPPER_MMA_REGISTERS(8, REGS_0, "%4, %5, %6, %7", "%8", "%9", OUT_4(0))
+HOPPER_MMA_REGISTERS(16, REGS_0 REGS_4, "%8, %9, %10, %11", "%12", "%13", OUT_8(0))
+HOPPER_MMA_REGISTERS(32, REGS_0 REGS_4 REGS_8, "%16, %17, %18, %19", "%20", "%21", OUT_16(0))
+HOPPER_MMA_REGISTERS(64, REGS_0 REGS_4 REGS_8 REGS_16, "%32, %33, %34, %35", "%36", "%37",
+                     OUT_32(0))
+HOPPER_MMA_REGISTERS(128, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32, "%64, %65, %66, %67", "%68", "%69",
+                     OUT_32(0), OUT_32(32))
 HOPPER_MMA(8, REGS_0, "%4", "%5", "%6", OUT_4(0))
 HOPPER_MMA(16, REGS_0 REGS_4, "%8", "%9", "%10", OUT_8(0))
 HOPPER_MMA(32, REGS_0 REGS_4 REGS_8, "%16", "%17", "%18", OUT_16(0))
@@ -249,6 +286,7 @@ HOPPER_MMA(256, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_64 REGS_80 REGS_96, "%
 #undef OUT_16
 #undef OUT_32
 #undef HOPPER_MMA
+#undef HOPPER_MMA_REGISTERS
 #undef HOPPER_MMA_TYPE
 
 /// Four 8 x 8 matrices of 16-bit elements, one row address a lane, transposed on the way.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Times as the device sees them, and what the device can do at most: each ceiling is a loop of one
-// kind of work, with data that switches bits, as real data does (zeros would run cooler and faster).
+// kind of work, with data that switches bits, as real data does (zeros would run cooler and
+// faster).
 #include <stdio.h>
 
 #include "backends/cuda/hopper.cuh"
