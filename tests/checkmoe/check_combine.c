@@ -8,7 +8,8 @@
 #include "ops/combine.h"
 #include "quant/elements.h"
 
-#define MAX_SLOTS 9
+#define FEW_SLOTS  9
+#define MANY_SLOTS 70
 
 static float element(moe_dtype dtype, const void *p, int64_t i)
 {
@@ -37,8 +38,10 @@ static bool build(combine_case *c, moec_rng *rng)
     static const moe_dtype dtypes[] = {MOE_F32, MOE_BF16, MOE_F16};
     moek_combine_args *a = &c->a;
     a->tokens = moec_below(rng, 20);
-    a->width = 1 + moec_below(rng, 300);
-    a->slots_per_token = 1 + (int32_t)moec_below(rng, MAX_SLOTS);
+    a->width = moec_below(rng, 3) != 0 ? 1 + moec_below(rng, 300) : 8 * (1 + moec_below(rng, 300));
+    a->slots_per_token =
+        1 + (int32_t)moec_below(rng, moec_below(rng, 8) == 0 ? MANY_SLOTS : FEW_SLOTS);
+    a->batch_rows = 1 + moec_below(rng, 7);
     a->slot_dtype = dtypes[moec_below(rng, 3)];
     a->out_dtype = dtypes[moec_below(rng, 3)];
     a->num_shared = (int32_t)moec_below(rng, 3);
@@ -52,18 +55,22 @@ static bool build(combine_case *c, moec_rng *rng)
     const int64_t sb = moe_dtype_bits(a->slot_dtype) / 8;
     const int64_t ob = moe_dtype_bits(a->out_dtype) / 8;
     const int64_t slots = a->tokens * a->slots_per_token;
-    const int64_t out_elements = a->tokens * (a->width + 3);
+    const int64_t padding = moec_below(rng, 3) * 4 - 1; // -1: none
+    const int64_t columns = a->width + (padding > 0 ? padding : 0);
+    const int64_t out_elements = a->tokens * columns;
+    const int64_t batches = (a->tokens + a->batch_rows - 1) / a->batch_rows;
     const bool wide_ids = moec_below(rng, 2) == 0;
     moec_buffers *b = &c->buffers;
     unsigned char *slot_rows = moec_input(b, slots * a->width, (size_t)sb);
     unsigned char *ids = moec_input(b, slots, wide_ids ? 8 : 4);
     int32_t *router_ids = moec_input(b, slots, sizeof *router_ids);
-    float *weights = moec_input(b, slots, sizeof *weights);
+    unsigned char *weights = moec_input(b, slots, sizeof(float));
     float *identity = moec_input(b, slots, sizeof *identity);
     unsigned char *x = moec_input(b, a->tokens * a->width, 2);
     unsigned char *bias = moec_input(b, a->width, sizeof(float));
     unsigned char *shared = moec_input(b, a->num_shared * a->tokens * a->width, 2);
     int32_t *num_valid = moec_input(b, 1, sizeof *num_valid);
+    int32_t *counts = moec_input(b, batches, sizeof *counts);
     unsigned char *out = moec_output(b, out_elements, (size_t)ob);
     c->out_bytes = (size_t)(out_elements * ob);
     c->old = malloc(c->out_bytes + 1);
@@ -71,7 +78,8 @@ static bool build(combine_case *c, moec_rng *rng)
         return false;
     }
     fill_floats(rng, a->slot_dtype, slot_rows, (size_t)(slots * a->width));
-    fill_floats(rng, MOE_F32, (unsigned char *)weights, (size_t)slots);
+    a->weight_dtype = moec_below(rng, 2) == 0 ? MOE_F32 : MOE_BF16;
+    fill_floats(rng, a->weight_dtype, weights, (size_t)slots);
     fill_floats(rng, MOE_F32, (unsigned char *)identity, (size_t)slots);
     fill_floats(rng, MOE_BF16, x, (size_t)(a->tokens * a->width));
     fill_floats(rng, MOE_F32, bias, (size_t)a->width);
@@ -93,7 +101,6 @@ static bool build(combine_case *c, moec_rng *rng)
     }
     if (!a->convert && moec_below(rng, 2) == 0) {
         a->weights = weights;
-        a->weight_dtype = MOE_F32;
         a->weight_token_stride = a->slots_per_token;
     }
     if (moec_below(rng, 2) == 0) {
@@ -118,15 +125,27 @@ static bool build(combine_case *c, moec_rng *rng)
         num_valid[0] = (int32_t)moec_below(rng, a->tokens + 3);
         a->num_valid = num_valid;
     }
+    if (moec_below(rng, 4) == 0) {
+        for (int64_t i = 0; i < batches; i++) {
+            counts[i] = (int32_t)moec_below(rng, a->batch_rows + 1);
+        }
+        a->batch_counts = counts;
+    }
     a->out = out;
-    a->out_token_stride = (a->width + 3) * ob;
-    (void)snprintf(
-        c->text, sizeof c->text, "%s -> %s tokens=%lld slots=%d width=%lld shared=%d%s%s%s%s",
-        moe_dtype_name(a->slot_dtype), moe_dtype_name(a->out_dtype), (long long)a->tokens,
-        (int)a->slots_per_token, (long long)a->width, (int)a->num_shared,
-        a->accumulate ? " accumulate" : "", a->convert ? " convert" : "",
-        a->router_ids != NULL ? " identity" : "", a->bias != NULL ? " bias" : "");
+    a->out_token_stride = columns * ob;
+    (void)snprintf(c->text, sizeof c->text,
+                   "%s -> %s tokens=%lld slots=%d width=%lld shared=%d%s%s%s%s%s",
+                   moe_dtype_name(a->slot_dtype), moe_dtype_name(a->out_dtype),
+                   (long long)a->tokens, (int)a->slots_per_token, (long long)a->width,
+                   (int)a->num_shared, a->accumulate ? " accumulate" : "",
+                   a->convert ? " convert" : "", a->router_ids != NULL ? " identity" : "",
+                   a->bias != NULL ? " bias" : "", a->batch_counts != NULL ? " batches" : "");
     return true;
+}
+
+static int64_t out_columns(const moek_combine_args *a)
+{
+    return a->out_token_stride * 8 / moe_dtype_bits(a->out_dtype);
 }
 
 // One element, as the contract says it: slots, bias, shared, previous out; f32; one rounding.
@@ -166,7 +185,7 @@ static float expected(const moek_combine_args *a, const unsigned char *old, int6
         sum += element(a->shared_dtype, a->shared, (s * a->tokens + t) * a->width + h);
     }
     if (a->accumulate) {
-        sum += element(a->out_dtype, old, t * (a->width + 3) + h);
+        sum += element(a->out_dtype, old, t * out_columns(a) + h);
     }
     return moei_round_to(a->out_dtype, sum);
 }
@@ -174,11 +193,13 @@ static float expected(const moek_combine_args *a, const unsigned char *old, int6
 // Element i of out: computed, or padding and absent rows as they were.
 static float expected_at(const moek_combine_args *a, const unsigned char *old, int64_t i)
 {
-    const int64_t t = i / (a->width + 3);
-    const int64_t h = i % (a->width + 3);
+    const int64_t t = i / out_columns(a);
+    const int64_t h = i % out_columns(a);
     const int64_t tokens =
         a->num_valid != NULL && a->num_valid[0] < a->tokens ? a->num_valid[0] : a->tokens;
-    return t < tokens && h < a->width ? expected(a, old, t, h) : element(a->out_dtype, old, i);
+    const bool there = t < tokens && (a->batch_counts == NULL ||
+                                      t % a->batch_rows < a->batch_counts[t / a->batch_rows]);
+    return there && h < a->width ? expected(a, old, t, h) : element(a->out_dtype, old, i);
 }
 
 static void reset(const void *args)
@@ -190,7 +211,7 @@ static void reset(const void *args)
 static void report(moec_run *run, const moei_kernel *kernel, const combine_case *c)
 {
     const moek_combine_args *a = &c->a;
-    const int64_t columns = a->width + 3;
+    const int64_t columns = out_columns(a);
     const size_t bytes = (size_t)moe_dtype_bits(a->out_dtype) / 8;
     unsigned char *want = calloc(c->out_bytes + 1, 1);
     for (int64_t i = 0; want != NULL && i < a->tokens * columns; i++) {
@@ -200,7 +221,7 @@ static void report(moec_run *run, const moei_kernel *kernel, const combine_case 
     if (moec_check(run, want != NULL, kernel->name, "%s: %s: differs; memory is short",
                    kernel->name, c->text)) {
         moec_check_same(run, a->out_dtype, a->tokens, columns, a->out, want, kernel->name,
-                        "%s: %s (3 columns of padding)", kernel->name, c->text);
+                        "%s: %s (all memory)", kernel->name, c->text);
     }
     free(want);
 }
@@ -209,7 +230,7 @@ static void run_combine(moec_run *run, const moec_teams *teams, const moei_kerne
                         combine_case *c, int number)
 {
     const moek_combine_args *a = &c->a;
-    const int64_t columns = a->width + 3;
+    const int64_t columns = out_columns(a);
     const moec_launch launch = {.kernel = kernel,
                                 .args = a,
                                 .reset = reset,

@@ -11,7 +11,8 @@
 #include "ops/glu.h"
 #include "quant/elements.h"
 
-#define ROWS 5
+#define ROWS    6 // of all batches
+#define BATCHES 3 // or 1
 
 typedef struct glu_case {
     float64_act act;
@@ -46,6 +47,36 @@ typedef struct glu_data {
     int64_t y_stride;
 } glu_data;
 
+// How many rows are there is said in one of three ways, or not at all.
+static void draw_rows(moec_rng *rng, glu_data *d)
+{
+    moek_glu_args *a = &d->a;
+    int32_t *counts = moec_input(&d->buffers, BATCHES, sizeof *counts);
+    int32_t *total = moec_input(&d->buffers, 1, sizeof *total);
+    if (d->buffers.failed) {
+        return;
+    }
+    a->batches = moec_below(rng, 2) == 0 ? BATCHES : 1;
+    a->rows = ROWS / a->batches;
+    a->x_batch_stride = a->rows * a->x_row_stride;
+    a->y_batch_stride = a->rows * a->y_row_stride;
+    for (int32_t b = 0; b < BATCHES; b++) {
+        counts[b] = (int32_t)moec_below(rng, a->rows + 1);
+    }
+    total[0] = (int32_t)moec_below(rng, a->rows + 1);
+    a->counts = a->batches > 1 && moec_below(rng, 2) == 0 ? counts : NULL;
+    a->total = a->counts == NULL && moec_below(rng, 3) == 0 ? total : NULL;
+}
+
+static bool is_there(const glu_data *d, int64_t row)
+{
+    const moek_glu_args *a = &d->a;
+    const int64_t rows = a->counts != NULL  ? a->counts[row / a->rows]
+                         : a->total != NULL ? a->total[0]
+                                            : a->rows;
+    return row % a->rows < rows;
+}
+
 static bool build(const glu_case *c, moec_rng *rng, glu_data *d)
 {
     const bool gated = moe_activation_gated(c->act.activation) != 0;
@@ -53,11 +84,11 @@ static bool build(const glu_case *c, moec_rng *rng, glu_data *d)
     const size_t xb = (size_t)moe_dtype_bits(c->x_dtype) / 8;
     const size_t yb = (size_t)moe_dtype_bits(c->y_dtype) / 8;
     memset(d, 0, sizeof *d);
-    d->y_stride = c->inter + 2;
+    d->y_stride = c->inter + 2 * moec_below(rng, 3);
     d->x = moec_input(&d->buffers, ROWS * width, xb);
     d->buffers.flip = true; // both end at a guard page
     d->y = moec_output(&d->buffers, ROWS * d->y_stride, yb);
-    if (d->buffers.failed) {
+    if (d->x == NULL || d->y == NULL) {
         return false;
     }
     for (int64_t i = 0; i < ROWS * width; i++) {
@@ -72,12 +103,11 @@ static bool build(const glu_case *c, moec_rng *rng, glu_data *d)
                            .y = d->y,
                            .y_dtype = c->y_dtype,
                            .y_row_stride = d->y_stride * (int64_t)yb,
-                           .inter = c->inter,
-                           .rows = ROWS,
-                           .batches = 1};
+                           .inter = c->inter};
+    draw_rows(rng, d);
     moei_glu_order(c->act.activation, c->gate_up, c->inter, &d->a.gate_offset, &d->a.up_offset,
                    &d->a.step);
-    return true;
+    return !d->buffers.failed;
 }
 
 // Error / bound of element j of row r, and what it follows from.
@@ -92,6 +122,11 @@ static double ratio_at(const glu_case *c, const glu_data *d, int64_t r, int64_t 
         gated ? (double)moei_load_one(c->x_dtype, row, a->up_offset + j * a->step) : 1.0;
     const double have = (double)moei_load_one(c->y_dtype, d->y, r * d->y_stride + j);
     double error;
+    if (!is_there(d, r)) {
+        *want = have; // padding_intact looks at it
+        *bound = 0.0;
+        return 0.0;
+    }
     *want = float64_glu(&c->act, g, u, &error);
     *bound = error + float64_half_ulp(fabs(*want) + error, c->y_dtype);
     // Products of intermediates beyond f32's range overflow on the way.
@@ -147,12 +182,14 @@ static void report(moec_run *run, const moei_kernel *kernel, const glu_case *c, 
     free(want);
 }
 
+// What is no row's is as it was, and rows that are not there are.
 static bool padding_intact(const glu_case *c, const glu_data *d)
 {
     const size_t yb = (size_t)moe_dtype_bits(c->y_dtype) / 8;
     for (int64_t r = 0; r < ROWS; r++) {
-        const unsigned char *pad = d->y + (size_t)(r * d->y_stride + c->inter) * yb;
-        for (size_t b = 0; b < (size_t)(d->y_stride - c->inter) * yb; b++) {
+        const int64_t first = is_there(d, r) ? c->inter : 0;
+        const unsigned char *pad = d->y + (size_t)(r * d->y_stride + first) * yb;
+        for (size_t b = 0; b < (size_t)(d->y_stride - first) * yb; b++) {
             if (pad[b] != MOEC_POISON) {
                 return false;
             }
@@ -177,8 +214,8 @@ static void run_glu(moec_run *run, const moec_teams *teams, const moei_kernel *k
         } else {
             report(run, kernel, c, &d);
         }
-        moec_check(run, padding_intact(c, &d), kernel->name, "%s: %s: wrote past its columns",
-                   kernel->name, c->text);
+        moec_check(run, padding_intact(c, &d), kernel->name,
+                   "%s: %s: wrote past its columns or rows", kernel->name, c->text);
         moec_rows_agree(run, kernel, number, hash, c->text);
     }
     moec_buffers_free(&d.buffers);
@@ -200,7 +237,8 @@ void moec_check_glu(moec_run *run, const moei_kernel *kernel)
                                        {MOE_ACT_SILU_NO_MUL, 0, 0, 0, 0},
                                        {MOE_ACT_GELU_NO_MUL, 0, 0, 0, 0},
                                        {MOE_ACT_GELU_TANH_NO_MUL, 0, 0, 0, 0},
-                                       {MOE_ACT_RELU2_NO_MUL, 0, 0, 0, 0}};
+                                       {MOE_ACT_RELU2_NO_MUL, 0, 0, 0, 0},
+                                       {MOEI_ACT_SIGMOID, 0, 0, 0, 0}};
     moec_rng rng = {run->options->seed * 77u + 5u};
     moec_teams teams;
     int number = 0;
