@@ -1,19 +1,116 @@
 // SPDX-License-Identifier: Apache-2.0
-// `moe check` on a backend with memory of its own: the walks pass on a toy device as it is, and
-// notice every mistake that it is told to make.
+// `moe check` on a backend with memory of its own, far_device.h's: the walks pass on it as it is,
+// and notice every mistake that it is told to make.
 #define _POSIX_C_SOURCE 200809L
 #include <stdlib.h>
 #include <string.h>
 
 #include "checkmoe/checkmoe.h"
+#include "unit/far_device.h"
 #include "unit/test.h"
-#include "unit/toy_device.h"
 
-static toy_device *toy;
+static far_device *far;
+
+// ---- mistakes ----------------------------------------------------------------------------------
+
+typedef enum mistake {
+    NO_MISTAKE,
+    WRITES_BEFORE, // a byte before what sort and the second product write
+    WRITES_AFTER,  // a byte after what glu and combine write
+    WRITES_INPUT,  // a byte of the input of combine and of a product
+    WRONG_BIT,     // the lowest bit of the first output of route, glu and combine
+    UNSTEADY,      // the same, in every other run
+    FAILS          // every op
+} mistake;
+
+static mistake told;
+
+static void touch(const void *at)
+{
+    *(unsigned char *)(uintptr_t)at ^= 1;
+}
+
+static bool wrong_now(void)
+{
+    return told == WRONG_BIT || (told == UNSTEADY && far->calls % 2 == 1);
+}
+
+static void spoil_route(const moek_route_args *a)
+{
+    if (wrong_now() && a->tokens > 0) {
+        touch(a->weights);
+    }
+}
+
+static void spoil_sort(const moek_sort_args *a)
+{
+    if (told == WRITES_BEFORE) {
+        touch((const unsigned char *)a->slots - 1);
+    }
+}
+
+static void spoil_ggemm(const moek_ggemm_args *a)
+{
+    if (told == WRITES_BEFORE) {
+        touch(a->y - 1);
+    } else if (told == WRITES_INPUT) {
+        touch(a->x.data);
+    }
+}
+
+static void spoil_glu(const moek_glu_args *a)
+{
+    if (told == WRITES_AFTER) {
+        touch(a->y + a->batches * a->rows * a->y_row_stride);
+    } else if (wrong_now() && a->rows > 0) {
+        touch(a->y);
+    }
+}
+
+static void spoil_combine(const moek_combine_args *a)
+{
+    if (a->tokens == 0) {
+        return;
+    }
+    if (told == WRITES_AFTER) {
+        touch(a->out + a->tokens * a->out_token_stride);
+    } else if (told == WRITES_INPUT && a->slots != NULL) {
+        touch(a->slots);
+    } else if (wrong_now()) {
+        touch(a->out);
+    }
+}
+
+static moe_status spoil(moei_op op, const void *args)
+{
+    MOE_REQUIRE(told != FAILS, MOE_E_DEVICE, "device: a launch failed");
+    switch (op) {
+    case MOEI_OP_ROUTE:
+        spoil_route(args);
+        break;
+    case MOEI_OP_SORT:
+        spoil_sort(args);
+        break;
+    case MOEI_OP_GGEMM:
+        spoil_ggemm(args);
+        break;
+    case MOEI_OP_GLU:
+        spoil_glu(args);
+        break;
+    case MOEI_OP_COMBINE:
+        spoil_combine(args);
+        break;
+    default:
+        break;
+    }
+    return MOE_OK;
+}
+
+// ---- checks ------------------------------------------------------------------------------------
 
 static void move(moe_context *ctx)
 {
-    ctx->backend = &toy->backend;
+    ctx->backend = &far->backend;
 }
 
 // Runs rows; returns what was printed, to be freed.
@@ -41,46 +138,45 @@ static void test_sound(void)
         "*__ref_fma_b32",       "*__ref_fma_b128",   "*__ref_fma_i32"};
     moec_counts counts;
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
-        const unsigned long calls = toy->calls;
+        const unsigned long calls = far->calls;
         char *text = check(rows[i], &counts);
         CHECK(counts.failed == 0 && counts.skipped == 0 && counts.passed > 100 &&
-                  toy->calls > calls,
+                  far->calls > calls,
               "%s: %s", rows[i], text);
         free(text);
     }
-    CHECK(toy->misuses == 0 && toy->live == 0, "%d misuses, %d pieces of memory left", toy->misuses,
-          toy->live);
+    CHECK(far->live == 0, "%zu bytes of the device are lost", far->live);
 }
 
 static void test_mistakes(void)
 {
     static const struct {
-        toy_mistake mistake;
+        mistake mistake;
         const char *kernel, *text;
     } cases[] = {
-        {TOY_WRITES_BEFORE, "moek_sort_*__ref", "memory was written 1 bytes before output"},
-        {TOY_WRITES_BEFORE, "*__ref_i32", "memory was written 1 bytes before output"},
-        {TOY_WRITES_AFTER, "moek_glu_*__ref", "memory was written 0 bytes after the end of output"},
-        {TOY_WRITES_AFTER, "moek_combine_*__ref", "after the end of output"},
-        {TOY_WRITES_INPUT, "moek_combine_*__ref", "byte 0 of input 0 was written"},
-        {TOY_WRITES_INPUT, "*__ref_i32", "was written"},
-        {TOY_WRONG_BIT, "moek_route_*__ref", "bits differ from moek_route_"},
-        {TOY_WRONG_BIT, "moek_glu_*__ref", "bits differ from moek_glu_"},
-        {TOY_UNSTEADY, "moek_glu_*__ref", "two runs differ"},
-        {TOY_UNSTEADY, "moek_combine_*__ref", "two runs differ"},
-        {TOY_FAILS, "moek_quantize_*__ref", "device: a launch failed"},
-        {TOY_FAILS, "moek_place_*__ref", "device: a launch failed"},
+        {WRITES_BEFORE, "moek_sort_*__ref", "memory was written 1 bytes before output"},
+        {WRITES_BEFORE, "*__ref_i32", "memory was written 1 bytes before output"},
+        {WRITES_AFTER, "moek_glu_*__ref", "memory was written 0 bytes after the end of output"},
+        {WRITES_AFTER, "moek_combine_*__ref", "after the end of output"},
+        {WRITES_INPUT, "moek_combine_*__ref", "byte 0 of input 0 was written"},
+        {WRITES_INPUT, "*__ref_i32", "was written"},
+        {WRONG_BIT, "moek_route_*__ref", "bits differ from moek_route_"},
+        {WRONG_BIT, "moek_glu_*__ref", "bits differ from moek_glu_"},
+        {UNSTEADY, "moek_glu_*__ref", "two runs differ"},
+        {UNSTEADY, "moek_combine_*__ref", "two runs differ"},
+        {FAILS, "moek_quantize_*__ref", "device: a launch failed"},
+        {FAILS, "moek_place_*__ref", "device: a launch failed"},
     };
     moec_counts counts;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        toy->mistake = cases[i].mistake;
+        told = cases[i].mistake;
         char *text = check(cases[i].kernel, &counts);
         CHECK(counts.failed > 0 && strstr(text, cases[i].text) != NULL,
               "mistake %d, %s: no \"%s\" in %s", (int)cases[i].mistake, cases[i].kernel,
               cases[i].text, text);
         free(text);
     }
-    toy->mistake = TOY_NONE;
+    told = NO_MISTAKE;
 }
 
 int main(void)
@@ -89,11 +185,12 @@ int main(void)
     if (!CHECK(moe_context_create(NULL, &host) == MOE_OK, "%s", moe_last_error())) {
         return test_summary();
     }
-    toy = toy_device_make(host->backend, (size_t)1 << 30);
-    if (CHECK(toy != NULL, "no memory for a device")) {
+    far = far_device_make(host->backend, (size_t)1 << 30);
+    if (CHECK(far != NULL, "no address space for a device")) {
+        far->after = spoil;
         test_sound();
         test_mistakes();
-        toy_device_free();
+        far_device_free();
     }
     moe_context_destroy(host);
     return test_summary();

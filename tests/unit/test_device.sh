@@ -81,7 +81,6 @@ for command in "generate $model hello" "stats $model --text $dir/text" \
     "run $model --layer 2 --input $model/reference.safetensors:p0.l2.moe_in_bf16 --output $dir/y"; do
     # shellcheck disable=SC2086
     {
-        refuses 3 'no backend for device "cuda"' $command --device cuda
         refuses 3 'no backend for device "ext"' $command --device ext
         MOE_PLUGIN_PATH=$plugin MOE_FAR_BYTES=0 refuses 3 'backend "far": a device of 0 bytes is none; "cpu" works' $command --device ext
     }

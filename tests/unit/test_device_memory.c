@@ -1,25 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
-// A backend with memory of its own, far_memory.h's, with all that a backend may have: what goes
+// A backend with memory of its own, far_device.h's, with all that a backend may have: what goes
 // through the backend gives the bits that backend "cpu" gives on host memory.
-#define _GNU_SOURCE
 #include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "api/layer_case.h"
 #include "quant/formats.h"
-#include "unit/far_memory.h"
+#include "unit/far_device.h"
 #include "unit/test.h"
 
 // ---- the device --------------------------------------------------------------------------------
 
+static far_device *far;
+static moei_backend device_backend;
 static int prepared, released, refuse, scratch_seen;
 static char plan_state;
 
 static moe_status seen_ggemm(const moei_exec *exec, const moei_kernel *kernel,
                              const moek_ggemm_args *args)
 {
-    scratch_seen += exec->plan == &plan_state && far_holds(exec->scratch) &&
+    scratch_seen += exec->plan == &plan_state && far_device_holds(exec->scratch) &&
                     (uintptr_t)exec->scratch % 256 == 0;
-    return far_ggemm(exec, kernel, args);
+    return far->backend.ggemm(exec, kernel, args);
 }
 
 static moe_status plan_check(const moei_exec *exec, const moei_plan_info *plan)
@@ -56,15 +59,19 @@ static size_t scratch_bytes(const moei_exec *exec, const moe_layer_desc *desc, i
     return (size_t)(num_tokens * desc->top_k) + 100;
 }
 
-static moei_backend make_device(void)
+static bool make_device(const moei_backend *cpu)
 {
-    moei_backend device = far_backend();
-    device.plan_check = plan_check;
-    device.plan_prepare = plan_prepare;
-    device.plan_release = plan_release;
-    device.scratch_bytes = scratch_bytes;
-    device.ggemm = seen_ggemm;
-    return device;
+    far = far_device_make(cpu, (size_t)64 << 20);
+    if (far == NULL) {
+        return false;
+    }
+    device_backend = far->backend;
+    device_backend.plan_check = plan_check;
+    device_backend.plan_prepare = plan_prepare;
+    device_backend.plan_release = plan_release;
+    device_backend.scratch_bytes = scratch_bytes;
+    device_backend.ggemm = seen_ggemm;
+    return true;
 }
 
 // ---- tensors on it -----------------------------------------------------------------------------
@@ -226,7 +233,7 @@ static void test_layer(moe_context *host, moe_context *device, const moe_layer_d
     layer_case c;
     size_t bytes = 0;
     size_t align = 0;
-    far_used = 0; // all of the earlier is gone
+    far_device_reset(); // all of the earlier is gone
     if (!CHECK(moe_plan_create(host, d, &plan) == MOE_OK &&
                    layer_case_make(&c, plan, d, 5) == MOE_OK &&
                    moe_plan_create(device, d, &device_plan) == MOE_OK,
@@ -301,7 +308,7 @@ static void test_wrapped_nan(moe_context *host, moe_context *device)
     moe_plan *device_plan = NULL;
     moe_weights *weights = NULL;
     layer_case c;
-    far_used = 0; // all of the earlier is gone
+    far_device_reset(); // all of the earlier is gone
     if (!CHECK(moe_plan_create(host, &d, &plan) == MOE_OK &&
                    layer_case_make(&c, plan, &d, 5) == MOE_OK &&
                    moe_plan_create(device, &d, &device_plan) == MOE_OK,
@@ -327,14 +334,12 @@ int main(void)
     moe_context_desc desc = moe_context_desc_default();
     moe_context *host = NULL;
     desc.num_threads = 1;
-    if (!CHECK(moe_context_create(&desc, &host) == MOE_OK &&
-                   far_make(host->backend, (size_t)64 << 20),
-               "%s", moe_last_error())) {
+    if (!CHECK(moe_context_create(&desc, &host) == MOE_OK && make_device(host->backend), "%s",
+               moe_last_error())) {
         return test_summary();
     }
-    const moei_backend backend = make_device();
     moe_context device = *host;
-    device.backend = &backend;
+    device.backend = &device_backend;
     int n = 0;
     for (size_t i = 0; (info = moei_format_at(i)) != NULL; i++) {
         for (int variant = 0; variant < 4; variant++, n++) {
@@ -346,6 +351,7 @@ int main(void)
           released);
     test_refusals(&device);
     test_wrapped_nan(host, &device);
+    far_device_free();
     moe_context_destroy(host);
     return test_summary();
 }

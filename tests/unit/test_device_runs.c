@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Layers whose tensors lie in host memory, run on a device with memory of its own (model/device.h):
 // every byte of every output is what backend "cpu" leaves there.
-#define _GNU_SOURCE
+#include <string.h>
+
 #include "api/layer_case.h"
 #include "model/device.h"
-#include "unit/far_memory.h"
+#include "unit/far_device.h"
 #include "unit/test.h"
 
 #define TOKENS 5
 
+static far_device *far;
 static const int32_t valid = TOKENS - 2;
 
 // The descriptors whose runs have most views.
@@ -138,7 +140,7 @@ static void test_layer(moe_context *host, moe_context *device, int n)
     moe_plan_destroy(device_plan);
     layer_case_free(&c);
     moe_plan_destroy(plan);
-    CHECK(far_live == 0, "layer %d: %zu bytes of the device are lost", n, far_live);
+    CHECK(far->live == 0, "layer %d: %zu bytes of the device are lost", n, far->live);
 }
 
 int main(void)
@@ -148,13 +150,12 @@ int main(void)
     moe_context *none = NULL;
     desc.num_threads = 1;
     if (!CHECK(moe_context_create(&desc, &host) == MOE_OK &&
-                   far_make(host->backend, (size_t)64 << 20),
+                   (far = far_device_make(host->backend, (size_t)64 << 20)) != NULL,
                "%s", moe_last_error())) {
         return test_summary();
     }
-    const moei_backend backend = far_backend();
     moe_context device = *host;
-    device.backend = &backend;
+    device.backend = &far->backend;
     for (int n = 0; n < 6; n++) {
         test_layer(host, &device, n);
     }
@@ -163,6 +164,7 @@ int main(void)
           "a context of its own for the CPU: %s", moe_last_error());
     CHECK(moem_device_open(host, MOE_DEVICE_CUDA + 1, &none) == MOE_E_UNSUPPORTED && none == NULL,
           "an unknown device: %s", moe_last_error());
+    far_device_free();
     moe_context_destroy(host);
     return test_summary();
 }
