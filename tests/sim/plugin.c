@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Backend "sim": the device bodies on the host, as a plugin. Rows __sim run them; rows __host are
-// the library's own CPU kernels, so that `moe check --device ext` compares the two bit for bit.
+// the library's own CPU kernels, so that `moe check --device ext` compares the two bit for bit. It
+// compares products with the CPU's rows of their class by itself.
 #include <stdio.h>
 
 #include "sim/sim.h"
@@ -24,56 +25,53 @@ moe_status moei_gpu_launch(const moei_exec *exec, moei_gpu_body body, moei_gpu_g
 typedef moe_status run_fn(const moei_exec *, const moei_kernel *, const void *);
 
 // Each op runs what its row names.
-#define OP(op, OP)                                                                                 \
+#define OP(op)                                                                                     \
     static moe_status op(const moei_exec *exec, const moei_kernel *kernel,                         \
                          const moek_##op##_args *args)                                             \
     {                                                                                              \
         return ((run_fn *)kernel->fn)(exec, kernel, args);                                         \
     }                                                                                              \
+    static moe_status op##_sim(const moei_exec *exec, const moei_kernel *kernel, const void *args) \
+    {                                                                                              \
+        return moei_gpu_##op(exec, kernel, (const moek_##op##_args *)args);                        \
+    }
+#define HOST(op, OP)                                                                               \
     static moe_status op##_host(const moei_exec *exec, const moei_kernel *kernel,                  \
                                 const void *args)                                                  \
     {                                                                                              \
         (void)kernel;                                                                              \
         return host->cpu_run(exec, MOEI_OP_##OP, args);                                            \
     }
-#define BODY(op)                                                                                   \
-    static moe_status op##_sim(const moei_exec *exec, const moei_kernel *kernel, const void *args) \
-    {                                                                                              \
-        return moei_gpu_##op(exec, kernel, (const moek_##op##_args *)args);                        \
-    }
-OP(route, ROUTE)
-OP(place, PLACE)
-OP(sort, SORT)
-OP(quantize, QUANTIZE)
-OP(glu, GLU)
-OP(combine, COMBINE)
-BODY(route)
-BODY(place)
-BODY(quantize)
-BODY(glu)
-BODY(combine)
-BODY(sort)
+OP(route)
+OP(place)
+OP(sort)
+OP(quantize)
+OP(ggemm)
+OP(glu)
+OP(combine)
+HOST(route, ROUTE)
+HOST(place, PLACE)
+HOST(sort, SORT)
+HOST(quantize, QUANTIZE)
+HOST(glu, GLU)
+HOST(combine, COMBINE)
 
-static moe_status ggemm(const moei_exec *exec, const moei_kernel *kernel,
-                        const moek_ggemm_args *args)
+static bool ggemm_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
+                           moei_whynot *why)
 {
-    (void)exec;
-    (void)args;
-    return host->fail(MOE_E_NO_KERNEL, "sim: row %s computes nothing", kernel->name);
-}
-
-static bool no_product(const moei_kernel *kernel, const moei_ggemm_problem *problem,
-                       moei_whynot *why)
-{
-    (void)kernel;
-    *why = (moei_whynot){MOEI_WHYNOT_ARITH, host->ggemm_arith(problem), MOEI_ARITH_NONE};
-    return false;
+    return moei_gpu_ggemm_supports(host, kernel, problem, why);
 }
 
 #define ROW(id, row, function)                                                                     \
     {                                                                                              \
         .name = "moek_" row, .op = MOEI_OP_##id, .isa_name = "sim",                                \
         .fn = (moei_kernel_fn)(function)                                                           \
+    }
+#define PRODUCT(suffix, class)                                                                     \
+    {                                                                                              \
+        .name = "moek_ggemm_any_any_any__sim_" suffix, .op = MOEI_OP_GGEMM, .isa_name = "sim",     \
+        .arith = MOEI_ARITH_##class, .flags = MOEI_KERNEL_REF, .fn = (moei_kernel_fn)ggemm_sim,    \
+        .supports = ggemm_supports                                                                 \
     }
 static const moei_kernel kernels[] = {
     ROW(ROUTE, "route_f32_any__sim", route_sim),
@@ -88,10 +86,12 @@ static const moei_kernel kernels[] = {
     ROW(GLU, "glu_any_any__host", glu_host),
     ROW(COMBINE, "combine_any_any__sim", combine_sim),
     ROW(COMBINE, "combine_any_any__host", combine_host),
-    {.name = "moek_ggemm_none__sim",
-     .op = MOEI_OP_GGEMM,
-     .isa_name = "sim",
-     .supports = no_product},
+    PRODUCT("c256", FMA_C256),
+    PRODUCT("b16", FMA_B16),
+    PRODUCT("b32", FMA_B32),
+    PRODUCT("b64", FMA_B64),
+    PRODUCT("b128", FMA_B128),
+    PRODUCT("i32", I32),
 };
 #define NUM_KERNELS (sizeof kernels / sizeof kernels[0])
 

@@ -23,19 +23,10 @@ moe_status moei_cuda_status(cudaError_t error, const char *what)
 
 // ---- kernels -----------------------------------------------------------------------------------
 
-// The portable products take any element types; what tells their rows apart is the arithmetic.
 static bool chain_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
                            moei_whynot *why)
 {
-    const moei_arith need = moei_cuda_host->ggemm_arith(problem);
-    if (need != kernel->arith) {
-        *why = need == MOEI_NUM_ARITH
-                   ? (moei_whynot){MOEI_WHYNOT_FOLD, moei_cuda_host->ggemm_fold(problem),
-                                   moei_cuda_host->arith(kernel->arith)->chunk}
-                   : (moei_whynot){MOEI_WHYNOT_ARITH, (int64_t)need, (int64_t)kernel->arith};
-        return false;
-    }
-    return true;
+    return moei_gpu_ggemm_supports(moei_cuda_host, kernel, problem, why);
 }
 
 // Seconds, roughly; only their order counts.

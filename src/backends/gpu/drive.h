@@ -36,6 +36,11 @@ moe_status moei_gpu_ggemm(const moei_exec *, const moei_kernel *, const moek_gge
 moe_status moei_gpu_glu(const moei_exec *, const moei_kernel *, const moek_glu_args *);
 moe_status moei_gpu_combine(const moei_exec *, const moei_kernel *, const moek_combine_args *);
 
+/// As moei_kernel.supports, of a row of moei_gpu_ggemm: it takes any element types; what tells such
+/// rows apart is the arithmetic.
+bool moei_gpu_ggemm_supports(const moei_host *host, const moei_kernel *kernel,
+                             const moei_ggemm_problem *problem, moei_whynot *why);
+
 #ifdef __cplusplus
 }
 #endif

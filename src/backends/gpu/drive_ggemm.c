@@ -26,6 +26,20 @@ static int32_t chunk_of(moei_arith arith)
     }
 }
 
+bool moei_gpu_ggemm_supports(const moei_host *host, const moei_kernel *kernel,
+                             const moei_ggemm_problem *problem, moei_whynot *why)
+{
+    const moei_arith need = host->ggemm_arith(problem);
+    if (need == kernel->arith) {
+        return true;
+    }
+    *why = need == MOEI_NUM_ARITH
+               ? (moei_whynot){MOEI_WHYNOT_FOLD, host->ggemm_fold(problem),
+                               host->arith(kernel->arith)->chunk}
+               : (moei_whynot){MOEI_WHYNOT_ARITH, (int64_t)need, (int64_t)kernel->arith};
+    return false;
+}
+
 moe_status moei_gpu_ggemm(const moei_exec *exec, const moei_kernel *kernel,
                           const moek_ggemm_args *args)
 {

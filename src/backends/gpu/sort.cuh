@@ -93,17 +93,6 @@ DEV_FN int32_t moei_sort_padded(const moek_sort_args *a, int32_t count)
     return a->block == 0 ? count : (count / a->block + (count % a->block != 0)) * a->block;
 }
 
-// Sum of v over the lanes up to this one.
-DEV_FN int32_t moei_sort_scan(int32_t v)
-{
-    const int lane = (int)dev_lane();
-    for (int d = 1; d < 32; d *= 2) {
-        const uint32_t other = dev_shfl_u32((uint32_t)v, lane >= d ? lane - d : lane);
-        v += lane >= d ? (int32_t)other : 0;
-    }
-    return v;
-}
-
 // Turns counters into first positions, the warps' one after the other in each expert; stores
 // counts and offsets. Returns the end of the last expert. Begins and ends between barriers.
 DEV_FN int32_t moei_sort_lay_out(const moek_sort_args *a, int32_t *counters, uint32_t counting,
@@ -119,12 +108,12 @@ DEV_FN int32_t moei_sort_lay_out(const moek_sort_args *a, int32_t *counters, uin
             count += counters[w * experts + e];
         }
         const int32_t room = moei_sort_padded(a, count);
-        const int32_t up_to = moei_sort_scan(room);
+        const int32_t up_to = dev_warp_scan_i32(room);
         if (lane == 31) {
             sums[dev_warp()] = up_to;
         }
         dev_sync();
-        const int32_t warps_up_to = moei_sort_scan(lane < dev_warps() ? sums[lane] : 0);
+        const int32_t warps_up_to = dev_warp_scan_i32(lane < dev_warps() ? sums[lane] : 0);
         const int32_t before =
             dev_warp() == 0 ? 0 : (int32_t)dev_shfl_u32((uint32_t)warps_up_to, (int)dev_warp() - 1);
         if (e < experts) {

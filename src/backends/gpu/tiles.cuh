@@ -36,16 +36,13 @@ DEV_FN void moei_tiles_begin(const moek_ggemm_args *a, int32_t bn, int32_t *pref
         for (int32_t e0 = 0; e0 < a->w.count; e0 += 32) {
             int64_t first;
             const int32_t e = e0 + lane;
-            int32_t blocks =
+            const int32_t blocks =
                 e < a->w.count ? (int32_t)((moei_group_rows(a, e, &first) + bn - 1) / bn) : 0;
-            for (int d = 1; d < 32; d *= 2) { // inclusive sums
-                const int32_t below = (int32_t)dev_shfl_u32((uint32_t)blocks, lane - d);
-                blocks += lane >= d ? below : 0;
-            }
+            const int32_t up_to = dev_warp_scan_i32(blocks);
             if (e < a->w.count) {
-                prefix[e + 1] = before + blocks;
+                prefix[e + 1] = before + up_to;
             }
-            before += (int32_t)dev_shfl_u32((uint32_t)blocks, 31);
+            before += (int32_t)dev_shfl_u32((uint32_t)up_to, 31);
         }
         if (lane == 0) {
             prefix[0] = 0;
