@@ -57,25 +57,64 @@ static void counted_free(void *self, void *memory, size_t bytes)
     free(memory);
 }
 
-static bool make_contexts(moec_layer_checks *k, FILE *out)
+static moe_status make_context(moec_layer_checks *k, moec_layer_context which,
+                               const moe_context_desc *desc)
 {
-    static const int32_t threads[MOEC_NUM_CTX] = {0, 1, 2, 7, 2};
-    const moe_allocator allocator = {k, counted_alloc, counted_free};
-    for (int i = 0; i < MOEC_NUM_CTX; i++) {
+    MOE_TRY(moe_context_create(desc, &k->ctx[which]));
+    if (k->run.options->spoil != NULL) {
+        k->run.options->spoil(k->ctx[which]);
+    }
+    return MOE_OK;
+}
+
+// A CPU with other threads and instruction sets.
+static moe_status make_cpu_contexts(moec_layer_checks *k)
+{
+    static const int32_t threads[] = {
+        [MOEC_CTX_ONE] = 1, [MOEC_CTX_TWO] = 2, [MOEC_CTX_SEVEN] = 7, [MOEC_CTX_REF] = 2};
+    for (int i = MOEC_CTX_ONE; i <= MOEC_CTX_REF; i++) {
         moe_context_desc desc = moe_context_desc_default();
         desc.isa = i == MOEC_CTX_REF ? "ref" : k->run.options->isa;
-        desc.num_threads = i == MOEC_CTX_MAIN ? k->run.options->threads : threads[i];
-        desc.allocator = i == MOEC_CTX_MAIN ? &allocator : NULL;
-        if (moe_context_create(&desc, &k->ctx[i]) != MOE_OK) {
-            (void)fprintf(out, "%s\n", moe_last_error());
-            return false;
-        }
-        if (k->run.options->spoil != NULL) {
-            k->run.options->spoil(k->ctx[i]);
-        }
+        desc.num_threads = threads[i];
+        MOE_TRY(make_context(k, (moec_layer_context)i, &desc));
     }
-    k->run.ctx = k->ctx[MOEC_CTX_MAIN];
-    return true;
+    k->host = k->ctx[MOEC_CTX_MAIN];
+    return MOE_OK;
+}
+
+// The device without its way to run several steps at once, and the CPU.
+static moe_status make_device_contexts(moec_layer_checks *k, const moe_context_desc *device)
+{
+    k->steps = *k->ctx[MOEC_CTX_MAIN]->backend;
+    if (k->steps.run_steps != NULL) {
+        MOE_TRY(make_context(k, MOEC_CTX_STEPS, device));
+        k->steps.run_steps = NULL;
+        k->ctx[MOEC_CTX_STEPS]->backend = &k->steps;
+    }
+    MOE_TRY(moe_context_create(NULL, &k->ctx[MOEC_CTX_HOST]));
+    k->host = k->ctx[MOEC_CTX_HOST];
+    return MOE_OK;
+}
+
+static bool make_contexts(moec_layer_checks *k, FILE *out)
+{
+    const moe_allocator allocator = {k, counted_alloc, counted_free};
+    moe_context_desc desc = moe_context_desc_default();
+    desc.device = k->run.options->device;
+    desc.isa = k->run.options->isa;
+    desc.num_threads = k->run.options->threads;
+    desc.allocator = &allocator;
+    moe_status status = make_context(k, MOEC_CTX_MAIN, &desc);
+    if (status == MOE_OK) {
+        k->run.ctx = k->ctx[MOEC_CTX_MAIN];
+        desc.allocator = NULL;
+        status = k->run.ctx->backend->host_memory ? make_cpu_contexts(k)
+                                                  : make_device_contexts(k, &desc);
+    }
+    if (status != MOE_OK) {
+        (void)fprintf(out, "%s\n", moe_last_error());
+    }
+    return status == MOE_OK;
 }
 
 // ---- plans --------------------------------------------------------------------------------------
@@ -108,16 +147,37 @@ void moec_unmake(moec_made *made)
 {
     moe_weights_destroy(made->weights);
     moe_plan_destroy(made->plan);
+    moec_twins_end(&made->twins);
     moec_guard_free(&made->memory);
     memset(made, 0, sizeof *made);
+}
+
+static moe_status wrap(const moec_layer_case *c, moec_made *out)
+{
+    const moec_stack *stacks[] = {&c->gemm[0], &c->gemm[1], &c->shared[0], &c->shared[1]};
+    const moec_linear *linears[] = {&c->shared_gate, &c->latent_in, &c->latent_out,
+                                    &c->output_bias};
+    for (size_t i = 0; i < 4; i++) {
+        const moec_guard *guards[] = {&stacks[i]->values, &stacks[i]->scales, &stacks[i]->scale2,
+                                      &stacks[i]->zeros,  &stacks[i]->bias,   &stacks[i]->act_scale,
+                                      &linears[i]->values};
+        for (size_t g = 0; g < sizeof guards / sizeof guards[0]; g++) {
+            moec_twins_add(&out->twins, guards[g], false);
+        }
+    }
+    MOE_TRY(moec_twins_up(&out->twins, 0xFF));
+    moe_weights_source source = moec_layer_source(c);
+    moec_twins_source(&out->twins, &source);
+    MOE_REQUIRE(!out->twins.stray, MOE_E_STATE, "moe check: weights lie outside of the case");
+    return moe_weights_wrap(out->plan, &source, &out->weights);
 }
 
 static moe_status make(moe_context *ctx, const moec_layer_case *c, moec_rng *rng, moec_made *out)
 {
     MOE_TRY(moe_plan_create(ctx, &c->desc, &out->plan));
+    moec_twins_begin(&out->twins, ctx);
     if (rng == NULL) {
-        const moe_weights_source source = moec_layer_source(c);
-        return moe_weights_wrap(out->plan, &source, &out->weights);
+        return wrap(c, out);
     }
     size_t bytes = 0;
     size_t align = 0;
@@ -127,7 +187,10 @@ static moe_status make(moe_context *ctx, const moec_layer_case *c, moec_rng *rng
         return MOE_E_NO_MEMORY;
     }
     memset(out->memory.data, 0xFF, room);
-    MOE_TRY(moe_weights_create(out->plan, out->memory.data, bytes, &out->weights));
+    moec_twins_add(&out->twins, &out->memory, true);
+    MOE_TRY(moec_twins_up(&out->twins, 0xFF));
+    MOE_TRY(moe_weights_create(out->plan, moec_twins_at(&out->twins, out->memory.data), bytes,
+                               &out->weights));
     return pack_all(c, rng, out->weights);
 }
 
@@ -146,6 +209,15 @@ bool moec_make(moe_context *ctx, const moec_layer_case *c, moec_rng *rng, moec_m
 bool moec_layer_check(moec_layer_checks *k, const moec_layer_case *c, bool ok, const char *what)
 {
     return moec_check(&k->run, ok, c->name, "%s: %s: %s", c->name, what, c->text);
+}
+
+void moec_layer_fetch(moec_layer_checks *k, const moec_layer_case *c, moec_made *made)
+{
+    char wrong[200] = "";
+    const bool ok = moec_twins_down(&made->twins, wrong, sizeof wrong);
+    if (!made->plan->ctx->backend->host_memory) {
+        moec_check(&k->run, ok, c->name, "%s: the weights: %s: %s", c->name, wrong, c->text);
+    }
 }
 
 // Runs a batch and checks that it wrote what it should and nothing else.
@@ -266,29 +338,37 @@ static void check_routing(moec_layer_checks *k, const moec_layer_case *c, const 
     free(values);
 }
 
+// On a device, its own steps one by one and the CPU's plan of the same class take this place.
+static void compare_composition(moec_layer_checks *k, const moec_layer_case *c,
+                                const int32_t *items, const unsigned char *results,
+                                unsigned char *other)
+{
+    char text[256];
+    const moe_status status = moec_layer_compose(k->host, c, items, c->items, other);
+    (void)snprintf(text, sizeof text, "composition: %s", moe_last_error());
+    if (moec_layer_check(k, c, status == MOE_OK, text)) {
+        moec_layer_same(k, c, other, results, c->items, "differs from the composition of the ops");
+    }
+}
+
 // The base run: its results go to `results`. Against float64, the composition, and a second time.
 static bool check_base(moec_layer_checks *k, const moec_layer_case *c, const moec_made *made,
                        const int32_t *items, unsigned char *results)
 {
     moec_batch batch = {0};
     moec_routing routing = {0};
-    char text[256];
     const size_t bytes = moec_layer_result_bytes(c, c->items);
     unsigned char *other = calloc(bytes + 1, 1);
     bool ok = other != NULL && moec_batch_build(&batch, c, items, c->items, &base_style) &&
-              moec_layer_route(k->ctx[MOEC_CTX_MAIN], c, items, c->items, &routing) == MOE_OK;
+              moec_layer_route(k->host, c, items, c->items, &routing) == MOE_OK;
     ok =
         moec_layer_check(k, c, ok, "no memory or no routing") && execute(k, c, made, &batch, "run");
     if (ok) {
         moec_batch_collect(&batch, results);
         check_routing(k, c, &batch, &routing);
         judge(k, c, made, items, &routing, results);
-        const moe_status status =
-            moec_layer_compose(k->ctx[MOEC_CTX_MAIN], c, items, c->items, other);
-        (void)snprintf(text, sizeof text, "composition: %s", moe_last_error());
-        if (moec_layer_check(k, c, status == MOE_OK, text)) {
-            moec_layer_same(k, c, other, results, c->items,
-                            "differs from the composition of the ops");
+        if (k->host == k->ctx[MOEC_CTX_MAIN]) {
+            compare_composition(k, c, items, results, other);
         }
         ok = execute(k, c, made, &batch, "second run");
     }
@@ -392,10 +472,15 @@ static void check_contexts(moec_layer_checks *k, const moec_layer_case *c, const
         {MOEC_CTX_TWO, {false, 0xFF, 1}, "2 threads change the result"},
         {MOEC_CTX_SEVEN, {true, 0x01, 0}, "7 threads change the result"},
         {MOEC_CTX_REF, {false, 0xFF, 0}, "another instruction set changes the result"},
+        {MOEC_CTX_STEPS, {true, LARGE, 2}, "running the steps at once changes the result"},
+        {MOEC_CTX_HOST, {false, 0xFF, 1}, "the CPU gives another result in the same class"},
     };
     for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
         moec_made other;
         char text[256] = "";
+        if (k->ctx[others[i].ctx] == NULL) {
+            continue;
+        }
         const bool ok = moec_make(k->ctx[others[i].ctx], c, NULL, &other);
         if (!ok) {
             (void)snprintf(text, sizeof text, "wrap: %s", moe_last_error());
@@ -405,6 +490,7 @@ static void check_contexts(moec_layer_checks *k, const moec_layer_case *c, const
                 check_variant(k, c, &other, items, c->items, &others[i].style, base,
                               others[i].what);
             }
+            moec_layer_fetch(k, c, &other);
             moec_unmake(&other);
         }
     }
@@ -425,7 +511,7 @@ bool moec_layer_case_make(moec_layer_checks *k, moec_layer_case *c, int number)
     (void)snprintf(c->name, sizeof c->name, "layer-%d", number);
     moec_rng rng = case_rng(c->seed, 1);
     moec_layer_draw(c, &rng, number);
-    return moec_layer_check(k, c, moec_layer_build(c, k->ctx[MOEC_CTX_MAIN], &rng),
+    return moec_layer_check(k, c, moec_layer_build(c, k->host, &rng),
                             "the case could not be built");
 }
 
@@ -463,9 +549,13 @@ static void check_case(moec_layer_checks *k, int number)
             check_batches(k, &c, &made, &rng, base);
         }
         moec_layer_check(k, &c, moec_layer_hash(&c) == hash, "the weights were written");
+        moec_layer_fetch(k, &c, &made);
         moec_unmake(&made);
         if (number % SIDE_CHECKS == 0) {
             moec_layer_threads(k, &c);
+        }
+        if (number % SIDE_CHECKS == 0 &&
+            k->ctx[MOEC_CTX_SEVEN] != NULL) { // devices do not survive it
             moec_layer_fork(k, &c);
         }
         if (number % SIDE_CHECKS == 1) {
@@ -506,6 +596,7 @@ int moec_layer_run(const moec_options *options, FILE *out, moec_counts *counts)
         result = 0;
     }
     for (int i = 0; i < MOEC_NUM_CTX; i++) {
+        moec_twins_release(k.ctx[i]);
         moe_context_destroy(k.ctx[i]);
     }
     (void)sigaction(SIGSEGV, &usual_action, NULL);

@@ -6,21 +6,27 @@
 #include <stdatomic.h>
 
 #include "checkmoe/layer_case.h"
+#include "checkmoe/twins.h"
+#include "ops/backend.h"
 
 /// Contexts of the same machine whose results must agree.
 typedef enum moec_layer_context {
-    MOEC_CTX_MAIN, // the number of threads that the options ask for
+    MOEC_CTX_MAIN, // the number of threads that the options ask for; or the device
     MOEC_CTX_ONE,  // 1 thread
     MOEC_CTX_TWO,
     MOEC_CTX_SEVEN,
-    MOEC_CTX_REF, // the lowest instruction set
+    MOEC_CTX_REF,   // the lowest instruction set
+    MOEC_CTX_STEPS, // of a device that fuses the steps of a run: one after the other
+    MOEC_CTX_HOST,  // beside a device: the CPU
     MOEC_NUM_CTX
 } moec_layer_context;
 
 typedef struct moec_layer_checks {
     moec_run run;
-    moe_context *ctx[MOEC_NUM_CTX];
-    atomic_ulong allocations; // of MOEC_CTX_MAIN
+    moe_context *ctx[MOEC_NUM_CTX]; // NULL: not on this backend
+    moe_context *host;              // what works on host memory: MAIN, or HOST
+    moei_backend steps;             // of MOEC_CTX_STEPS
+    atomic_ulong allocations;       // of MOEC_CTX_MAIN
     unsigned long cases, judged, elements, unsure, marginal;
     double worst; // error / bound
     char worst_case[32];
@@ -31,12 +37,17 @@ typedef struct moec_made {
     moe_plan *plan;
     moe_weights *weights;
     moec_guard memory;
+    moec_twins twins; // of the memory, or of the wrapped tensors
 } moec_made;
 
 /// Plans and packs expert by expert, in an order drawn from rng (NULL: wraps). On failure nothing
 /// is left and moe_last_error says why.
 bool moec_make(moe_context *ctx, const moec_layer_case *c, moec_rng *rng, moec_made *out);
 void moec_unmake(moec_made *made);
+
+/// Brings the memory of the weights back from a device, and counts a check that runs wrote nothing
+/// beside it.
+void moec_layer_fetch(moec_layer_checks *k, const moec_layer_case *c, moec_made *made);
 
 /// Draws and builds case `number`; false: memory is short, which counts as a failure.
 bool moec_layer_case_make(moec_layer_checks *k, moec_layer_case *c, int number);

@@ -4,7 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "api/plan_internal.h"
 #include "checkmoe/layer_case.h"
+#include "checkmoe/twins.h"
 #include "core/safemath.h"
 #include "ops/ggemm.h"
 #include "ops/quantize.h"
@@ -456,27 +458,43 @@ static bool build_side_outputs(moec_batch *r)
 
 // ---- the batch ----------------------------------------------------------------------------------
 
+// All memory of a batch: NUM_INPUTS inputs, then what a run writes.
+enum { NUM_INPUTS = 17, NUM_GUARDS = NUM_INPUTS + 6 };
+
+static void list_guards(moec_batch *r, moec_guard *guards[NUM_GUARDS])
+{
+    moec_guard *const all[NUM_GUARDS] = {&r->x,
+                                         &r->x_scales,
+                                         &r->logits,
+                                         &r->ids,
+                                         &r->weights,
+                                         &r->shared_weights,
+                                         &r->token_ids,
+                                         &r->append_gate,
+                                         &r->correction_bias,
+                                         &r->scale_tensor,
+                                         &r->hash_table,
+                                         &r->expert_map,
+                                         &r->replica_table,
+                                         &r->replica_count,
+                                         &r->counts,
+                                         &r->offsets,
+                                         &r->num_valid,
+                                         &r->out,
+                                         &r->out_ids,
+                                         &r->out_weights,
+                                         &r->out_counts,
+                                         &r->load,
+                                         &r->workspace};
+    memcpy(guards, all, sizeof all);
+}
+
 static uint64_t hash_inputs(const moec_batch *r)
 {
-    const moec_guard *guards[] = {&r->x,
-                                  &r->x_scales,
-                                  &r->logits,
-                                  &r->ids,
-                                  &r->weights,
-                                  &r->shared_weights,
-                                  &r->token_ids,
-                                  &r->append_gate,
-                                  &r->correction_bias,
-                                  &r->scale_tensor,
-                                  &r->hash_table,
-                                  &r->expert_map,
-                                  &r->replica_table,
-                                  &r->replica_count,
-                                  &r->counts,
-                                  &r->offsets,
-                                  &r->num_valid};
+    moec_guard *guards[NUM_GUARDS];
     uint64_t hash = 0;
-    for (size_t i = 0; i < sizeof guards / sizeof guards[0]; i++) {
+    list_guards((moec_batch *)(uintptr_t)r, guards);
+    for (int i = 0; i < NUM_INPUTS; i++) {
         hash = hash * 31 + moec_hash(guards[i]->data, guards[i]->bytes);
     }
     return hash;
@@ -528,30 +546,9 @@ bool moec_batch_build(moec_batch *r, const moec_layer_case *c, const int32_t *it
 
 void moec_batch_free(moec_batch *r)
 {
-    moec_guard *const guards[] = {&r->x,
-                                  &r->x_scales,
-                                  &r->logits,
-                                  &r->ids,
-                                  &r->weights,
-                                  &r->shared_weights,
-                                  &r->token_ids,
-                                  &r->append_gate,
-                                  &r->correction_bias,
-                                  &r->scale_tensor,
-                                  &r->hash_table,
-                                  &r->expert_map,
-                                  &r->replica_table,
-                                  &r->replica_count,
-                                  &r->counts,
-                                  &r->offsets,
-                                  &r->num_valid,
-                                  &r->out,
-                                  &r->out_ids,
-                                  &r->out_weights,
-                                  &r->out_counts,
-                                  &r->load,
-                                  &r->workspace};
-    for (size_t i = 0; i < sizeof guards / sizeof guards[0]; i++) {
+    moec_guard *guards[NUM_GUARDS];
+    list_guards(r, guards);
+    for (int i = 0; i < NUM_GUARDS; i++) {
         moec_guard_free(guards[i]);
     }
     free(r->group);
@@ -575,11 +572,32 @@ static void restore_outputs(moec_batch *r)
     }
 }
 
+// What the device leaves around and in its inputs is checked; the batch's memory holds what it
+// wrote.
+static moe_status run_on_twins(moec_batch *r, moec_twins *twins, const moe_plan *plan,
+                               const moe_weights *weights, size_t workspace_bytes)
+{
+    char wrong[200] = "";
+    moec_guard *guards[NUM_GUARDS];
+    moe_run_args args = r->args;
+    list_guards(r, guards);
+    for (int i = 0; i < NUM_GUARDS; i++) {
+        moec_twins_add(twins, guards[i], i >= NUM_INPUTS);
+    }
+    MOE_TRY(moec_twins_up(twins, r->style.poison));
+    moec_twins_run_args(twins, &args);
+    void *workspace = moec_twins_at(twins, r->workspace.data);
+    MOE_REQUIRE(!twins->stray, MOE_E_STATE, "moe check: a view lies outside of the batch");
+    MOE_TRY(moe_run(plan, weights, &args, workspace, workspace_bytes, NULL));
+    MOE_REQUIRE(moec_twins_down(twins, wrong, sizeof wrong), MOE_E_DEVICE, "%s", wrong);
+    return MOE_OK;
+}
+
 moe_status moec_batch_execute(moec_batch *r, const moe_plan *plan, const moe_weights *weights)
 {
     size_t bytes = 0;
     size_t align = 0;
-    const moe_status status = moe_plan_workspace(plan, r->args.num_tokens, &bytes, &align);
+    moe_status status = moe_plan_workspace(plan, r->args.num_tokens, &bytes, &align);
     if (status != MOE_OK) {
         return status;
     }
@@ -593,7 +611,11 @@ moe_status moec_batch_execute(moec_batch *r, const moe_plan *plan, const moe_wei
     }
     memset(r->workspace.data, r->style.poison, r->workspace.bytes);
     restore_outputs(r);
-    return moe_run(plan, weights, &r->args, r->workspace.data, bytes, NULL);
+    moec_twins twins;
+    moec_twins_begin(&twins, plan->ctx);
+    status = run_on_twins(r, &twins, plan, weights, bytes);
+    moec_twins_end(&twins);
+    return status;
 }
 
 size_t moec_layer_result_bytes(const moec_layer_case *c, int32_t n)

@@ -149,6 +149,8 @@ static void check_update(moec_layer_checks *k, moec_layer_case *c, moec_rng *rng
         ok = i == e || moe_weights_pack(anew.weights, i, &other) == MOE_OK;
     }
     moec_layer_check(k, c, ok, moe_last_error());
+    moec_layer_fetch(k, c, made);
+    moec_layer_fetch(k, c, &anew);
     moec_layer_check(k, c, same_guard(&made->memory, &anew.memory),
                      "an updated expert differs from packing anew");
     moec_unmake(&anew);

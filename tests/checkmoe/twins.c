@@ -2,6 +2,7 @@
 #include "checkmoe/twins.h"
 
 #include <pthread.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -74,7 +75,7 @@ void moec_twins_begin(moec_twins *t, const moe_context *ctx)
     t->ctx = ctx;
 }
 
-void moec_twins_add(moec_twins *t, moec_guard *guard, bool output)
+void moec_twins_add(moec_twins *t, const moec_guard *guard, bool output)
 {
     if (guard->data == NULL) {
         return;
@@ -125,6 +126,21 @@ void moec_twins_views(moec_twins *t, moe_tensor *views, size_t n)
     for (size_t i = 0; i < n; i++) {
         views[i].data = moec_twins_at(t, views[i].data);
     }
+}
+
+// Both structures end in a row of views.
+#define VIEWS_FROM(type, member) ((sizeof(type) - offsetof(type, member)) / sizeof(moe_tensor))
+
+void moec_twins_run_args(moec_twins *t, moe_run_args *args)
+{
+    void *first = (unsigned char *)args + offsetof(moe_run_args, x);
+    moec_twins_views(t, first, VIEWS_FROM(moe_run_args, x));
+}
+
+void moec_twins_source(moec_twins *t, moe_weights_source *source)
+{
+    void *first = (unsigned char *)source + offsetof(moe_weights_source, gemm);
+    moec_twins_views(t, first, VIEWS_FROM(moe_weights_source, gemm));
 }
 
 // Names the byte at `offset` of the block, where it changed.

@@ -11,7 +11,7 @@
 #define MOEC_TWINS 40
 
 typedef struct moec_twin {
-    moec_guard *guard;
+    const moec_guard *guard;
     bool output;
     size_t offset; // of its first byte in the block
 } moec_twin;
@@ -32,7 +32,7 @@ void moec_twins_begin(moec_twins *t, const moe_context *ctx);
 
 /// Adds a buffer, which must stay where it is; one without memory is left out. Inputs must come
 /// back unchanged.
-void moec_twins_add(moec_twins *t, moec_guard *guard, bool output);
+void moec_twins_add(moec_twins *t, const moec_guard *guard, bool output);
 
 /// Copies all buffers to the device. `red`: byte that fills the memory around them; a kernel whose
 /// results depend on it reads beyond a buffer.
@@ -42,11 +42,13 @@ moe_status moec_twins_up(moec_twins *t, unsigned char red);
 /// all buffers sets `stray` and gives NULL.
 void *moec_twins_at(moec_twins *t, const void *host);
 
-/// The same for the data of n views.
+/// The same for the data of n views, of a run, of weights.
 void moec_twins_views(moec_twins *t, moe_tensor *views, size_t n);
+void moec_twins_run_args(moec_twins *t, moe_run_args *args);
+void moec_twins_source(moec_twins *t, moe_weights_source *source);
 
-/// Waits for the device and copies outputs back. False, with the reason in `wrong`: the device
-/// failed, an input was written, or memory beyond a buffer.
+/// Waits for the device and copies outputs back; may be called again after more work. False, with
+/// the reason in `wrong`: the device failed, an input was written, or memory beyond a buffer.
 bool moec_twins_down(moec_twins *t, char *wrong, size_t size);
 
 /// Gives the memory back. A list that was not begun is fine.

@@ -113,7 +113,7 @@ static void move(moe_context *ctx)
     ctx->backend = &far->backend;
 }
 
-// Runs rows; returns what was printed, to be freed.
+// Runs rows and layer cases; returns what was printed, to be freed.
 static char *check(const char *kernel, moec_counts *counts)
 {
     const moec_options o = {
@@ -125,17 +125,19 @@ static char *check(const char *kernel, moec_counts *counts)
     if (out == NULL) {
         abort();
     }
-    CHECK(moec_kernels_run(&o, out, counts) == 0, "%s: %s", kernel, moe_last_error());
+    CHECK(moec_kernels_run(&o, out, counts) == 0 && moec_layer_run(&o, out, counts) == 0, "%s: %s",
+          kernel, moe_last_error());
     (void)fclose(out);
     return text;
 }
 
 static void test_sound(void)
 {
-    static const char *const rows[] = {
-        "moek_route_*__ref",    "moek_place_*__ref", "moek_sort_*__ref",
-        "moek_quantize_*__ref", "moek_glu_*__ref",   "moek_combine_*__ref",
-        "*__ref_fma_b32",       "*__ref_fma_b128",   "*__ref_fma_i32"};
+    static const char *const rows[] = {"moek_route_*__ref", "moek_place_*__ref",
+                                       "moek_sort_*__ref",  "moek_quantize_*__ref",
+                                       "moek_glu_*__ref",   "moek_combine_*__ref",
+                                       "*__ref_fma_b32",    "*__ref_fma_b128",
+                                       "*__ref_fma_i32",    "layer-*6"};
     moec_counts counts;
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         const unsigned long calls = far->calls;
@@ -164,6 +166,11 @@ static void test_mistakes(void)
         {WRONG_BIT, "moek_glu_*__ref", "bits differ from moek_glu_"},
         {UNSTEADY, "moek_glu_*__ref", "two runs differ"},
         {UNSTEADY, "moek_combine_*__ref", "two runs differ"},
+        {WRITES_AFTER, "layer-1?", "layer-1"},
+        {WRITES_INPUT, "layer-1?", "of input 0 was written"},
+        {WRONG_BIT, "layer-1?", "the CPU gives another result in the same class"},
+        {UNSTEADY, "layer-1?", "two runs differ"},
+        {FAILS, "layer-1?", "device: a launch failed"},
         {FAILS, "moek_quantize_*__ref", "device: a launch failed"},
         {FAILS, "moek_place_*__ref", "device: a launch failed"},
     };
