@@ -48,6 +48,7 @@ static bool parse(int argc, char **argv, request *r)
     }
     // What would have no effect is refused.
     const bool recorded = r->oracle != NULL || r->model != NULL;
+    const bool cpu = r->device == NULL || strcmp(r->device, "cpu") == 0;
     const struct {
         bool given;
         const char *why;
@@ -58,8 +59,9 @@ static bool parse(int argc, char **argv, request *r)
          "--format chooses among kernel rows, not recorded problems"},
         {r->oracle != NULL && r->model != NULL, "--oracle and --model are two checks; give one"},
         {r->model != NULL && o->kernel != NULL, "--kernel chooses no part of a model"},
-        {r->model == NULL && (r->reference != NULL || o->quick),
-         "--reference and --quick need --model"},
+        {r->model == NULL && r->reference != NULL, "--reference needs --model"},
+        {o->quick && r->model == NULL && (cpu || r->oracle != NULL),
+         "--quick needs --model, or kernels of a --device"},
     };
     for (size_t i = 0; i < sizeof idle / sizeof idle[0]; i++) {
         if (idle[i].given) {
@@ -81,11 +83,6 @@ static bool parse(int argc, char **argv, request *r)
     return true;
 }
 
-static bool on_cpu(const request *r)
-{
-    return r->options.device == MOE_DEVICE_UNSET || r->options.device == MOE_DEVICE_CPU;
-}
-
 // Whether the device and the instruction set are there; else one line on stderr and the exit code.
 static int available(const request *r)
 {
@@ -100,10 +97,6 @@ static int available(const request *r)
         return status == MOE_E_ARGUMENT && r->options.isa != NULL ? CLI_USAGE : code;
     }
     moe_context_destroy(ctx);
-    if (!on_cpu(r) && (r->oracle != NULL || r->model != NULL)) {
-        (void)fprintf(stderr, "moe: --oracle and --model replay on device \"cpu\" only\n");
-        return CLI_UNSUPPORTED;
-    }
     return CLI_OK;
 }
 
@@ -111,7 +104,7 @@ static int available(const request *r)
 static int run_seeds(const request *r, FILE *out, moec_counts *counts)
 {
     moec_options o = r->options;
-    const bool layers = o.format == MOE_FORMAT_UNSET && on_cpu(r);
+    const bool layers = o.format == MOE_FORMAT_UNSET;
     int result = 0;
     for (int64_t i = 0; i < r->repeat && result == 0; i++, o.seed++) {
         if (r->repeat > 1 && !o.list) {

@@ -67,13 +67,14 @@ static moe_status make_context(moec_layer_checks *k, moec_layer_context which,
     return MOE_OK;
 }
 
-// A CPU with other threads and instruction sets.
+// Other threads and instruction sets.
 static moe_status make_cpu_contexts(moec_layer_checks *k)
 {
     static const int32_t threads[] = {
         [MOEC_CTX_ONE] = 1, [MOEC_CTX_TWO] = 2, [MOEC_CTX_SEVEN] = 7, [MOEC_CTX_REF] = 2};
     for (int i = MOEC_CTX_ONE; i <= MOEC_CTX_REF; i++) {
         moe_context_desc desc = moe_context_desc_default();
+        desc.device = i == MOEC_CTX_REF ? MOE_DEVICE_CPU : k->run.options->device;
         desc.isa = i == MOEC_CTX_REF ? "ref" : k->run.options->isa;
         desc.num_threads = threads[i];
         MOE_TRY(make_context(k, (moec_layer_context)i, &desc));

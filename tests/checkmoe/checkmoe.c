@@ -14,21 +14,31 @@
 #define MAX_PRINTED 40
 #define MAX_CASES   32768 // of a row, that are compared with other rows
 
+const char *moec_device_option(const moec_options *options, char *text, size_t size)
+{
+    const bool other = options->device != MOE_DEVICE_UNSET && options->device != MOE_DEVICE_CPU;
+    text[0] = '\0';
+    if (other) {
+        (void)snprintf(text, size, " --device %s", moe_device_name(options->device));
+    }
+    return text;
+}
+
 void moec_repro(const moec_run *run, const char *name, char *text, size_t size)
 {
     const moec_options *o = run->options;
     const char *isa = run->isa != NULL ? run->isa : o->isa;
     const char *quote = strpbrk(name, "*?") != NULL ? "'" : "";
     char threads[32] = "";
-    const bool device = o->device != MOE_DEVICE_UNSET && o->device != MOE_DEVICE_CPU;
+    char device[32];
     if (o->threads > 0) {
         (void)snprintf(threads, sizeof threads, " --threads %d", (int)o->threads);
     }
-    (void)snprintf(text, size, "%s check%s%s%s%s%s%s%s%s%s --seed %llu",
-                   o->program != NULL ? o->program : "moe", device ? " --device " : "",
-                   device ? moe_device_name(o->device) : "", name[0] != '\0' ? " --kernel " : "",
-                   quote, name, quote, isa != NULL ? " --isa " : "", isa != NULL ? isa : "",
-                   threads, (unsigned long long)o->seed);
+    (void)snprintf(
+        text, size, "%s check%s%s%s%s%s%s%s%s --seed %llu", o->program != NULL ? o->program : "moe",
+        moec_device_option(o, device, sizeof device), name[0] != '\0' ? " --kernel " : "", quote,
+        name, quote, isa != NULL ? " --isa " : "", isa != NULL ? isa : "", threads,
+        (unsigned long long)o->seed);
 }
 
 bool moec_check(moec_run *run, bool ok, const char *repro, const char *format, ...)

@@ -85,8 +85,15 @@ void moec_pair_glob(const char *a, const char *b, char *glob, size_t size);
 /// Counts and prints a skip with its reason.
 void moec_skip(moec_run *run, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/// " --device NAME" as the options say, or nothing.
+const char *moec_device_option(const moec_options *options, char *text, size_t size);
+
 /// The context that the options ask for.
 moe_status moec_context(const moec_options *options, moe_context **out);
+
+/// A context of the CPU beside that of another backend, for reference and for what works on host
+/// memory; NULL where ctx is the CPU's.
+moe_status moec_cpu_beside(const moe_context *ctx, moe_context **out);
 
 /// Walks all kernel rows. Returns 0, or -1 if the context could not be made.
 int moec_kernels_run(const moec_options *options, FILE *out, moec_counts *counts);

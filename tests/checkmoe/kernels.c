@@ -56,18 +56,17 @@ moe_status moec_context(const moec_options *options, moe_context **out)
     return status;
 }
 
-// Kernel rows of another backend than the CPU's are compared with those of the CPU.
-static moe_status reference_context(const moe_context *ctx, moe_context **out)
+moe_status moec_cpu_beside(const moe_context *ctx, moe_context **out)
 {
-    moe_context_desc desc = moe_context_desc_default();
-    return ctx->backend->device != MOE_DEVICE_CPU ? moe_context_create(&desc, out) : MOE_OK;
+    *out = NULL;
+    return ctx->backend->device != MOE_DEVICE_CPU ? moe_context_create(NULL, out) : MOE_OK;
 }
 
 int moec_kernels_run(const moec_options *options, FILE *out, moec_counts *counts)
 {
     moe_context *ctx = NULL;
     moe_context *cpu = NULL;
-    if (moec_context(options, &ctx) != MOE_OK || reference_context(ctx, &cpu) != MOE_OK) {
+    if (moec_context(options, &ctx) != MOE_OK || moec_cpu_beside(ctx, &cpu) != MOE_OK) {
         (void)fprintf(out, "%s\n", moe_last_error());
         moe_context_destroy(ctx);
         return -1;

@@ -27,6 +27,8 @@ struct model {
     FILE *out;
     int verbose;
     moe_context *ctx;
+    moe_context *cpu; // beside a device; NULL: ctx is the CPU's
+    const moec_options *options;
     moe_checkpoint *checkpoint;
     moe_file *reference;
     char *config;
@@ -102,8 +104,8 @@ static int open_model(struct model *m, const char *reference, const moec_options
 {
     char path[4096];
     (void)snprintf(path, sizeof path, "%s/reference.safetensors", m->dir);
-    return ok(m, moec_context(options, &m->ctx)) && read_config(m) &&
-           ok(m, moe_checkpoint_open(m->dir, MOE_FILE_DEFAULT, &m->checkpoint)) &&
+    return ok(m, moec_context(options, &m->ctx)) && ok(m, moec_cpu_beside(m->ctx, &m->cpu)) &&
+           read_config(m) && ok(m, moe_checkpoint_open(m->dir, MOE_FILE_DEFAULT, &m->checkpoint)) &&
            ok(m,
               moe_file_open(reference != NULL ? reference : path, MOE_FILE_DEFAULT, &m->reference));
 }
@@ -112,6 +114,8 @@ static void close_model(struct model *m)
 {
     moe_file_close(m->reference);
     moe_checkpoint_close(m->checkpoint);
+    moec_twins_release(m->ctx);
+    moe_context_destroy(m->cpu);
     moe_context_destroy(m->ctx);
     moec_heap_free(&m->heap);
 }
@@ -206,12 +210,14 @@ static void compare(struct model *m, const struct model_layer *l, int prompt,
     moec_stats stats;
     char label[TEXT];
     char repro[2 * TEXT];
+    char device[32];
     if (!find_item(m, prompt, l->layer, item, r->suffix, &expected)) {
         return;
     }
     (void)snprintf(label, sizeof label, "layer %d prompt %d %s (%s)", l->layer, prompt, item,
                    r->what);
-    (void)snprintf(repro, sizeof repro, "%s check --model %s", m->program, m->dir);
+    (void)snprintf(repro, sizeof repro, "%s check%s --model %s", m->program,
+                   moec_device_option(m->options, device, sizeof device), m->dir);
     const moec_compare c = {.label = label,
                             .actual = *actual,
                             .expected = expected,
@@ -241,8 +247,8 @@ static int replay(struct model *m, struct model_layer *l, int prompt, const stru
     o->ids = moec_new_i32(&m->heap, o->tokens, l->desc.top_k);
     o->weights = moec_new_f32(&m->heap, o->tokens, l->desc.top_k);
     o->y = moec_new_f32(&m->heap, o->tokens, l->desc.hidden);
-    if (!ok(m, moec_linear_map(m->ctx, &m->heap, &l->router.weight, &l->router.bias, &x,
-                               &o->logits))) {
+    if (!ok(m, moec_linear_map(m->cpu != NULL ? m->cpu : m->ctx, &m->heap, &l->router.weight,
+                               &l->router.bias, &x, &o->logits))) {
         return 0;
     }
     const moe_run_args args = layer_args(l, &x, &o->logits, o);
@@ -332,7 +338,8 @@ int moec_model_layers_run(const char *dir, const char *reference, const moec_opt
     struct model m = {.dir = dir,
                       .program = options->program != NULL ? options->program : "moe",
                       .out = out,
-                      .verbose = options->verbose};
+                      .verbose = options->verbose,
+                      .options = options};
     int prompts = 0;
     int layers = 0;
     const int opened = open_model(&m, reference, options);
@@ -353,8 +360,6 @@ int moec_model_layers_run(const char *dir, const char *reference, const moec_opt
         } else {
             check_layer(&m, layer, prompts, counts);
         }
-    }
-    if (!options->list) {
     }
     close_model(&m);
     return opened ? 0 : -1;

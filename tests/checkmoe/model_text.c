@@ -23,6 +23,7 @@
 
 struct text_check {
     const char *dir, *program;
+    const moec_options *options;
     FILE *out;
     int verbose;
     moec_counts *counts;
@@ -45,7 +46,9 @@ static void verdict(struct text_check *k, int good, const char *format, ...)
     k->counts->passed += good != 0;
     k->counts->failed += good == 0;
     if (!good) {
-        (void)fprintf(k->out, "  repeat: %s check --model %s\n", k->program, k->dir);
+        char device[32];
+        (void)fprintf(k->out, "  repeat: %s check%s --model %s\n", k->program,
+                      moec_device_option(k->options, device, sizeof device), k->dir);
     }
 }
 
@@ -94,6 +97,7 @@ static void check_logits(struct text_check *k, int prompt, int64_t count, const 
     moec_stats stats;
     char label[TEXT];
     char repro[2 * TEXT];
+    char device[32];
     const int64_t vocab = moem_model_config(k->model)->vocab;
     if (!item(k, prompt, "logits_last4", &expected) || expected.ndim != 2 ||
         expected.shape[1] != vocab || expected.shape[0] > count) {
@@ -112,7 +116,8 @@ static void check_logits(struct text_check *k, int prompt, int64_t count, const 
         }
     }
     (void)snprintf(label, sizeof label, "prompt %d logits of the last positions", prompt);
-    (void)snprintf(repro, sizeof repro, "%s check --model %s", k->program, k->dir);
+    (void)snprintf(repro, sizeof repro, "%s check%s --model %s", k->program,
+                   moec_device_option(k->options, device, sizeof device), k->dir);
     const moec_compare compare = {
         .label = label,
         .actual = moe_tensor_2d(logits + (count - rows) * vocab, MOE_F32, rows, vocab),
@@ -219,8 +224,10 @@ static void check_bits(struct text_check *k, const int32_t *ids, int64_t count, 
     const size_t size = (size_t)(count * moem_model_config(k->model)->vocab);
     float *other = moec_keep(&k->heap, size, sizeof *other);
     for (size_t w = 0; w < sizeof ways / sizeof ways[0]; w++) {
-        const moem_options o = {
-            .threads = ways[w].threads, .isa = options->isa, .max_batch = ways[w].max_batch};
+        const moem_options o = {.device = options->device,
+                                .threads = ways[w].threads,
+                                .isa = options->isa,
+                                .max_batch = ways[w].max_batch};
         moem_model *model = NULL;
         moe_status status = moem_model_open(k->dir, &o, &model);
         status = status ? status : ways[w].run(model, ids, count, other);
@@ -341,11 +348,13 @@ int moec_model_text_run(const char *dir, const char *reference, const moec_optio
     char path[4096];
     options = options != NULL ? options : &defaults;
     struct text_check k = {.dir = dir,
+                           .options = options,
                            .program = options->program != NULL ? options->program : "moe",
                            .out = out,
                            .verbose = options->verbose,
                            .counts = counts};
-    const moem_options o = {.threads = options->threads, .isa = options->isa};
+    const moem_options o = {
+        .device = options->device, .threads = options->threads, .isa = options->isa};
     (void)snprintf(path, sizeof path, "%s/reference.safetensors", dir);
     moe_status status = moem_model_open(dir, &o, &k.model);
     status = status ? status

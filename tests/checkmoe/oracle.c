@@ -244,12 +244,14 @@ static void print_tally(const struct moec_case *c, const char *name, const struc
 static void run_case(struct moec_case *c, moec_counts *counts)
 {
     int64_t sizes[MAX_SIZES];
+    char device[32];
     const int num_sizes = batch_sizes(c, sizes);
     const char *config_class = moec_json_string(c->json, "config_class");
     c->semantics = json_object_get(c->json, "semantics");
     c->tensors = json_object_get(c->semantics, "tensors");
-    (void)snprintf(c->repro, sizeof c->repro, "%s check --oracle %s --kernel %s",
-                   c->options->program != NULL ? c->options->program : "moe", c->path, c->name);
+    (void)snprintf(c->repro, sizeof c->repro, "%s check%s --oracle %s --kernel %s",
+                   c->options->program != NULL ? c->options->program : "moe",
+                   moec_device_option(c->options, device, sizeof device), c->path, c->name);
     if (c->semantics == NULL) {
         c->skipped = 1;
         (void)snprintf(c->reason, sizeof c->reason, "the case has no semantics");
@@ -284,7 +286,7 @@ static void run_case(struct moec_case *c, moec_counts *counts)
 }
 
 static int run_cases(const char *path, const moec_options *options, moe_context *ctx,
-                     const moe_file *file, FILE *out, moec_counts *counts)
+                     const moe_context *cpu, const moe_file *file, FILE *out, moec_counts *counts)
 {
     const char *text = moe_file_metadata(file, "cases");
     moei_json cases = {NULL, NULL, NULL};
@@ -312,6 +314,7 @@ static int run_cases(const char *path, const moec_options *options, moe_context 
                               .path = path,
                               .name = name,
                               .ctx = ctx,
+                              .host = cpu != NULL ? cpu : ctx,
                               .file = file,
                               .json = json};
         run_case(&c, counts);
@@ -324,17 +327,20 @@ int moec_oracle_run(const char *path, const moec_options *options, FILE *out, mo
 {
     static const moec_options defaults;
     moe_context *ctx = NULL;
+    moe_context *cpu = NULL;
     moe_file *file = NULL;
     int result = -1;
     options = options != NULL ? options : &defaults;
-    if (moec_context(options, &ctx) != MOE_OK ||
+    if (moec_context(options, &ctx) != MOE_OK || moec_cpu_beside(ctx, &cpu) != MOE_OK ||
         moe_file_open(path, MOE_FILE_DEFAULT, &file) != MOE_OK) {
         (void)fprintf(out, "FAIL  %s\n", moe_last_error());
         counts->failed++;
     } else {
-        result = run_cases(path, options, ctx, file, out, counts);
+        result = run_cases(path, options, ctx, cpu, file, out, counts);
     }
     moe_file_close(file);
+    moec_twins_release(ctx);
+    moe_context_destroy(cpu);
     moe_context_destroy(ctx);
     return result;
 }

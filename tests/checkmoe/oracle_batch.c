@@ -87,7 +87,7 @@ static void compute_logits(struct moec_case *c, struct moec_batch *b)
         return;
     }
     (void)moec_case_role(c, "router_bias", &bias);
-    if (!moec_case_ok(c, moec_linear_map(c->ctx, &c->heap, &router, &bias, &b->x, &b->logits)) ||
+    if (!moec_case_ok(c, moec_linear_map(c->host, &c->heap, &router, &bias, &b->x, &b->logits)) ||
         !moec_case_item(c, "logits", b->tokens, &expected)) {
         return;
     }
@@ -273,7 +273,7 @@ static void run_route(struct moec_case *c, struct moec_batch *b)
         b->shared_weights = moec_new_f32(&c->heap, b->tokens, c->desc.route.shared_scores);
         args.shared_weights = b->shared_weights;
     }
-    if (!moec_case_ok(c, moe_route(c->ctx, &args, NULL))) {
+    if (!moec_case_ok(c, moe_route(c->host, &args, NULL))) {
         return;
     }
     const size_t bytes = (size_t)(b->tokens * c->desc.top_k) * sizeof(float);
@@ -411,7 +411,7 @@ static void check_linear_hook(struct moec_case *c, const struct moec_batch *b, c
     moe_tensor expected;
     moe_tensor y;
     if (hook_of_role(c, role, 0, b->tokens, &expected) && moec_case_role(c, role, &weight) &&
-        moec_case_ok(c, moec_linear_map(c->ctx, &c->heap, &weight, NULL, input, &y)) &&
+        moec_case_ok(c, moec_linear_map(c->host, &c->heap, &weight, NULL, input, &y)) &&
         moec_count(&y) == moec_count(&expected)) {
         (void)compare(c, &c->hooks, role, b->tokens, &y, &expected, RTOL * moec_std(&expected), 1);
     }
@@ -449,7 +449,7 @@ static moe_status shared_by_ops(struct moec_case *c, const struct moec_batch *b,
                                           b->tokens, c->desc.hidden);
                 product.y.stride[0] = s->count * c->desc.hidden;
             }
-            status = moe_ggemm(c->ctx, &product, NULL);
+            status = moe_ggemm(c->host, &product, NULL);
             if (g == 0 && status == MOE_OK) {
                 memset(&glu, 0, sizeof glu);
                 glu.struct_size = sizeof glu;
@@ -461,7 +461,7 @@ static moe_status shared_by_ops(struct moec_case *c, const struct moec_batch *b,
                 glu.gate_up = s->gate_up;
                 glu.x = gate_up;
                 glu.y = h;
-                status = moe_glu(c->ctx, &glu, NULL);
+                status = moe_glu(c->host, &glu, NULL);
             }
         }
     }
@@ -474,7 +474,7 @@ static moe_status shared_by_ops(struct moec_case *c, const struct moec_batch *b,
     }
     *out = moec_new_f32(&c->heap, b->tokens, c->desc.hidden);
     combine.out = *out;
-    return status == MOE_OK ? moe_combine(c->ctx, &combine, NULL) : status;
+    return status == MOE_OK ? moe_combine(c->host, &combine, NULL) : status;
 }
 
 static void check_shared_hook(struct moec_case *c, const struct moec_batch *b)
@@ -546,7 +546,7 @@ static void check_hooks(struct moec_case *c, const struct moec_batch *b)
     moe_tensor t;
     if (c->desc.latent > 0 &&
         !moec_case_ok(
-            c, moec_linear_map(c->ctx, &c->heap, &c->source.latent_in, NULL, &b->x, &latent_x))) {
+            c, moec_linear_map(c->host, &c->heap, &c->source.latent_in, NULL, &b->x, &latent_x))) {
         return;
     }
     check_linear_hook(c, b, "latent_in", &b->x);

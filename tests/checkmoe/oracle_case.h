@@ -23,6 +23,7 @@ struct moec_case {
     FILE *out;
     const char *path, *name;
     moe_context *ctx;
+    const moe_context *host; // for single ops: ctx, or the CPU beside a device
     const moe_file *file;
     const json_t *json, *tensors, *semantics;
     moec_heap heap;

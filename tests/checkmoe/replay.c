@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/check.h"
 #include "numerics/bf16.h"
 #include "numerics/f16.h"
 
@@ -185,73 +186,113 @@ moe_status moec_linear_map(const moe_context *ctx, moec_heap *heap, const moe_te
     return moe_ggemm(ctx, &args, NULL);
 }
 
-// The workspace of a layer whose plan and weights are there; what failed before is undone.
-static moe_status finish(moec_replay *layer, moe_status status, int64_t max_tokens,
-                         moec_replay *out)
+static moe_status take_workspace(moec_replay *layer, int64_t max_tokens)
 {
     size_t align = 0;
+    MOE_TRY(moe_plan_workspace(layer->plan, max_tokens, &layer->workspace_bytes, &align));
+    return moe_memory_alloc(layer->ctx, layer->workspace_bytes, &layer->workspace);
+}
+
+// What failed is undone.
+static moe_status finish(moec_replay *layer, moe_status status, moec_replay *out)
+{
     if (status == MOE_OK) {
-        status = moe_plan_workspace(layer->plan, max_tokens, &layer->workspace_bytes, &align);
-    }
-    if (status != MOE_OK) {
+        *out = *layer;
+    } else {
         moec_replay_free(layer);
-        return status;
     }
-    layer->workspace = aligned(layer->workspace_bytes, align);
-    *out = *layer;
-    return MOE_OK;
+    return status;
+}
+
+static moe_status wrap(moec_replay *layer, const moe_weights_source *source)
+{
+    moe_weights_source twins = *source;
+    moec_twins_add_source(&layer->wrapped, source);
+    MOE_TRY(moec_twins_up(&layer->wrapped, 0xFF));
+    moec_twins_source(&layer->wrapped, &twins);
+    return moe_weights_wrap(layer->plan, &twins, &layer->weights);
+}
+
+static moe_status pack(moec_replay *layer, const moe_weights_source *source)
+{
+    size_t align = 0;
+    MOE_TRY(moe_weights_bytes(layer->plan, &layer->memory_bytes, &align));
+    MOE_TRY(moe_memory_alloc(layer->ctx, layer->memory_bytes, &layer->memory));
+    MOE_TRY(moe_weights_create(layer->plan, layer->memory, layer->memory_bytes, &layer->weights));
+    return moe_weights_pack(layer->weights, 0, source);
 }
 
 moe_status moec_replay_make(moe_context *ctx, const moe_layer_desc *desc,
-                            const moe_weights_source *source, int wrap, moec_replay *out)
+                            const moe_weights_source *source, int use_in_place, moec_replay *out)
 {
-    moec_replay layer = {NULL, NULL, NULL, NULL, 0};
-    size_t bytes = 0;
-    size_t align = 0;
+    moec_replay layer = {.ctx = ctx};
+    moec_twins_begin(&layer.wrapped, ctx);
     moe_status status = moe_plan_create(ctx, desc, &layer.plan);
-    if (status == MOE_OK && wrap) {
-        status = moe_weights_wrap(layer.plan, source, &layer.weights);
-    } else if (status == MOE_OK) {
-        status = moe_weights_bytes(layer.plan, &bytes, &align);
-        if (status == MOE_OK) {
-            layer.memory = aligned(bytes, align);
-            status = moe_weights_create(layer.plan, layer.memory, bytes, &layer.weights);
-        }
-        if (status == MOE_OK) {
-            status = moe_weights_pack(layer.weights, 0, source);
-        }
+    if (status == MOE_OK) {
+        status = use_in_place ? wrap(&layer, source) : pack(&layer, source);
     }
-    return finish(&layer, status, desc->max_tokens, out);
+    if (status == MOE_OK) {
+        status = take_workspace(&layer, desc->max_tokens);
+    }
+    return finish(&layer, status, out);
+}
+
+static moe_status load(moec_replay *layer, const moe_checkpoint_layer *source)
+{
+    size_t align = 0;
+    MOE_TRY(moe_checkpoint_layer_bytes(source, layer->plan, &layer->memory_bytes, &align));
+    if (layer->memory_bytes > 0) {
+        MOE_TRY(moe_memory_alloc(layer->ctx, layer->memory_bytes, &layer->memory));
+    }
+    return moe_checkpoint_layer_load(source, layer->plan, layer->memory, layer->memory_bytes,
+                                     &layer->weights);
 }
 
 moe_status moec_replay_load(moe_context *ctx, const moe_layer_desc *desc,
                             const moe_checkpoint_layer *source, moec_replay *out)
 {
-    moec_replay layer = {NULL, NULL, NULL, NULL, 0};
-    size_t bytes = 0;
-    size_t align = 0;
+    moec_replay layer = {.ctx = ctx};
     moe_status status = moe_plan_create(ctx, desc, &layer.plan);
     if (status == MOE_OK) {
-        status = moe_checkpoint_layer_bytes(source, layer.plan, &bytes, &align);
+        status = load(&layer, source);
     }
     if (status == MOE_OK) {
-        layer.memory = bytes > 0 ? aligned(bytes, align) : NULL;
-        status = moe_checkpoint_layer_load(source, layer.plan, layer.memory, bytes, &layer.weights);
+        status = take_workspace(&layer, desc->max_tokens);
     }
-    return finish(&layer, status, desc->max_tokens, out);
+    return finish(&layer, status, out);
 }
 
 void moec_replay_free(moec_replay *layer)
 {
     moe_weights_destroy(layer->weights);
     moe_plan_destroy(layer->plan);
-    free(layer->memory);
-    free(layer->workspace);
+    moec_twins_end(&layer->wrapped);
+    if (layer->ctx != NULL) {
+        moe_memory_free(layer->ctx, layer->memory, layer->memory_bytes);
+        moe_memory_free(layer->ctx, layer->workspace, layer->workspace_bytes);
+    }
     memset(layer, 0, sizeof *layer);
+}
+
+static moe_status run_on_twins(const moec_replay *layer, moec_twins *twins,
+                               const moe_run_args *args)
+{
+    char wrong[200] = "";
+    moe_run_args a = *args;
+    moec_twins_add_run_args(twins, args);
+    MOE_TRY(moec_twins_up(twins, 0xFF));
+    moec_twins_run_args(twins, &a);
+    MOE_TRY(
+        moe_run(layer->plan, layer->weights, &a, layer->workspace, layer->workspace_bytes, NULL));
+    MOE_REQUIRE(moec_twins_down(twins, wrong, sizeof wrong), MOE_E_DEVICE, "%s", wrong);
+    return MOE_OK;
 }
 
 moe_status moec_replay_run(const moec_replay *layer, const moe_run_args *args)
 {
-    return moe_run(layer->plan, layer->weights, args, layer->workspace, layer->workspace_bytes,
-                   NULL);
+    moec_twins twins;
+    moec_twins_begin(&twins, layer->ctx);
+    const moe_status status = run_on_twins(layer, &twins, args);
+    moec_twins_end(&twins);
+    return status;
 }

@@ -6,12 +6,9 @@
 
 #include <stddef.h>
 
+#include "checkmoe/twins.h"
 #include "moe/io.h"
 #include "moe/moe.h"
-
-#ifdef __cplusplus
-extern "C" {
-#endif
 
 /// Memory that lives as long as a case; zero-initialise, free with moec_heap_free.
 typedef struct moec_heap {
@@ -49,12 +46,14 @@ moe_tensor moec_with_ndim(const moe_tensor *t, int32_t ndim);
 moe_status moec_linear_map(const moe_context *ctx, moec_heap *heap, const moe_tensor *weight,
                            const moe_tensor *bias, const moe_tensor *x, moe_tensor *y);
 
-/// A plan with weights and workspace.
+/// A plan with weights and workspace, on the context's device.
 typedef struct moec_replay {
+    const moe_context *ctx;
     moe_plan *plan;
     moe_weights *weights;
     void *memory, *workspace;
-    size_t workspace_bytes;
+    size_t memory_bytes, workspace_bytes;
+    moec_twins wrapped; // of tensors that are used in place
 } moec_replay;
 
 /// Plans, and packs (or with `wrap` uses in place) the weights. On failure nothing is left.
@@ -66,10 +65,7 @@ moe_status moec_replay_load(moe_context *ctx, const moe_layer_desc *desc,
                             const moe_checkpoint_layer *source, moec_replay *out);
 void moec_replay_free(moec_replay *layer);
 
-/// moe_run in the layer's workspace.
+/// moe_run in the layer's workspace; the views are of host memory.
 moe_status moec_replay_run(const moec_replay *layer, const moe_run_args *args);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

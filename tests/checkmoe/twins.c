@@ -75,19 +75,71 @@ void moec_twins_begin(moec_twins *t, const moe_context *ctx)
     t->ctx = ctx;
 }
 
-void moec_twins_add(moec_twins *t, const moec_guard *guard, bool output)
+static void add(moec_twins *t, void *data, size_t bytes, bool output)
 {
-    if (guard->data == NULL) {
+    if (data == NULL) {
         return;
     }
     if (t->count == MOEC_TWINS) {
         t->stray = true;
         return;
     }
-    const size_t place = (size_t)((uintptr_t)guard->data % ALIGN);
+    const size_t place = (size_t)((uintptr_t)data % ALIGN);
     const size_t free_at = (t->bytes + RED + ALIGN - 1) / ALIGN * ALIGN;
-    t->item[t->count++] = (moec_twin){guard, output, free_at + place};
-    t->bytes = free_at + place + guard->bytes + RED;
+    t->item[t->count++] = (moec_twin){data, bytes, output, free_at + place};
+    t->bytes = free_at + place + bytes + RED;
+}
+
+void moec_twins_add(moec_twins *t, const moec_guard *guard, bool output)
+{
+    add(t, guard->data, guard->bytes, output);
+}
+
+// Bytes from a view's data to the end of its last element.
+static size_t span(const moe_tensor *v)
+{
+    int64_t elements = 1;
+    for (int i = 0; i < v->ndim; i++) {
+        if (v->shape[i] == 0) {
+            return (size_t)v->byte_offset;
+        }
+        elements += (v->shape[i] - 1) * v->stride[i];
+    }
+    return (size_t)v->byte_offset + ((size_t)elements * (size_t)moe_dtype_bits(v->dtype) + 7) / 8;
+}
+
+// Both structures end in a row of views.
+#define VIEWS(type, member) ((sizeof(type) - offsetof(type, member)) / sizeof(moe_tensor))
+#define RUN_VIEWS           VIEWS(moe_run_args, x)
+#define RUN_INPUTS          (RUN_VIEWS - VIEWS(moe_run_args, out))
+#define SOURCE_VIEWS        VIEWS(moe_weights_source, gemm)
+
+static moe_tensor *run_views(moe_run_args *args)
+{
+    return (void *)((unsigned char *)args + offsetof(moe_run_args, x));
+}
+
+static moe_tensor *source_views(moe_weights_source *source)
+{
+    return (void *)((unsigned char *)source + offsetof(moe_weights_source, gemm));
+}
+
+void moec_twins_add_run_args(moec_twins *t, const moe_run_args *args)
+{
+    moe_run_args a = *args;
+    for (size_t i = 0; i < RUN_VIEWS; i++) {
+        const moe_tensor *v = run_views(&a) + i;
+        add(t, v->data, span(v), i >= RUN_INPUTS);
+    }
+}
+
+void moec_twins_add_source(moec_twins *t, const moe_weights_source *source)
+{
+    moe_weights_source s = *source;
+    for (size_t i = 0; i < SOURCE_VIEWS; i++) {
+        const moe_tensor *v = source_views(&s) + i;
+        add(t, v->data, span(v), false);
+    }
 }
 
 moe_status moec_twins_up(moec_twins *t, unsigned char red)
@@ -100,47 +152,61 @@ moe_status moec_twins_up(moec_twins *t, unsigned char red)
     MOE_TRY(take(t));
     memset(t->sent, red, t->bytes);
     for (int i = 0; i < t->count; i++) {
-        memcpy(t->sent + t->item[i].offset, t->item[i].guard->data, t->item[i].guard->bytes);
+        memcpy(t->sent + t->item[i].offset, t->item[i].data, t->item[i].bytes);
     }
     return moe_memory_copy(t->ctx, t->memory, t->sent, t->bytes, MOE_COPY_TO_DEVICE, NULL);
 }
 
+// The twin that holds all of [at, at + bytes); of an empty range the first that holds its place, or
+// ends there.
+static const moec_twin *holder(const moec_twins *t, const unsigned char *at, size_t bytes)
+{
+    const moec_twin *ends = NULL;
+    for (int i = 0; i < t->count; i++) {
+        const moec_twin *twin = &t->item[i];
+        const unsigned char *end = twin->data + twin->bytes;
+        if (at >= twin->data && at < end && bytes <= (size_t)(end - at)) {
+            return twin;
+        }
+        ends = ends == NULL && at == end && bytes == 0 ? twin : ends;
+    }
+    return ends;
+}
+
+static void *twin_of(moec_twins *t, const void *host, size_t bytes)
+{
+    const moec_twin *twin = host != NULL ? holder(t, host, bytes) : NULL;
+    t->stray = t->stray || (host != NULL && twin == NULL);
+    if (twin == NULL) {
+        return NULL;
+    }
+    const size_t into = (size_t)((const unsigned char *)host - twin->data);
+    return t->memory != NULL ? (unsigned char *)t->memory + twin->offset + into : twin->data + into;
+}
+
 void *moec_twins_at(moec_twins *t, const void *host)
 {
-    const unsigned char *at = host;
-    for (int i = 0; i < t->count && at != NULL; i++) {
-        const moec_guard *guard = t->item[i].guard;
-        // Its end is an address of a buffer, too, because no two touch each other.
-        if (at >= guard->data && at <= guard->data + guard->bytes) {
-            const size_t into = (size_t)(at - guard->data);
-            return t->memory != NULL ? (unsigned char *)t->memory + t->item[i].offset + into
-                                     : guard->data + into;
-        }
-    }
-    t->stray = t->stray || at != NULL;
-    return NULL;
+    return twin_of(t, host, 0);
 }
 
 void moec_twins_views(moec_twins *t, moe_tensor *views, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
-        views[i].data = moec_twins_at(t, views[i].data);
+        views[i].data = twin_of(t, views[i].data, views[i].data != NULL ? span(&views[i]) : 0);
+        if (t->memory != NULL) { // a tensor of a file says that it lies on the CPU
+            views[i].device = MOE_DEVICE_UNSET;
+        }
     }
 }
 
-// Both structures end in a row of views.
-#define VIEWS_FROM(type, member) ((sizeof(type) - offsetof(type, member)) / sizeof(moe_tensor))
-
 void moec_twins_run_args(moec_twins *t, moe_run_args *args)
 {
-    void *first = (unsigned char *)args + offsetof(moe_run_args, x);
-    moec_twins_views(t, first, VIEWS_FROM(moe_run_args, x));
+    moec_twins_views(t, run_views(args), RUN_VIEWS);
 }
 
 void moec_twins_source(moec_twins *t, moe_weights_source *source)
 {
-    void *first = (unsigned char *)source + offsetof(moe_weights_source, gemm);
-    moec_twins_views(t, first, VIEWS_FROM(moe_weights_source, gemm));
+    moec_twins_views(t, source_views(source), SOURCE_VIEWS);
 }
 
 // Names the byte at `offset` of the block, where it changed.
@@ -148,7 +214,7 @@ static void name_byte(const moec_twins *t, size_t offset, char *wrong, size_t si
 {
     for (int i = 0; i < t->count; i++) {
         const moec_twin *twin = &t->item[i];
-        const size_t end = twin->offset + twin->guard->bytes;
+        const size_t end = twin->offset + twin->bytes;
         if (offset >= twin->offset && offset < end) {
             (void)snprintf(wrong, size, "byte %zu of input %d was written", offset - twin->offset,
                            i);
@@ -180,8 +246,8 @@ bool moec_twins_down(moec_twins *t, char *wrong, size_t size)
     for (int i = 0; i < t->count; i++) {
         const moec_twin *twin = &t->item[i];
         if (twin->output) {
-            memcpy(twin->guard->data, back + twin->offset, twin->guard->bytes);
-            memcpy(t->sent + twin->offset, back + twin->offset, twin->guard->bytes);
+            memcpy(twin->data, back + twin->offset, twin->bytes);
+            memcpy(t->sent + twin->offset, back + twin->offset, twin->bytes);
         }
     }
     if (memcmp(t->sent, back, t->bytes) == 0) {

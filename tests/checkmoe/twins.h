@@ -11,7 +11,8 @@
 #define MOEC_TWINS 40
 
 typedef struct moec_twin {
-    const moec_guard *guard;
+    unsigned char *data; // on the host
+    size_t bytes;
     bool output;
     size_t offset; // of its first byte in the block
 } moec_twin;
@@ -34,6 +35,10 @@ void moec_twins_begin(moec_twins *t, const moe_context *ctx);
 /// back unchanged.
 void moec_twins_add(moec_twins *t, const moec_guard *guard, bool output);
 
+/// Adds what the views of a run, or of weights, span: memory of the caller's without guards.
+void moec_twins_add_run_args(moec_twins *t, const moe_run_args *args);
+void moec_twins_add_source(moec_twins *t, const moe_weights_source *source);
+
 /// Copies all buffers to the device. `red`: byte that fills the memory around them; a kernel whose
 /// results depend on it reads beyond a buffer.
 moe_status moec_twins_up(moec_twins *t, unsigned char red);
@@ -42,7 +47,7 @@ moe_status moec_twins_up(moec_twins *t, unsigned char red);
 /// all buffers sets `stray` and gives NULL.
 void *moec_twins_at(moec_twins *t, const void *host);
 
-/// The same for the data of n views, of a run, of weights.
+/// The same for the data of n views, each within one buffer; of a run, of weights.
 void moec_twins_views(moec_twins *t, moe_tensor *views, size_t n);
 void moec_twins_run_args(moec_twins *t, moe_run_args *args);
 void moec_twins_source(moec_twins *t, moe_weights_source *source);

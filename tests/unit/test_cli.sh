@@ -109,7 +109,7 @@ expect 2 "a recorded one has no seed" check --seed 2 --model "$models/tiny-gpt-o
 expect 2 "not recorded problems" check --format mxfp4 --model "$models/tiny-gpt-oss"
 expect 2 "two checks" check --oracle x --model "$models/tiny-gpt-oss"
 expect 2 "no part of a model" check --kernel nobody --model "$models/tiny-gpt-oss"
-expect 2 "need --model" check --quick
+expect 2 "needs --model" check --quick
 expect 2 "need --model" check --reference x
 expect 2 "a recorded one has no seed" check --repeat 2 --model "$models/tiny-gpt-oss"
 expect 2 "not a whole number" check --seed -1
