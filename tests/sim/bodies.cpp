@@ -4,6 +4,7 @@
 
 #include "backends/gpu/args.h"
 #include "backends/gpu/place.cuh"
+#include "backends/gpu/prologue.cuh"
 #include "backends/gpu/route.cuh"
 #include "backends/gpu/sort.cuh"
 #include "sim/sim.h"

@@ -11,6 +11,12 @@ typedef struct moei_gpu_quantize_args {
     moei_quant_info info; // what a.info points to on the host
 } moei_gpu_quantize_args;
 
+typedef struct moei_gpu_prologue_args {
+    moek_route_args route;
+    moek_place_args place;
+    moek_sort_args sort;
+} moei_gpu_prologue_args;
+
 typedef struct moei_gpu_ggemm_args {
     moek_ggemm_args a;
     moe_dtype elem;     // of a.w.format

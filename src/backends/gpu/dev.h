@@ -15,6 +15,7 @@
 //   dev_sync()                     every thread of the block arrives; memory is ordered
 //   dev_sync_warp()                the same for a warp
 //   dev_shfl_u32(v, lane) dev_shfl_f32, dev_shfl_xor_u32(v, mask) dev_shfl_xor_f32
+//   dev_warp_max_u32(v)            largest of the lanes, on every lane
 //   dev_ballot(bool)               bit l: the value of lane l
 //   dev_match_u32(v)               lanes that hold the same value
 //   dev_popc(u32) dev_ffs(u32)     bits set; index of the lowest set bit plus one, 0 for none
@@ -49,6 +50,8 @@ DEV_FN float dev_warp_sum(float v)
     return v;
 }
 
+// NVIDIA has an instruction for it.
+#if !defined(__CUDACC__)
 DEV_FN uint32_t dev_warp_max_u32(uint32_t v)
 {
     for (int mask = 16; mask > 0; mask /= 2) {
@@ -57,6 +60,7 @@ DEV_FN uint32_t dev_warp_max_u32(uint32_t v)
     }
     return v;
 }
+#endif
 
 /// Sum of v over the lanes up to this one.
 DEV_FN int32_t dev_warp_scan_i32(int32_t v)

@@ -78,6 +78,11 @@ DEV_FN float dev_shfl_xor_f32(float v, int mask)
     return __shfl_xor_sync(~0u, v, mask);
 }
 
+DEV_FN uint32_t dev_warp_max_u32(uint32_t v)
+{
+    return __reduce_max_sync(~0u, v); // sm_80
+}
+
 DEV_FN uint32_t dev_ballot(bool v)
 {
     return __ballot_sync(~0u, v);

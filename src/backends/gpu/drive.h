@@ -31,6 +31,11 @@ moe_status moei_gpu_launch(const moei_exec *exec, moei_gpu_body body, moei_gpu_g
 moe_status moei_gpu_route(const moei_exec *, const moei_kernel *, const moek_route_args *);
 moe_status moei_gpu_place(const moei_exec *, const moei_kernel *, const moek_place_args *);
 moe_status moei_gpu_sort(const moei_exec *, const moei_kernel *, const moek_sort_args *);
+
+/// route, place and sort one after the other, by one block in one launch where they are small.
+moe_status moei_gpu_prologue(const moei_exec *, const moek_route_args *, const moek_place_args *,
+                             const moek_sort_args *);
+
 moe_status moei_gpu_quantize(const moei_exec *, const moei_kernel *, const moek_quantize_args *);
 moe_status moei_gpu_ggemm(const moei_exec *, const moei_kernel *, const moek_ggemm_args *);
 moe_status moei_gpu_glu(const moei_exec *, const moei_kernel *, const moek_glu_args *);

@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // route, place and sort over the shared bodies.
+#include "backends/gpu/args.h"
 #include "backends/gpu/drive.h"
 #include "backends/gpu/plans.h"
 
-#define MAX_BLOCKS 65536 // bodies stride over what is left
-
-// Blocks for n items, `per_block` in each.
+// Blocks for n items, `per_block` in each; more than any device has where they do not fit.
 static uint32_t blocks_for(int64_t n, int64_t per_block)
 {
     const int64_t blocks = n / per_block + (n % per_block != 0);
-    return (uint32_t)(blocks < MAX_BLOCKS ? blocks : MAX_BLOCKS);
+    return blocks < UINT32_MAX ? (uint32_t)blocks : UINT32_MAX;
 }
 
 moe_status moei_gpu_route(const moei_exec *exec, const moei_kernel *kernel,
@@ -17,14 +16,15 @@ moe_status moei_gpu_route(const moei_exec *exec, const moei_kernel *kernel,
 {
     uint32_t warps = MOEI_GPU_ROUTE_WARPS;
     uint32_t bytes = 0; // of a warp
+    const bool wide = !moei_gpu_route_in_registers(args);
     (void)kernel;
-    if (!moei_gpu_route_in_registers(args)) {
+    if (wide) {
         bytes = 4 * moei_gpu_route_words(args);
         const uint32_t room = MOEI_GPU_SHARED_PLAIN / bytes;
         warps = room < 1 ? 1 : room < warps ? room : warps;
     }
     const moei_gpu_grid grid = {blocks_for(args->tokens, warps), 32 * warps, warps * bytes};
-    return moei_gpu_launch(exec, MOEI_GPU_route, grid, args);
+    return moei_gpu_launch(exec, wide ? MOEI_GPU_route_wide : MOEI_GPU_route, grid, args);
 }
 
 moe_status moei_gpu_place(const moei_exec *exec, const moei_kernel *kernel,
@@ -44,4 +44,22 @@ moe_status moei_gpu_sort(const moei_exec *exec, const moei_kernel *kernel,
     const moei_gpu_grid grid = {1, plan.threads, plan.shared};
     (void)kernel;
     return moei_gpu_launch(exec, MOEI_GPU_sort, grid, args);
+}
+
+moe_status moei_gpu_prologue(const moei_exec *exec, const moek_route_args *route,
+                             const moek_place_args *place, const moek_sort_args *sort)
+{
+    if (!moei_gpu_is_small(route, place, sort)) {
+        moe_status status = moei_gpu_route(exec, NULL, route);
+        status = status == MOE_OK ? moei_gpu_place(exec, NULL, place) : status;
+        return status == MOE_OK ? moei_gpu_sort(exec, NULL, sort) : status;
+    }
+    const moei_gpu_prologue_args args = {*route, *place, *sort};
+    const moei_gpu_sort_plan plan = moei_gpu_plan_sort(
+        sort->tokens * sort->top_k, sort->num_experts, 32 * MOEI_GPU_PROLOGUE_WARPS);
+    const uint32_t tokens = (uint32_t)route->tokens; // a warp each
+    const uint32_t warps = tokens < MOEI_GPU_PROLOGUE_WARPS ? tokens : MOEI_GPU_PROLOGUE_WARPS;
+    const uint32_t threads = 32 * warps > plan.threads ? 32 * warps : plan.threads;
+    const moei_gpu_grid grid = {1, threads, plan.shared};
+    return moei_gpu_launch(exec, MOEI_GPU_prologue, grid, &args);
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// place: one thread per slot; blocks stride over all of them.
+// place: one thread per slot.
 #ifndef MOEI_GPU_PLACE_CUH
 #define MOEI_GPU_PLACE_CUH
 
@@ -42,10 +42,9 @@ DEV_FN void moei_gpu_place_slot(const moek_place_args *a, int64_t slot)
 
 DEV_FN void moei_gpu_place(const moek_place_args *a)
 {
-    const int64_t slots = a->tokens * a->top_k;
-    const int64_t step = (int64_t)dev_blocks() * dev_threads();
-    for (int64_t s = (int64_t)dev_block() * dev_threads() + dev_thread(); s < slots; s += step) {
-        moei_gpu_place_slot(a, s);
+    const int64_t slot = (int64_t)dev_block() * dev_threads() + dev_thread();
+    if (slot < a->tokens * a->top_k) {
+        moei_gpu_place_slot(a, slot);
     }
 }
 

@@ -75,4 +75,19 @@ MOE_HD moei_gpu_sort_plan moei_gpu_plan_sort(int64_t slots, int32_t num_experts,
     return p;
 }
 
+// ---- prologue ----------------------------------------------------------------------------------
+
+#define MOEI_GPU_PROLOGUE_WARPS  16
+#define MOEI_GPU_PROLOGUE_TOKENS 32   // more route sooner on several multiprocessors
+#define MOEI_GPU_PROLOGUE_SLOTS  1024 // two per thread
+
+/// True where one block does the three at once.
+MOE_HD bool moei_gpu_is_small(const moek_route_args *route, const moek_place_args *place,
+                              const moek_sort_args *sort)
+{
+    return moei_gpu_route_in_registers(route) && route->tokens <= MOEI_GPU_PROLOGUE_TOKENS &&
+           place->tokens * place->top_k <= MOEI_GPU_PROLOGUE_SLOTS &&
+           sort->tokens * sort->top_k <= MOEI_GPU_PROLOGUE_SLOTS;
+}
+
 #endif

@@ -633,39 +633,56 @@ DEV_FN void moei_route_shared(const moek_route_args *a, int64_t t, void *memory)
         moei_route_store_shared(a, t, j, moei_route_scaled(a, w.value[n.keyed + j]));
     }
     moei_route_append(a, t, n.keyed);
-    dev_sync_warp(); // before the memory serves another token
 }
 
 // ---- the body ----------------------------------------------------------------------------------
 
-/// A token by the warp in hand. `memory`: moei_gpu_route_words of the warp's own, unless the token
-/// fits into registers.
-DEV_FN void moei_gpu_route_token(const moek_route_args *a, int64_t t, void *memory)
+DEV_FN bool moei_route_is_absent(const moek_route_args *a, int64_t t)
 {
-    if (a->num_valid != NULL && t >= a->num_valid[0]) {
+    return a->num_valid != NULL && t >= a->num_valid[0];
+}
+
+/// A token that fits into registers, by the warp in hand.
+DEV_FN void moei_gpu_route_small(const moek_route_args *a, int64_t t)
+{
+    const int32_t rows = moei_route_size(a).rows;
+    if (moei_route_is_absent(a, t)) {
         moei_route_absent(a, t);
-    } else if (!moei_gpu_route_in_registers(a)) {
-        moei_route_shared(a, t, memory);
+    } else if (rows <= 64) {
+        moei_route_registers<2>(a, t);
+    } else if (rows <= 128) {
+        moei_route_registers<4>(a, t);
+    } else if (rows <= 256) {
+        moei_route_registers<8>(a, t);
     } else {
-        const int32_t rows = moei_route_size(a).rows;
-        if (rows <= 64) {
-            moei_route_registers<2>(a, t);
-        } else if (rows <= 128) {
-            moei_route_registers<4>(a, t);
-        } else if (rows <= 256) {
-            moei_route_registers<8>(a, t);
-        } else {
-            moei_route_registers<16>(a, t);
-        }
+        moei_route_registers<16>(a, t);
     }
+}
+
+DEV_FN int64_t moei_route_token_of_warp(void)
+{
+    return (int64_t)dev_block() * dev_warps() + dev_warp();
 }
 
 DEV_FN void moei_gpu_route(const moek_route_args *a)
 {
-    uint32_t *memory = (uint32_t *)dev_shared() + dev_warp() * moei_gpu_route_words(a);
-    const int64_t step = (int64_t)dev_blocks() * dev_warps();
-    for (int64_t t = (int64_t)dev_block() * dev_warps() + dev_warp(); t < a->tokens; t += step) {
-        moei_gpu_route_token(a, t, memory);
+    const int64_t t = moei_route_token_of_warp();
+    if (t < a->tokens) { // for all lanes or none
+        moei_gpu_route_small(a, t);
+    }
+}
+
+/// What does not fit into registers; moei_gpu_route_words of shared memory for each warp.
+DEV_FN void moei_gpu_route_wide(const moek_route_args *a)
+{
+    const int64_t t = moei_route_token_of_warp();
+    if (t >= a->tokens) {
+        return;
+    }
+    if (moei_route_is_absent(a, t)) {
+        moei_route_absent(a, t);
+    } else {
+        moei_route_shared(a, t, (uint32_t *)dev_shared() + dev_warp() * moei_gpu_route_words(a));
     }
 }
 
