@@ -376,6 +376,7 @@ bool moei_sim_launch(const moei_sim_body *body, moei_gpu_grid grid, const void *
                      size_t size)
 {
     (void)pthread_mutex_lock(&lock);
+    char block[32] = "";
     m.failed = false;
     if (body->run == NULL) {
         complain("there is no such body");
@@ -388,12 +389,12 @@ bool moei_sim_launch(const moei_sim_body *body, moei_gpu_grid grid, const void *
                  (unsigned long)MAX_SHARED);
     } else if (grid.blocks > 0) {
         run_grid(body, grid, args);
-    }
-    if (m.failed) {
-        (void)snprintf(text, size, "body %s, block %lu: %s", body->name,
-                       (unsigned long)moei_sim_here.block, m.text);
+        (void)snprintf(block, sizeof block, ", block %lu", (unsigned long)moei_sim_here.block);
     }
     const bool ok = !m.failed;
+    if (!ok) {
+        (void)snprintf(text, size, "body %s%s: %s", body->name, block, m.text);
+    }
     (void)pthread_mutex_unlock(&lock);
     return ok;
 }

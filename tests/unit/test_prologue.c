@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+// gpu/prologue.cuh on the host: what one launch writes for a few tokens is what route, place and
+// sort write one after the other. Their own rows are checked by `moe check --device ext`.
+#include <string.h>
+
+#include "checkmoe/route_problem.h"
+#include "ops/route.h"
+#include "sim/sim.h"
+#include "unit/test.h"
+
+static int launches;
+
+moe_status moei_gpu_launch(const moei_exec *exec, moei_gpu_body body, moei_gpu_grid grid,
+                           const void *args)
+{
+    char text[256];
+    (void)exec;
+    launches++;
+    return CHECK(moei_sim_launch(&moei_sim_bodies[body], grid, args, text, sizeof text), "%s", text)
+               ? MOE_OK
+               : MOE_E_DEVICE;
+}
+
+// Everything that the three write, in one piece of memory, and their arguments over it.
+typedef struct outputs {
+    unsigned char *memory;
+    size_t bytes;
+    moek_route_args route;
+    moek_place_args place;
+    moek_sort_args sort;
+} outputs;
+
+static void *part(outputs *o, size_t *at, int64_t count)
+{
+    void *p = o->memory + *at;
+    *at += (size_t)count * sizeof(int32_t);
+    return p;
+}
+
+static void make(outputs *o, const problem *p, const moek_route_args *route, int32_t block,
+                 const int32_t *map, const int32_t *num_valid)
+{
+    const int64_t slots = p->tokens * p->top_k;
+    const int64_t padded = block > 0 ? moe_sort_padded_size(slots, p->experts, block) : slots;
+    size_t at = 0;
+    memset(o, 0, sizeof *o);
+    o->bytes = (size_t)(2 * p->tokens * p->slots + p->tokens * p->desc.shared_scores + 4 * slots +
+                        2 * padded + 3 * p->experts + 2) *
+               sizeof(int32_t);
+    o->memory = problem_array((int64_t)o->bytes, 1);
+    o->route = *route;
+    o->route.num_valid = num_valid;
+    o->route.ids = part(o, &at, p->tokens * p->slots);
+    o->route.weights = part(o, &at, p->tokens * p->slots);
+    o->route.shared_weights = part(o, &at, p->tokens * p->desc.shared_scores);
+    o->route.load = part(o, &at, p->experts);
+    moek_place_args *l = &o->place;
+    l->tokens = p->tokens;
+    l->top_k = p->top_k;
+    l->num_experts = p->experts;
+    l->num_identity = p->desc.zero_experts;
+    l->num_physical = p->experts;
+    l->num_local = p->experts;
+    l->num_valid = num_valid;
+    l->ids = o->route.ids;
+    l->id_dtype = MOE_I32;
+    l->id_token_stride = p->slots;
+    l->weights = o->route.weights;
+    l->weight_dtype = MOE_F32;
+    l->weight_token_stride = p->slots;
+    l->expert_map = map;
+    l->router_ids = part(o, &at, slots);
+    l->local_ids = part(o, &at, slots);
+    l->local_weights = part(o, &at, slots);
+    moek_sort_args *s = &o->sort;
+    s->tokens = p->tokens;
+    s->top_k = p->top_k;
+    s->num_experts = p->experts;
+    s->ids = l->local_ids;
+    s->id_dtype = MOE_I32;
+    s->id_token_stride = p->top_k;
+    s->block = block;
+    s->padded = padded;
+    s->positions = part(o, &at, slots);
+    s->slots = part(o, &at, padded);
+    s->counts = part(o, &at, p->experts);
+    s->count_dtype = MOE_I32;
+    if (block == 0) {
+        s->offsets = part(o, &at, p->experts + 1);
+    } else {
+        s->block_experts = part(o, &at, (padded + block - 1) / block);
+        s->num_padded = part(o, &at, 1);
+    }
+}
+
+static void compare(problem *p, const moek_route_args *route, moec_rng *rng, const char *what)
+{
+    static const int32_t blocks[] = {0, 0, 1, 16};
+    const int32_t block = blocks[moec_below(rng, 4)];
+    const int32_t valid = (int32_t)moec_below(rng, p->tokens + 2) - 1;
+    const int32_t *num_valid = moec_below(rng, 2) == 0 ? &valid : NULL;
+    int32_t *map = problem_array(p->experts, sizeof *map);
+    outputs one;
+    outputs three;
+    for (int32_t e = 0; e < p->experts; e++) {
+        map[e] = (int32_t)moec_below(rng, p->experts + 2) - 1;
+    }
+    make(&one, p, route, block, map, num_valid);
+    make(&three, p, route, block, map, num_valid);
+    launches = 0;
+    const moe_status status = moei_gpu_prologue(NULL, &one.route, &one.place, &one.sort);
+    const bool small = p->desc.num_groups <= 1 && p->desc.scoring != MOE_SCORING_SPARSEMIXER &&
+                       p->rows <= 512 && p->top_k <= 32 && p->tokens <= 32 &&
+                       p->tokens * p->top_k <= 1024;
+    CHECK(status == MOE_OK && launches == (small ? 1 : 3), "%s: status %d, %d launches", what,
+          (int)status, launches);
+    CHECK(moei_gpu_route(NULL, NULL, &three.route) == MOE_OK &&
+              moei_gpu_place(NULL, NULL, &three.place) == MOE_OK &&
+              moei_gpu_sort(NULL, NULL, &three.sort) == MOE_OK,
+          "%s: a launch failed", what);
+    CHECK(memcmp(one.memory, three.memory, one.bytes) == 0, "%s, block %d: other bytes", what,
+          (int)block);
+    free(one.memory);
+    free(three.memory);
+    free(map);
+}
+
+int main(void)
+{
+    moec_rng rng = {5};
+    int small = 0;
+    for (int number = 0; number < PROBLEM_GRID; number += 3) {
+        char what[120];
+        problem p;
+        const float spread = problem_draw(&p, number, what, sizeof what);
+        p.tokens = moec_below(&rng, 40);
+        problem_alloc(&p);
+        problem_fill(&p, &rng, spread);
+        const moe_route_args args = problem_args(&p);
+        moek_route_args route;
+        if (CHECK(moei_route_prepare(&args, "test", &route) == MOE_OK, "%s: %s", what,
+                  moe_last_error())) {
+            compare(&p, &route, &rng, what);
+        }
+        small += launches == 4; // one, then three
+        problem_free(&p);
+    }
+    CHECK(small > 100, "%d problems fit one launch, more than 100 were meant to", small);
+    return test_summary();
+}
