@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Backend "sim": the device bodies on the host, as a plugin. Rows __sim run them; rows __host are
-// the library's own CPU kernels, so that `moe check --device ext` compares the two bit for bit. It
-// compares products with the CPU's rows of their class by itself.
+// Backend "sim": the device bodies on the host, as a plugin. `moe check --device ext` compares
+// every row with the CPU's own, bit for bit.
 #include <stdio.h>
 
 #include "sim/sim.h"
@@ -20,82 +19,80 @@ moe_status moei_gpu_launch(const moei_exec *exec, moei_gpu_body body, moei_gpu_g
     return host->fail(MOE_E_DEVICE, "sim: %s", text);
 }
 
-// ---- ops ---------------------------------------------------------------------------------------
+// ---- kernels -----------------------------------------------------------------------------------
 
-typedef moe_status run_fn(const moei_exec *, const moei_kernel *, const void *);
-
-// Each op runs what its row names.
-#define OP(op)                                                                                     \
-    static moe_status op(const moei_exec *exec, const moei_kernel *kernel,                         \
-                         const moek_##op##_args *args)                                             \
-    {                                                                                              \
-        return ((run_fn *)kernel->fn)(exec, kernel, args);                                         \
-    }                                                                                              \
-    static moe_status op##_sim(const moei_exec *exec, const moei_kernel *kernel, const void *args) \
-    {                                                                                              \
-        return moei_gpu_##op(exec, kernel, (const moek_##op##_args *)args);                        \
-    }
-#define HOST(op, OP)                                                                               \
-    static moe_status op##_host(const moei_exec *exec, const moei_kernel *kernel,                  \
-                                const void *args)                                                  \
-    {                                                                                              \
-        (void)kernel;                                                                              \
-        return host->cpu_run(exec, MOEI_OP_##OP, args);                                            \
-    }
-OP(route)
-OP(place)
-OP(sort)
-OP(quantize)
-OP(ggemm)
-OP(glu)
-OP(combine)
-HOST(route, ROUTE)
-HOST(place, PLACE)
-HOST(sort, SORT)
-HOST(quantize, QUANTIZE)
-HOST(glu, GLU)
-HOST(combine, COMBINE)
-
-static bool ggemm_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
-                           moei_whynot *why)
+static bool supports(const moei_kernel *kernel, const moei_ggemm_problem *problem, moei_whynot *why)
 {
     return moei_gpu_ggemm_supports(host, kernel, problem, why);
 }
 
-#define ROW(id, row, function)                                                                     \
+static double cost(const moei_kernel *kernel, const moei_ggemm_problem *problem)
+{
+    (void)kernel;
+    return (double)problem->m_max * (double)problem->n * (double)problem->k;
+}
+
+#define ROW(id, row, class, ...)                                                                   \
     {                                                                                              \
-        .name = "moek_" row, .op = MOEI_OP_##id, .isa_name = "sim",                                \
-        .fn = (moei_kernel_fn)(function)                                                           \
+        .name = "moek_" row, .op = MOEI_OP_##id, .isa_name = "sim", .arith = MOEI_ARITH_##class,   \
+        __VA_ARGS__                                                                                \
     }
 #define PRODUCT(suffix, class)                                                                     \
-    {                                                                                              \
-        .name = "moek_ggemm_any_any_any__sim_" suffix, .op = MOEI_OP_GGEMM, .isa_name = "sim",     \
-        .arith = MOEI_ARITH_##class, .flags = MOEI_KERNEL_REF, .fn = (moei_kernel_fn)ggemm_sim,    \
-        .supports = ggemm_supports                                                                 \
-    }
+    ROW(GGEMM, "ggemm_any_any_any__sim_" suffix, class, .mr = 64, .nr = 64, .supports = supports,  \
+        .cost = cost)
 static const moei_kernel kernels[] = {
-    ROW(ROUTE, "route_f32_any__sim", route_sim),
-    ROW(ROUTE, "route_f32_any__host", route_host),
-    ROW(PLACE, "place_any__sim", place_sim),
-    ROW(PLACE, "place_any__host", place_host),
-    ROW(SORT, "sort_i32__sim", sort_sim),
-    ROW(SORT, "sort_i32__host", sort_host),
-    ROW(QUANTIZE, "quantize_any_any__sim", quantize_sim),
-    ROW(QUANTIZE, "quantize_any_any__host", quantize_host),
-    ROW(GLU, "glu_any_any__sim", glu_sim),
-    ROW(GLU, "glu_any_any__host", glu_host),
-    ROW(COMBINE, "combine_any_any__sim", combine_sim),
-    ROW(COMBINE, "combine_any_any__host", combine_host),
+    ROW(ROUTE, "route_f32_any__sim", NONE, .mr = 1),
+    ROW(PLACE, "place_any__sim", NONE, .mr = 1),
+    ROW(SORT, "sort_i32__sim", NONE, .mr = 1),
+    ROW(QUANTIZE, "quantize_any_any__sim", NONE, .mr = 1),
     PRODUCT("c256", FMA_C256),
     PRODUCT("b16", FMA_B16),
     PRODUCT("b32", FMA_B32),
     PRODUCT("b64", FMA_B64),
     PRODUCT("b128", FMA_B128),
     PRODUCT("i32", I32),
+    ROW(GLU, "glu_any_any__sim", NONE, .mr = 1),
+    ROW(COMBINE, "combine_any_any__sim", NONE, .mr = 1),
 };
 #define NUM_KERNELS (sizeof kernels / sizeof kernels[0])
 
 static uint64_t runs[NUM_KERNELS];
+
+static moe_status run_step(const moei_exec *exec, const moei_step *step)
+{
+    switch (step->op) {
+    case MOEI_OP_ROUTE:
+        return moei_gpu_route(exec, step->kernel, &step->args.route);
+    case MOEI_OP_PLACE:
+        return moei_gpu_place(exec, step->kernel, &step->args.place);
+    case MOEI_OP_SORT:
+        return moei_gpu_sort(exec, step->kernel, &step->args.sort);
+    case MOEI_OP_QUANTIZE:
+        return moei_gpu_quantize(exec, step->kernel, &step->args.quantize);
+    case MOEI_OP_GGEMM:
+        return moei_gpu_ggemm(exec, step->kernel, &step->args.ggemm);
+    case MOEI_OP_GLU:
+        return moei_gpu_glu(exec, step->kernel, &step->args.glu);
+    default:
+        return moei_gpu_combine(exec, step->kernel, &step->args.combine);
+    }
+}
+
+static moe_status run_steps(const moei_exec *exec, const moei_step *steps, int32_t count)
+{
+    moe_status status = MOE_OK;
+    for (int32_t i = 0; i < count && status == MOE_OK; i++) {
+        const moei_step *s = &steps[i];
+        if (i + 2 < count && s[0].op == MOEI_OP_ROUTE && s[1].op == MOEI_OP_PLACE &&
+            s[2].op == MOEI_OP_SORT) {
+            status = moei_gpu_prologue(exec, &s[0].args.route, &s[1].args.place, &s[2].args.sort);
+            i += 2;
+        } else {
+            status = run_step(exec, s);
+        }
+    }
+    return status;
+}
 
 static bool probe(uint64_t *isa, char *text, size_t capacity)
 {
@@ -115,13 +112,14 @@ const moei_backend *moe_backend_entry(const moei_host *table, uint32_t abi)
         .num_kernels = NUM_KERNELS,
         .runs = runs,
         .probe = probe,
-        .route = route,
-        .place = place,
-        .sort = sort,
-        .quantize = quantize,
-        .ggemm = ggemm,
-        .glu = glu,
-        .combine = combine,
+        .route = moei_gpu_route,
+        .place = moei_gpu_place,
+        .sort = moei_gpu_sort,
+        .quantize = moei_gpu_quantize,
+        .ggemm = moei_gpu_ggemm,
+        .glu = moei_gpu_glu,
+        .combine = moei_gpu_combine,
+        .run_steps = run_steps,
     };
     if (abi == MOE_BACKEND_ABI) {
         host = table;

@@ -14,12 +14,13 @@
 //                                  launch asked for; holds anything at first
 //   dev_sync()                     every thread of the block arrives; memory is ordered
 //   dev_sync_warp()                the same for a warp
-//   dev_shfl_u32(v, lane) dev_shfl_f32, dev_shfl_xor_u32(v, mask) dev_shfl_xor_f32
+//   dev_shfl_u32(v, lane) dev_shfl_f32, dev_shfl_xor_u32(v, mask) dev_shfl_xor_f32; lane and mask
+//                                  in 0 .. 31
 //   dev_warp_max_u32(v)            largest of the lanes, on every lane
 //   dev_ballot(bool)               bit l: the value of lane l
 //   dev_match_u32(v)               lanes that hold the same value
 //   dev_popc(u32) dev_ffs(u32)     bits set; index of the lowest set bit plus one, 0 for none
-//   dev_add_i32(p, v)              relaxed atomic addition in shared or global memory; the old value
+//   dev_add_i32(p, v)              relaxed atomic addition in any memory; the old value
 //   dev_max_u32(p, v)              relaxed atomic maximum
 // Shuffles, ballots, matches and barriers are reached by all lanes (all threads) or by none.
 // Floating-point: plain operators without contraction; numerics/hd.h.
@@ -46,6 +47,17 @@ DEV_FN float dev_warp_sum(float v)
 {
     for (int mask = 16; mask > 0; mask /= 2) {
         v = v + dev_shfl_xor_f32(v, mask);
+    }
+    return v;
+}
+
+/// Sum over the lanes up to this one.
+DEV_FN int32_t dev_warp_scan_i32(int32_t v)
+{
+    const int lane = (int)dev_lane();
+    for (int d = 1; d < 32; d *= 2) {
+        const int32_t other = (int32_t)dev_shfl_u32((uint32_t)v, lane >= d ? lane - d : lane);
+        v += lane >= d ? other : 0;
     }
     return v;
 }
