@@ -1,24 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // Writes safetensors files: all is checked and the header made before the first byte goes out.
-#define _POSIX_C_SOURCE 200809L
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "core/check.h"
 #include "core/safemath.h"
 #include "io/safetensors.h"
 #include "io/text.h"
+#include "io/write_whole.h"
 
 #define CALL         "moe_file_write"
 #define HEADER_ALIGN 8          // of the data's start; what is missing is filled with spaces
 #define MAX_HEADER   100000000U // what readers accept
-#define MAX_TRIES    100        // names for the temporary file
 
 /// A growing text. After a failed allocation `failed` is set and nothing more is added.
 struct text {
@@ -287,94 +283,26 @@ static bool put_tensor(FILE *file, const moe_tensor *t)
     }
 }
 
-static bool put_all(FILE *file, const struct text *header, const moe_file_entry *const *sorted,
-                    size_t count)
+/// What goes into the file, for put_all.
+struct contents {
+    const struct text *header;
+    const moe_file_entry *const *sorted;
+    size_t count;
+};
+
+static bool put_all(FILE *file, void *arg)
 {
+    const struct contents *c = arg;
     unsigned char length[8];
     for (unsigned i = 0; i < sizeof length; i++) {
-        length[i] = (unsigned char)((uint64_t)header->size >> 8 * i);
+        length[i] = (unsigned char)((uint64_t)c->header->size >> 8 * i);
     }
     bool good = fwrite(length, 1, sizeof length, file) == sizeof length &&
-                fwrite(header->bytes, 1, header->size, file) == header->size;
-    for (size_t i = 0; i < count && good; i++) {
-        good = put_tensor(file, &sorted[i]->tensor);
+                fwrite(c->header->bytes, 1, c->header->size, file) == c->header->size;
+    for (size_t i = 0; i < c->count && good; i++) {
+        good = put_tensor(file, &c->sorted[i]->tensor);
     }
-    return good && fflush(file) == 0 && fsync(fileno(file)) == 0;
-}
-
-static moe_status fail_errno(const char *path, const char *what, int error)
-{
-    return moe_fail(MOE_E_IO, CALL ": %s: %s: %s", moei_quote_tail(path, strlen(path)).text, what,
-                    strerror(error));
-}
-
-// A new file beside `path`; its name goes to `name`, which has room.
-static int open_beside(const char *path, char *name, size_t room)
-{
-    static const int flags = O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW;
-    int fd = -1;
-    for (int i = 0; i < MAX_TRIES && fd < 0; i++) {
-        (void)snprintf(name, room, "%s.%ld-%d.tmp", path, (long)getpid(), i);
-        fd = open(name, flags, 0666);
-        if (fd < 0 && errno != EEXIST) {
-            return -1;
-        }
-    }
-    return fd;
-}
-
-// So that the new name survives a power cut too. Not every file system can; the file is whole
-// either way.
-static void sync_folder(const char *path, char *name)
-{
-    const char *slash = strrchr(path, '/');
-    const size_t size = slash == NULL ? 0 : (size_t)(slash - path) + 1;
-    memcpy(name, path, size);
-    memcpy(name + size, ".", 2);
-    const int fd = open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd >= 0) {
-        (void)fsync(fd);
-        (void)close(fd);
-    }
-}
-
-static moe_status write_file(const char *path, const struct text *header,
-                             const moe_file_entry *const *sorted, size_t count)
-{
-    const size_t room = strlen(path) + 64;
-    char *name = malloc(room);
-    MOE_REQUIRE(name != NULL, MOE_E_NO_MEMORY, CALL ": out of memory");
-    const int fd = open_beside(path, name, room);
-    FILE *file = fd < 0 ? NULL : fdopen(fd, "wb");
-    moe_status status = MOE_OK;
-    if (file == NULL) {
-        status = fail_errno(path, "opening a file beside it", errno);
-        if (fd >= 0) {
-            (void)close(fd);
-            (void)unlink(name);
-        }
-        free(name);
-        return status;
-    }
-    errno = 0;
-    bool good = put_all(file, header, sorted, count);
-    int error = errno;
-    if (fclose(file) != 0 && good) {
-        good = false;
-        error = errno;
-    }
-    if (!good) {
-        status = fail_errno(path, "writing", error);
-    } else if (rename(name, path) != 0) {
-        status = fail_errno(path, "renaming the new file", errno);
-    }
-    if (status != MOE_OK) {
-        (void)unlink(name);
-    } else {
-        sync_folder(path, name);
-    }
-    free(name);
-    return status;
+    return good;
 }
 
 moe_status moe_file_write(const char *path, const moe_file_entry *entries, size_t count,
@@ -393,7 +321,8 @@ moe_status moe_file_write(const char *path, const moe_file_entry *entries, size_
     qsort(sorted, count, sizeof(void *), compare_entries);
     moe_status status = make_header(sorted, count, metadata, metadata_count, &header);
     if (status == MOE_OK) {
-        status = write_file(path, &header, sorted, count);
+        struct contents contents = {&header, sorted, count};
+        status = moei_write_whole(CALL, path, put_all, &contents);
     }
     free(header.bytes);
     free(sorted);

@@ -97,4 +97,5 @@ const moei_backend moei_backend_cpu = {
     .ggemm = moei_cpu_ggemm,
     .glu = moei_cpu_glu,
     .combine = moei_cpu_combine,
+    .ceiling = moei_cpu_ceiling,
 };

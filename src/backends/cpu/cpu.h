@@ -20,4 +20,7 @@ moe_status moei_cpu_glu(const moei_exec *exec, const moei_kernel *kernel,
 moe_status moei_cpu_combine(const moei_exec *exec, const moei_kernel *kernel,
                             const struct moek_combine_args *args);
 
+/// The backend's `ceiling`: READ and F32.
+moe_status moei_cpu_ceiling(const moei_exec *exec, moei_ceiling which, double *per_second);
+
 #endif

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+// What this machine can do at most, measured on all threads of the context: reads of memory that no
+// cache holds, and multiply-adds in registers. For benchmarks; a run never comes here.
+#define _GNU_SOURCE
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "backends/cpu/cpu.h"
+#include "backends/cpu/peak.h"
+#include "core/isa.h"
+
+#define PASSES      5 // the best counts: what disturbs a pass only makes it slower
+#define READ_BYTES  ((size_t)1 << 28)
+#define CHUNK_BYTES ((size_t)1 << 22) // of a task: many per thread, so that all end together
+#define LINE_WORDS  8
+#define PEAK_STEPS  200000 // of a task; about a millisecond
+#define PEAK_TASKS  16     // per thread
+
+static double now(void)
+{
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+// ---- reads
+// ---------------------------------------------------------------------------------------
+
+typedef struct reading {
+    const uint64_t *data;
+    uint64_t *sums; // one line per chunk
+} reading;
+
+static void fill_chunk(void *arg, size_t chunk)
+{
+    const reading *r = arg;
+    memset((uint8_t *)(uintptr_t)r->data + chunk * CHUNK_BYTES, (int)chunk, CHUNK_BYTES);
+}
+
+static void read_chunk(void *arg, size_t chunk)
+{
+    const reading *r = arg;
+    const uint64_t *data = r->data + chunk * (CHUNK_BYTES / sizeof *r->data);
+    uint64_t sum[LINE_WORDS] = {0};
+    for (size_t i = 0; i < CHUNK_BYTES / sizeof *data; i += LINE_WORDS) {
+        for (size_t w = 0; w < LINE_WORDS; w++) {
+            sum[w] += data[i + w];
+        }
+    }
+    for (size_t w = 1; w < LINE_WORDS; w++) {
+        sum[0] += sum[w];
+    }
+    r->sums[chunk * LINE_WORDS] = sum[0];
+}
+
+// Four times the last-level cache, which then serves next to nothing of it.
+static size_t read_bytes(void)
+{
+    const long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    const size_t bytes = cache > 0 ? 4 * (size_t)cache : 0;
+    return (bytes > READ_BYTES ? bytes : READ_BYTES) / CHUNK_BYTES * CHUNK_BYTES;
+}
+
+static moe_status measure_read(const moe_context *ctx, double *per_second)
+{
+    const size_t bytes = read_bytes();
+    const size_t chunks = bytes / CHUNK_BYTES;
+    const size_t sum_bytes = chunks * LINE_WORDS * sizeof(uint64_t);
+    uint64_t *memory = moei_alloc(ctx, bytes + sum_bytes, 64);
+    MOE_REQUIRE(memory != NULL, MOE_E_NO_MEMORY, "cpu: no memory for %zu bytes to be read",
+                bytes + sum_bytes);
+    reading r = {memory, memory + bytes / sizeof *memory};
+    moei_parallel_for(&ctx->pool, chunks, fill_chunk, &r);
+    *per_second = 0.0;
+    for (int pass = 0; pass < PASSES; pass++) {
+        const double begin = now();
+        moei_parallel_for(&ctx->pool, chunks, read_chunk, &r);
+        const double rate = (double)bytes / (now() - begin);
+        *per_second = rate > *per_second ? rate : *per_second;
+    }
+    moei_free(ctx, memory, bytes + sum_bytes);
+    return MOE_OK;
+}
+
+// ---- multiply-adds
+// -------------------------------------------------------------------------------
+
+typedef struct peak {
+    moei_cpu_peak_fn *loop;
+    double operations; // of a task
+} peak;
+
+static void peak_task(void *arg, size_t task)
+{
+    peak *p = arg;
+    float sum;
+    // By 1 and 0 the chains stay what they are: neither infinite nor subnormal.
+    const double operations = p->loop(PEAK_STEPS, 1.0f, 0.0f, &sum);
+    if (task == 0) {
+        p->operations = operations;
+    }
+}
+
+static moe_status measure_f32(const moe_context *ctx, double *per_second)
+{
+    peak p = {.loop = moei_cpu_peak__ref};
+#ifdef MOE_HAVE_REF_FMA
+    p.loop = (ctx->isa & MOEI_ISA_AVX512) != 0     ? moei_cpu_peak__avx512
+             : (ctx->isa & MOEI_ISA_AVX2_FMA) != 0 ? moei_cpu_peak__ref_fma
+                                                   : moei_cpu_peak__ref;
+#endif
+    const size_t tasks = (size_t)ctx->num_threads * PEAK_TASKS;
+    *per_second = 0.0;
+    for (int pass = 0; pass < PASSES; pass++) {
+        const double begin = now();
+        moei_parallel_for(&ctx->pool, tasks, peak_task, &p);
+        const double rate = p.operations * (double)tasks / (now() - begin);
+        *per_second = rate > *per_second ? rate : *per_second;
+    }
+    return MOE_OK;
+}
+
+moe_status moei_cpu_ceiling(const moei_exec *exec, moei_ceiling which, double *per_second)
+{
+    switch (which) {
+    case MOEI_CEILING_READ:
+        return measure_read(exec->ctx, per_second);
+    case MOEI_CEILING_F32:
+        return measure_f32(exec->ctx, per_second);
+    default:
+        return moe_fail(MOE_E_UNSUPPORTED,
+                        "cpu: ceiling %d is not measured; the kernels of this backend multiply in "
+                        "f32 (ceiling %d)",
+                        (int)which, MOEI_CEILING_F32);
+    }
+}
