@@ -39,6 +39,20 @@ bool cli_real(const char *name, const char *text, double low, double high, doubl
 /// H,I,E,k, or the name of a model of bench/shapes.def; likewise.
 bool cli_shape(const char *text, moe_layer_desc *d);
 
+/// The activation of a named shape in the format of its public checkpoint; plain SwiGLU in others.
+moe_activation cli_shape_activation(const char *name, moe_format format);
+
+/// What a shape leaves open: softmax over all experts, renormalised; SwiGLU, gate rows first.
+void cli_plain_layer(moe_layer_desc *d);
+
+/// The level of a --det argument; false after one line on stderr. And its name.
+bool cli_level(const char *text, moe_determinism *out);
+const char *cli_level_name(moe_determinism level);
+
+/// A format, and a quantiser or "none", by name; false after one line on stderr.
+bool cli_format(const char *option, const char *text, moe_format *out);
+bool cli_quantiser(const char *option, const char *text, moe_quant_spec *out);
+
 /// The device of a --device argument; false after one line on stderr.
 bool cli_device(const char *text, moe_device_type *out);
 
@@ -82,6 +96,7 @@ int cmd_explain(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
 int cmd_run(int argc, char **argv);
 int cmd_check(int argc, char **argv);
+int cmd_bench(int argc, char **argv);
 int cmd_generate(int argc, char **argv);
 int cmd_stats(int argc, char **argv);
 

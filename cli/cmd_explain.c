@@ -2,7 +2,6 @@
 // moe explain: which kernel a plan runs for each step, and why it does not run the others.
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "cli.h"
 #include "moe/io.h"
@@ -34,19 +33,6 @@ static bool read_model(const char *where, moe_layer_desc *d, int *code)
     return status == MOE_OK;
 }
 
-static bool read_level(const char *text, moe_determinism *out)
-{
-    static const char *const names[] = {"none", "run", "batch", "kernel"};
-    for (int i = 0; i < 4; i++) {
-        if (strcmp(text, names[i]) == 0) {
-            *out = MOE_DET_NONE + i;
-            return true;
-        }
-    }
-    (void)fprintf(stderr, "moe: --det \"%s\" is not one of none, run, batch, kernel\n", text);
-    return false;
-}
-
 static int print_plan(moe_context *ctx, const moe_layer_desc *desc, bool json)
 {
     moe_plan *plan = NULL;
@@ -66,17 +52,6 @@ static int print_plan(moe_context *ctx, const moe_layer_desc *desc, bool json)
     free(text);
     moe_plan_destroy(plan);
     return text != NULL ? CLI_OK : CLI_FAILED;
-}
-
-// What a shape on the command line leaves open.
-static void set_plain_layer(moe_layer_desc *d)
-{
-    d->routing = MOE_ROUTING_FROM_LOGITS;
-    d->route.scoring = MOE_SCORING_SOFTMAX;
-    d->route.renormalise = MOE_RENORM_SUM;
-    d->activation = MOE_ACT_SILU;
-    d->gate_up = MOE_GATE_FIRST;
-    d->weight_stage = MOE_WEIGHT_OUTPUT;
 }
 
 // `format` UNSET: as the checkpoint has them. What the command line names is of the routed experts.
@@ -119,7 +94,7 @@ int cmd_explain(int argc, char **argv)
                       shape != NULL ? ", not both" : "");
         return CLI_USAGE;
     }
-    if (!read_level(level, &d.determinism) ||
+    if (!cli_level(level, &d.determinism) ||
         !cli_number("--tokens", tokens, 0, INT32_MAX, &max_tokens)) {
         return CLI_USAGE;
     }
@@ -131,21 +106,18 @@ int cmd_explain(int argc, char **argv)
     } else if (!cli_shape(shape, &d)) {
         return CLI_USAGE;
     } else {
-        set_plain_layer(&d);
+        cli_plain_layer(&d);
     }
     if (format != NULL) {
-        experts = moe_format_from_name(format);
-        if (experts == MOE_FORMAT_UNSET) {
-            (void)fprintf(stderr, "moe: --format \"%s\" is not a format\n", format);
+        if (!cli_format("--format", format, &experts)) {
             return CLI_USAGE;
         }
     } else if (model == NULL) {
         (void)fprintf(stderr, "moe: say --format: a shape does not tell it\n");
         return CLI_USAGE;
     }
-    const moe_quant_spec quantiser = moe_quant_from_name(activation);
-    if (quantiser == MOE_QUANT_NONE && strcmp(activation, "none") != 0) {
-        (void)fprintf(stderr, "moe: --activation \"%s\" is not a quantiser\n", activation);
+    moe_quant_spec quantiser = MOE_QUANT_NONE;
+    if (!cli_quantiser("--activation", activation, &quantiser)) {
         return CLI_USAGE;
     }
     d.max_tokens = max_tokens;

@@ -32,6 +32,13 @@ static const struct {
      "moe check --oracle FILE [--kernel GLOB] [--list] [--json]\n"
      "moe check --model DIR [--reference FILE] [--quick] [--json]\n"
      "    proves the kernels on this machine; replays what other software computed"},
+    {"bench", cmd_bench,
+     "moe bench --shape NAME|H,I,E,k --format F [--format2 F] [--activation A[,A]] [--glu NAME]\n"
+     "          [--tokens T,T...] [--routing uniform|zipf] [--x DTYPE] [--det L] [--device D]\n"
+     "          [--threads N] [--repeats N] [--sets N] [--seed N] [--error] [--json FILE]\n"
+     "moe bench --shape NAME|H,I,E,k --routing-only [--tokens T,T...] ...\n"
+     "moe bench --compare A.json B.json\n"
+     "    how long a layer takes, beside what the device can do at most"},
     {"generate", cmd_generate,
      "moe generate DIR PROMPT... [--max-tokens N] [--temperature T] [--top-p P] [--seed N]\n"
      "             [--activation A] [--device D] [--threads N] [--no-mmap] [--heat-map] [--json]\n"

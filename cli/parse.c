@@ -115,8 +115,11 @@ static const struct {
     const char *name;
     int64_t hidden, inter;
     int32_t experts, top_k;
+    moe_format format;
+    moe_activation activation;
 } shapes[] = {
-#define MOE_SHAPE(name, hidden, inter, experts, top_k) {name, hidden, inter, experts, top_k},
+#define MOE_SHAPE(name, hidden, inter, experts, top_k, format, activation)                         \
+    {name, hidden, inter, experts, top_k, MOE_FORMAT_##format, MOE_ACT_##activation},
 #include "../bench/shapes.def"
 #undef MOE_SHAPE
 };
@@ -152,5 +155,63 @@ bool cli_shape(const char *text, moe_layer_desc *d)
     d->inter = v[1];
     d->num_experts = (int32_t)v[2];
     d->top_k = (int32_t)v[3];
+    return true;
+}
+
+moe_activation cli_shape_activation(const char *name, moe_format format)
+{
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        if (strcmp(name, shapes[i].name) == 0 && shapes[i].format == format) {
+            return shapes[i].activation;
+        }
+    }
+    return MOE_ACT_SILU;
+}
+
+void cli_plain_layer(moe_layer_desc *d)
+{
+    d->routing = MOE_ROUTING_FROM_LOGITS;
+    d->route.scoring = MOE_SCORING_SOFTMAX;
+    d->route.renormalise = MOE_RENORM_SUM;
+    d->activation = MOE_ACT_SILU;
+    d->gate_up = MOE_GATE_FIRST;
+    d->weight_stage = MOE_WEIGHT_OUTPUT;
+}
+
+static const char *const levels[] = {"none", "run", "batch", "kernel"};
+
+const char *cli_level_name(moe_determinism level)
+{
+    return levels[level - MOE_DET_NONE];
+}
+
+bool cli_level(const char *text, moe_determinism *out)
+{
+    for (moe_determinism level = MOE_DET_NONE; level <= MOE_DET_KERNEL; level++) {
+        if (strcmp(text, cli_level_name(level)) == 0) {
+            *out = level;
+            return true;
+        }
+    }
+    (void)fprintf(stderr, "moe: --det \"%s\" is not one of none, run, batch, kernel\n", text);
+    return false;
+}
+
+bool cli_format(const char *option, const char *text, moe_format *out)
+{
+    *out = moe_format_from_name(text);
+    if (*out == MOE_FORMAT_UNSET) {
+        (void)fprintf(stderr, "moe: %s \"%s\" is not a format\n", option, text);
+    }
+    return *out != MOE_FORMAT_UNSET;
+}
+
+bool cli_quantiser(const char *option, const char *text, moe_quant_spec *out)
+{
+    *out = moe_quant_from_name(text);
+    if (*out == MOE_QUANT_NONE && strcmp(text, "none") != 0) {
+        (void)fprintf(stderr, "moe: %s \"%s\" is not a quantiser\n", option, text);
+        return false;
+    }
     return true;
 }
