@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Parts of moe bench: the layer and its data (bench_layer.c), clocks and ceilings
+// Parts of moe bench: the layer (bench_layer.c), its inputs (bench_sets.c), clocks and ceilings
 // (bench_measure.c), the error (bench_error.c), figures (bench_figures.c), tables and JSON
 // (bench_report.c), comparisons (bench_compare.c).
 #ifndef MOE_CLI_BENCH_H
@@ -26,7 +26,19 @@ typedef struct bench_request {
     uint64_t seed;
 } bench_request;
 
-// ---- figures ------------------------------------------------------------------------------------
+/// True after one line on stderr, with *code the exit code, where a call has failed.
+static inline bool bench_failed(moe_status status, int *code)
+{
+    if (status != MOE_OK) {
+        *code = cli_failed(status);
+    }
+    return status != MOE_OK;
+}
+
+/// Memory to be freed; NULL after one line on stderr.
+void *bench_take(size_t bytes);
+
+// ---- figures -----------------------------------------------------------------------------------
 
 /// Milliseconds of one set.
 typedef struct bench_times {
@@ -57,7 +69,7 @@ typedef struct bench_ratio {
 } bench_ratio;
 bench_ratio bench_compare_times(bench_times a, bench_times b);
 
-// ---- the layer and its data ---------------------------------------------------------------------
+// ---- the layer and its data --------------------------------------------------------------------
 
 /// One random expert on the host.
 typedef struct bench_expert {
@@ -119,7 +131,7 @@ void bench_sets_free(bench_sets *sets);
 /// Runs all sets, one after the other; what bench_time measures.
 moe_status bench_enqueue(void *sets, void *stream);
 
-// ---- measuring ----------------------------------------------------------------------------------
+// ---- measuring ---------------------------------------------------------------------------------
 
 /// By moei_ceiling; 0: the device cannot say.
 typedef struct bench_ceilings {
@@ -140,7 +152,7 @@ bool bench_time(bench_sets *sets, int64_t repeats, double **seconds, int *count,
 #define BENCH_ERROR_TOKENS 8 // at most, since a host takes seconds for more
 bool bench_error(const bench_sets *sets, double *error, int *code);
 
-// ---- reports ------------------------------------------------------------------------------------
+// ---- reports -----------------------------------------------------------------------------------
 
 typedef struct bench_row {
     int64_t tokens, sets;

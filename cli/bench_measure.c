@@ -14,14 +14,6 @@
 #define HOST_LEAST     3
 #define MOST           100
 
-static bool failed(moe_status status, int *code)
-{
-    if (status != MOE_OK) {
-        *code = cli_failed(status);
-    }
-    return status != MOE_OK;
-}
-
 bool bench_measure_ceilings(const moe_context *ctx, bench_ceilings *out, int *code)
 {
     const moei_backend *backend = ctx->backend;
@@ -37,7 +29,7 @@ bool bench_measure_ceilings(const moe_context *ctx, bench_ceilings *out, int *co
             backend->ceiling(&exec, (moei_ceiling)which, &out->per_second[which]);
         if (status == MOE_E_UNSUPPORTED) { // it has no such unit
             out->per_second[which] = 0;
-        } else if (failed(status, code)) {
+        } else if (bench_failed(status, code)) {
             return false;
         }
     }
@@ -101,7 +93,7 @@ bool bench_time(bench_sets *sets, int64_t repeats, double **seconds, int *count,
     if (repeats == 0) {
         const double budget = host ? HOST_SECONDS : DEVICE_SECONDS;
         const int64_t least = host ? HOST_LEAST : DEVICE_LEAST;
-        if (failed(time(&exec, bench_enqueue, sets, 1, &first), code)) {
+        if (bench_failed(time(&exec, bench_enqueue, sets, 1, &first), code)) {
             return false;
         }
         repeats = first * MOST <= budget ? MOST : (int64_t)(budget / first);
@@ -113,5 +105,5 @@ bool bench_time(bench_sets *sets, int64_t repeats, double **seconds, int *count,
         return false;
     }
     *count = (int)repeats;
-    return !failed(time(&exec, bench_enqueue, sets, (int32_t)repeats, *seconds), code);
+    return !bench_failed(time(&exec, bench_enqueue, sets, (int32_t)repeats, *seconds), code);
 }

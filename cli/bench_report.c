@@ -18,8 +18,7 @@ static double ceiling_unit(int which)
     return which == MOEI_CEILING_READ ? 1e-9 : 1e-12;
 }
 
-// ---- the table
-// -----------------------------------------------------------------------------------
+// ---- the table ---------------------------------------------------------------------------------
 
 static void print_layer(const moe_layer_desc *d, bool routing_only)
 {
@@ -83,8 +82,7 @@ void bench_print_row(const bench_row *row)
     (void)fflush(stdout); // rows of large layers come slowly
 }
 
-// ---- JSON
-// ----------------------------------------------------------------------------------------
+// ---- JSON --------------------------------------------------------------------------------------
 
 // A string of the machine or of the command line, which need not be UTF-8.
 static json_t *text(const char *string)

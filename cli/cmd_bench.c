@@ -194,8 +194,7 @@ static bool read_request(const given *a, bench_request *r)
     return true;
 }
 
-// ---- a run
-// ---------------------------------------------------------------------------------------
+// ---- a run -------------------------------------------------------------------------------------
 
 // The names of the rows that have run since `before` was taken.
 static json_t *kernels_since(const moei_backend *backend, const uint64_t *before)

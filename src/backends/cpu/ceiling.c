@@ -24,8 +24,7 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-// ---- reads
-// ---------------------------------------------------------------------------------------
+// ---- reads -------------------------------------------------------------------------------------
 
 typedef struct reading {
     const uint64_t *data;
@@ -83,8 +82,7 @@ static moe_status measure_read(const moe_context *ctx, double *per_second)
     return MOE_OK;
 }
 
-// ---- multiply-adds
-// -------------------------------------------------------------------------------
+// ---- multiply-adds -----------------------------------------------------------------------------
 
 typedef struct peak {
     moei_cpu_peak_fn *loop;
