@@ -138,6 +138,9 @@ typedef struct bench_ceilings {
     double per_second[MOEI_NUM_CEILINGS];
 } bench_ceilings;
 
+/// False after one line on stderr where the backend has no clock and its calls do not wait.
+bool bench_can_time(const moe_context *ctx, int *code);
+
 bool bench_measure_ceilings(const moe_context *ctx, bench_ceilings *out, int *code);
 
 /// The ceiling that products of a descriptor have; MOEI_NUM_CEILINGS: not known.

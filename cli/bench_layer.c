@@ -261,7 +261,7 @@ bool bench_layer_open(const bench_request *request, int64_t max_tokens, bench_la
     size_t align = 0;
     *layer = (bench_layer){.desc = request->desc};
     layer->ctx = cli_context(request->threads, request->device, code);
-    if (layer->ctx == NULL) {
+    if (layer->ctx == NULL || !bench_can_time(layer->ctx, code)) {
         return false;
     }
     layer->host = layer->ctx;

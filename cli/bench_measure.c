@@ -14,6 +14,18 @@
 #define HOST_LEAST     3
 #define MOST           100
 
+bool bench_can_time(const moe_context *ctx, int *code)
+{
+    const moei_backend *backend = ctx->backend;
+    if (backend->time == NULL && !backend->host_memory) {
+        (void)fprintf(stderr, "moe: backend %s cannot time: it has no clock of its device\n",
+                      backend->name);
+        *code = CLI_UNSUPPORTED;
+        return false;
+    }
+    return true;
+}
+
 bool bench_measure_ceilings(const moe_context *ctx, bench_ceilings *out, int *code)
 {
     const moei_backend *backend = ctx->backend;
@@ -82,12 +94,6 @@ bool bench_time(bench_sets *sets, int64_t repeats, double **seconds, int *count,
     const moei_exec exec = moei_exec_make(ctx, NULL);
     const bool host = backend->time == NULL;
     double first = 0;
-    if (host && !backend->host_memory) {
-        (void)fprintf(stderr, "moe: backend %s cannot time: it has no clock of its device\n",
-                      backend->name);
-        *code = CLI_UNSUPPORTED;
-        return false;
-    }
     moe_status (*time)(const moei_exec *, moe_status (*)(void *, void *), void *, int32_t,
                        double *) = host ? host_time : backend->time;
     if (repeats == 0) {

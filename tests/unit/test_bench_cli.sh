@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# moe bench: its refusals, its JSON, its comparison: test_bench_cli.sh PROGRAM GOLDEN
+# moe bench: its refusals, its JSON, its comparison: test_bench_cli.sh PROGRAM GOLDEN PLUGIN
+# PLUGIN is a device whose memory the host may not touch.
 set -u
 moe=$1
 golden=$2
+plugin=$3
+unset MOE_PLUGIN_PATH MOE_FAR_BYTES MOE_FAR_CLOCK
 dir=$(mktemp -d) || exit 1
 trap 'rm -rf "$dir"' EXIT
 passed=0
@@ -57,6 +60,13 @@ expect 0 "e4m3fn_block / e4m3fn_block x fp8_group_recip" --shape 256,128,4,2 --f
 for format in f16 e4m3fn_tensor e5m2_channel e4m3fnuz_block uint8_group int4_group mxfp6_e2m3 nvfp4; do
     expect 0 "error" --shape 48,34,3,2 --format $format --tokens 5 --sets 1 --repeats 1 --error --json "$dir/$format.json"
 done
+export MOE_PLUGIN_PATH=$plugin
+expect 3 "moe: backend far cannot time: it has no clock of its device" $tiny --device ext
+export MOE_FAR_CLOCK=1
+expect 1 "far: no memory for" --shape 4096,4096,64,2 --format f32 --device ext
+expect 0 "moe: backend far measures no ceilings: floors are left out" $tiny --device ext --tokens 1,8 --threads 1 --error --json "$dir/far.json"
+expect 0 "routing alone" --shape 64,64,4,2 --routing-only --tokens 3 --repeats 2 --device ext
+unset MOE_PLUGIN_PATH MOE_FAR_CLOCK
 expect 0 "3 rows compared, 0 of A and 0 of B have no counterpart" --compare "$dir/a.json" "$dir/a.json"
 expect 1 "no row of $dir/a.json (3 rows) is in $dir/mixed.json (1 rows)" --compare "$dir/a.json" "$dir/mixed.json"
 expect 1 "No such file" --compare "$dir/a.json" /nonexistent
@@ -115,6 +125,11 @@ check("no layer", [routing[n] for n in ("routing_only", "format", "arith", "floo
 check("kernels of the routing", sorted(n.split("_")[1] for n in routing["kernels"]), ["route", "sort"])
 check("zipf", rows("zipf")[0]["routing"], "zipf")
 check("to standard output", rows("stdout")[0]["tokens"], 1)
+far = rows("far")
+check("the device's clock", [(r["ms_q1"], r["ms"], r["ms_q3"]) for r in far], [(750, 1000, 1250)] * 2)
+check("no floor", [(r["floor_ms"], r["floor_kind"], r["percent_of_floor"], r["ceilings"]) for r in far],
+      [(None, None, None, {})] * 2)
+check("errors", all(1e-3 < r["error"] < 5e-3 and r["device"] == "far" for r in far), True)
 mixed = rows("mixed")[0]
 check("mixed", (mixed["format"], mixed["glu"], mixed["x"]), (["mxfp4", "bf16"], "swigluoai", "f32"))
 check("mixed error", mixed["error"] < 1e-5, True)

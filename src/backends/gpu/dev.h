@@ -72,17 +72,5 @@ DEV_FN uint32_t dev_warp_max_u32(uint32_t v)
     }
     return v;
 }
-#endif
-
-/// Sum of v over the lanes up to this one.
-DEV_FN int32_t dev_warp_scan_i32(int32_t v)
-{
-    const int lane = (int)dev_lane();
-    for (int d = 1; d < 32; d *= 2) {
-        const uint32_t other = dev_shfl_u32((uint32_t)v, lane >= d ? lane - d : lane);
-        v += lane >= d ? (int32_t)other : 0;
-    }
-    return v;
-}
 
 #endif
