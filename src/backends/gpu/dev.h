@@ -74,3 +74,5 @@ DEV_FN uint32_t dev_warp_max_u32(uint32_t v)
 }
 
 #endif
+
+#endif
