@@ -39,7 +39,7 @@ typedef struct moei_arith_info {
     int fraction_bits;
     bool truncating;
     int products_per_step; // 0: the sum is exact
-    int chunk; // 0: all of K
+    int chunk;             // 0: all of K
     bool consistent;
     const char *text;
 } moei_arith_info;
@@ -170,6 +170,8 @@ typedef struct moei_ggemm_problem {
     moe_dtype x_dtype; // element type of the operand: a float, or the codes of gemm->act
     moe_dtype y_dtype;
     bool transposed;
+    bool canonical;        // the weights lie as the caller has them: no row of a packed layout
+    moe_determinism level; // KERNEL: no row whose class is not consistent; DEFAULT: BATCH
 } moei_ggemm_problem;
 
 typedef void (*moei_kernel_fn)(void);
@@ -354,8 +356,10 @@ typedef struct moei_matrices {
     const moei_format_info *format;
     int64_t n, k;
     int32_t count;
-    moei_weight_layout layout; // PACKED: values holds packed experts, value_e_stride bytes each, and
-                               // scales and zeros are NULL
+    moei_weight_layout layout; // PACKED: values holds packed experts, value_e_stride bytes each,
+                               // and scales and zeros are NULL; all else is that of the canonical
+                               // experts, compact, where a stride of 0 from expert to expert means
+                               // that there are no scales, or no zero points
     const uint8_t *values;
     int64_t value_e_stride, value_n_stride; // bytes
     int64_t value_k_stride;                 // bytes; sub-byte types are packed along k: 0
@@ -576,12 +580,13 @@ typedef struct moei_backend {
     /// top of the layer's; monotone. SIZE_MAX: overflow.
     size_t (*scratch_bytes)(const moei_exec *exec, const moe_layer_desc *desc, int64_t num_tokens);
 
-    // Packed layouts: values, scales and zero points of an expert in one block of memory, a multiple
-    // of 16 bytes. Biases and second-level scales stay as they are. NULL where every row of the
-    // table reads MOEI_LAYOUT_ROW.
-    size_t (*packed_bytes)(const moei_kernel *kernel, const moei_matrices *m); // of an expert
-    /// Packs the one expert of `from`, all in host memory. VALUE, naming the element, where one
-    /// cannot be kept exactly; `to` is then undefined.
+    // Packed layouts: values, scales and zero points of an expert in one block of memory, a
+    // multiple of 16 bytes. Biases and second-level scales stay as they are. NULL where every row
+    // of the table reads MOEI_LAYOUT_ROW.
+    /// Of an expert. `m` has no pointers yet. SIZE_MAX: overflow.
+    size_t (*packed_bytes)(const moei_kernel *kernel, const moei_matrices *m);
+    /// Packs the one expert of `from`, canonical and compact, all in host memory. VALUE, naming the
+    /// element, where one cannot be kept exactly; `to` is then undefined.
     moe_status (*pack)(const moei_kernel *kernel, const moei_matrices *from, uint8_t *to);
     /// The inverse, to canonical memory.
     void (*unpack)(const moei_kernel *kernel, const uint8_t *from, const moei_matrices *to);

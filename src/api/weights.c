@@ -3,6 +3,7 @@
 // source is checked as a whole before a byte is written.
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 
 #include "api/weights_internal.h"
 #include "quant/elements.h"
@@ -44,7 +45,7 @@ static moe_status check_scales(const moe_context *ctx, const moei_matrices *m, m
 {
     for (int32_t e = 0; e < m->count; e++) {
         moei_stage stage;
-        MOE_TRY(moei_stage_begin(ctx, m, e, place, MOEI_PARTS_SCALES, true, call, &stage));
+        MOE_TRY(moei_stage_begin(ctx, NULL, m, e, place, MOEI_PARTS_SCALES, true, call, &stage));
         const moe_status status = check_expert_scales(&stage.m, first + e, call, name);
         (void)moei_stage_end(&stage, false);
         MOE_TRY(status);
@@ -286,23 +287,53 @@ static moe_status agree_act_scales(moe_weights *w, const checked_source *s, cons
     return MOE_OK;
 }
 
-// Copies an expert of a source on the host to packed memory.
-static moe_status put_expert(const moe_weights *w, const moei_matrices *s, int32_t se,
-                             const moei_matrices *d, int32_t de, const char *call)
+// Names the expert before what the backend says of it.
+static moe_status pack_stage(moei_stage *stage, int32_t e, const char *call, const char *name)
 {
-    moei_stage stage;
-    MOE_TRY(moei_stage_begin(w->plan->ctx, d, de, MOEI_ON_DEVICE, MOEI_PARTS_EXPERT, false, call,
-                             &stage));
-    moei_copy_expert(s, se, &stage.m, 0);
-    return moei_stage_end(&stage, true);
+    const moe_status status = moei_stage_pack(stage);
+    if (status == MOE_OK) {
+        return MOE_OK;
+    }
+    char reason[256];
+    (void)snprintf(reason, sizeof reason, "%s", moe_last_error());
+    return moe_fail(status, "%s: %s of expert %d: %s", call, name, (int)e, reason);
+}
+
+// Copies an expert of a source on the host to packed memory: what is given of it, or nothing.
+static moe_status put_expert(const moe_weights *w, const checked_source *s, bool shared, int32_t se,
+                             int32_t de, const char *call)
+{
+    const moei_mlp *mlp = shared ? &w->plan->shared : &w->plan->routed;
+    moei_stage stages[2];
+    int begun = 0;
+    moe_status status = MOE_OK;
+    for (int g = 0; g < 2 && status == MOE_OK; g++) {
+        if (!(shared ? s->has_shared : s->has_gemm)[g]) {
+            continue;
+        }
+        moei_stage *stage = &stages[begun];
+        status =
+            moei_stage_begin(w->plan->ctx, mlp->kernel[g], shared ? &w->shared[g] : &w->gemm[g], de,
+                             MOEI_ON_DEVICE, MOEI_PARTS_EXPERT, false, call, stage);
+        if (status == MOE_OK) {
+            begun++;
+            moei_copy_expert(shared ? &s->shared[g] : &s->gemm[g], se, &stage->m, 0);
+            status = pack_stage(stage, de, call, stack_names[shared ? 2 + g : g]);
+        }
+    }
+    for (int i = 0; i < begun; i++) {
+        const moe_status end = moei_stage_end(&stages[i], status == MOE_OK);
+        status = status == MOE_OK ? end : status;
+    }
+    return status;
 }
 
 static moe_status put_linear(const moe_weights *w, const moei_matrices *s, const moei_matrices *d,
                              const char *call)
 {
     moei_stage stage;
-    MOE_TRY(moei_stage_begin(w->plan->ctx, d, 0, MOEI_ON_DEVICE, MOEI_PARTS_EXPERT, false, call,
-                             &stage));
+    MOE_TRY(moei_stage_begin(w->plan->ctx, NULL, d, 0, MOEI_ON_DEVICE, MOEI_PARTS_EXPERT, false,
+                             call, &stage));
     moei_copy_linear(s, &stage.m);
     return moei_stage_end(&stage, true);
 }
@@ -328,17 +359,16 @@ static moe_status pack(moe_weights *w, int32_t first, int32_t count,
                 "%s: the weights wrap the caller's tensors; change those instead", call);
     MOE_TRY(check_source(w->plan, source, MOEI_ON_HOST, first, count, call, &s));
     MOE_TRY(agree_act_scales(w, &s, call));
+    const unsigned given = (s.has_gemm[0] ? 1u : 0u) | (s.has_gemm[1] ? 2u : 0u);
+    for (int32_t e = 0; e < s.count; e++) {
+        MOE_TRY(put_expert(w, &s, false, e, first + e, call));
+        w->has_expert[first + e] = (unsigned char)(w->has_expert[first + e] | given);
+    }
+    for (int32_t e = 0; e < w->plan->shared.count; e++) {
+        MOE_TRY(put_expert(w, &s, true, e, e, call));
+    }
     for (int g = 0; g < 2; g++) {
-        for (int32_t e = 0; s.has_gemm[g] && e < s.count; e++) {
-            MOE_TRY(put_expert(w, &s.gemm[g], e, &w->gemm[g], first + e, call));
-            w->has_expert[first + e] = (unsigned char)(w->has_expert[first + e] | 1u << g);
-        }
-        for (int32_t e = 0; s.has_shared[g] && e < w->plan->shared.count; e++) {
-            MOE_TRY(put_expert(w, &s.shared[g], e, &w->shared[g], e, call));
-        }
-        if (s.has_shared[g]) {
-            w->has_shared[g] = true;
-        }
+        w->has_shared[g] = w->has_shared[g] || s.has_shared[g];
     }
     if (s.has_shared_gate) {
         MOE_TRY(put_linear(w, &s.shared_gate, &w->shared_gate, call));
@@ -407,12 +437,11 @@ moe_status moe_weights_wrap(const moe_plan *plan, const moe_weights_source *sour
     checked_source s;
     MOE_REQUIRE(plan != NULL && out != NULL, MOE_E_ARGUMENT, "%s: %s is NULL", call,
                 plan == NULL ? "plan" : "out");
-    for (int g = 0; g < 2; g++) {
-        MOE_REQUIRE(
-            plan->routed.kernel[g]->layout == MOEI_LAYOUT_ROW &&
-                (plan->shared.count == 0 || plan->shared.kernel[g]->layout == MOEI_LAYOUT_ROW),
-            MOE_E_UNSUPPORTED, "%s: kernel %s reads a packed layout; use moe_weights_pack", call,
-            plan->routed.kernel[g]->name);
+    for (int i = 0; i < (plan->shared.count > 0 ? 4 : 2); i++) {
+        const moei_kernel *kernel = (i < 2 ? &plan->routed : &plan->shared)->kernel[i % 2];
+        MOE_REQUIRE(kernel->layout == MOEI_LAYOUT_ROW, MOE_E_UNSUPPORTED,
+                    "%s: %s: kernel %s reads a packed layout; use moe_weights_pack", call,
+                    stack_names[i], kernel->name);
     }
     MOE_TRY(check_source(plan, source,
                          plan->ctx->backend->host_memory ? MOEI_ON_HOST : MOEI_ON_DEVICE, 0,
@@ -490,12 +519,14 @@ static moe_status check_expert_fits(const moei_matrices *from, const moei_matric
 }
 
 // Whether a view to write to holds what the weights have.
-static moe_status check_fits(const moe_weights *w, const moei_matrices *from, int32_t e,
-                             const moei_matrices *to, const char *call, const char *name)
+static moe_status check_fits(const moe_weights *w, const moei_kernel *kernel,
+                             const moei_matrices *from, int32_t e, const moei_matrices *to,
+                             const char *call, const char *name)
 {
     const uint32_t parts = MOEI_PARTS_SCALES | MOEI_PART_BIT(MOEI_PART_ZEROS);
     moei_stage stage;
-    MOE_TRY(moei_stage_begin(w->plan->ctx, from, e, MOEI_ON_DEVICE, parts, true, call, &stage));
+    MOE_TRY(
+        moei_stage_begin(w->plan->ctx, kernel, from, e, MOEI_ON_DEVICE, parts, true, call, &stage));
     const moe_status status = check_expert_fits(&stage.m, to, call, name);
     (void)moei_stage_end(&stage, false);
     return status;
@@ -519,7 +550,8 @@ static moe_status check_target(const moe_weights *w, const moe_weights_source *o
                 MOE_REQUIRE((w->has_expert[first + e] & 1u << g) != 0, MOE_E_STATE,
                             "%s: %s of expert %d has not been packed", call, stack_names[g],
                             (int)(first + e));
-                MOE_TRY(check_fits(w, &w->gemm[g], first + e, &to->gemm[g], call, stack_names[g]));
+                MOE_TRY(check_fits(w, plan->routed.kernel[g], &w->gemm[g], first + e, &to->gemm[g],
+                                   call, stack_names[g]));
             }
             to->has_gemm[g] = true;
         }
@@ -529,7 +561,8 @@ static moe_status check_target(const moe_weights *w, const moe_weights_source *o
             MOE_TRY(stack_from_source(plan, &out->shared[g], true, g, plan->shared.count, call,
                                       &to->shared[g]));
             for (int32_t e = 0; e < plan->shared.count; e++) {
-                MOE_TRY(check_fits(w, &w->shared[g], e, &to->shared[g], call, stack_names[2 + g]));
+                MOE_TRY(check_fits(w, plan->shared.kernel[g], &w->shared[g], e, &to->shared[g],
+                                   call, stack_names[2 + g]));
             }
             to->has_shared[g] = true;
         }
@@ -560,12 +593,13 @@ static moe_status check_target(const moe_weights *w, const moe_weights_source *o
     return MOE_OK;
 }
 
-static moe_status get_expert(const moe_weights *w, const moei_matrices *s, int32_t se,
-                             const moei_matrices *d, int32_t de, const char *call)
+static moe_status get_expert(const moe_weights *w, const moei_kernel *kernel,
+                             const moei_matrices *s, int32_t se, const moei_matrices *d, int32_t de,
+                             const char *call)
 {
     moei_stage stage;
-    MOE_TRY(moei_stage_begin(w->plan->ctx, s, se, MOEI_ON_DEVICE, MOEI_PARTS_EXPERT, true, call,
-                             &stage));
+    MOE_TRY(moei_stage_begin(w->plan->ctx, kernel, s, se, MOEI_ON_DEVICE, MOEI_PARTS_EXPERT, true,
+                             call, &stage));
     moei_copy_expert(&stage.m, 0, d, de);
     return moei_stage_end(&stage, false);
 }
@@ -577,8 +611,8 @@ static moe_status get_linear(const moe_weights *w, const moei_matrices *s, const
     if (d->values == NULL) {
         return MOE_OK;
     }
-    MOE_TRY(moei_stage_begin(w->plan->ctx, s, 0, MOEI_ON_DEVICE, MOEI_PARTS_EXPERT, true, call,
-                             &stage));
+    MOE_TRY(moei_stage_begin(w->plan->ctx, NULL, s, 0, MOEI_ON_DEVICE, MOEI_PARTS_EXPERT, true,
+                             call, &stage));
     moei_copy_linear(&stage.m, d);
     return moei_stage_end(&stage, false);
 }
@@ -605,10 +639,12 @@ moe_status moe_weights_unpack(const moe_weights *weights, int32_t first,
     MOE_TRY(check_target(weights, &known, first, call, &to));
     for (int g = 0; g < 2; g++) {
         for (int32_t e = 0; to.has_gemm[g] && e < to.gemm[g].count; e++) {
-            MOE_TRY(get_expert(weights, &weights->gemm[g], first + e, &to.gemm[g], e, call));
+            MOE_TRY(get_expert(weights, weights->plan->routed.kernel[g], &weights->gemm[g],
+                               first + e, &to.gemm[g], e, call));
         }
         for (int32_t e = 0; to.has_shared[g] && e < to.shared[g].count; e++) {
-            MOE_TRY(get_expert(weights, &weights->shared[g], e, &to.shared[g], e, call));
+            MOE_TRY(get_expert(weights, weights->plan->shared.kernel[g], &weights->shared[g], e,
+                               &to.shared[g], e, call));
         }
         MOE_TRY(get_act_scale(weights, &weights->gemm[g], &to.gemm[g]));
         MOE_TRY(get_act_scale(weights, &weights->shared[g], &to.shared[g]));

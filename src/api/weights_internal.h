@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Parts of weights.c: where packed matrices lie (weights_layout.c), how they are copied
-// (weights_copy.c), and how the host gets at them on a device (weights_stage.c).
+// (weights_copy.c), and how the host gets at them on a device or in a packed layout
+// (weights_stage.c).
 #ifndef MOEI_API_WEIGHTS_INTERNAL_H
 #define MOEI_API_WEIGHTS_INTERNAL_H
 
@@ -40,22 +41,31 @@ typedef enum moei_part {
 
 typedef enum moei_place { MOEI_ON_HOST, MOEI_ON_DEVICE } moei_place;
 
-/// One expert of a stack, readable and writable: in place, or as a copy of device memory.
+/// One expert of a stack, canonical, readable and writable: in place, or as a copy of device memory
+/// or of a packed layout.
 typedef struct moei_stage {
     moei_matrices m; // count 1
     const moe_context *ctx;
-    const uint8_t *at[MOEI_NUM_PARTS]; // where the parts lie
+    const moei_kernel *kernel;         // whose layout is packed; NULL: the layout is canonical
+    const uint8_t *at[MOEI_NUM_PARTS]; // where the parts lie; packed: the block, at VALUES
     size_t bytes[MOEI_NUM_PARTS];
+    uint8_t *packed; // the block's copy
+    size_t packed_bytes;
     void *buffer; // NULL: in place
     size_t buffer_bytes;
 } moei_stage;
 
-/// Stages expert e of m; of a copy, `parts` alone are there, with their data where `fetch`. Errors:
-/// NO_MEMORY, DEVICE. End it with moei_stage_end, which writes a copy back where `write`.
-moe_status moei_stage_begin(const moe_context *ctx, const moei_matrices *m, int32_t e,
-                            moei_place place, uint32_t parts, bool fetch, const char *call,
-                            moei_stage *out);
+/// Stages expert e of m, which `kernel` reads (canonical matrices: NULL will do); of a copy,
+/// `parts` alone are there, with their data where `fetch`. Errors: NO_MEMORY, DEVICE. End it with
+/// moei_stage_end, which writes a copy back where `write`.
+moe_status moei_stage_begin(const moe_context *ctx, const moei_kernel *kernel,
+                            const moei_matrices *m, int32_t e, moei_place place, uint32_t parts,
+                            bool fetch, const char *call, moei_stage *out);
 moe_status moei_stage_end(moei_stage *stage, bool write);
+
+/// Packs what is to be written, where the layout is packed; to be called before the end. Errors:
+/// VALUE, from the backend. Nothing has been written then.
+moe_status moei_stage_pack(moei_stage *stage);
 
 /// Copies from host memory to packed memory, and back. Errors: DEVICE.
 moe_status moei_put_bytes(const moe_context *ctx, void *to, const void *from, size_t bytes);

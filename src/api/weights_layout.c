@@ -1,13 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where packed weights lie: one walk over the plan's matrices that measures or places. The portable
-// kernels read canonical matrices, so packed form is canonical and compact.
+// Where packed weights lie: one walk over the plan's matrices that measures or places. Most kernels
+// read canonical matrices, so packed form is canonical and compact; those that read another layout
+// say how large an expert is.
 #include <string.h>
 
 #include "api/weights_internal.h"
 #include "quant/elements.h"
 
-static void layout_stack(moei_arena *arena, const moei_mlp *mlp, int g, moei_matrices *out,
-                         float **act_scale)
+// Values, scales and zero points of a stack whose geometry is `m`.
+static void place_stack(moei_arena *arena, const moe_context *ctx, const moei_kernel *kernel,
+                        moei_matrices *m)
+{
+    const size_t count = (size_t)m->count;
+    if (kernel->layout == MOEI_LAYOUT_PACKED) {
+        const size_t bytes = ctx->backend->packed_bytes(kernel, m);
+        m->layout = MOEI_LAYOUT_PACKED;
+        m->value_e_stride = (int64_t)bytes;
+        m->values = moei_arena_array(arena, count, bytes);
+        return;
+    }
+    m->values = moei_arena_array(arena, count, (size_t)m->value_e_stride);
+    if (m->scale_e_stride > 0) {
+        m->scales = moei_arena_array(arena, count * (size_t)m->scale_e_stride,
+                                     (size_t)moe_dtype_bits(m->scale_dtype) / 8);
+    }
+    if (m->zero_e_stride > 0) {
+        m->zeros = moei_arena_array(arena, count, (size_t)m->zero_e_stride);
+    }
+}
+
+static void layout_stack(moei_arena *arena, const moe_context *ctx, const moei_mlp *mlp, int g,
+                         moei_matrices *out, float **act_scale)
 {
     const moe_gemm_desc *gemm = &mlp->gemm[g];
     const moei_format_info *info = moei_format(gemm->weight_format);
@@ -26,7 +49,6 @@ static void layout_stack(moei_arena *arena, const moei_mlp *mlp, int g, moei_mat
     m.value_e_stride = inner * outer;
     m.value_n_stride = mlp->transposed ? moe_dtype_bits(info->elem) / 8 : inner;
     m.value_k_stride = mlp->transposed ? inner : 0;
-    m.values = moei_arena_array(arena, count, (size_t)m.value_e_stride);
     if (info->scale_dtypes != 0) {
         m.scale_dtype = gemm->weight_scale_dtype != 0 ? gemm->weight_scale_dtype
                                                       : moei_format_scale_dtype(info);
@@ -40,19 +62,17 @@ static void layout_stack(moei_arena *arena, const moei_mlp *mlp, int g, moei_mat
         m.scale_n_stride = columns;
         m.scale_k_stride = 1;
         m.scale_e_stride = rows * columns;
-        m.scales = moei_arena_array(arena, count * (size_t)m.scale_e_stride,
-                                    (size_t)moe_dtype_bits(m.scale_dtype) / 8);
     }
+    if (gemm->zero_points != 0) {
+        m.zero_n_stride = moei_i64_ceil_div(m.k, m.block_k);
+        m.zero_e_stride = m.n * m.zero_n_stride;
+    }
+    place_stack(arena, ctx, mlp->kernel[g], &m);
     if (info->scale2 || gemm->channel_scale != 0) {
         m.scale2_per_row = gemm->channel_scale != 0;
         m.scale2_parts = m.scale2_per_row ? (int32_t)m.n : gated ? 2 : 1;
         m.scale2_e_stride = m.scale2_parts;
         m.scale2 = moei_arena_array(arena, count * (size_t)m.scale2_parts, sizeof(float));
-    }
-    if (gemm->zero_points != 0) {
-        m.zero_n_stride = moei_i64_ceil_div(m.k, m.block_k);
-        m.zero_e_stride = m.n * m.zero_n_stride;
-        m.zeros = moei_arena_array(arena, count, (size_t)m.zero_e_stride);
     }
     if (gemm->bias != 0) {
         m.bias_dtype = MOE_F32;
@@ -84,9 +104,9 @@ static void layout_linear(moei_arena *arena, int64_t n, int64_t k, moei_matrices
 static void layout_all(moei_arena *arena, const moe_plan *plan, moe_weights *w)
 {
     for (int g = 0; g < 2; g++) {
-        layout_stack(arena, &plan->routed, g, &w->gemm[g], &w->act_scale[g]);
+        layout_stack(arena, plan->ctx, &plan->routed, g, &w->gemm[g], &w->act_scale[g]);
         if (plan->shared.count > 0) {
-            layout_stack(arena, &plan->shared, g, &w->shared[g], &w->act_scale[2 + g]);
+            layout_stack(arena, plan->ctx, &plan->shared, g, &w->shared[g], &w->act_scale[2 + g]);
         }
     }
     if (plan->shared.count > 0 && !x_is_float(plan)) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One expert's matrix where the host can work on it: in place, or as a copy of device memory. Only
-// here does the library touch weights that lie on a device, and only through the backend.
+// One expert's canonical matrix where the host can work on it: in place, or as a copy of device
+// memory or of a packed layout. Only here does the library touch weights that lie on a device, and
+// only through the backend.
 #include "api/weights_internal.h"
 #include "quant/elements.h"
 
@@ -57,26 +58,80 @@ static void set_parts(moei_matrices *m, const uint8_t *const at[MOEI_NUM_PARTS])
     m->act_scale = (const float *)(const void *)at[MOEI_PART_ACT_SCALE];
 }
 
-moe_status moei_stage_begin(const moe_context *ctx, const moei_matrices *m, int32_t e,
-                            moei_place place, uint32_t parts, bool fetch, const char *call,
-                            moei_stage *out)
+// The parts that a packed block holds.
+#define PACKED_PARTS                                                                               \
+    (MOEI_PART_BIT(MOEI_PART_VALUES) | MOEI_PART_BIT(MOEI_PART_SCALES) |                           \
+     MOEI_PART_BIT(MOEI_PART_ZEROS))
+
+// The parts of which a stage holds a copy: those asked for that the matrix has. A block is packed
+// and unpacked as a whole.
+static uint32_t copied_parts(const moei_stage *stage, uint32_t asked)
 {
+    uint32_t parts = 0;
+    for (int p = 0; p < MOEI_NUM_PARTS; p++) {
+        if (stage->at[p] != NULL && (asked & MOEI_PART_BIT(p)) != 0) {
+            parts |= MOEI_PART_BIT(p);
+        }
+    }
+    if (stage->kernel != NULL) {
+        parts |= MOEI_PART_BIT(MOEI_PART_VALUES);
+        parts |= stage->m.scale_e_stride > 0 ? MOEI_PART_BIT(MOEI_PART_SCALES) : 0;
+        parts |= stage->m.zero_e_stride > 0 ? MOEI_PART_BIT(MOEI_PART_ZEROS) : 0;
+    }
+    return parts;
+}
+
+// Copies the parts, and the block, between where they lie and the stage.
+static moe_status move_parts(const moei_stage *stage, bool write)
+{
+    const uint8_t *staged[MOEI_NUM_PARTS];
+    list_parts(&stage->m, 0, staged);
+    for (int p = 0; p < MOEI_NUM_PARTS; p++) {
+        if (staged[p] == NULL ||
+            (stage->kernel != NULL && (PACKED_PARTS & MOEI_PART_BIT(p)) != 0)) {
+            continue;
+        }
+        uint8_t *there = (uint8_t *)(uintptr_t)stage->at[p];
+        uint8_t *here = (uint8_t *)(uintptr_t)staged[p];
+        MOE_TRY(write ? moei_put_bytes(stage->ctx, there, here, stage->bytes[p])
+                      : moei_get_bytes(stage->ctx, here, there, stage->bytes[p]));
+    }
+    if (stage->kernel == NULL) {
+        return MOE_OK;
+    }
+    uint8_t *there = (uint8_t *)(uintptr_t)stage->at[MOEI_PART_VALUES];
+    if (write) {
+        return moei_put_bytes(stage->ctx, there, stage->packed, stage->packed_bytes);
+    }
+    MOE_TRY(moei_get_bytes(stage->ctx, stage->packed, there, stage->packed_bytes));
+    stage->ctx->backend->unpack(stage->kernel, stage->packed, &stage->m);
+    return MOE_OK;
+}
+
+moe_status moei_stage_begin(const moe_context *ctx, const moei_kernel *kernel,
+                            const moei_matrices *m, int32_t e, moei_place place, uint32_t parts,
+                            bool fetch, const char *call, moei_stage *out)
+{
+    const bool packed = m->layout == MOEI_LAYOUT_PACKED;
     const uint8_t *staged[MOEI_NUM_PARTS] = {NULL};
-    moei_stage stage = {.m = *m, .ctx = ctx};
+    moei_stage stage = {.m = *m, .ctx = ctx, .kernel = packed ? kernel : NULL};
     list_parts(m, e, stage.at);
-    if (place == MOEI_ON_HOST || ctx->backend->host_memory) {
+    if (!packed && (place == MOEI_ON_HOST || ctx->backend->host_memory)) {
         set_parts(&stage.m, stage.at);
         *out = stage;
         return MOE_OK;
     }
+    parts = copied_parts(&stage, parts);
+    stage.packed_bytes = packed ? (size_t)m->value_e_stride : 0;
     for (int pass = 0; pass < 2; pass++) { // measures, then places
         moei_arena arena = {stage.buffer, 0};
         for (int p = 0; p < MOEI_NUM_PARTS; p++) {
-            if (stage.at[p] != NULL && (parts & MOEI_PART_BIT(p)) != 0) {
+            if ((parts & MOEI_PART_BIT(p)) != 0) {
                 stage.bytes[p] = part_bytes(m, (moei_part)p);
                 staged[p] = moei_arena_take(&arena, stage.bytes[p]);
             }
         }
+        stage.packed = moei_arena_take(&arena, stage.packed_bytes);
         stage.buffer_bytes = arena.used;
         if (pass == 0 && arena.used > 0) {
             stage.buffer = moei_alloc(ctx, arena.used, MOEI_ARENA_ALIGN);
@@ -84,35 +139,33 @@ moe_status moei_stage_begin(const moe_context *ctx, const moei_matrices *m, int3
                         arena.used);
         }
     }
-    for (int p = 0; fetch && p < MOEI_NUM_PARTS; p++) {
-        const moe_status status =
-            staged[p] == NULL ? MOE_OK
-                              : moe_memory_copy(ctx, (uint8_t *)(uintptr_t)staged[p], stage.at[p],
-                                                stage.bytes[p], MOE_COPY_FROM_DEVICE, NULL);
-        if (status != MOE_OK) {
-            moei_free(ctx, stage.buffer, stage.buffer_bytes);
-            return status;
-        }
-    }
     set_parts(&stage.m, staged);
+    if (packed) {
+        stage.m.layout = MOEI_LAYOUT_ROW;
+        stage.m.value_e_stride = (int64_t)stage.bytes[MOEI_PART_VALUES];
+    }
+    const moe_status status = fetch ? move_parts(&stage, false) : MOE_OK;
+    if (status != MOE_OK) {
+        moei_free(ctx, stage.buffer, stage.buffer_bytes);
+        return status;
+    }
     *out = stage;
     return MOE_OK;
 }
 
+moe_status moei_stage_pack(moei_stage *stage)
+{
+    return stage->kernel != NULL
+               ? stage->ctx->backend->pack(stage->kernel, &stage->m, stage->packed)
+               : MOE_OK;
+}
+
 moe_status moei_stage_end(moei_stage *stage, bool write)
 {
-    const uint8_t *staged[MOEI_NUM_PARTS];
-    moe_status status = MOE_OK;
     if (stage->buffer == NULL) {
         return MOE_OK;
     }
-    list_parts(&stage->m, 0, staged);
-    for (int p = 0; write && status == MOE_OK && p < MOEI_NUM_PARTS; p++) {
-        if (staged[p] != NULL) {
-            status = moe_memory_copy(stage->ctx, (uint8_t *)(uintptr_t)stage->at[p], staged[p],
-                                     stage->bytes[p], MOE_COPY_TO_DEVICE, NULL);
-        }
-    }
+    const moe_status status = write ? move_parts(stage, true) : MOE_OK;
     moei_free(stage->ctx, stage->buffer, stage->buffer_bytes);
     return status;
 }

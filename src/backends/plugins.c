@@ -88,6 +88,14 @@ static bool check_backend(const moei_backend *b, char *reason, size_t capacity)
                            i);
             return false;
         }
+        if (k->layout != MOEI_LAYOUT_ROW &&
+            (b->packed_bytes == NULL || b->pack == NULL || b->unpack == NULL)) {
+            (void)snprintf(reason, capacity,
+                           "kernel %s reads a packed layout, the backend lacks packed_bytes, pack "
+                           "or unpack",
+                           k->name);
+            return false;
+        }
         ops |= 1u << k->op;
     }
     for (int op = 0; op < MOEI_NUM_OPS; op++) {

@@ -33,7 +33,8 @@ typedef enum value_kind {
     KIND_FORMAT,
     KIND_ARITH,
     KIND_LEVEL,
-    KIND_QUANT
+    KIND_QUANT,
+    KIND_LAYOUT
 } value_kind;
 
 static const char *level_name(int64_t level)
@@ -57,6 +58,8 @@ static const char *value_text(value_kind kind, int64_t value, char *buffer, size
         return level_name(value);
     case KIND_QUANT:
         return moe_quant_name((moe_quant_spec)value);
+    case KIND_LAYOUT:
+        return value == MOEI_LAYOUT_PACKED ? "packed" : "canonical";
     case KIND_NUMBER:
         break;
     }
@@ -106,10 +109,18 @@ bool moei_registry_supports(const moei_kernel *kernel, uint64_t isa,
         *why = (moei_whynot){MOEI_WHYNOT_ISA, (int64_t)isa, (int64_t)kernel->isa};
         return false;
     }
-    if (problem != NULL && kernel->supports != NULL) {
-        return kernel->supports(kernel, problem, why);
+    if (problem == NULL) {
+        return true;
     }
-    return true;
+    if (problem->canonical && kernel->layout != MOEI_LAYOUT_ROW) {
+        *why = (moei_whynot){MOEI_WHYNOT_LAYOUT, MOEI_LAYOUT_ROW, kernel->layout};
+        return false;
+    }
+    if (problem->level == MOE_DET_KERNEL && !moei_arith_get(kernel->arith)->consistent) {
+        *why = (moei_whynot){MOEI_WHYNOT_LEVEL, MOE_DET_BATCH, MOE_DET_KERNEL};
+        return false;
+    }
+    return kernel->supports == NULL || kernel->supports(kernel, problem, why);
 }
 
 int moei_registry_select(const moei_kernel *kernels, size_t count, moei_op op, uint64_t isa,

@@ -331,20 +331,31 @@ moe_status moei_gemm_desc_check(const moe_gemm_desc *gemm, const char *call, con
 moe_status moei_ggemm_select(const moe_context *ctx, const moei_ggemm_problem *problem,
                              const char *call, const char *name, const moei_kernel **out)
 {
+    const moei_kernel *kernels = ctx->backend->kernels;
+    const size_t count = ctx->backend->num_kernels;
     moei_whynot why = {MOEI_WHYNOT_NONE, 0, 0};
     char text[160];
-    const int row = moei_registry_select(ctx->backend->kernels, ctx->backend->num_kernels,
-                                         MOEI_OP_GGEMM, ctx->isa, problem, &why);
+    const int row = moei_registry_select(kernels, count, MOEI_OP_GGEMM, ctx->isa, problem, &why);
+    moei_ggemm_problem lower = *problem;
+    lower.level = MOE_DET_DEFAULT;
+    const int any =
+        row >= 0 || problem->level != MOE_DET_KERNEL
+            ? row
+            : moei_registry_select(kernels, count, MOEI_OP_GGEMM, ctx->isa, &lower, &why);
     MOE_REQUIRE(moei_ggemm_fold(problem) >= 0, MOE_E_NO_KERNEL,
                 "%s: %s: weight scales change every %d elements of k, those of the input every %d "
                 "(act.group); one must divide the other",
                 call, name,
                 (int)moei_gemm_block_k(moei_format(problem->gemm->weight_format), problem->gemm),
                 (int)problem->gemm->act.group);
-    MOE_REQUIRE(row >= 0, MOE_E_NO_KERNEL, "%s: %s: no kernel for %s x %s; nearest: %s", call, name,
+    MOE_REQUIRE(any >= 0, MOE_E_NO_KERNEL, "%s: %s: no kernel for %s x %s; nearest: %s", call, name,
                 moe_dtype_name(problem->x_dtype), moe_format_name(problem->gemm->weight_format),
                 moei_whynot_text(&why, text, sizeof text));
-    *out = &ctx->backend->kernels[row];
+    MOE_REQUIRE(row >= 0, MOE_E_LEVEL,
+                "%s: %s: class %s of kernel %s is not CONSISTENT, desc.determinism = KERNEL; BATCH "
+                "works",
+                call, name, moei_arith_get(kernels[any].arith)->name, kernels[any].name);
+    *out = &kernels[row];
     return MOE_OK;
 }
 
@@ -485,8 +496,15 @@ moe_status moe_ggemm(const moe_context *ctx, const moe_ggemm_args *args, void *s
     a.y = moei_tensor_data(&args->y);
     a.y_dtype = args->y.dtype;
     a.y_row_stride = moei_tensor_stride_bytes(&args->y, 0);
-    const moei_ggemm_problem problem = {rows,        a.w.n,     k,         count,
-                                        &args->gemm, a.x.dtype, a.y_dtype, args->transposed != 0};
+    const moei_ggemm_problem problem = {.m_max = rows,
+                                        .n = a.w.n,
+                                        .k = k,
+                                        .experts = count,
+                                        .gemm = &args->gemm,
+                                        .x_dtype = a.x.dtype,
+                                        .y_dtype = a.y_dtype,
+                                        .transposed = args->transposed != 0,
+                                        .canonical = true};
     const moei_kernel *kernel = NULL;
     MOE_TRY(moei_ggemm_select(ctx, &problem, call, "args.gemm", &kernel));
     MOE_TRY(moei_views_check_overlap(views, num_views, call));

@@ -175,6 +175,9 @@ static const char *value_name(const char *kind, int64_t value, char *buffer, siz
     if (strcmp(kind, "LEVEL") == 0) {
         return levels[value];
     }
+    if (strcmp(kind, "LAYOUT") == 0) {
+        return value == MOEI_LAYOUT_PACKED ? "packed" : "canonical";
+    }
     if (strcmp(kind, "ISA") == 0) {
         return moei_isa_text((uint64_t)value, buffer, capacity);
     }
