@@ -6,8 +6,9 @@
 #include <string.h>
 
 #include "api/layer_case.h"
-#include "quant/formats.h"
 #include "unit/far_device.h"
+#include "unit/layer_forms.h"
+#include "unit/packed_rows.h"
 #include "unit/test.h"
 
 // ---- the device --------------------------------------------------------------------------------
@@ -121,44 +122,6 @@ static void move_view(const moei_exec *exec, const layer_case *c, moe_tensor *t)
 
 // ---- a layer -----------------------------------------------------------------------------------
 
-static moe_layer_desc layer_of(moe_format format, int n)
-{
-    const moei_format_info *info = moei_format(format);
-    moe_layer_desc d = layer_case_base();
-    d.hidden = 72;
-    d.inter = 40;
-    d.num_experts = 4;
-    d.gemm[0].weight_format = d.gemm[1].weight_format = format;
-    d.gemm[0].bias = 1;
-    d.gate_up = 1 + n % 4;
-    d.gemm[1].zero_points = info->zero_point >= 0;
-    d.gemm[n % 2].channel_scale = info->free_group;
-    d.transposed = n % 2 == 0 && moe_dtype_bits(info->elem) >= 8;
-    switch (n % 4) {
-    case 0:
-        d.latent = 56;
-        d.output_bias = 1;
-        break;
-    case 1:
-        d.shared.count = 2;
-        d.shared.inter = 24;
-        d.shared.gate = MOE_SHARED_SIGMOID;
-        d.shared.activation = MOE_ACT_SILU;
-        d.shared.gate_up = MOE_UP_FIRST;
-        d.shared.gemm[0].weight_format = d.shared.gemm[1].weight_format = format;
-        d.gemm[0].act.spec = MOE_QUANT_FP8_STATIC;
-        break;
-    default:
-        d.routing = MOE_ROUTING_PLACED;
-        d.x_layout = n % 4 == 2 ? MOE_X_BATCHED : MOE_X_SORTED;
-        d.top_k = 0;
-        memset(&d.route, 0, sizeof d.route);
-        d.logits_dtype = 0;
-        break;
-    }
-    return d;
-}
-
 // Every output block of the device equals the host's.
 static void check_outputs(const moei_exec *exec, const layer_case *c, moe_run_args *device,
                           const char *what)
@@ -257,14 +220,18 @@ static void test_layer(moe_context *host, moe_context *device, const moe_layer_d
               "%s: a source on the device is packed", name);
     }
     moe_weights_destroy(weights);
-    // Wrapped where they lie on the device.
+    // Wrapped where they lie on the device, unless the rows read another layout.
     weights = NULL;
     moe_weights_source moved = c.source;
     for (size_t i = 0; i < NUM_SOURCE_VIEWS; i++) {
         move_view(&exec, &c, source_view(&moved, i));
     }
-    if (CHECK(moe_weights_wrap(device_plan, &moved, &weights) == MOE_OK, "%s: %s", name,
-              moe_last_error())) {
+    if (device->backend->pack != NULL) {
+        CHECK(moe_weights_wrap(device_plan, &moved, &weights) == MOE_E_UNSUPPORTED &&
+                  weights == NULL && strstr(moe_last_error(), "use moe_weights_pack") != NULL,
+              "%s: %s", name, moe_last_error());
+    } else if (CHECK(moe_weights_wrap(device_plan, &moved, &weights) == MOE_OK, "%s: %s", name,
+                     moe_last_error())) {
         run_on_device(device, &c, device_plan, weights, &wrapped, name);
         check_unpacked(&c, weights, name);
     }
@@ -302,7 +269,7 @@ static void test_refusals(moe_context *device)
 // A NaN among scales on the device is found through the backend.
 static void test_wrapped_nan(moe_context *host, moe_context *device)
 {
-    const moe_layer_desc d = layer_of(MOE_FORMAT_MXFP4, 3);
+    const moe_layer_desc d = layer_form(MOE_FORMAT_MXFP4, 3);
     const moei_exec exec = moei_exec_make(device, NULL);
     moe_plan *plan = NULL;
     moe_plan *device_plan = NULL;
@@ -328,9 +295,23 @@ static void test_wrapped_nan(moe_context *host, moe_context *device)
     moe_plan_destroy(plan);
 }
 
-int main(void)
+static void test_layers(moe_context *host, moe_context *device)
 {
     const moei_format_info *info;
+    int n = 0;
+    prepared = released = 0;
+    for (size_t i = 0; (info = moei_format_at(i)) != NULL; i++) {
+        for (int variant = 0; variant < 4; variant++, n++) {
+            const moe_layer_desc d = layer_form(info->format, variant);
+            test_layer(host, device, &d, info->name);
+        }
+    }
+    CHECK(prepared == n && released == n, "%d plans, %d prepared, %d released", n, prepared,
+          released);
+}
+
+int main(void)
+{
     moe_context_desc desc = moe_context_desc_default();
     moe_context *host = NULL;
     desc.num_threads = 1;
@@ -340,18 +321,17 @@ int main(void)
     }
     moe_context device = *host;
     device.backend = &device_backend;
-    int n = 0;
-    for (size_t i = 0; (info = moei_format_at(i)) != NULL; i++) {
-        for (int variant = 0; variant < 4; variant++, n++) {
-            const moe_layer_desc d = layer_of(info->format, variant);
-            test_layer(host, &device, &d, info->name);
-        }
-    }
-    CHECK(prepared == n && released == n, "%d plans, %d prepared, %d released", n, prepared,
-          released);
+    test_layers(host, &device);
     test_refusals(&device);
     test_wrapped_nan(host, &device);
     far_device_free();
+    // The same device, over kernels that read a packed layout.
+    moe_context packed = *host;
+    if (CHECK(make_device(&packed_rows_make(host->backend)->backend), "%s", moe_last_error())) {
+        packed_rows_move(&packed, &device_backend);
+        test_layers(host, &packed);
+        far_device_free();
+    }
     moe_context_destroy(host);
     return test_summary();
 }
