@@ -19,6 +19,9 @@ static inline int64_t moei_scale_columns(const moei_matrices *m)
     return m->block_k > 0 ? moei_i64_ceil_div(m->k, m->block_k) : 1;
 }
 
+/// Expert e of a stack, as a stack of one.
+moei_matrices moei_expert_of(const moei_matrices *m, int32_t e);
+
 /// Memory for a handle with nothing in it; `call` heads the message.
 moe_status moei_weights_allocate(const moe_plan *plan, const char *call, moe_weights **out);
 

@@ -58,6 +58,15 @@ static void set_parts(moei_matrices *m, const uint8_t *const at[MOEI_NUM_PARTS])
     m->act_scale = (const float *)(const void *)at[MOEI_PART_ACT_SCALE];
 }
 
+moei_matrices moei_expert_of(const moei_matrices *m, int32_t e)
+{
+    const uint8_t *at[MOEI_NUM_PARTS];
+    moei_matrices one = *m;
+    list_parts(m, e, at);
+    set_parts(&one, at);
+    return one;
+}
+
 // The parts that a packed block holds.
 #define PACKED_PARTS                                                                               \
     (MOEI_PART_BIT(MOEI_PART_VALUES) | MOEI_PART_BIT(MOEI_PART_SCALES) |                           \
@@ -117,7 +126,7 @@ moe_status moei_stage_begin(const moe_context *ctx, const moei_kernel *kernel,
     moei_stage stage = {.m = *m, .ctx = ctx, .kernel = packed ? kernel : NULL};
     list_parts(m, e, stage.at);
     if (!packed && (place == MOEI_ON_HOST || ctx->backend->host_memory)) {
-        set_parts(&stage.m, stage.at);
+        stage.m = moei_expert_of(m, e);
         *out = stage;
         return MOE_OK;
     }

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "api/weights_internal.h"
 #include "checkmoe/check_rows.h"
 #include "checkmoe/layer_case.h"
 #include "moe/ops.h"
@@ -36,11 +37,13 @@ typedef struct ggemm_case {
     int32_t offsets[MAX_EXPERTS + 1];
     bool at_end; // guard pages after the buffers, else before
     bool transposed, scatter, row_weights;
+    bool moderate;       // E8M0 scales are those that every packed layout keeps
     moe_gate_up gate_up; // parts for tensor scales
     moe_dtype x_dtype, y_dtype;
     // data
     moec_buffers buffers;
     unsigned char *values, *scales, *zeros, *bias, *x, *x_scales, *y;
+    unsigned char *packed; // the experts as a row of a packed layout reads them
     float *scale2, *act_scale, *weights;
     int32_t *index, *out_index;
     int32_t *steps;   // offsets, then experts + 1 zeros, then as many ones
@@ -121,6 +124,10 @@ static void draw(moec_rng *rng, moec_fill fill, moe_dtype dtype, unsigned char *
     }
 }
 
+// The E8M0 codes that every packed layout keeps.
+#define FIRST_KEPT 2
+#define LAST_KEPT  252
+
 static void draw_scale(moec_rng *rng, moec_fill fill, moe_dtype dtype, void *data, int64_t i)
 {
     unsigned char *row = data;
@@ -183,6 +190,11 @@ static bool build_weights(ggemm_case *c, moec_rng *rng, bool at_end)
     }
     for (int64_t i = 0; sbytes > 0 && i < c->experts * srows * scolumns; i++) {
         draw_scale(rng, c->fill, sdtype, c->scales, i);
+        if (c->moderate && sdtype == MOE_E8M0) { // no new overflow, as 2^125 might bring
+            c->scales[i] = c->scales[i] < FIRST_KEPT  ? FIRST_KEPT
+                           : c->scales[i] > LAST_KEPT ? 127
+                                                      : c->scales[i];
+        }
     }
     for (int64_t i = 0; i < c->experts * c->n * groups; i++) {
         c->zeros[i] =
@@ -472,6 +484,109 @@ static moe_status make_args(const ggemm_case *c, moek_ggemm_args *a)
     return MOE_OK;
 }
 
+// ---- packed layouts ----------------------------------------------------------------------------
+
+// Packs one expert and unpacks it: all bytes must come back, unless the backend says that it cannot
+// keep them (VALUE).
+static moe_status pack_exactly(moec_run *run, const moei_kernel *kernel, const ggemm_case *c,
+                               const moei_matrices *one, uint8_t *block)
+{
+    static const char silent[] = "pack gave no reason";
+    const moei_backend *b = run->ctx->backend;
+    const uint8_t *from[3] = {one->values, one->scales, one->zeros};
+    const size_t bytes[3] = {(size_t)one->value_e_stride,
+                             one->scales != NULL ? (size_t)one->scale_e_stride *
+                                                       (size_t)moe_dtype_bits(one->scale_dtype) / 8
+                                                 : 0,
+                             one->zeros != NULL ? (size_t)one->zero_e_stride : 0};
+    (void)moe_fail(MOE_E_VALUE, "%s", silent);
+    const moe_status status = b->pack(kernel, one, block);
+    if (status != MOE_OK) {
+        moec_check(run, status == MOE_E_VALUE && strcmp(moe_last_error(), silent) != 0,
+                   kernel->name, "%s: %s: pack says %s: %s", kernel->name, c->text,
+                   moe_status_name(status), moe_last_error());
+        return status;
+    }
+    uint8_t *memory = malloc(bytes[0] + bytes[1] + bytes[2] + 1);
+    if (!moec_check(run, memory != NULL, kernel->name, "%s: %s: memory is short", kernel->name,
+                    c->text)) {
+        return MOE_E_NO_MEMORY;
+    }
+    uint8_t *to[3] = {memory, memory + bytes[0], memory + bytes[0] + bytes[1]};
+    moei_matrices back = *one;
+    memset(memory, MOEC_POISON, bytes[0] + bytes[1] + bytes[2]);
+    back.values = to[0];
+    back.scales = one->scales != NULL ? to[1] : NULL;
+    back.zeros = one->zeros != NULL ? to[2] : NULL;
+    b->unpack(kernel, block, &back);
+    for (int p = 0; p < 3; p++) {
+        static const char *const names[3] = {"values", "scales", "zero points"};
+        moec_check(run, bytes[p] == 0 || memcmp(to[p], from[p], bytes[p]) == 0, kernel->name,
+                   "%s: %s: pack and unpack change %s", kernel->name, c->text, names[p]);
+    }
+    free(memory);
+    return MOE_OK;
+}
+
+// Scales at the ends of their range are kept, or refused; those that every layout keeps are kept.
+static void check_extremes(moec_run *run, const moei_kernel *kernel, const ggemm_case *c,
+                           const moei_matrices *expert, uint8_t *block)
+{
+    static const uint8_t codes[] = {0, 1, FIRST_KEPT, LAST_KEPT, 253, 254, 255};
+    const size_t scales = (size_t)expert->scale_e_stride;
+    uint8_t *copy = malloc(scales + 1);
+    if (!moec_check(run, copy != NULL, kernel->name, "%s: %s: memory is short", kernel->name,
+                    c->text)) {
+        return;
+    }
+    moei_matrices one = *expert;
+    one.scales = copy;
+    for (size_t i = 0; i < sizeof codes; i++) {
+        memcpy(copy, expert->scales, scales);
+        copy[scales - 1] = codes[i];
+        const moe_status status = pack_exactly(run, kernel, c, &one, block);
+        moec_check(run,
+                   status == MOE_OK ||
+                       (status == MOE_E_VALUE && (codes[i] < FIRST_KEPT || codes[i] > LAST_KEPT)),
+                   kernel->name, "%s: %s: scale %d is not packed: %s", kernel->name, c->text,
+                   (int)codes[i], moe_last_error());
+    }
+    free(copy);
+}
+
+// The arguments for a row of a packed layout. VALUE: it cannot keep the case's scales.
+static moe_status pack_case(moec_run *run, const moei_kernel *kernel, ggemm_case *c,
+                            const moek_ggemm_args *canonical, moek_ggemm_args *out)
+{
+    moei_matrices m = canonical->w;
+    m.values = NULL;
+    m.scales = NULL;
+    m.zeros = NULL;
+    const size_t bytes = run->ctx->backend->packed_bytes(kernel, &m);
+    MOE_REQUIRE(bytes > 0 && bytes % 16 == 0 && bytes != SIZE_MAX, MOE_E_STATE,
+                "a packed expert takes %zu bytes, must be a multiple of 16", bytes);
+    c->packed = take(c, false, c->experts, bytes, c->at_end);
+    MOE_REQUIRE(c->packed != NULL, MOE_E_NO_MEMORY, "memory is short");
+    for (int32_t e = 0; e < c->experts; e++) {
+        const moei_matrices one = moei_expert_of(&canonical->w, e);
+        uint8_t *block = c->packed + (size_t)e * bytes;
+        MOE_TRY(pack_exactly(run, kernel, c, &one, block));
+        if (e == 0 && c->fill == MOEC_SPECIAL && one.scales != NULL &&
+            one.scale_dtype == MOE_E8M0) {
+            check_extremes(run, kernel, c, &one, block);
+            MOE_TRY(pack_exactly(run, kernel, c, &one, block));
+        }
+    }
+    *out = *canonical;
+    m.layout = MOEI_LAYOUT_PACKED;
+    m.values = c->packed;
+    m.value_e_stride = (int64_t)bytes;
+    out->w = m;
+    return MOE_OK;
+}
+
+// ---- checking ----------------------------------------------------------------------------------
+
 // Error / bound of the result of row i of expert e, column n, and what it follows from.
 static double ratio_at(const ggemm_case *c, float64_model model, int32_t e, int64_t i, int64_t n,
                        double *want, double *bound)
@@ -587,7 +702,13 @@ static void compare_rows(moec_run *run, const moec_launch *launch, const ggemm_c
         const char *isa = run->isa;
         moec_launch other = *launch;
         other.kernel = seen->kernel;
+        other.args = moec_args_for(launch, seen->kernel);
         moec_pair_glob(seen->kernel->name, kernel->name, both, sizeof both);
+        if (seen->kernel->layout != MOEI_LAYOUT_ROW) { // its weights are gone
+            moec_check(run, false, both, "%s: %s: bits differ from %s", kernel->name, c->text,
+                       seen->kernel->name);
+            return;
+        }
         (void)snprintf(what, sizeof what, "%s of the same class has other bits than expected",
                        seen->kernel->name);
         run->isa = NULL;
@@ -636,18 +757,35 @@ static void check_rows_alone(moec_run *run, const moec_launch *launch, const gge
     free(alone);
 }
 
-static void run_case(moec_run *run, const moec_teams *teams, const moei_kernel *kernel,
-                     const moei_ggemm_problem *problem, ggemm_case *c, int number)
+/// What becomes of a case.
+typedef enum outcome {
+    CASE_REFUSED, // the row does not take it
+    CASE_BEYOND,  // the row's layout cannot keep its scales
+    CASE_DONE
+} outcome;
+
+static outcome run_case(moec_run *run, const moec_teams *teams, const moei_kernel *kernel,
+                        const moei_ggemm_problem *problem, ggemm_case *c, int number)
 {
     const char *name = kernel->name;
+    const bool packed = kernel->layout == MOEI_LAYOUT_PACKED;
+    moek_ggemm_args canonical;
     moek_ggemm_args a;
-    const moe_status status = make_args(c, &a);
+    moe_status status = make_args(c, &canonical);
+    a = canonical;
+    if (status == MOE_OK && packed) {
+        status = pack_case(run, kernel, c, &canonical, &a);
+    }
+    if (status == MOE_E_VALUE && packed && !c->moderate) {
+        return CASE_BEYOND;
+    }
     const size_t bytes = (size_t)(c->rows * c->y_stride * moe_dtype_bits(c->y_dtype) / 8);
     unsigned char *first = malloc(bytes + 1);
     if (moec_check(run, first != NULL && status == MOE_OK, name, "%s: %s: %s", name, c->text,
                    first != NULL ? moe_last_error() : "memory is short")) {
         const moec_launch launch = {.kernel = kernel,
                                     .args = &a,
+                                    .canonical = &canonical,
                                     .problem = problem,
                                     .buffers = &c->buffers,
                                     .result = moe_tensor_2d(c->y, c->y_dtype, c->rows, c->y_stride),
@@ -657,9 +795,12 @@ static void run_case(moec_run *run, const moec_teams *teams, const moei_kernel *
         check_bounds(run, kernel, c);
         moec_check(run, padding_intact(c), name, "%s: %s: wrote past its columns", name, c->text);
         check_rows_alone(run, &launch, c, first);
-        compare_rows(run, &launch, c, first, hash, number);
+        if (!c->moderate) { // other rows have the case with other scales
+            compare_rows(run, &launch, c, first, hash, number);
+        }
     }
     free(first);
+    return CASE_DONE;
 }
 
 // Activation forms: floats, and one quantiser of each scale form.
@@ -690,9 +831,8 @@ typedef struct ggemm_walk {
     int number; // of the next case, the same for every row
 } ggemm_walk;
 
-// One case, if the row takes it.
-static bool try_case(const ggemm_walk *w, const moe_gemm_desc *gemm, moe_dtype x_dtype,
-                     moec_fill fill, shape_kind shape)
+static outcome one_case(const ggemm_walk *w, const moe_gemm_desc *gemm, moe_dtype x_dtype,
+                        moec_fill fill, shape_kind shape, bool moderate)
 {
     moec_run *run = w->run;
     const int number = w->number + (int)shape;
@@ -703,7 +843,7 @@ static bool try_case(const ggemm_walk *w, const moe_gemm_desc *gemm, moe_dtype x
     ggemm_case *c = calloc(1, sizeof *c);
     if (c == NULL) {
         moec_check(run, false, name, "%s: no memory for a case", name);
-        return true;
+        return CASE_DONE;
     }
     c->gemm = *gemm;
     c->info = moei_format(gemm->weight_format);
@@ -713,6 +853,7 @@ static bool try_case(const ggemm_walk *w, const moe_gemm_desc *gemm, moe_dtype x
         c->gemm.act = c->act;
     }
     c->fill = fill;
+    c->moderate = moderate;
     c->x_dtype = x_dtype;
     draw_shape(c, &rng, shape);
     const moei_ggemm_problem problem = {.m_max = c->rows,
@@ -723,13 +864,27 @@ static bool try_case(const ggemm_walk *w, const moe_gemm_desc *gemm, moe_dtype x
                                         .x_dtype = x_dtype,
                                         .y_dtype = c->y_dtype,
                                         .transposed = c->transposed};
-    const bool taken = moei_registry_supports(w->kernel, run->ctx->isa, &problem, &why);
-    if (taken && moec_check(run, build_case(c, &rng), name, "%s: no memory for a case", name)) {
-        run_case(run, &w->teams, w->kernel, &problem, c, number);
+    outcome end = CASE_REFUSED;
+    if (moei_registry_supports(w->kernel, run->ctx->isa, &problem, &why)) {
+        end = CASE_DONE;
+        if (moec_check(run, build_case(c, &rng), name, "%s: no memory for a case", name)) {
+            end = run_case(run, &w->teams, w->kernel, &problem, c, number);
+        }
     }
     free_case(c);
     free(c);
-    return taken;
+    return end;
+}
+
+// One case, if the row takes it; with moderate scales where its layout cannot keep others.
+static bool try_case(const ggemm_walk *w, const moe_gemm_desc *gemm, moe_dtype x_dtype,
+                     moec_fill fill, shape_kind shape)
+{
+    outcome end = one_case(w, gemm, x_dtype, fill, shape, false);
+    if (end == CASE_BEYOND) {
+        end = one_case(w, gemm, x_dtype, fill, shape, true);
+    }
+    return end != CASE_REFUSED;
 }
 
 static void check_problem(ggemm_walk *w, const moe_gemm_desc *gemm, moe_dtype x_dtype)

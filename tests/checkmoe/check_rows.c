@@ -186,6 +186,12 @@ void moec_launch_on(moec_run *run, const moe_context *ctx, const moec_launch *la
     launch_once(run, ctx, launch, MOEC_POISON);
 }
 
+const void *moec_args_for(const moec_launch *launch, const moei_kernel *kernel)
+{
+    return launch->canonical != NULL && kernel->layout == MOEI_LAYOUT_ROW ? launch->canonical
+                                                                          : launch->args;
+}
+
 // The CPU's row for the case of another backend: of the same op and class. NULL: there is none.
 static const moei_kernel *cpu_row(const moec_run *run, const moec_launch *launch)
 {
@@ -258,6 +264,7 @@ uint64_t moec_run_all(moec_run *run, const moec_teams *teams, const moec_launch 
     if (other != NULL) {
         moec_launch by_cpu = *launch;
         by_cpu.kernel = other;
+        by_cpu.args = moec_args_for(launch, other);
         begin_outputs(launch);
         moec_launch_on(run, run->cpu, &by_cpu);
         compare(run, launch, &first, "");

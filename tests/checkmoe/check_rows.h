@@ -61,6 +61,7 @@ void moec_teams_free(moec_teams *teams);
 typedef struct moec_launch {
     const moei_kernel *kernel;
     const void *args;                  // moek_<op>_args
+    const void *canonical;             // the same for rows of layout ROW; NULL: args
     int64_t count;                     // that many of them in a row, run one after another; 0: 1
     void (*reset)(const void *args);   // values that outputs begin with; NULL: none
     const moei_ggemm_problem *problem; // of a product
@@ -69,6 +70,9 @@ typedef struct moec_launch {
     moe_tensor result;  // 2-D: the output that reports of differences show; no data: none
     const char *text;   // names the case
 } moec_launch;
+
+/// The arguments of a case for another row.
+const void *moec_args_for(const moec_launch *launch, const moei_kernel *kernel);
 
 /// Runs a case once, from its outputs as they are. An access beyond a buffer is a failure; on host
 /// memory it ends the program, with the case and the line that repeats it.

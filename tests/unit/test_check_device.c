@@ -7,6 +7,7 @@
 
 #include "checkmoe/checkmoe.h"
 #include "unit/far_device.h"
+#include "unit/packed_rows.h"
 #include "unit/test.h"
 
 static far_device *far;
@@ -114,10 +115,10 @@ static void move(moe_context *ctx)
 }
 
 // Runs rows and layer cases; returns what was printed, to be freed.
-static char *check(const char *kernel, moec_counts *counts)
+static char *check(const char *kernel, void (*spoil_ctx)(moe_context *), moec_counts *counts)
 {
     const moec_options o = {
-        .kernel = kernel, .threads = 2, .program = "moe", .quick = true, .spoil = move};
+        .kernel = kernel, .threads = 2, .program = "moe", .quick = true, .spoil = spoil_ctx};
     char *text = NULL;
     size_t size = 0;
     FILE *out = open_memstream(&text, &size);
@@ -141,7 +142,7 @@ static void test_sound(void)
     moec_counts counts;
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         const unsigned long calls = far->calls;
-        char *text = check(rows[i], &counts);
+        char *text = check(rows[i], move, &counts);
         CHECK(counts.failed == 0 && counts.skipped == 0 && counts.passed > 100 &&
                   far->calls > calls,
               "%s: %s", rows[i], text);
@@ -177,13 +178,70 @@ static void test_mistakes(void)
     moec_counts counts;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         told = cases[i].mistake;
-        char *text = check(cases[i].kernel, &counts);
+        char *text = check(cases[i].kernel, move, &counts);
         CHECK(counts.failed > 0 && strstr(text, cases[i].text) != NULL,
               "mistake %d, %s: no \"%s\" in %s", (int)cases[i].mistake, cases[i].kernel,
               cases[i].text, text);
         free(text);
     }
     told = NO_MISTAKE;
+}
+
+// Rows of a packed layout: on host memory, and on the device. Where pack, unpack or the kernel is
+// wrong, it shows.
+static packed_rows *rows;
+
+static void move_to_rows(moe_context *ctx)
+{
+    packed_rows_move(ctx, &rows->backend);
+}
+
+static void move_to_device(moe_context *ctx)
+{
+    packed_rows_move(ctx, &far->backend);
+}
+
+static void wrong_unpack(const moei_kernel *kernel, const uint8_t *from, const moei_matrices *to)
+{
+    rows->backend.unpack(kernel, from, to);
+    if (to->scales != NULL) {
+        *(uint8_t *)(uintptr_t)to->scales ^= 1;
+    }
+}
+
+static void test_packed(const moei_backend *cpu)
+{
+    static const struct {
+        const char *kernel;
+        void (*move)(moe_context *);
+    } cases[] = {{"*__ref_fma_b32_packed", move_to_rows},
+                 {"*__ref_fma_b128_packed", move_to_device},
+                 {"*__ref_fma_i32_packed", move_to_device}};
+    moec_counts counts;
+    rows = packed_rows_make(cpu);
+    far_device_free();
+    far = far_device_make(&rows->backend, (size_t)1 << 30);
+    if (!CHECK(far != NULL, "no memory for a device")) {
+        return;
+    }
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        const unsigned long before = rows->packed;
+        char *text = check(cases[i].kernel, cases[i].move, &counts);
+        CHECK(counts.failed == 0 && counts.skipped == 0 && counts.passed > 100 &&
+                  rows->packed > before + 20,
+              "%s: %lu experts packed: %s", cases[i].kernel, rows->packed - before, text);
+        free(text);
+    }
+    far->backend.unpack = wrong_unpack;
+    char *text = check(cases[1].kernel, move_to_device, &counts);
+    CHECK(counts.failed > 0 && strstr(text, "pack and unpack change scales") != NULL, "%s", text);
+    free(text);
+    far->backend.unpack = rows->backend.unpack;
+    rows->refuse_after = 20;
+    text = check(cases[2].kernel, move_to_device, &counts);
+    CHECK(counts.failed > 0 && strstr(text, "packed: told to refuse") != NULL, "%s", text);
+    free(text);
+    rows->refuse_after = -1;
 }
 
 int main(void)
@@ -197,6 +255,7 @@ int main(void)
         far->after = spoil;
         test_sound();
         test_mistakes();
+        test_packed(host->backend);
         far_device_free();
     }
     moe_context_destroy(host);
