@@ -121,9 +121,6 @@ moe_status moei_operand_pack(const moei_kernel *kernel, const moei_matrices *fro
                 if (output[r] >= 0 && left < MOEI_OPERAND_TILE) {
                     memset(cut[r], 0, sizeof cut[r]);
                     memcpy(cut[r], row[r], (size_t)(left + 1) / 2);
-                    if (left % 2 != 0) {
-                        cut[r][left / 2] &= 15;
-                    }
                     row[r] = cut[r];
                 }
             }
@@ -163,7 +160,7 @@ void moei_operand_unpack(const moei_kernel *kernel, const uint8_t *from, const m
         const int q = (int)(r % MOEI_OPERAND_TILE) / 16;
         const int g = (int)(r % 8);
         const int high = (int)(r / 8 % 2);
-        for (int64_t k = 0; n >= 0 && k < to->k; k++) {
+        for (int64_t k = 0; n >= 0 && k < (to->k + 1) / 2 * 2; k++) {
             const uint8_t *block =
                 from + MOEI_OPERAND_HEADER +
                 (r / MOEI_OPERAND_TILE * blocks_k + k / MOEI_OPERAND_TILE) * MOEI_OPERAND_BYTES;
