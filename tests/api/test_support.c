@@ -295,9 +295,13 @@ typedef struct counters {
     int n;
 } counters;
 
+// Rows of the context's backend; plugins beside the program may have rows of the same names.
 static int count_runs(void *self, const moe_kernel_info *info)
 {
     counters *c = self;
+    if (strcmp(info->backend, "cpu") != 0) {
+        return 0;
+    }
     if (CHECK(c->n < MAX_KERNELS, "more than %d kernels", MAX_KERNELS)) {
         c->names[c->n] = info->name;
         c->runs[c->n++] = info->runs;
