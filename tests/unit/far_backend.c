@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // The device of far_device.h as a plugin, for programs: libmoe_backend_far.so, device "ext". It
 // has the CPU's kernels of the static library. $MOE_FAR_BYTES: the size of its memory; 0: there is
-// no such device here. With $MOE_FAR_CLOCK it can time, and then knows no ceilings.
+// no such device here. With $MOE_FAR_PACKED its products read weights in a packed layout. With
+// $MOE_FAR_CLOCK it can time, and then knows no ceilings.
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "backends/backends.h"
 #include "unit/far_device.h"
+#include "unit/packed_rows.h"
 
 static far_device *far;
 
@@ -62,7 +64,13 @@ const moei_backend *moe_backend_entry(const moei_host *host, uint32_t abi)
     if (abi != MOE_BACKEND_ABI) {
         return NULL;
     }
-    far = far_device_make(moei_backend_for(MOE_DEVICE_CPU), size);
+    const moei_backend *cpu = moei_backend_for(MOE_DEVICE_CPU);
+    if (getenv("MOE_FAR_PACKED") != NULL) {
+        packed_rows *rows = packed_rows_make(cpu);
+        rows->fail = host->fail;
+        cpu = &rows->backend;
+    }
+    far = far_device_make(cpu, size);
     if (far == NULL) {
         (void)host->fail(MOE_E_NO_MEMORY, "far: no address space for %zu bytes", size);
         return NULL;

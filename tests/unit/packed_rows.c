@@ -14,6 +14,13 @@ static moei_kernel kernels[MAX_ROWS];
 static char names[MAX_ROWS][64];
 static uint64_t runs[MAX_ROWS];
 
+#define REQUIRE(condition, code, ...)                                                              \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            return rows.fail(code, __VA_ARGS__);                                                   \
+        }                                                                                          \
+    } while (0)
+
 /// Bytes of the parts of a canonical expert.
 typedef struct sizes {
     size_t part[3]; // values, scales, zero points
@@ -55,12 +62,12 @@ static moe_status pack(const moei_kernel *kernel, const moei_matrices *from, uin
     (void)kernel;
     if (rows.refuse_after == 0) {
         memset(to, 0xEE, s.all);
-        return moe_fail(MOE_E_VALUE, "packed: told to refuse");
+        return rows.fail(MOE_E_VALUE, "packed: told to refuse");
     }
     rows.refuse_after -= rows.refuse_after > 0;
     for (size_t i = 0; from->scale_dtype == MOE_E8M0 && i < s.part[1]; i++) {
-        MOE_REQUIRE(parts[1][i] >= 2 && parts[1][i] <= 252, MOE_E_VALUE,
-                    "packed: scale [%zu] has code %d, 2..252 are kept", i, (int)parts[1][i]);
+        REQUIRE(parts[1][i] >= 2 && parts[1][i] <= 252, MOE_E_VALUE,
+                "packed: scale [%zu] has code %d, 2..252 are kept", i, (int)parts[1][i]);
     }
     for (int p = 0; p < 3; p++) {
         for (size_t i = 0; i < s.part[p]; i++) {
@@ -104,8 +111,8 @@ static moe_status open_blocks(const moei_matrices *w, uint8_t *memory, moei_matr
     for (int32_t e = 0; e < w->count; e++) {
         const uint8_t *block = w->values + e * w->value_e_stride;
         const uint64_t sum = sum_of(block + HEADER, s.all);
-        MOE_REQUIRE(memcmp(block, &sum, sizeof sum) == 0 && memcmp(block + 8, &sum, 8) == 0,
-                    MOE_E_DEVICE, "packed: expert %d is not a packed one", (int)e);
+        REQUIRE(memcmp(block, &sum, sizeof sum) == 0 && memcmp(block + 8, &sum, 8) == 0,
+                MOE_E_DEVICE, "packed: expert %d is not a packed one", (int)e);
         uint8_t *const parts[3] = {all[0] + (size_t)e * s.part[0], all[1] + (size_t)e * s.part[1],
                                    all[2] + (size_t)e * s.part[2]};
         take_out(block, &s, parts);
@@ -123,15 +130,15 @@ static moe_status ggemm(const moei_exec *exec, const moei_kernel *kernel,
                         const moek_ggemm_args *args)
 {
     moek_ggemm_args canonical = *args;
-    MOE_REQUIRE(args->w.layout == kernel->layout, MOE_E_DEVICE,
-                "packed: kernel %s is given layout %d", kernel->name, (int)args->w.layout);
+    REQUIRE(args->w.layout == kernel->layout, MOE_E_DEVICE, "packed: kernel %s is given layout %d",
+            kernel->name, (int)args->w.layout);
     if (kernel->layout == MOEI_LAYOUT_ROW) {
         return cpu->ggemm(exec, kernel, args);
     }
-    MOE_REQUIRE(args->w.scales == NULL && args->w.zeros == NULL, MOE_E_DEVICE,
-                "packed: scales or zero points beside the blocks");
+    REQUIRE(args->w.scales == NULL && args->w.zeros == NULL, MOE_E_DEVICE,
+            "packed: scales or zero points beside the blocks");
     uint8_t *memory = malloc((size_t)args->w.count * sizes_of(&args->w).all + 1);
-    MOE_REQUIRE(memory != NULL, MOE_E_NO_MEMORY, "packed: no memory");
+    REQUIRE(memory != NULL, MOE_E_NO_MEMORY, "packed: no memory");
     moe_status status = open_blocks(&args->w, memory, &canonical.w);
     if (status == MOE_OK) {
         status = cpu->ggemm(exec, kernel, &canonical);
@@ -152,7 +159,7 @@ packed_rows *packed_rows_make(const moei_backend *with)
 {
     size_t n = with->num_kernels;
     cpu = with;
-    rows = (packed_rows){.backend = *cpu, .refuse_after = -1};
+    rows = (packed_rows){.backend = *cpu, .refuse_after = -1, .fail = moe_fail};
     if (2 * n > MAX_ROWS) {
         abort();
     }

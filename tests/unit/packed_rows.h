@@ -11,6 +11,8 @@ typedef struct packed_rows {
     bool too_large;       // experts take more bytes than there are
     int refuse_after;     // so many experts are packed, then one is refused; below 0: none is
     unsigned long packed, unpacked;
+    /// How a plugin fails; moe_fail where it is left.
+    moe_status (*fail)(moe_status code, const char *format, ...) MOE_PRINTF(2, 3);
 } packed_rows;
 
 /// The one backend with packed rows over `cpu`, whose kernels it runs. E8M0 scales are kept from

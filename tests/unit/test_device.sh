@@ -74,7 +74,19 @@ for routing in "" "--logits p0.l2.router_logits_bf16in" \
         judge "moe run $routing --device $device" run $device $routing
     done
     judge "moe run $routing: another output on ext" cmp -s "$dir/y.cpu" "$dir/y.ext"
+    [ -n "$routing" ] || mv "$dir/y.cpu" "$dir/y.cpu.own"
 done
+
+# -- The same with weights in a packed layout.
+export MOE_FAR_PACKED=1
+MOE_PLUGIN_PATH=$plugin judge "moe explain with packed rows" ends_with 0 explain "$model" --device ext
+judge "the products do not run packed rows: $(cat "$dir/out")" \
+    [ "$(grep -cE '^ \* +moek_ggemm_.*_packed +runs$' "$dir/out")" = 2 ]
+same generate "$model" "It is a truth" "Call me" --max-tokens 12 --json
+same generate "$model" "Once upon a time" --max-tokens 8 --activation i8b32 --no-mmap --json
+judge "moe run with packed rows" run ext
+judge "moe run with packed rows: another output" cmp -s "$dir/y.cpu.own" "$dir/y.ext"
+unset MOE_FAR_PACKED
 
 # -- Devices that cannot be used.
 for command in "generate $model hello" "stats $model --text $dir/text" \

@@ -9,6 +9,7 @@
 
 #include "dialects/cases.h"
 #include "moe/io.h"
+#include "packed_rows.h"
 #include "st_image.h"
 #include "test.h"
 
@@ -21,7 +22,9 @@ struct io {
     float x[TOKENS * 256], logits[TOKENS * 8], y[TOKENS * 256];
 };
 
-static moe_context *ctx;
+static moe_context *ctx;   // of the next run: one of the following
+static moe_context *host;  // canonical weights
+static moe_context packed; // weights in a packed layout
 static gen_layer layer;
 static gen_file file;
 
@@ -213,7 +216,7 @@ static void write_sharded(void)
     write_file(INDEX, index, used);
 }
 
-static void check_desc(const dialect_case *c, const struct loaded *found)
+static void check_desc(const dialect_case *c, const struct loaded *found, bool in_place)
 {
     const moe_layer_desc *d = &found->desc;
     for (int g = 0; g < 2; g++) {
@@ -232,7 +235,7 @@ static void check_desc(const dialect_case *c, const struct loaded *found)
     CHECK(strcmp(found->dialect, c->dialect) == 0, "%s: is %s", c->name, found->dialect);
     CHECK(strcmp(found->shared_dialect, c->shared_dialect != NULL ? c->shared_dialect : "") == 0,
           "%s: shared experts are %s", c->name, found->shared_dialect);
-    CHECK((found->bytes == 0) == c->in_place, "%s: wants %zu bytes", c->name, found->bytes);
+    CHECK((found->bytes == 0) == in_place, "%s: wants %zu bytes", c->name, found->bytes);
 }
 
 static void check_case(const dialect_case *c)
@@ -248,19 +251,22 @@ static void check_case(const dialect_case *c)
     const moe_status canonical = run_canonical(c, config, &expected);
     CHECK(canonical == MOE_OK, "%s: canonical: %s", c->name, moe_last_error());
     gen_write(&layer, GEN_RIGHT, &file);
-    for (int way = 0; way < 3; way++) {
-        // Mapped and in place where that works; read and packed; sharded.
-        if (way < 2) {
+    for (int way = 0; way < 4; way++) {
+        // Mapped and in place where that works; read and packed; for rows of a packed layout;
+        // sharded.
+        if (way < 3) {
             write_single();
         } else {
             remove_file(SINGLE);
             write_sharded();
         }
         memset(actual.y, 0, sizeof actual.y);
+        ctx = way == 2 ? &packed : host;
         const moe_status status =
             run_loaded(config, way == 1 ? MOE_FILE_NO_MMAP : 0, way == 1, &actual, &found);
+        ctx = host;
         if (CHECK(status == MOE_OK, "%s: %s", c->name, moe_last_error())) {
-            check_desc(c, &found);
+            check_desc(c, &found, c->in_place && way != 2);
             CHECK(memcmp(expected.y, actual.y, sizeof actual.y) == 0,
                   "%s, way %d: the output differs from that of canonical weights", c->name, way);
         }
@@ -322,16 +328,19 @@ int main(void)
 {
     moe_context_desc desc = moe_context_desc_default();
     desc.num_threads = 1;
-    if (moe_context_create(&desc, &ctx) != MOE_OK) {
+    if (moe_context_create(&desc, &host) != MOE_OK) {
         (void)printf("%s\n", moe_last_error());
         return 1;
     }
+    ctx = host;
+    packed = *host;
+    packed_rows_move(&packed, &packed_rows_make(host->backend)->backend);
     folder_make();
     for (size_t i = 0; i < NUM_DIALECT_CASES; i++) {
         check_case(&dialect_cases[i]);
     }
     check_survey();
     folder_remove();
-    moe_context_destroy(ctx);
+    moe_context_destroy(host);
     return test_summary();
 }
