@@ -128,8 +128,8 @@ bool bench_sets_make(const bench_request *request, bench_layer *layer, int64_t t
                      bench_sets *out, int *code);
 void bench_sets_free(bench_sets *sets);
 
-/// Runs all sets, one after the other; what bench_time measures.
-moe_status bench_enqueue(void *sets, void *stream);
+/// Runs all sets (a bench_sets), one after the other; what bench_time measures.
+moe_status bench_enqueue(void *arg, void *stream);
 
 // ---- measuring ---------------------------------------------------------------------------------
 

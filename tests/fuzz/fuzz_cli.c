@@ -17,6 +17,9 @@ static void check_one(const char *text)
     char dir[CLI_PATH_BYTES];
     moe_layer_desc desc = moe_layer_desc_default();
     moe_device_type device = MOE_DEVICE_UNSET;
+    moe_determinism level = MOE_DET_DEFAULT;
+    moe_format format = MOE_FORMAT_UNSET;
+    moe_quant_spec quantiser = MOE_QUANT_NONE;
     if (cli_number("--n", text, -5, 1000, &number)) {
         FUZZ_REQUIRE(number >= -5 && number <= 1000 && strtoll(text, NULL, 10) == number);
     }
@@ -32,6 +35,15 @@ static void check_one(const char *text)
     }
     if (cli_device(text, &device)) {
         FUZZ_REQUIRE(strcmp(moe_device_name(device), text) == 0);
+    }
+    if (cli_level(text, &level)) {
+        FUZZ_REQUIRE(strcmp(cli_level_name(level), text) == 0);
+    }
+    if (cli_format("--f", text, &format)) {
+        FUZZ_REQUIRE(strcmp(moe_format_name(format), text) == 0);
+    }
+    if (cli_quantiser("--q", text, &quantiser) && quantiser != MOE_QUANT_NONE) {
+        FUZZ_REQUIRE(strcmp(moe_quant_name(quantiser), text) == 0);
     }
 }
 
