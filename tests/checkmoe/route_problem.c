@@ -136,7 +136,8 @@ void problem_fill_edge(problem *p, moec_rng *r, problem_edge edge)
         for (int64_t e = 0; e < p->rows; e++) {
             float *l = &p->logits[t * p->rows + e];
             if (edge == PROBLEM_TIES) {
-                *l = (float)(moec_below(r, 5) - 2);
+                const int64_t n = moec_below(r, 6) - 2;
+                *l = n < 3 ? (float)n : -0.0f;
             } else if (edge == PROBLEM_SPECIALS && moec_below(r, 4) <= rate) {
                 *l = (float)specials[moec_below(r, sizeof specials / sizeof specials[0])];
             } else if (edge == PROBLEM_MASKED && moec_below(r, 8) >= rate) {

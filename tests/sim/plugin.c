@@ -41,28 +41,36 @@ static double cost(const moei_kernel *kernel, const moei_ggemm_problem *problem)
     ROW(GGEMM, "ggemm_any_any_any__sim_" suffix, class, .mr = 64, .nr = 64, .supports = supports,  \
         .cost = cost)
 static const moei_kernel kernels[] = {
-    ROW(ROUTE, "route_f32_any__sim", NONE, .mr = 1),
-    ROW(PLACE, "place_any__sim", NONE, .mr = 1),
-    ROW(SORT, "sort_i32__sim", NONE, .mr = 1),
-    ROW(QUANTIZE, "quantize_any_any__sim", NONE, .mr = 1),
+    ROW(ROUTE, "route_f32_any__sim", NONE, .fn = NULL),
+    ROW(ROUTE, "route_f32_any__sim_wide", NONE, .fn = (moei_kernel_fn)moei_gpu_route_wide),
+    ROW(PLACE, "place_any__sim", NONE, .fn = NULL),
+    ROW(SORT, "sort_i32__sim", NONE, .fn = NULL),
+    ROW(QUANTIZE, "quantize_any_any__sim", NONE, .fn = NULL),
     PRODUCT("c256", FMA_C256),
     PRODUCT("b16", FMA_B16),
     PRODUCT("b32", FMA_B32),
     PRODUCT("b64", FMA_B64),
     PRODUCT("b128", FMA_B128),
     PRODUCT("i32", I32),
-    ROW(GLU, "glu_any_any__sim", NONE, .mr = 1),
-    ROW(COMBINE, "combine_any_any__sim", NONE, .mr = 1),
+    ROW(GLU, "glu_any_any__sim", NONE, .fn = NULL),
+    ROW(COMBINE, "combine_any_any__sim", NONE, .fn = NULL),
 };
 #define NUM_KERNELS (sizeof kernels / sizeof kernels[0])
 
 static uint64_t runs[NUM_KERNELS];
 
+static moe_status route(const moei_exec *exec, const moei_kernel *kernel,
+                        const moek_route_args *args)
+{
+    return kernel->fn == (moei_kernel_fn)moei_gpu_route_wide ? moei_gpu_route_wide(exec, args)
+                                                             : moei_gpu_route(exec, kernel, args);
+}
+
 static moe_status run_step(const moei_exec *exec, const moei_step *step)
 {
     switch (step->op) {
     case MOEI_OP_ROUTE:
-        return moei_gpu_route(exec, step->kernel, &step->args.route);
+        return route(exec, step->kernel, &step->args.route);
     case MOEI_OP_PLACE:
         return moei_gpu_place(exec, step->kernel, &step->args.place);
     case MOEI_OP_SORT:
@@ -112,7 +120,7 @@ const moei_backend *moe_backend_entry(const moei_host *table, uint32_t abi)
         .num_kernels = NUM_KERNELS,
         .runs = runs,
         .probe = probe,
-        .route = moei_gpu_route,
+        .route = route,
         .place = moei_gpu_place,
         .sort = moei_gpu_sort,
         .quantize = moei_gpu_quantize,

@@ -32,6 +32,10 @@ moe_status moei_gpu_route(const moei_exec *, const moei_kernel *, const moek_rou
 moe_status moei_gpu_place(const moei_exec *, const moei_kernel *, const moek_place_args *);
 moe_status moei_gpu_sort(const moei_exec *, const moei_kernel *, const moek_sort_args *);
 
+/// route by the body that does not need a token to fit into registers; moei_gpu_route takes it
+/// where it must.
+moe_status moei_gpu_route_wide(const moei_exec *, const moek_route_args *);
+
 /// route, place and sort one after the other, by one block in one launch where they are small.
 moe_status moei_gpu_prologue(const moei_exec *, const moek_route_args *, const moek_place_args *,
                              const moek_sort_args *);

@@ -11,20 +11,25 @@ static uint32_t blocks_for(int64_t n, int64_t per_block)
     return blocks < UINT32_MAX ? (uint32_t)blocks : UINT32_MAX;
 }
 
+moe_status moei_gpu_route_wide(const moei_exec *exec, const moek_route_args *args)
+{
+    const uint32_t bytes = 4 * moei_gpu_route_words(args);
+    const uint32_t room = MOEI_GPU_SHARED_PLAIN / bytes;
+    const uint32_t warps = room < 1 ? 1 : room < MOEI_GPU_ROUTE_WARPS ? room : MOEI_GPU_ROUTE_WARPS;
+    const moei_gpu_grid grid = {blocks_for(args->tokens, warps), 32 * warps, warps * bytes};
+    return moei_gpu_launch(exec, MOEI_GPU_route_wide, grid, args);
+}
+
 moe_status moei_gpu_route(const moei_exec *exec, const moei_kernel *kernel,
                           const moek_route_args *args)
 {
-    uint32_t warps = MOEI_GPU_ROUTE_WARPS;
-    uint32_t bytes = 0; // of a warp
-    const bool wide = !moei_gpu_route_in_registers(args);
     (void)kernel;
-    if (wide) {
-        bytes = 4 * moei_gpu_route_words(args);
-        const uint32_t room = MOEI_GPU_SHARED_PLAIN / bytes;
-        warps = room < 1 ? 1 : room < warps ? room : warps;
+    if (!moei_gpu_route_in_registers(args)) {
+        return moei_gpu_route_wide(exec, args);
     }
-    const moei_gpu_grid grid = {blocks_for(args->tokens, warps), 32 * warps, warps * bytes};
-    return moei_gpu_launch(exec, wide ? MOEI_GPU_route_wide : MOEI_GPU_route, grid, args);
+    const moei_gpu_grid grid = {blocks_for(args->tokens, MOEI_GPU_ROUTE_WARPS),
+                                32 * MOEI_GPU_ROUTE_WARPS, 0};
+    return moei_gpu_launch(exec, MOEI_GPU_route, grid, args);
 }
 
 moe_status moei_gpu_place(const moei_exec *exec, const moei_kernel *kernel,

@@ -203,19 +203,20 @@ DEV_FN void moei_route_load(const moek_route_args *a, int64_t t, int32_t rows, f
     }
 }
 
-template <int N> DEV_FN void moei_route_softmax(const float *logit, int32_t keyed, float *score)
+// Over all rows, none of which is a shared one; what lies past them is -inf and adds 0.
+template <int N> DEV_FN void moei_route_softmax(const float *logit, float *score)
 {
     float m = MOEI_MINUS_INFINITY;
     MOEI_GPU_UNROLL
     for (int i = 0; i < N; i++) {
-        m = 32 * i + (int32_t)dev_lane() < keyed && logit[i] > m ? logit[i] : m;
+        m = logit[i] > m ? logit[i] : m;
     }
     m = moei_route_warp_max(m);
     float sum = 0.0f;
     MOEI_GPU_UNROLL
     for (int i = 0; i < N; i++) {
         score[i] = moei_expf(logit[i] - m);
-        sum = 32 * i + (int32_t)dev_lane() < keyed ? sum + score[i] : sum;
+        sum = sum + score[i];
     }
     const float r = moei_rcpf(dev_warp_sum(sum));
     MOEI_GPU_UNROLL
@@ -291,7 +292,7 @@ template <int N> DEV_FN void moei_route_registers(const moek_route_args *a, int6
     float value[N]; // of which weights are made: scores, or the logits
     moei_route_load<N>(a, t, n.rows, logit);
     if (scoring == MOE_SCORING_SOFTMAX) {
-        moei_route_softmax<N>(logit, n.keyed, value);
+        moei_route_softmax<N>(logit, value);
     } else {
         MOEI_GPU_UNROLL
         for (int i = 0; i < N; i++) {
