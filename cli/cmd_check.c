@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // moe check: proves the kernels on this machine, or replays what other software computed.
 #define _POSIX_C_SOURCE 200809L
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "checkmoe/checkmoe.h"
 #include "checkmoe/oracle.h"
@@ -14,7 +17,38 @@ typedef struct request {
     const char *device, *format, *oracle, *model, *reference;
     int64_t repeat;
     bool json;
+    char hashes[PATH_MAX + 32]; // where the build left them
 } request;
+
+// A ledger's folder and the hashes of the sources are there; else one line on stderr.
+static bool find_ledger(request *r)
+{
+    struct stat folder;
+    moec_options *o = &r->options;
+    if (o->ledger == NULL) {
+        return true;
+    }
+    if (stat(o->ledger, &folder) != 0 || !S_ISDIR(folder.st_mode)) {
+        (void)fprintf(stderr, "moe: --ledger %s is not a folder\n", o->ledger);
+        return false;
+    }
+    if (o->hashes == NULL) { // beside the program, in the folder of its build
+        const ssize_t length = readlink("/proc/self/exe", r->hashes, PATH_MAX);
+        char *name = length > 0 ? strrchr(r->hashes, '/') : NULL;
+        if (name != NULL) {
+            (void)strcpy(name, "/generated/row_hashes.txt");
+        }
+        o->hashes = r->hashes;
+    }
+    if (access(o->hashes, R_OK) != 0) {
+        (void)fprintf(stderr,
+                      "moe: --ledger needs the hashes of the sources, and %s cannot be read; "
+                      "--hashes FILE names another one (tools/source_hash.py)\n",
+                      o->hashes);
+        return false;
+    }
+    return true;
+}
 
 static bool parse(int argc, char **argv, request *r)
 {
@@ -35,6 +69,8 @@ static bool parse(int argc, char **argv, request *r)
                                   {"oracle", &r->oracle, NULL},
                                   {"model", &r->model, NULL},
                                   {"reference", &r->reference, NULL},
+                                  {"ledger", &o->ledger, NULL},
+                                  {"hashes", &o->hashes, NULL},
                                   {"quick", NULL, &o->quick},
                                   {"json", NULL, &r->json},
                                   {"list", NULL, &o->list},
@@ -59,6 +95,11 @@ static bool parse(int argc, char **argv, request *r)
          "--format chooses among kernel rows, not recorded problems"},
         {r->oracle != NULL && r->model != NULL, "--oracle and --model are two checks; give one"},
         {r->model != NULL && o->kernel != NULL, "--kernel chooses no part of a model"},
+        {o->ledger != NULL &&
+             (recorded || o->list || o->quick || r->format != NULL || r->repeat > 1),
+         "--ledger records one whole check of kernel rows: without --oracle, --model, --list, "
+         "--quick, --format and --repeat"},
+        {o->ledger == NULL && o->hashes != NULL, "--hashes needs --ledger"},
         {r->model == NULL && r->reference != NULL, "--reference needs --model"},
         {o->quick && r->model == NULL && (cpu || r->oracle != NULL),
          "--quick needs --model, or kernels of a --device"},
@@ -75,6 +116,9 @@ static bool parse(int argc, char **argv, request *r)
         return false;
     }
     if (r->device != NULL && !cli_device(r->device, &o->device)) {
+        return false;
+    }
+    if (!find_ledger(r)) {
         return false;
     }
     o->seed = (uint64_t)seed_value;

@@ -25,6 +25,8 @@ typedef struct moec_options {
     bool verbose;           // a report for what passes, too
     bool list;              // names what would run, and runs nothing
     bool quick; // of a whole model, prompts alone: no long text, no variations; no large products
+    const char *ledger; // folder that gets a record of every row that passes; NULL: none
+    const char *hashes; // with it: the file of hashes of their sources (tools/source_hash.py)
     /// For tests of the checks: called on every new context that kernel rows and layers run in.
     void (*spoil)(moe_context *ctx);
 } moec_options;

@@ -6,6 +6,7 @@
 #include "checkmoe/check_ggemm.h"
 #include "checkmoe/check_rows.h"
 #include "checkmoe/checkmoe.h"
+#include "checkmoe/ledger.h"
 #include "checkmoe/twins.h"
 #include "ops/backend.h"
 
@@ -41,6 +42,9 @@ static void check_row(moec_run *run, const moei_kernel *kernel)
     checks[kernel->op](run, kernel);
     (void)fprintf(run->out, "%-44s %lu passed, %lu failed, %lu cases\n", kernel->name,
                   run->counts->passed - passed, run->counts->failed - failed, run->cases);
+    if (run->options->ledger != NULL && run->counts->failed == failed) {
+        moec_ledger_write(run, kernel, run->counts->passed - passed);
+    }
 }
 
 moe_status moec_context(const moec_options *options, moe_context **out)

@@ -63,7 +63,7 @@ size_t moec_op_args_size(moei_op op)
     return layouts[op].size;
 }
 
-static moe_status call(const moei_exec *exec, const moei_kernel *kernel, const moei_op_args *a)
+moe_status moec_op_call(const moei_exec *exec, const moei_kernel *kernel, const moei_op_args *a)
 {
     const moei_backend *backend = exec->ctx->backend;
     switch (kernel->op) {
@@ -100,5 +100,5 @@ moe_status moec_op_run(const moe_context *ctx, moec_twins *twins, const moei_ker
     MOE_REQUIRE(!twins->stray, MOE_E_STATE,
                 "moe check: an argument of %s points outside of the case", kernel->name);
     moei_count_run(ctx, kernel);
-    return call(&exec, kernel, &a);
+    return moec_op_call(&exec, kernel, &a);
 }

@@ -4,8 +4,10 @@
 #define _POSIX_C_SOURCE 200809L
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "checkmoe/checkmoe.h"
+#include "checkmoe/op_run.h"
 #include "unit/far_device.h"
 #include "unit/packed_rows.h"
 #include "unit/test.h"
@@ -21,10 +23,12 @@ typedef enum mistake {
     WRITES_INPUT,  // a byte of the input of combine and of a product
     WRONG_BIT,     // the lowest bit of the first output of route, glu and combine
     UNSTEADY,      // the same, in every other run
+    WRONG_STEPS,   // the first output of a layer whose steps are run at once
     FAILS          // every op
 } mistake;
 
 static mistake told;
+static _Thread_local bool in_steps; // of a run
 
 static void touch(const void *at)
 {
@@ -77,7 +81,7 @@ static void spoil_combine(const moek_combine_args *a)
         touch(a->out + a->tokens * a->out_token_stride);
     } else if (told == WRITES_INPUT && a->slots != NULL) {
         touch(a->slots);
-    } else if (wrong_now()) {
+    } else if (wrong_now() || (told == WRONG_STEPS && in_steps)) {
         touch(a->out);
     }
 }
@@ -107,6 +111,17 @@ static moe_status spoil(moei_op op, const void *args)
     return MOE_OK;
 }
 
+static moe_status run_steps(const moei_exec *exec, const moei_step *steps, int32_t count)
+{
+    moe_status status = MOE_OK;
+    in_steps = true;
+    for (int32_t i = 0; i < count && status == MOE_OK; i++) {
+        status = moec_op_call(exec, steps[i].kernel, &steps[i].args);
+    }
+    in_steps = false;
+    return status;
+}
+
 // ---- checks ------------------------------------------------------------------------------------
 
 static void move(moe_context *ctx)
@@ -114,11 +129,18 @@ static void move(moe_context *ctx)
     ctx->backend = &far->backend;
 }
 
+static const char *ledger, *hashes; // NULL: no records
+
 // Runs rows and layer cases; returns what was printed, to be freed.
 static char *check(const char *kernel, void (*spoil_ctx)(moe_context *), moec_counts *counts)
 {
-    const moec_options o = {
-        .kernel = kernel, .threads = 2, .program = "moe", .quick = true, .spoil = spoil_ctx};
+    const moec_options o = {.kernel = kernel,
+                            .threads = 2,
+                            .program = "moe",
+                            .quick = true,
+                            .ledger = ledger,
+                            .hashes = hashes,
+                            .spoil = spoil_ctx};
     char *text = NULL;
     size_t size = 0;
     FILE *out = open_memstream(&text, &size);
@@ -171,6 +193,7 @@ static void test_mistakes(void)
         {WRITES_INPUT, "layer-1?", "of input 0 was written"},
         {WRONG_BIT, "layer-1?", "the CPU gives another result in the same class"},
         {UNSTEADY, "layer-1?", "two runs differ"},
+        {WRONG_STEPS, "layer-1?", "running the steps at once changes the result"},
         {FAILS, "layer-1?", "device: a launch failed"},
         {FAILS, "moek_quantize_*__ref", "device: a launch failed"},
         {FAILS, "moek_place_*__ref", "device: a launch failed"},
@@ -242,6 +265,73 @@ static void test_packed(const moei_backend *cpu)
     CHECK(counts.failed > 0 && strstr(text, "packed: told to refuse") != NULL, "%s", text);
     free(text);
     rows->refuse_after = -1;
+static void write_text(const char *path, const char *text)
+{
+    FILE *file = fopen(path, "w");
+    CHECK(file != NULL && fputs(text, file) >= 0 && fclose(file) == 0, "%s cannot be written",
+          path);
+}
+
+static void read_text(const char *path, char *text, size_t size)
+{
+    FILE *file = fopen(path, "r");
+    text[file != NULL ? fread(text, 1, size - 1, file) : 0] = '\0';
+    if (file != NULL) {
+        (void)fclose(file);
+    }
+}
+
+// Rows that pass are recorded, others are not.
+static void test_ledger(void)
+{
+    static const char hash[] = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    static const char *const parts[] = {"\"row\": \"moek_ggemm_any_any_any__ref_i32\"",
+                                        "\"arith\": \"i32\"",
+                                        "\"seed\": 1,",
+                                        "\"cases\": 24,",
+                                        "\"failed\": 0,",
+                                        "\"device\": \"",
+                                        "\"worst_error_of_bound\": "};
+    char folder[] = "/tmp/moe-ledger-XXXXXX";
+    char list[64];
+    char record[128];
+    char text[2048];
+    moec_counts counts;
+    if (!CHECK(mkdtemp(folder) != NULL, "no folder")) {
+        return;
+    }
+    (void)snprintf(list, sizeof list, "%s/hashes", folder);
+    (void)snprintf(record, sizeof record, "%s/moek_ggemm_any_any_any__ref_i32.json", folder);
+    (void)snprintf(text, sizeof text, "moek_ggemm_any_any_any__ref_i32b %s\n%s %s\n", "other",
+                   "moek_ggemm_any_any_any__ref_i32", hash);
+    write_text(list, text);
+    ledger = folder;
+    hashes = list;
+    told = WRITES_INPUT;
+    free(check("*__ref_i32", move, &counts));
+    CHECK(counts.failed > 0 && access(record, F_OK) != 0, "a row that fails is recorded");
+    told = NO_MISTAKE;
+    char *printed = check("*__ref_i32", move, &counts);
+    CHECK(counts.failed == 0 && strstr(printed, "recorded /tmp/") != NULL, "%s", printed);
+    free(printed);
+    read_text(record, text, sizeof text);
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
+        CHECK(strstr(text, parts[i]) != NULL, "no %s in %s", parts[i], text);
+    }
+    CHECK(strstr(text, hash) != NULL, "no hash of the sources: %s", text);
+    printed = check("moek_place_*__ref", move, &counts);
+    CHECK(counts.failed == 0 && strstr(printed, "not recorded: moek_place_") != NULL, "%s",
+          printed);
+    free(printed);
+    (void)remove(record);
+    ledger = list; // no folder: a record cannot be written
+    printed = check("*__ref_i32", move, &counts);
+    CHECK(counts.failed == 1, "%s", printed);
+    free(printed);
+    ledger = NULL;
+    hashes = NULL;
+    (void)remove(list);
+    (void)remove(folder);
 }
 
 int main(void)
@@ -253,9 +343,11 @@ int main(void)
     far = far_device_make(host->backend, (size_t)1 << 30);
     if (CHECK(far != NULL, "no address space for a device")) {
         far->after = spoil;
+        far->backend.run_steps = run_steps;
         test_sound();
         test_mistakes();
-        test_packed(host->backend);
+        test_ledger();
+        test_packed(host->backend); // on another device
         far_device_free();
     }
     moe_context_destroy(host);

@@ -110,7 +110,11 @@ expect 2 "not recorded problems" check --format mxfp4 --model "$models/tiny-gpt-
 expect 2 "two checks" check --oracle x --model "$models/tiny-gpt-oss"
 expect 2 "no part of a model" check --kernel nobody --model "$models/tiny-gpt-oss"
 expect 2 "needs --model" check --quick
-expect 2 "need --model" check --reference x
+expect 2 "needs --model" check --reference x
+expect 2 "records one whole check" check --ledger . --list
+expect 2 "--hashes needs --ledger" check --hashes x
+expect 2 "--ledger /nowhere is not a folder" check --ledger /nowhere
+expect 2 "/nowhere cannot be read" check --ledger . --hashes /nowhere
 expect 2 "a recorded one has no seed" check --repeat 2 --model "$models/tiny-gpt-oss"
 expect 2 "not a whole number" check --seed -1
 expect 2 "not a whole number" check --threads few

@@ -88,6 +88,18 @@ judge "moe run with packed rows" run ext
 judge "moe run with packed rows: another output" cmp -s "$dir/y.cpu.own" "$dir/y.ext"
 unset MOE_FAR_PACKED
 
+# -- What checks find and say there.
+same check --oracle "$(dirname "$0")/../oracles/moe_blocks.safetensors"
+MOE_PLUGIN_PATH=$plugin judge "a model on the device" ends_with 0 check --model "$model" --device ext --quick
+MOE_PLUGIN_PATH=$plugin judge "a row of the device" ends_with 0 check --device ext --kernel '*__ref_i32' --quick
+MOE_PLUGIN_PATH=$plugin judge "layers of the device" ends_with 0 check --device ext --kernel 'layer-2?' --quick
+judge "layers of the device: $(tail -1 "$dir/out")" grep -q "^[1-9][0-9]* passed, 0 failed, 0 skipped" "$dir/out"
+for what in "" "--oracle $(dirname "$0")/../oracles/moe_blocks.safetensors" "--model $model"; do
+    # shellcheck disable=SC2086
+    MOE_PLUGIN_PATH=$plugin MOE_FAR_BYTES=0 refuses 3 'backend "far": a device of 0 bytes is none; "cpu" works' \
+        check --device ext $what
+done
+
 # -- Devices that cannot be used.
 for command in "generate $model hello" "stats $model --text $dir/text" \
     "run $model --layer 2 --input $model/reference.safetensors:p0.l2.moe_in_bf16 --output $dir/y"; do
