@@ -197,6 +197,9 @@ typedef struct moei_kernel {
     bool (*supports)(const struct moei_kernel *kernel, const moei_ggemm_problem *problem,
                      moei_whynot *why);
     double (*cost)(const struct moei_kernel *kernel, const moei_ggemm_problem *problem);
+    /// ggemm of layout ROW: the values begin at multiples of so many bytes, each row and expert of
+    /// them; 0: anywhere. Wrapped weights are held to it, packed ones lie so.
+    uint32_t weight_align;
 } moei_kernel;
 
 enum {

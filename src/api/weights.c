@@ -430,6 +430,21 @@ static moe_status check_wrapped_linears(const moe_plan *plan, const checked_sour
     return MOE_OK;
 }
 
+// Kernels that read whole vectors of canonical weights say how those must lie.
+static moe_status check_kernel_align(const moei_kernel *kernel, const moei_matrices *m,
+                                     const char *call, const char *name)
+{
+    const uintptr_t at = (uintptr_t)m->values | (uintptr_t)m->value_n_stride |
+                         (uintptr_t)m->value_k_stride |
+                         (m->count > 1 ? (uintptr_t)m->value_e_stride : 0);
+    const uint32_t need = kernel != NULL ? kernel->weight_align : 0;
+    MOE_REQUIRE(m->values == NULL || need == 0 || at % need == 0, MOE_E_ALIGNMENT,
+                "%s: rows of %s lie at multiples of %zu bytes, kernel %s needs %u; use "
+                "moe_weights_pack",
+                call, name, (size_t)(at & (0 - at)), kernel->name, (unsigned)need);
+    return MOE_OK;
+}
+
 moe_status moe_weights_wrap(const moe_plan *plan, const moe_weights_source *source,
                             moe_weights **out)
 {
@@ -450,6 +465,8 @@ moe_status moe_weights_wrap(const moe_plan *plan, const moe_weights_source *sour
     for (int g = 0; g < 2; g++) {
         MOE_TRY(moei_matrices_check_aligned(&s.gemm[g], call, stack_names[g]));
         MOE_TRY(moei_matrices_check_aligned(&s.shared[g], call, stack_names[2 + g]));
+        MOE_TRY(check_kernel_align(plan->routed.kernel[g], &s.gemm[g], call, stack_names[g]));
+        MOE_TRY(check_kernel_align(plan->shared.kernel[g], &s.shared[g], call, stack_names[2 + g]));
     }
     moe_weights *w = NULL;
     MOE_TRY(moei_weights_allocate(plan, call, &w));

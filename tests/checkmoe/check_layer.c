@@ -177,8 +177,16 @@ static moe_status make(moe_context *ctx, const moec_layer_case *c, moec_rng *rng
 {
     MOE_TRY(moe_plan_create(ctx, &c->desc, &out->plan));
     moec_twins_begin(&out->twins, ctx);
+    moec_rng own = {1};
     if (rng == NULL) {
-        return wrap(c, out);
+        const moe_status status = wrap(c, out);
+        if (status == MOE_OK || strstr(moe_last_error(), "use moe_weights_pack") == NULL) {
+            return status;
+        }
+        // A kernel reads them packed, or aligned: packed here, too, in another order.
+        moec_twins_end(&out->twins);
+        moec_twins_begin(&out->twins, ctx);
+        rng = &own;
     }
     size_t bytes = 0;
     size_t align = 0;

@@ -95,7 +95,8 @@ static const moei_kernel kernels[] = {
      FLAGS_##flags,                                                                                \
      NULL,                                                                                         \
      supports,                                                                                     \
-     cost},
+     cost,                                                                                         \
+     MOEI_CUDA_##isa == MOEI_CUDA_SM90A ? 16 : 0}, /* the copy engine's rows */
 #include "backends/cuda/kernels.def"
 #undef MOE_KERNEL
 };
@@ -321,6 +322,12 @@ static moe_status run_step(const moei_exec *exec, const moei_step *step)
 static int32_t run_first(const moei_exec *exec, const moei_step *steps, int32_t count,
                          moe_status *status)
 {
+    if (count >= 3 && steps[0].op == MOEI_OP_ROUTE && steps[1].op == MOEI_OP_PLACE &&
+        steps[2].op == MOEI_OP_SORT) {
+        *status = moei_gpu_prologue(exec, &steps[0].args.route, &steps[1].args.place,
+                                    &steps[2].args.sort);
+        return 3;
+    }
     if (count >= 2 && steps[0].op == MOEI_OP_GGEMM && steps[1].op == MOEI_OP_GLU &&
         (steps[0].kernel->isa & MOEI_CUDA_SM90A) != 0 &&
         moei_cuda_mma_fuses(&steps[0].args.ggemm, &steps[1].args.glu)) {

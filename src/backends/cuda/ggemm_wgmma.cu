@@ -673,11 +673,6 @@ moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
         g.up_first = glu->up_offset < glu->gate_offset;
         g.limit = glu->act.limit > 0.0f ? glu->act.limit : MOEI_NO_LIMIT;
     }
-    if ((uintptr_t)ggemm->w.values % 16 != 0) {
-        return moei_cuda_host->fail(MOE_E_ALIGNMENT,
-                                    "cuda: weights lie at a multiple of %d bytes, %s needs 16",
-                                    1 << __builtin_ctzll((uintptr_t)ggemm->w.values), kernel->name);
-    }
     g.paired = glu != NULL || (kind == KIND_MXFP4 && moei_operand_parts(w) == 2);
     g.second = w->interleaved_parts ? 1 : w->n / 2;
     g.step = g.paired && w->interleaved_parts ? 2 : 1;

@@ -6,6 +6,7 @@
 #include "backends/gpu/glu.cuh"
 #include "backends/gpu/place.cuh"
 #include "backends/gpu/prologue.cuh"
+#include "backends/gpu/prologue.cuh"
 #include "backends/gpu/quantize.cuh"
 #include "backends/gpu/route.cuh"
 #include "backends/gpu/sort.cuh"
