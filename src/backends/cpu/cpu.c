@@ -62,7 +62,8 @@ static const moei_kernel kernels[] = {
      MOEI_KERNEL_##flags,                                                                          \
      (moei_kernel_fn)moek_##op##_##name,                                                           \
      supports,                                                                                     \
-     cost},
+     cost,                                                                                         \
+     0},
 #include "backends/cpu/kernels.def"
 #undef MOE_KERNEL
 };
