@@ -260,6 +260,7 @@ static bool run_row(const bench_request *r, bench_layer *layer, const bench_ceil
             bench_print_row(&row);
         }
     }
+    json_decref(row.kernels);
     free(seconds);
     free(before);
     bench_sets_free(&sets);

@@ -57,8 +57,9 @@ expect 0 "error" $tiny --tokens 1,8,9 --error --threads 2 --seed 7 --json "$dir/
 expect 0 "mxfp4 / bf16" --shape 64,96,4,2 --format mxfp4 --format2 bf16 --glu swigluoai --tokens 4 --sets 1 --repeats 1 --x f32 --error --json "$dir/mixed.json"
 expect 0 "e4m3fn_block x fp8_group_div / e4m3fn_block x fp8_group_div" --shape 256,128,4,2 --format e4m3fn_block --tokens 4 --sets 1 --repeats 1
 expect 0 "e4m3fn_block / e4m3fn_block x fp8_group_recip" --shape 256,128,4,2 --format e4m3fn_block --activation none,fp8_group_recip --tokens 4 --sets 1 --repeats 1
-for format in f16 e4m3fn_tensor e5m2_channel e4m3fnuz_block uint8_group int4_group mxfp6_e2m3 nvfp4; do
-    expect 0 "error" --shape 48,34,3,2 --format $format --tokens 5 --sets 1 --repeats 1 --error --json "$dir/$format.json"
+for formats in "f16 e4m3fn_tensor" "e5m2_channel e4m3fnuz_block" "uint8_group int4_group" "mxfp6_e2m3 nvfp4"; do
+    expect 0 "error" --shape 48,34,3,2 --format ${formats% *} --format2 ${formats#* } --tokens 5 --sets 1 --repeats 1 \
+        --error --json "$dir/of-${formats% *}.json"
 done
 export MOE_PLUGIN_PATH=$plugin
 expect 3 "moe: backend far cannot time: it has no clock of its device" $tiny --device ext
@@ -134,7 +135,9 @@ mixed = rows("mixed")[0]
 check("mixed", (mixed["format"], mixed["glu"], mixed["x"]), (["mxfp4", "bf16"], "swigluoai", "f32"))
 check("mixed error", mixed["error"] < 1e-5, True)
 check("mixed bytes", mixed["bytes"], mixed["experts_hit"] * (192 * (32 + 2) + 2 * 192 + 2 * 64 * 96 + 2 * 64) + 8 * 4 * 64)
-for path in glob.glob(sys.argv[1] + "/*_*.json") + [f"{sys.argv[1]}/{n}.json" for n in ("f16", "nvfp4")]:
+paths = glob.glob(sys.argv[1] + "/of-*.json")
+check("files of formats", len(paths), 4)
+for path in paths:
     error = json.load(open(path))["rows"][0]["error"]
     check(f"error of {path}: {error}", 1e-3 < error < 5e-3, True)
 END
