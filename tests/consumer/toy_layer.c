@@ -71,6 +71,14 @@ static void fill(void)
     }
 }
 
+static void print_refusal(moe_context *ctx, const moe_layer_desc *desc)
+{
+    moe_plan *plan = NULL;
+    const int taken = moe_plan_create(ctx, desc, &plan) == MOE_OK;
+    printf("%s\n", taken ? "taken" : moe_last_error());
+    moe_plan_destroy(plan);
+}
+
 static void run(const char *name, float *y)
 {
     moe_context *ctx = make_context(name);
@@ -106,10 +114,10 @@ static void run(const char *name, float *y)
     // The refusals of a plugin's rows and of its plan_check come with their values.
     if (strcmp(name, "cpu") != 0) {
         d.gemm[0].weight_format = MOE_FORMAT_MXFP4;
-        printf("%s\n", moe_plan_create(ctx, &d, &plan) != MOE_OK ? moe_last_error() : "taken");
+        print_refusal(ctx, &d);
         d.gemm[0].weight_format = MOE_FORMAT_BF16;
         d.latent = 64;
-        printf("%s\n", moe_plan_create(ctx, &d, &plan) != MOE_OK ? moe_last_error() : "taken");
+        print_refusal(ctx, &d);
     }
     moe_context_destroy(ctx);
 }
