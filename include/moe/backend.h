@@ -559,6 +559,10 @@ typedef struct moei_backend {
     /// its rows speak of) and one line of text either way.
     bool (*probe)(uint64_t *isa, char *text, size_t capacity);
 
+    /// Optional: writes the names of ISA bits into `text` and returns it. NULL: they are those of
+    /// CPUs.
+    const char *(*isa_text)(uint64_t isa, char *text, size_t capacity);
+
     /// Optional: what a context holds of a device. DEVICE, or ARGUMENT for an ordinal that is not
     /// there. close releases it; no plan of the context is left.
     moe_status (*open)(const moe_context *ctx, int32_t device_id, void **device);

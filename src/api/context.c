@@ -177,7 +177,7 @@ static moe_status fill_context(moe_context *ctx, const moe_context_desc *desc, c
                                              ctx->isa, NULL, &why);
         MOE_REQUIRE(row >= 0, MOE_E_UNSUPPORTED,
                     "moe_context_create: backend \"%s\": no kernel of op %s: %s", backend->name,
-                    moei_op_name((moei_op)op), moei_whynot_text(&why, text, sizeof text));
+                    moei_op_name((moei_op)op), moei_whynot_text(backend, &why, text, sizeof text));
         ctx->op_kernel[op] = &backend->kernels[row];
     }
     MOE_TRY(keep_search(ctx, desc->plugin_path, variable));
@@ -279,7 +279,7 @@ static int visit_kernels_of(const moe_context *ctx, const moei_backend *backend,
             .arith = kernel->arith == MOEI_ARITH_NONE ? "" : moei_arith_get(kernel->arith)->name,
             .available = available,
             .why = !here ? "the context uses another backend"
-                         : moei_whynot_text(&why, text, sizeof text),
+                         : moei_whynot_text(backend, &why, text, sizeof text),
             .runs = __atomic_load_n(&backend->runs[i], __ATOMIC_RELAXED),
         };
         const int result = visit(self, &info);

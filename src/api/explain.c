@@ -73,6 +73,7 @@ static int visit_op(const moe_plan *plan, moei_op op, bool runs,
             continue;
         }
         const bool supported = moei_registry_supports(kernel, ctx->isa, NULL, &why);
+        const char *refusal = moei_whynot_text(ctx->backend, &why, reason, sizeof reason);
         const moe_support support = {.kernel = kernel->name,
                                      .step = moei_op_name(op),
                                      .supported = supported,
@@ -80,7 +81,7 @@ static int visit_op(const moe_plan *plan, moei_op op, bool runs,
                                      .code = (int32_t)why.code,
                                      .have = why.have,
                                      .need = why.need,
-                                     .text = moei_whynot_text(&why, reason, sizeof reason),
+                                     .text = refusal,
                                      .arith = moei_arith_get(kernel->arith)->name,
                                      .level = MOE_DET_KERNEL,
                                      .graph_safe = (kernel->flags & MOEI_KERNEL_GRAPH_SAFE) != 0,
@@ -106,6 +107,7 @@ static int visit_step(const moe_plan *plan, const moei_plan_step *step, const mo
         }
         const bool supported = moei_registry_supports(kernel, ctx->isa, &step->problem, &why);
         const bool consistent = moei_arith_get(kernel->arith)->consistent;
+        const char *refusal = moei_whynot_text(ctx->backend, &why, reason, sizeof reason);
         const moe_support support = {.kernel = kernel->name,
                                      .step = step->name,
                                      .supported = supported,
@@ -113,7 +115,7 @@ static int visit_step(const moe_plan *plan, const moei_plan_step *step, const mo
                                      .code = (int32_t)why.code,
                                      .have = why.have,
                                      .need = why.need,
-                                     .text = moei_whynot_text(&why, reason, sizeof reason),
+                                     .text = refusal,
                                      .arith = moei_arith_get(kernel->arith)->name,
                                      .level = consistent ? MOE_DET_KERNEL : MOE_DET_BATCH,
                                      .graph_safe = (kernel->flags & MOEI_KERNEL_GRAPH_SAFE) != 0,
@@ -185,7 +187,7 @@ static void explain_step(const moe_plan *plan, const moei_plan_step *step,
             put(t, "    %-44s could; costs more\n", kernel->name);
         } else {
             put(t, "    %-44s no: %s\n", kernel->name,
-                moei_whynot_text(&why, reason, sizeof reason));
+                moei_whynot_text(ctx->backend, &why, reason, sizeof reason));
         }
     }
 }

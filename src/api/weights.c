@@ -425,7 +425,7 @@ static moe_status check_wrapped_linears(const moe_plan *plan, const checked_sour
         MOE_REQUIRE(moei_registry_supports(kernel, plan->ctx->isa, &problem, &why),
                     MOE_E_UNSUPPORTED, "%s: %s is %s, kernel %s: %s; use moe_weights_pack", call,
                     steps[i].name, map->format->name, kernel->name,
-                    moei_whynot_text(&why, text, sizeof text));
+                    moei_whynot_text(plan->ctx->backend, &why, text, sizeof text));
     }
     return MOE_OK;
 }

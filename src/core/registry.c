@@ -43,11 +43,13 @@ static const char *level_name(int64_t level)
     return level >= 0 && level <= MOE_DET_KERNEL ? names[level] : "unknown";
 }
 
-static const char *value_text(value_kind kind, int64_t value, char *buffer, size_t capacity)
+static const char *value_text(const moei_backend *backend, value_kind kind, int64_t value,
+                              char *buffer, size_t capacity)
 {
     switch (kind) {
     case KIND_ISA:
-        return moei_isa_text((uint64_t)value, buffer, capacity);
+        return (backend->isa_text != NULL ? backend->isa_text : moei_isa_text)((uint64_t)value,
+                                                                               buffer, capacity);
     case KIND_DTYPE:
         return moe_dtype_name((moe_dtype)value);
     case KIND_FORMAT:
@@ -67,7 +69,8 @@ static const char *value_text(value_kind kind, int64_t value, char *buffer, size
     return buffer;
 }
 
-const char *moei_whynot_text(const moei_whynot *why, char *buffer, size_t capacity)
+const char *moei_whynot_text(const moei_backend *backend, const moei_whynot *why, char *buffer,
+                             size_t capacity)
 {
     static const struct {
         value_kind kind;
@@ -81,10 +84,13 @@ const char *moei_whynot_text(const moei_whynot *why, char *buffer, size_t capaci
     char need[64];
     char *at = buffer;
     size_t left = capacity;
-    const char *values[2] = {value_text(rows[why->code].kind, why->have, have, sizeof have),
-                             value_text(rows[why->code].kind, why->need, need, sizeof need)};
+    const value_kind kind = rows[why->code].kind;
+    const char *values[2] = {value_text(backend, kind, why->have, have, sizeof have),
+                             value_text(backend, kind, why->need, need, sizeof need)};
+    const bool of_device = why->code == MOEI_WHYNOT_ISA && backend->device != MOE_DEVICE_CPU;
+    const char *text = of_device ? "device has %s, the kernel needs %s" : rows[why->code].text;
     int next = 0;
-    for (const char *c = rows[why->code].text; *c != '\0' && left > 1; c++) {
+    for (const char *c = text; *c != '\0' && left > 1; c++) {
         if (c[0] == '%' && c[1] == 's' && next < 2) {
             const int n = snprintf(at, left, "%s", values[next++]);
             const size_t used = n > 0 && (size_t)n < left ? (size_t)n : left - 1;

@@ -10,8 +10,9 @@ const char *moei_op_name(moei_op op);
 
 const moei_arith_info *moei_arith_get(moei_arith arith);
 
-/// Writes a refusal's text, e.g. "input is f16, the kernel takes bf16".
-const char *moei_whynot_text(const moei_whynot *why, char *buffer, size_t capacity);
+/// Writes the text of a refusal by a row of `backend`, e.g. "input is f16, the kernel takes bf16".
+const char *moei_whynot_text(const moei_backend *backend, const moei_whynot *why, char *buffer,
+                             size_t capacity);
 
 /// First kernel of least cost of `op` that runs with `isa` and supports the problem (NULL: none
 /// needed). Returns its index, or -1 and the last refusal.

@@ -350,7 +350,7 @@ moe_status moei_ggemm_select(const moe_context *ctx, const moei_ggemm_problem *p
                 (int)problem->gemm->act.group);
     MOE_REQUIRE(any >= 0, MOE_E_NO_KERNEL, "%s: %s: no kernel for %s x %s; nearest: %s", call, name,
                 moe_dtype_name(problem->x_dtype), moe_format_name(problem->gemm->weight_format),
-                moei_whynot_text(&why, text, sizeof text));
+                moei_whynot_text(ctx->backend, &why, text, sizeof text));
     MOE_REQUIRE(row >= 0, MOE_E_LEVEL,
                 "%s: %s: class %s of kernel %s is not CONSISTENT, desc.determinism = KERNEL; BATCH "
                 "works",

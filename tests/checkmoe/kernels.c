@@ -31,7 +31,8 @@ static void check_row(moec_run *run, const moei_kernel *kernel)
         return;
     }
     if (!here) {
-        moec_skip(run, "%s: %s", kernel->name, moei_whynot_text(&why, text, sizeof text));
+        moec_skip(run, "%s: %s", kernel->name,
+                  moei_whynot_text(run->ctx->backend, &why, text, sizeof text));
         return;
     }
     const unsigned long failed = run->counts->failed;

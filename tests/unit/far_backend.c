@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The device of far_device.h as a plugin, for programs: libmoe_backend_far.so, device "ext". It
 // has the CPU's kernels of the static library. $MOE_FAR_BYTES: the size of its memory; 0: there is
-// no such device here. With $MOE_FAR_PACKED its products read weights in a packed layout. With
+// no such device here. With $MOE_FAR_PACKED its products read weights in a packed layout,
+// which it does not know how to unpack where that is "half". With
 // $MOE_FAR_CLOCK it can time, and then knows no ceilings.
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "backends/backends.h"
 #include "unit/far_device.h"
@@ -65,9 +67,13 @@ const moei_backend *moe_backend_entry(const moei_host *host, uint32_t abi)
         return NULL;
     }
     const moei_backend *cpu = moei_backend_for(MOE_DEVICE_CPU);
-    if (getenv("MOE_FAR_PACKED") != NULL) {
+    const char *packed = getenv("MOE_FAR_PACKED");
+    if (packed != NULL) {
         packed_rows *rows = packed_rows_make(cpu);
         rows->fail = host->fail;
+        if (strcmp(packed, "half") == 0) {
+            rows->backend.unpack = NULL;
+        }
         cpu = &rows->backend;
     }
     far = far_device_make(cpu, size);

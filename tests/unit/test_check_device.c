@@ -265,6 +265,8 @@ static void test_packed(const moei_backend *cpu)
     CHECK(counts.failed > 0 && strstr(text, "packed: told to refuse") != NULL, "%s", text);
     free(text);
     rows->refuse_after = -1;
+}
+
 static void write_text(const char *path, const char *text)
 {
     FILE *file = fopen(path, "w");

@@ -86,6 +86,9 @@ same generate "$model" "It is a truth" "Call me" --max-tokens 12 --json
 same generate "$model" "Once upon a time" --max-tokens 8 --activation i8b32 --no-mmap --json
 judge "moe run with packed rows" run ext
 judge "moe run with packed rows: another output" cmp -s "$dir/y.cpu.own" "$dir/y.ext"
+MOE_FAR_PACKED=half MOE_PLUGIN_PATH=$plugin judge "moe info with half a layout" ends_with 0 info
+judge "half a layout is taken: $(cat "$dir/out")" \
+    grep -qE '_packed reads a packed layout, the backend lacks packed_bytes, pack or unpack' "$dir/out"
 unset MOE_FAR_PACKED
 
 # -- What checks find and say there.

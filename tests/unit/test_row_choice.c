@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which row of a table runs a product: one of a class that is not consistent costs least, and level
-// KERNEL passes it over.
+// KERNEL passes it over. And how a refusal names what a device lacks.
 #include <string.h>
 
 #include "api/layer_case.h"
@@ -102,6 +102,33 @@ static void test_no_other_row(moe_context *ctx)
     CHECK(moe_query_support(ctx, &d, look, &a) == MOE_E_NO_KERNEL, "%s", moe_last_error());
 }
 
+// A device names its own bits.
+static const char *isa_text(uint64_t isa, char *text, size_t capacity)
+{
+    (void)snprintf(text, capacity, "unit%s%s", (isa & 1) != 0 ? "-one" : "",
+                   (isa & 2) != 0 ? "-two" : "");
+    return text;
+}
+
+static void test_isa_text(void)
+{
+    const moei_whynot why = {MOEI_WHYNOT_ISA, 1, 3};
+    char text[100];
+    moei_backend named = backend;
+    CHECK(strncmp(moei_whynot_text(&named, &why, text, sizeof text), "CPU or context has ", 19) ==
+              0,
+          "%s", text);
+    named.device = MOE_DEVICE_EXT;
+    named.isa_text = isa_text;
+    CHECK(strcmp(moei_whynot_text(&named, &why, text, sizeof text),
+                 "device has unit-one, the kernel needs unit-one-two") == 0,
+          "%s", text);
+    const moei_whynot other = {MOEI_WHYNOT_ALIGNMENT, 7, 16};
+    CHECK(strcmp(moei_whynot_text(&named, &other, text, sizeof text),
+                 "k = 7, the kernel needs a multiple of 16") == 0,
+          "%s", text);
+}
+
 int main(void)
 {
     moe_context *host = NULL;
@@ -111,6 +138,7 @@ int main(void)
         ctx.backend = &backend;
         test_levels(&ctx);
         test_no_other_row(&ctx);
+        test_isa_text();
     }
     moe_context_destroy(host);
     return test_summary();

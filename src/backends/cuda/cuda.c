@@ -145,6 +145,14 @@ static bool probe(uint64_t *isa, char *text, size_t capacity)
     return true;
 }
 
+static const char *isa_text(uint64_t isa, char *text, size_t capacity)
+{
+    (void)snprintf(text, capacity, "%s%s%s", (isa & MOEI_CUDA_SM80) != 0 ? "sm_80" : "",
+                   isa == (MOEI_CUDA_SM80 | MOEI_CUDA_SM90A) ? " " : "",
+                   (isa & MOEI_CUDA_SM90A) != 0 ? "sm_90a" : "");
+    return text;
+}
+
 // Loads and configures every kernel: the first run of a process may be captured in a graph.
 static cudaError_t load_kernels(const moei_cuda_device *device)
 {
@@ -375,6 +383,7 @@ static const moei_backend backend = {
     .num_kernels = NUM_KERNELS,
     .runs = runs,
     .probe = probe,
+    .isa_text = isa_text,
     .open = open_device,
     .close = close_device,
     .memory_alloc = memory_alloc,
