@@ -206,7 +206,7 @@ for bad in 0 1.01 -0.5 nan ""; do
 done
 refuses 2 "--seed \"-1\"" -- generate "$good" hello --seed -1
 refuses 2 "unknown option \"-n\"" -- generate "$good" -n 3 hello
-refuses 3 "cuda" -- generate "$good" hello --device cuda
+refuses 3 "hip" -- generate "$good" hello --device hip
 refuses 2 "--threads" "\"0\"" -- generate "$good" hello --threads 0
 refuses 2 "--activation" "\"nobody\"" -- generate "$good" hello --activation nobody
 refuses 2 "unknown option \"--what\"" -- generate "$good" hello --what
