@@ -194,6 +194,7 @@ static moe_status open_device(const moe_context *ctx, int32_t device_id, void **
     if (status == MOE_OK) {
         device.sms = p.multiProcessorCount;
         device.shared = (int)p.sharedMemPerBlockOptin;
+        device.overlaps = p.major >= 9;
         if (has_matrix_kernels(&p)) {
             enum cudaDriverEntryPointQueryResult found;
             void *encode = NULL;
@@ -292,10 +293,15 @@ moe_status moei_gpu_launch(const moei_exec *exec, moei_gpu_body body, moei_gpu_g
         return MOE_OK;
     }
     void *arguments[] = {(void *)(uintptr_t)args};
-    const dim3 blocks = {grid.blocks, 1, 1};
-    const dim3 threads = {grid.threads, 1, 1};
-    return moei_cuda_status(cudaLaunchKernel(moei_cuda_body(body), blocks, threads, arguments,
-                                             grid.shared, (cudaStream_t)exec->stream),
+    cudaLaunchAttribute overlap = {.id = cudaLaunchAttributeProgrammaticStreamSerialization};
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    const cudaLaunchConfig_t config = {.gridDim = {grid.blocks, 1, 1},
+                                       .blockDim = {grid.threads, 1, 1},
+                                       .dynamicSmemBytes = grid.shared,
+                                       .stream = (cudaStream_t)exec->stream,
+                                       .attrs = &overlap,
+                                       .numAttrs = moei_cuda_device_of(exec)->overlaps ? 1 : 0};
+    return moei_cuda_status(cudaLaunchKernelExC(&config, moei_cuda_body(body), arguments),
                             names[body]);
 }
 

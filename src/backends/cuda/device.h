@@ -24,7 +24,8 @@ typedef struct moei_cuda_device {
     int ordinal;
     int sms;
     int shared;                 // bytes of shared memory that a block may have
-    moei_cuda_encode_fn encode; // NULL below sm_90
+    bool overlaps;              // a launch may begin while the one before it ends
+    moei_cuda_encode_fn encode; // NULL where there are no matrix kernels
 } moei_cuda_device;
 
 static inline const moei_cuda_device *moei_cuda_device_of(const moei_exec *exec)
