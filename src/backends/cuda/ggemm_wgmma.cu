@@ -106,8 +106,8 @@ static __device__ __forceinline__ void fetch_weights(const mma_args *g, const mo
     if constexpr (KIND == KIND_MXFP4) {
         const moei_matrices *w = &g->a.w;
         const int64_t block = 2 * (int64_t)t->m; // of 64 outputs
-        const uint8_t *from = w->values + t->e * w->value_e_stride + MOEI_OPERAND_HEADER +
-                              (block * blocks_k + kb) * MOEI_OPERAND_BYTES;
+        const uint8_t *from =
+            w->values + t->e * w->value_e_stride + (block * blocks_k + kb) * MOEI_OPERAND_BYTES;
         const int there = block + 1 < moei_operand_blocks_n(w) ? 2 : 1;
         hopper_barrier_expect(full, (uint32_t)(there * MOEI_OPERAND_BYTES));
         for (int i = 0; i < there; i++) {
@@ -328,8 +328,6 @@ static __device__ __forceinline__ void finish_tile(const mma_args *g, const moei
     const int64_t n = (int64_t)t->m * (g->fused ? BM / 2 : BM) + warp * (g->fused ? 8 : 16);
     const int64_t own = g->paired ? (int64_t)t->m * (BM / 2) + warp * 8 + lane / 4 : n + lane / 4;
     const bool inside = own < g->outputs;
-    const float power =
-        KIND == KIND_MXFP4 ? *(const float *)(a->w.values + t->e * a->w.value_e_stride) : 1.0f;
     const float low = inside ? bias_of(a, t->e, own * g->step) : 0.0f;
     const float high =
         inside ? bias_of(a, t->e, g->paired ? g->second + own * g->step : own + 8) : 0.0f;
@@ -348,8 +346,7 @@ static __device__ __forceinline__ void finish_tile(const mma_args *g, const moei
 #pragma unroll
         for (int c = 0; c < COUNT; c++) {
             const int from = c / 4 * 8 + lane % 4 * 2 + c % 2;
-            v[c] = KIND == KIND_MXFP4 ? acc[r / 2 + c] * power : acc[r / 2 + c];
-            v[c] = v[c] + (c % 4 < 2 ? low : high);
+            v[c] = acc[r / 2 + c] + (c % 4 < 2 ? low : high);
             v[c] = v[c] * __shfl_sync(~0u, weight_of_lane, from);
         }
         if (g->fused) {
@@ -400,16 +397,19 @@ static __device__ __forceinline__ uint32_t multiply_pair(uint32_t a, uint32_t b)
     return product;
 }
 
-// A word of operand.h to the registers of one step; factors of the low and the high output.
+// A word of operand.h to the registers of one step; scales of the low and the high output. In two
+// multiplications: one factor for both would leave bf16's range.
 static __device__ __forceinline__ void decode_word(uint32_t w, uint32_t low, uint32_t high,
                                                    uint32_t (&a)[4])
 {
     const uint32_t mask = 0x81C081C0u;
-    a[0] = multiply_pair(w & mask, low);
-    a[1] = multiply_pair(w << 3 & mask, high);
-    a[2] = multiply_pair(w << 6 & mask, low);
-    a[3] = multiply_pair((w << 1 & 0x80008000u) | (w >> 5 & 0x01000100u) | (w >> 4 & 0x00C000C0u),
-                         high);
+    const uint32_t up = 0x7E807E80u; // 2^126
+    a[0] = multiply_pair(multiply_pair(w & mask, up), low);
+    a[1] = multiply_pair(multiply_pair(w << 3 & mask, up), high);
+    a[2] = multiply_pair(multiply_pair(w << 6 & mask, up), low);
+    a[3] = multiply_pair(
+        multiply_pair((w << 1 & 0x80008000u) | (w >> 5 & 0x01000100u) | (w >> 4 & 0x00C000C0u), up),
+        high);
 }
 
 template <int BN, int KIND>
@@ -482,15 +482,15 @@ multiply_tile_mxfp4(const mma_args *g, int blocks_k, const uint8_t *ring, uint64
             hopper_barrier_wait(&full[r->stage], r->parity);
             hopper_fence_async(); // rows of x came by ordinary copies
             const uint4 words = *(const uint4 *)(weights + block + thread * 16);
-            const uint32_t factors =
+            const uint32_t scales =
                 *(const uint32_t *)(weights + block + MOEI_OPERAND_CODES + thread / 4 * 4);
             const uint64_t x = hopper_operand(weights + weight_bytes(KIND_MXFP4));
-            // A factor's exponent field in both halves of a register.
-            multiply_half<BN>(words.x, words.y, (factors & 0xFF) * 0x00800080u,
-                              (factors >> 16 & 0xFF) * 0x00800080u, x, a[0], acc);
+            // A scale's exponent field in both halves of a register.
+            multiply_half<BN>(words.x, words.y, (scales & 0xFF) * 0x00800080u,
+                              (scales >> 16 & 0xFF) * 0x00800080u, x, a[0], acc);
             release(r, empty); // the stage before: its last products are done
-            multiply_half<BN>(words.z, words.w, (factors >> 8 & 0xFF) * 0x00800080u,
-                              (factors >> 24) * 0x00800080u, x + 4, a[1], acc);
+            multiply_half<BN>(words.z, words.w, (scales >> 8 & 0xFF) * 0x00800080u,
+                              (scales >> 24) * 0x00800080u, x + 4, a[1], acc);
             advance(r, g->stages);
         }
         hopper_mma_wait<0>();

@@ -6,14 +6,14 @@
 #include "backends/cuda/device.h"
 #include "numerics/int4.h"
 
-#define SCALE_LOW  2   // smallest code of a scale whose products with codes bf16 holds exactly
-#define SCALE_HIGH 128 // largest, before the expert's own power of two
+// Codes of scales whose products with every code of a weight bf16 holds exactly.
+#define SCALE_LOW  2
+#define SCALE_HIGH 252
 
 size_t moei_operand_bytes(const moei_kernel *kernel, const moei_matrices *m)
 {
     (void)kernel;
-    return MOEI_OPERAND_HEADER +
-           (size_t)(moei_operand_blocks_n(m) * moei_operand_blocks_k(m)) * MOEI_OPERAND_BYTES;
+    return (size_t)(moei_operand_blocks_n(m) * moei_operand_blocks_k(m)) * MOEI_OPERAND_BYTES;
 }
 
 // Bits of a code in the half of a word, for pair p.
@@ -52,35 +52,19 @@ static uint8_t scale_at(const moei_matrices *m, int64_t n, int64_t k)
     return ((const uint8_t *)m->scales)[n * m->scale_n_stride + k / 32 * m->scale_k_stride];
 }
 
-// The scales' range decides the expert's power of two, 2^shift.
-static moe_status find_shift(const moei_matrices *m, int *shift)
+static moe_status check_scales(const moei_matrices *m)
 {
-    int64_t at[2][2] = {{0, 0}, {0, 0}}; // of the least and the largest
-    uint8_t least = 255;
-    uint8_t most = 0;
     for (int64_t n = 0; n < m->n; n++) {
         for (int64_t k = 0; k < m->k; k += 32) {
-            const uint8_t s = scale_at(m, n, k);
-            if (s < least) {
-                least = s;
-                at[0][0] = n;
-                at[0][1] = k;
-            }
-            if (s > most) {
-                most = s;
-                at[1][0] = n;
-                at[1][1] = k;
+            const uint8_t scale = scale_at(m, n, k);
+            if (scale < SCALE_LOW || scale > SCALE_HIGH) {
+                return moei_cuda_host->fail(
+                    MOE_E_VALUE,
+                    "cuda: scale [%lld, %lld] has code %d, the matrix kernels take %d..%d; a plan "
+                    "at level KERNEL takes any",
+                    (long long)n, (long long)k / 32, (int)scale, SCALE_LOW, SCALE_HIGH);
             }
         }
-    }
-    *shift = most > SCALE_HIGH ? most - SCALE_HIGH : 0;
-    if (most > 252 || least - *shift < SCALE_LOW) {
-        return moei_cuda_host->fail(
-            MOE_E_VALUE,
-            "cuda: scales [%lld, %lld] and [%lld, %lld] are 2^%d and 2^%d; an expert's may be "
-            "2^-125 to 2^125, and the largest 2^%d of the least: a plan at level KERNEL takes any",
-            (long long)at[0][0], (long long)at[0][1] / 32, (long long)at[1][0],
-            (long long)at[1][1] / 32, least - 127, most - 127, SCALE_HIGH - SCALE_LOW);
     }
     return MOE_OK;
 }
@@ -89,9 +73,8 @@ moe_status moei_operand_pack(const moei_kernel *kernel, const moei_matrices *fro
 {
     static const uint8_t zeros[MOEI_OPERAND_TILE / 2];
     uint32_t table[4][256]; // both codes of a byte
-    int shift = 0;
     (void)kernel;
-    const moe_status status = find_shift(from, &shift);
+    const moe_status status = check_scales(from);
     if (status != MOE_OK) {
         return status;
     }
@@ -100,10 +83,7 @@ moe_status moei_operand_pack(const moei_kernel *kernel, const moei_matrices *fro
             table[p][byte] = place(p, byte & 15) | place(p, byte >> 4) << 16;
         }
     }
-    const float power = moei_f32_from_bits((uint32_t)(127 + shift) << 23);
-    memset(to, 0, MOEI_OPERAND_HEADER);
-    memcpy(to, &power, sizeof power);
-    uint8_t *block = to + MOEI_OPERAND_HEADER;
+    uint8_t *block = to;
     for (int64_t bn = 0; bn < moei_operand_blocks_n(from); bn++) {
         int64_t output[MOEI_OPERAND_TILE];
         for (int r = 0; r < MOEI_OPERAND_TILE; r++) {
@@ -138,9 +118,7 @@ moe_status moei_operand_pack(const moei_kernel *kernel, const moei_matrices *fro
                 const int r = i / 32 * 16 + i % 32 / 4 + i % 4 / 2 * 8;
                 const int64_t k = k0 + i % 2 * 32;
                 block[MOEI_OPERAND_CODES + i] =
-                    output[r] >= 0 && k < from->k
-                        ? (uint8_t)(scale_at(from, output[r], k) - shift + 126)
-                        : 1;
+                    output[r] >= 0 && k < from->k ? scale_at(from, output[r], k) : SCALE_LOW;
             }
             block += MOEI_OPERAND_BYTES;
         }
@@ -150,10 +128,7 @@ moe_status moei_operand_pack(const moei_kernel *kernel, const moei_matrices *fro
 
 void moei_operand_unpack(const moei_kernel *kernel, const uint8_t *from, const moei_matrices *to)
 {
-    float power;
     (void)kernel;
-    memcpy(&power, from, sizeof power);
-    const int shift = (int)(moei_f32_bits(power) >> 23) - 127;
     const int64_t blocks_k = moei_operand_blocks_k(to);
     for (int64_t r = 0; r < moei_operand_blocks_n(to) * MOEI_OPERAND_TILE; r++) {
         const int64_t n = moei_operand_output(to, r);
@@ -162,7 +137,7 @@ void moei_operand_unpack(const moei_kernel *kernel, const uint8_t *from, const m
         const int high = (int)(r / 8 % 2);
         for (int64_t k = 0; n >= 0 && k < (to->k + 1) / 2 * 2; k++) {
             const uint8_t *block =
-                from + MOEI_OPERAND_HEADER +
+                from +
                 (r / MOEI_OPERAND_TILE * blocks_k + k / MOEI_OPERAND_TILE) * MOEI_OPERAND_BYTES;
             const int j = (int)(k % MOEI_OPERAND_TILE) / 16;
             const int pair = (int)(k % 16) / 8 * 2 + high;
@@ -175,9 +150,8 @@ void moei_operand_unpack(const moei_kernel *kernel, const uint8_t *from, const m
             if (k % 32 == 0) {
                 uint8_t *scales = (uint8_t *)(uintptr_t)to->scales;
                 scales[n * to->scale_n_stride + k / 32 * to->scale_k_stride] =
-                    (uint8_t)(block[MOEI_OPERAND_CODES + q * 32 + g * 4 + high * 2 +
-                                    k % MOEI_OPERAND_TILE / 32] -
-                              126 + shift);
+                    block[MOEI_OPERAND_CODES + q * 32 + g * 4 + high * 2 +
+                          k % MOEI_OPERAND_TILE / 32];
             }
         }
     }

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Packed weights of 4 bits, in the order in which a warpgroup's threads hold the M operand of a
-// matrix instruction. An expert is a header of 16 bytes, then blocks of 64 outputs x 64 k, the
-// blocks of k of one block of outputs after each other.
+// matrix instruction. An expert is blocks of 64 outputs x 64 k, the blocks of k of one block of
+// outputs after each other.
 //
 // A block: 16 bytes for each of 128 threads (warp q, lane 4 g + t), one word per step of 16 k: four
 // pairs of codes, pair p for output 16 q + g + 8 (p & 1) and k = 2 t + 8 (p >> 1), + 1; then 4
-// bytes for each (q, g): factors of outputs g and g + 8, of the first and second 32 k each.
+// bytes for each (q, g): scales of outputs g and g + 8, of the first and second 32 k each.
 //
 // The bits of a code lie where bf16 wants its sign, exponent and fraction after one shift that
-// serves both halves of a word: e2m1 as a bf16 that is 2^126 too small. A factor is the exponent
-// field of the bf16 that takes it to its value: 2^126 times the block's scale, over the expert's
-// own power of two (the header), which brings large scales into bf16's range.
+// serves both halves of a word: e2m1 as a bf16 that is 2^126 too small. A scale is its E8M0 code,
+// which is the exponent field of a bf16 of its value; 2 to 252 keep every product of code and scale
+// a normal number.
 //
 // Where a matrix has gates and ups, its outputs alternate in eights, so that a thread holds a gate
 // and its up. Outputs and k past the end are zeros.
@@ -20,10 +20,9 @@
 #include "moe/backend.h"
 #include "numerics/hd.h"
 
-#define MOEI_OPERAND_TILE   64 // outputs, and k, of a block
-#define MOEI_OPERAND_CODES  (MOEI_OPERAND_TILE * MOEI_OPERAND_TILE / 2)
-#define MOEI_OPERAND_BYTES  (MOEI_OPERAND_CODES + 128)
-#define MOEI_OPERAND_HEADER 16 // a float, the expert's power of two; zeros
+#define MOEI_OPERAND_TILE  64 // outputs, and k, of a block
+#define MOEI_OPERAND_CODES (MOEI_OPERAND_TILE * MOEI_OPERAND_TILE / 2)
+#define MOEI_OPERAND_BYTES (MOEI_OPERAND_CODES + 128)
 
 MOE_HD int64_t moei_operand_parts(const moei_matrices *m)
 {

@@ -65,8 +65,9 @@ static moei_gpu_grid spans_grid(const moek_quantize_args *a)
     const int64_t spans = a->batches * moei_i64_ceil_div(a->rows, rows) * moei_quantize_groups(a);
     const int64_t width = a->quant.group > 0 ? a->quant.group : a->k;
     const uint32_t threads = rows * width > 32 * MOEI_GPU_QUANTIZE_PIECE ? 256 : 32;
+    // Two words for each of the most warps there may be: compilers read ahead in wider pieces.
     return (moei_gpu_grid){blocks_for(spans, MAX_BLOCKS), threads,
-                           threads / 32 * 2 * (uint32_t)sizeof(uint32_t)};
+                           256 / 32 * 2 * (uint32_t)sizeof(uint32_t)};
 }
 
 // The largest magnitude of all rows, and the scale that follows. It is gathered where the result
