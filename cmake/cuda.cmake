@@ -24,6 +24,13 @@ foreach(arch IN LISTS MOE_CUDA_ARCHS)
     target_compile_options(moe_cuda_shared PRIVATE
         "SHELL:-gencode=arch=compute_${arch},code=sm_${arch}")
 endforeach()
+# Registers that do not suffice, stack frames and local memory are errors on the devices that the kernels
+# are written for.
+set(MOE_PTXAS_STRICT "SHELL:-Xptxas=-warn-spills,-warn-lmem-usage,-Werror")
+target_compile_options(moe_cuda_hopper PRIVATE ${MOE_PTXAS_STRICT})
+if(MOE_CUDA_ARCHS STREQUAL "90a")
+    target_compile_options(moe_cuda_shared PRIVATE ${MOE_PTXAS_STRICT})
+endif()
 target_compile_options(moe_cuda_hopper PRIVATE "SHELL:-gencode=arch=compute_90a,code=sm_90a")
 foreach(part moe_cuda_shared moe_cuda_hopper)
     target_compile_options(${part} PRIVATE ${MOE_CUDA_FLAGS})
