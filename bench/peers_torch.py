@@ -318,7 +318,7 @@ class Results:
         q1, median, q3 = quartiles(ms)
         row.update(repeats=len(ms), ms=median, ms_q1=q1, ms_q3=q3, floor_ms=floors[kind], floor_kind=kind,
                    percent_of_floor=100 * floors[kind] / median, experts_hit=hit, bytes=size, flops=flops,
-                   error=error, graph_nodes=nodes, **more, **self.shared)
+                   error=error, graph_nodes=nodes, **more)
         self.rows.append(row)
         print(f"{peer:24} {shape.name:16} {form:5} {tokens:5} {median:10.4g} ms  {row['percent_of_floor']:5.1f} % "
               f"of {floors[kind]:.4g} ms ({kind})" + ("" if error is None else f"  error {error:.2e}"), flush=True)
@@ -326,7 +326,8 @@ class Results:
     def write(self):
         beside = f"{self.path}.{os.getpid()}.tmp"
         with open(beside, "w") as f:
-            f.write('{"rows": [\n' + ",\n".join(json.dumps(r) for r in self.rows) + "\n]}\n")
+            head = json.dumps(self.shared)[:-1]  # once: the machine and its ceilings
+            f.write(head + ', "rows": [\n' + ",\n".join(json.dumps(r) for r in self.rows) + "\n]}\n")
         os.replace(beside, self.path)
 
     def late(self):
