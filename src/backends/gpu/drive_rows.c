@@ -34,7 +34,7 @@ moe_status moei_gpu_combine(const moei_exec *exec, const moei_kernel *kernel,
     const moei_gpu_tiles tiles = moei_gpu_tiles_of(
         args->tokens, args->width, MOEI_GPU_COMBINE_PIECE, THREADS, MOEI_GPU_COMBINE_LANES);
     const moei_gpu_grid grid = {blocks_for(tiles.count, MAX_BLOCKS), THREADS,
-                                (MOEI_GPU_COMBINE_SLOTS * SLOT_BYTES) << tiles.rows_log2};
+                                (uint32_t)(MOEI_GPU_COMBINE_SLOTS * SLOT_BYTES) << tiles.rows_log2};
     return moei_gpu_launch(exec, MOEI_GPU_combine, grid, args);
 }
 
