@@ -368,7 +368,9 @@ static moe_status pack(moe_weights *w, int32_t first, int32_t count,
         MOE_TRY(put_expert(w, &s, true, e, e, call));
     }
     for (int g = 0; g < 2; g++) {
-        w->has_shared[g] = w->has_shared[g] || s.has_shared[g];
+        if (s.has_shared[g]) { // calls for routed experts alone, from several threads, leave it
+            w->has_shared[g] = true;
+        }
     }
     if (s.has_shared_gate) {
         MOE_TRY(put_linear(w, &s.shared_gate, &w->shared_gate, call));
