@@ -10,485 +10,14 @@
 #include <string.h>
 
 #include "api/weights_internal.h"
-#include "checkmoe/check_rows.h"
-#include "checkmoe/layer_case.h"
-#include "moe/ops.h"
-#include "ops/ggemm.h"
-#include "ops/operand.h"
+#include "checkmoe/ggemm_case.h"
 #include "quant/elements.h"
-
-#define MAX_EXPERTS 5
-
-const char *moec_fill_name(moec_fill fill)
-{
-    static const char *const names[MOEC_NUM_FILLS] = {"exact",  "normal", "heavy",
-                                                      "cancel", "tiny",   "special"};
-    return names[fill];
-}
-
-typedef struct ggemm_case {
-    // shape
-    moe_gemm_desc gemm;
-    const moei_format_info *info;
-    moe_quant_desc act; // resolved; spec NONE: floats
-    moec_fill fill;
-    int32_t experts;
-    int64_t n, k, rows;
-    int32_t offsets[MAX_EXPERTS + 1];
-    bool at_end; // guard pages after the buffers, else before
-    bool transposed, scatter, row_weights;
-    bool moderate;       // E8M0 scales are those that every packed layout keeps
-    moe_gate_up gate_up; // parts for tensor scales
-    moe_dtype x_dtype, y_dtype;
-    // data
-    moec_buffers buffers;
-    unsigned char *values, *scales, *zeros, *bias, *x, *x_scales, *y;
-    unsigned char *packed; // the experts as a row of a packed layout reads them
-    float *scale2, *act_scale, *weights;
-    int32_t *index, *out_index;
-    int32_t *steps;   // offsets, then experts + 1 zeros, then as many ones
-    int64_t y_stride; // elements
-    float64_ggemm oracle;
-    char text[256];
-} ggemm_case;
-
-// ---- drawing codes -----------------------------------------------------------------------------
-
-static double decode(moe_dtype dtype, const void *data, int64_t i)
-{
-    return (double)moei_load_one(dtype, data, i);
-}
-
-static void put_code(moe_dtype dtype, unsigned char *row, int64_t i, uint32_t code)
-{
-    switch (moe_dtype_bits(dtype)) {
-    case 4:
-        moei_set_u4(row, (size_t)i, (uint8_t)(code & 15));
-        break;
-    case 6:
-        moei_set_u6(row, (size_t)i, (uint8_t)(code & 63));
-        break;
-    case 8:
-        row[i] = (unsigned char)code;
-        break;
-    case 16: {
-        const uint16_t half = (uint16_t)code;
-        memcpy(row + 2 * i, &half, sizeof half);
-        break;
-    }
-    default:
-        memcpy(row + 4 * i, &code, sizeof code);
-        break;
-    }
-}
-
-static uint32_t encode_float(moe_dtype dtype, float value)
-{
-    return dtype == MOE_F32    ? moei_f32_bits(value)
-           : dtype == MOE_BF16 ? moei_f32_to_bf16(value)
-                               : moei_f32_to_f16(value);
-}
-
-static bool is_wide(moe_dtype dtype)
-{
-    return dtype == MOE_F32 || dtype == MOE_BF16 || dtype == MOE_F16;
-}
-
-// Draws element i of a row so that, less `zero`, it suits the fill.
-static void draw(moec_rng *rng, moec_fill fill, moe_dtype dtype, unsigned char *row, int64_t i,
-                 double zero, bool outlier)
-{
-    if (is_wide(dtype)) {
-        double value = fill == MOEC_EXACT ? (double)(moec_below(rng, 9) - 4) : moec_normal(rng);
-        value *= fill == MOEC_HEAVY && outlier ? 100.0 : 1.0;
-        value *= fill == MOEC_TINY ? (dtype == MOE_F16 ? 0x1p-20 : 0x1p-70) : 1.0;
-        if (fill == MOEC_SPECIAL && moec_below(rng, 40) == 0) {
-            static const double specials[] = {-0.0,  0.0,      0x1p-130,  1e30,
-                                              -1e30, HUGE_VAL, -HUGE_VAL, (double)NAN};
-            value = specials[moec_below(rng, moec_below(rng, 4) == 0 ? 8 : 4)];
-        }
-        put_code(dtype, row, i, encode_float(dtype, (float)value));
-        return;
-    }
-    for (;;) {
-        const uint32_t code = (uint32_t)moec_next(rng);
-        put_code(dtype, row, i, code);
-        const double value = decode(dtype, row, i) - zero;
-        if (fill == MOEC_EXACT && (value != floor(value) || fabs(value) > 4.0)) {
-            continue;
-        }
-        if (fill != MOEC_SPECIAL && !isfinite(value)) {
-            continue;
-        }
-        return;
-    }
-}
-
-// The E8M0 codes that every packed layout keeps.
-#define FIRST_KEPT 2
-#define LAST_KEPT  252
-
-static void draw_scale(moec_rng *rng, moec_fill fill, moe_dtype dtype, void *data, int64_t i)
-{
-    unsigned char *row = data;
-    const int power = (int)moec_below(rng, 3) - 1;
-    if (dtype == MOE_E8M0) {
-        row[i] = fill == MOEC_EXACT  ? (unsigned char)(127 + power)
-                 : fill == MOEC_TINY ? (unsigned char)moec_below(rng, 60)
-                                     : (unsigned char)(100 + moec_below(rng, 40));
-        if (fill == MOEC_SPECIAL && moec_below(rng, 30) == 0) {
-            row[i] = moec_below(rng, 2) == 0 ? 0xFF : 0;
-        }
-    } else if (dtype == MOE_E4M3FN) {
-        row[i] = fill == MOEC_EXACT ? moei_f32_to_e4m3fn(ldexpf(1.0f, power), MOEI_OVERFLOW_NAN)
-                                    : (unsigned char)moec_below(rng, 0x7F);
-    } else {
-        double value = fill == MOEC_EXACT ? ldexp(1.0, power) : 0.01 + 0.1 * fabs(moec_normal(rng));
-        value *= fill == MOEC_TINY ? 0x1p-60 : 1.0;
-        put_code(dtype, row, i, encode_float(dtype, (float)value));
-    }
-}
-
-// ---- building a case ---------------------------------------------------------------------------
-
-// All buffers of a case lie on the same side of their guard pages.
-static void *take(ggemm_case *c, bool output, int64_t count, size_t size, bool at_end)
-{
-    c->buffers.flip = (c->buffers.count % 2 == 0) != at_end;
-    return output ? moec_output(&c->buffers, count, size) : moec_input(&c->buffers, count, size);
-}
-
-// Weight codes as doubles go to the oracle: (code - zero) * scale * scale2.
-static bool build_weights(ggemm_case *c, moec_rng *rng, bool at_end)
-{
-    const moei_format_info *info = c->info;
-    const int64_t block_k = moei_gemm_block_k(info, &c->gemm);
-    const int64_t inner = moei_elem_bytes(info->elem, c->transposed ? c->n : c->k);
-    const int64_t outer = c->transposed ? c->k : c->n;
-    const bool halves = c->gate_up == MOE_GATE_FIRST || c->gate_up == MOE_UP_FIRST;
-    const int64_t part_rows = halves ? c->n / 2 : c->n;
-    const int64_t parts = c->gate_up != MOE_GATE_UP_UNSET ? 2 : 1;
-    const int64_t parts2 = c->gemm.channel_scale != 0 ? c->n : parts;
-    const int64_t srows =
-        info->block_n == 0 ? parts
-                           : (halves ? 2 : 1) * ((part_rows + info->block_n - 1) / info->block_n);
-    const int64_t scolumns = block_k > 0 ? (c->k + block_k - 1) / block_k : 1;
-    const moe_dtype sdtype = c->gemm.weight_scale_dtype != 0 ? c->gemm.weight_scale_dtype
-                                                             : moei_format_scale_dtype(info);
-    const size_t sbytes = (size_t)moe_dtype_bits(sdtype) / 8;
-    const int64_t groups = block_k > 0 ? scolumns : 1;
-    c->values = take(c, false, c->experts * outer * inner, 1, at_end);
-    c->scales = take(c, false, c->experts * srows * scolumns, sbytes, at_end);
-    c->scale2 = take(c, false, c->experts * parts2, sizeof(float), at_end);
-    c->zeros = take(c, false, c->experts * c->n * groups, 1, at_end);
-    c->bias = take(c, false, c->experts * c->n, 4, at_end);
-    if (c->buffers.failed) {
-        return false;
-    }
-    for (int64_t i = 0; i < c->experts * parts2; i++) {
-        c->scale2[i] = c->fill == MOEC_EXACT ? 2.0f : 0.5f + (float)moec_below(rng, 100) * 0.01f;
-    }
-    for (int64_t i = 0; sbytes > 0 && i < c->experts * srows * scolumns; i++) {
-        draw_scale(rng, c->fill, sdtype, c->scales, i);
-        if (c->moderate && sdtype == MOE_E8M0) { // no new overflow, as 2^125 might bring
-            c->scales[i] = c->scales[i] < FIRST_KEPT  ? FIRST_KEPT
-                           : c->scales[i] > LAST_KEPT ? 127
-                                                      : c->scales[i];
-        }
-    }
-    for (int64_t i = 0; i < c->experts * c->n * groups; i++) {
-        c->zeros[i] =
-            (unsigned char)(info->zero_point < 0       ? 0
-                            : c->gemm.zero_points != 0 ? info->zero_point - 2 + moec_below(rng, 5)
-                                                       : info->zero_point);
-    }
-    for (int64_t i = 0; i < c->experts * c->n; i++) {
-        draw(rng, c->fill == MOEC_TINY ? MOEC_NORMAL : c->fill, MOE_F32, c->bias, i, 0.0, false);
-    }
-    for (int32_t e = 0; e < c->experts; e++) {
-        for (int64_t n = 0; n < c->n; n++) {
-            const int64_t part = parts == 1 ? 0 : halves ? n / part_rows : n % 2;
-            for (int64_t k = 0; k < c->k; k++) {
-                const int64_t zero_at = (e * c->n + n) * groups + (block_k > 0 ? k / block_k : 0);
-                const double zero = info->zero_point < 0 ? 0.0 : (double)c->zeros[zero_at];
-                unsigned char *row = c->values + (e * outer + (c->transposed ? k : n)) * inner;
-                const int64_t i = c->transposed ? n : k;
-                draw(rng, c->fill, info->elem, row, i, zero, k % 17 == 3);
-                double value = decode(info->elem, row, i) - zero;
-                if (sbytes > 0) {
-                    const int64_t srow =
-                        info->block_n == 0
-                            ? part
-                            : (halves ? n / part_rows : 0) *
-                                      ((part_rows + info->block_n - 1) / info->block_n) +
-                                  (halves ? n % part_rows : n) / info->block_n;
-                    const int64_t at =
-                        (e * srows + srow) * scolumns + (block_k > 0 ? k / block_k : 0);
-                    value *= decode(sdtype, c->scales, at);
-                }
-                if (info->scale2 || c->gemm.channel_scale != 0) {
-                    value *= (double)c->scale2[e * parts2 + (parts2 == c->n ? n : part)];
-                }
-                c->oracle.w[(e * c->n + n) * c->k + k] = value;
-            }
-            c->oracle.bias[e * c->n + n] =
-                c->gemm.bias != 0 ? decode(MOE_F32, c->bias, e * c->n + n) : 0.0;
-        }
-    }
-    return true;
-}
-
-static bool build_x(ggemm_case *c, moec_rng *rng, bool at_end)
-{
-    const moe_dtype elem = c->x_dtype;
-    const int64_t row_bytes = moei_elem_bytes(elem, c->k);
-    const moei_scale_shape s =
-        c->act.spec != MOE_QUANT_NONE
-            ? moei_quant_scale_shape(&c->act, 1, c->rows, c->k)
-            : (moei_scale_shape){.dtype = MOE_F32, .rows = 1, .columns = 1, .elems = 1};
-    const int64_t bytes = moe_dtype_bits(s.dtype) / 8;
-    c->x = take(c, false, c->rows * row_bytes, 1, at_end);
-    c->x_scales = take(c, false, (int64_t)s.elems, (size_t)bytes, at_end);
-    c->act_scale = take(c, false, 1, sizeof(float), at_end);
-    if (c->buffers.failed) {
-        return false;
-    }
-    *c->act_scale = c->fill == MOEC_EXACT ? 2.0f : 0.75f;
-    const bool packed = c->act.scale_type == MOE_SCALE_UE8M0_PACKED;
-    for (size_t i = 0; i < s.elems * (packed ? 4u : 1u); i++) {
-        draw_scale(rng, c->fill, packed ? MOE_E8M0 : s.dtype, c->x_scales, (int64_t)i);
-    }
-    const bool given = c->act.spec != MOE_QUANT_NONE && moei_quant_needs_given_scale(&c->act);
-    const bool global = c->act.spec != MOE_QUANT_NONE && moei_quant_has_global_scale(&c->act);
-    for (int64_t r = 0; r < c->rows; r++) {
-        unsigned char *row = c->x + r * row_bytes;
-        for (int64_t k = 0; k < c->k; k++) {
-            draw(rng, c->fill, elem, row, k, 0.0, k % 17 == 3);
-            if (c->fill == MOEC_CANCEL && k >= (c->k + 1) / 2) {
-                const double first = decode(elem, row, k - (c->k + 1) / 2);
-                if (is_wide(elem)) {
-                    put_code(elem, row, k, encode_float(elem, (float)-first));
-                }
-            }
-            double value = decode(elem, row, k);
-            if (c->act.spec != MOE_QUANT_NONE && !(given && !global)) {
-                const int64_t group = c->act.group > 0 ? k / c->act.group : 0;
-                value *= packed
-                             ? (double)moei_e8m0_to_f32(
-                                   c->x_scales[4 * (r * s.row_stride + group / 4 * s.k_stride) +
-                                               group % 4])
-                             : decode(s.dtype, c->x_scales, r * s.row_stride + group * s.k_stride);
-            }
-            value *= given && !global ? (double)*c->act_scale : 1.0;
-            value /= global ? (double)*c->act_scale : 1.0;
-            c->oracle.x[r * c->k + k] = value;
-        }
-    }
-    return true;
-}
-
-static void build_rows(ggemm_case *c, moec_rng *rng)
-{
-    int32_t *out_index = c->out_index;
-    for (int64_t i = 0; i < c->rows; i++) {
-        c->index[i] = (int32_t)moec_below(rng, c->rows);
-        out_index[i] = (int32_t)i;
-        c->weights[i] = c->fill == MOEC_EXACT ? (i % 2 == 0 ? 0.5f : 2.0f)
-                                              : (float)(0.1 + fabs(moec_normal(rng)));
-    }
-    for (int64_t i = c->rows - 1; c->scatter && i > 0; i--) { // a permutation
-        const int64_t j = moec_below(rng, i + 1);
-        const int32_t t = out_index[i];
-        out_index[i] = out_index[j];
-        out_index[j] = t;
-    }
-}
-
-// Beside the offsets of all rows, numbers of which any window of experts + 1 says that there is one
-// row, of one expert.
-static void build_steps(ggemm_case *c)
-{
-    const int32_t n = c->experts + 1;
-    memcpy(c->steps, c->offsets, (size_t)n * sizeof *c->steps);
-    for (int32_t i = 0; i < n; i++) {
-        c->steps[n + i] = 0;
-        c->steps[2 * n + i] = 1;
-    }
-}
-
-// Offsets of a group with one row of expert e.
-static const int32_t *one_row_of(const ggemm_case *c, int32_t e)
-{
-    return c->steps + 2 * c->experts + 1 - e;
-}
-
-static void free_case(ggemm_case *c)
-{
-    moec_buffers_free(&c->buffers);
-    float64_ggemm_free(&c->oracle);
-}
-
-/// Shapes of a case. Rows that refuse what is PLAIN get the ROUND one in its place.
-typedef enum shape_kind {
-    SHAPE_PLAIN,       // anything
-    SHAPE_ROUND,       // multiples of 128
-    SHAPE_LARGE,       // several tiles of any kernel, and more of k than one chunk
-    SHAPE_LARGE_ROUND, // both
-    NUM_SHAPES
-} shape_kind;
-
-static void draw_shape(ggemm_case *c, moec_rng *rng, shape_kind kind)
-{
-    static const int64_t k_sizes[] = {1,  2,   3,   5,   16,  17,  31,  32,  33,  64,
-                                      96, 127, 128, 129, 160, 255, 256, 257, 320, 520};
-    static const int64_t large_k_sizes[] = {576, 704, 1024, 1100, 1440, 2050};
-    static const moe_dtype y_dtypes[] = {MOE_F32, MOE_BF16, MOE_F16};
-    const bool large = kind == SHAPE_LARGE || kind == SHAPE_LARGE_ROUND;
-    c->at_end = moec_below(rng, 2) == 0;
-    c->experts = 1 + (int32_t)moec_below(rng, large ? 2 : MAX_EXPERTS);
-    c->n = 1 + moec_below(rng, large ? 300 : 70);
-    c->k = large ? large_k_sizes[moec_below(rng, 6)]
-                 : k_sizes[moec_below(rng, (int64_t)(sizeof k_sizes / sizeof k_sizes[0]))];
-    if (kind == SHAPE_ROUND || kind == SHAPE_LARGE_ROUND) {
-        c->n = (c->n + 127) / 128 * 128;
-        c->k = (c->k + 127) / 128 * 128;
-    }
-    c->transposed = moe_dtype_bits(c->info->elem) >= 8 && moec_below(rng, 3) == 0;
-    c->scatter = moec_below(rng, 2) == 0;
-    c->row_weights = moec_below(rng, 2) == 0;
-    c->gemm.bias = (int32_t)moec_below(rng, 2);
-    c->gemm.zero_points = c->info->zero_point >= 0 ? (int32_t)moec_below(rng, 2) : 0;
-    c->gemm.channel_scale = c->info->free_group ? (int32_t)moec_below(rng, 2) : 0;
-    c->y_dtype = y_dtypes[moec_below(rng, 3)];
-    if (moec_below(rng, 2) == 0) {
-        c->n += c->n % 2;
-        c->gate_up = 1 + (moe_gate_up)moec_below(rng, 4);
-    }
-    for (int32_t e = 0; e < c->experts; e++) {
-        // Mostly few rows; now and then more than a kernel's tile holds.
-        const int64_t most = large && e == 0 ? 300 : moec_below(rng, 6) == 0 ? 40 : 8;
-        c->offsets[e + 1] = c->offsets[e] + (int32_t)moec_below(rng, most);
-    }
-    c->rows = c->offsets[c->experts];
-    c->y_stride = c->n + 3;
-}
-
-static bool build_case(ggemm_case *c, moec_rng *rng)
-{
-    const bool at_end = c->at_end;
-    (void)snprintf(
-        c->text, sizeof c->text,
-        "%s x %s (%s) -> %s, %s, e=%d rows=%lld n=%lld k=%lld%s%s%s%s%s gate_up=%d",
-        c->act.spec != MOE_QUANT_NONE ? moe_quant_name(c->act.spec) : moe_dtype_name(c->x_dtype),
-        c->info->name, moe_dtype_name(c->gemm.weight_scale_dtype), moe_dtype_name(c->y_dtype),
-        moec_fill_name(c->fill), (int)c->experts, (long long)c->rows, (long long)c->n,
-        (long long)c->k, c->transposed ? " transposed" : "", c->scatter ? " scatter" : "",
-        c->gemm.bias != 0 ? " bias" : "", c->gemm.zero_points != 0 ? " zeros" : "",
-        c->gemm.channel_scale != 0 ? " channel" : "", (int)c->gate_up);
-    c->index = take(c, false, c->rows, sizeof *c->index, at_end);
-    c->out_index = take(c, false, c->rows, sizeof *c->out_index, at_end);
-    c->weights = take(c, false, c->rows, sizeof *c->weights, at_end);
-    c->steps = take(c, false, 3 * ((int64_t)c->experts + 1), sizeof *c->steps, at_end);
-    c->y = take(c, true, c->rows * c->y_stride, (size_t)moe_dtype_bits(c->y_dtype) / 8, at_end);
-    if (c->buffers.failed || !float64_ggemm_alloc(&c->oracle, c->experts, c->rows, c->n, c->k) ||
-        !build_weights(c, rng, at_end) || !build_x(c, rng, at_end)) {
-        return false;
-    }
-    build_rows(c, rng);
-    build_steps(c);
-    return true;
-}
-
-// ---- running -----------------------------------------------------------------------------------
-
-static moe_tensor scale_view(const ggemm_case *c)
-{
-    const moe_dtype dtype = c->gemm.weight_scale_dtype != 0 ? c->gemm.weight_scale_dtype
-                                                            : moei_format_scale_dtype(c->info);
-    const bool halves = c->gate_up == MOE_GATE_FIRST || c->gate_up == MOE_UP_FIRST;
-    const int64_t block_k = moei_gemm_block_k(c->info, &c->gemm);
-    const int64_t columns = block_k > 0 ? (c->k + block_k - 1) / block_k : 1;
-    if (c->info->scale_dtypes == 0) {
-        return (moe_tensor){0};
-    }
-    if (c->info->block_n == 0) {
-        return moe_tensor_2d(c->scales, dtype, c->experts, c->gate_up != MOE_GATE_UP_UNSET ? 2 : 1);
-    }
-    const int64_t part = halves ? c->n / 2 : c->n;
-    const int64_t rows = (halves ? 2 : 1) * ((part + c->info->block_n - 1) / c->info->block_n);
-    return moe_tensor_3d(c->scales, dtype, c->experts, rows, columns);
-}
-
-static moe_status make_args(const ggemm_case *c, moek_ggemm_args *a)
-{
-    moe_matrix_source s = {0};
-    const int64_t parts = c->gate_up != MOE_GATE_UP_UNSET ? 2 : 1;
-    const int64_t block_k = moei_gemm_block_k(c->info, &c->gemm);
-    s.values = c->transposed ? moe_tensor_3d(c->values, c->info->elem, c->experts, c->k, c->n)
-                             : moe_tensor_3d(c->values, MOE_U8, c->experts, c->n,
-                                             moei_elem_bytes(c->info->elem, c->k));
-    if (!c->transposed && moe_dtype_bits(c->info->elem) > 8) {
-        s.values = moe_tensor_3d(c->values, c->info->elem, c->experts, c->n, c->k);
-    }
-    s.scales = scale_view(c);
-    if (c->info->scale2 || c->gemm.channel_scale != 0) {
-        s.scale2 = moe_tensor_2d(c->scale2, MOE_F32, c->experts,
-                                 c->gemm.channel_scale != 0 ? c->n : parts);
-    }
-    if (c->gemm.zero_points != 0) {
-        s.zero_points =
-            moe_tensor_3d(c->zeros, MOE_U8, c->experts, c->n, (c->k + block_k - 1) / block_k);
-    }
-    if (c->gemm.bias != 0) {
-        s.bias = moe_tensor_2d(c->bias, MOE_F32, c->experts, c->n);
-    }
-    const moe_tensor act_scale = moe_tensor_1d(c->act_scale, MOE_F32, 1);
-    if (moei_quant_needs_given_scale(&c->gemm.act)) {
-        s.act_scale = act_scale;
-    }
-    memset(a, 0, sizeof *a);
-    MOE_TRY(moei_matrices_from_source(&s, &c->gemm, c->experts, c->n, c->k, c->transposed,
-                                      c->gate_up, "check", "weights", &a->w));
-    const moe_tensor x =
-        moe_dtype_bits(c->x_dtype) < 8
-            ? moe_tensor_2d(c->x, MOE_U8, c->rows, moei_elem_bytes(c->x_dtype, c->k))
-            : moe_tensor_2d(c->x, c->x_dtype, c->rows, c->k);
-    moe_tensor x_scales = {0};
-    if (c->act.spec != MOE_QUANT_NONE) {
-        const moei_scale_shape shape = moei_quant_scale_shape(&c->act, 1, c->rows, c->k);
-        if (shape.row_stride == 0) {
-            x_scales = moe_tensor_1d(c->x_scales, shape.dtype, 1);
-        } else {
-            x_scales = moe_tensor_2d(c->x_scales, shape.dtype, shape.rows, shape.columns);
-            x_scales.stride[0] = shape.row_stride;
-            x_scales.stride[1] = shape.k_stride;
-        }
-        if (moei_quant_needs_given_scale(&c->act) && !moei_quant_has_global_scale(&c->act)) {
-            x_scales = (moe_tensor){0};
-        }
-    }
-    int64_t rows;
-    int64_t k = c->k;
-    MOE_TRY(moei_operand_from_tensors(&x, &x_scales, &act_scale, &c->gemm.act, "check", &a->x,
-                                      &rows, &k));
-    a->offsets = c->steps;
-    a->rows = c->rows;
-    a->row_index = c->index;
-    a->row_divisor = 1;
-    a->out_index = c->scatter ? c->out_index : NULL;
-    a->row_weight = c->row_weights ? c->weights : NULL;
-    a->weight_row_stride = 1;
-    a->y = c->y;
-    a->y_dtype = c->y_dtype;
-    a->y_row_stride = c->y_stride * moe_dtype_bits(c->y_dtype) / 8;
-    return MOE_OK;
-}
 
 // ---- packed layouts ----------------------------------------------------------------------------
 
 // Packs one expert and unpacks it: all bytes must come back, unless the backend says that it cannot
 // keep them (VALUE).
-static moe_status pack_exactly(moec_run *run, const moei_kernel *kernel, const ggemm_case *c,
+static moe_status pack_exactly(moec_run *run, const moei_kernel *kernel, const moec_ggemm_case *c,
                                const moei_matrices *one, uint8_t *block)
 {
     static const char silent[] = "pack gave no reason";
@@ -529,10 +58,10 @@ static moe_status pack_exactly(moec_run *run, const moei_kernel *kernel, const g
 }
 
 // Scales at the ends of their range are kept, or refused; those that every layout keeps are kept.
-static void check_extremes(moec_run *run, const moei_kernel *kernel, const ggemm_case *c,
+static void check_extremes(moec_run *run, const moei_kernel *kernel, const moec_ggemm_case *c,
                            const moei_matrices *expert, uint8_t *block)
 {
-    static const uint8_t codes[] = {0, 1, FIRST_KEPT, LAST_KEPT, 253, 254, 255};
+    static const uint8_t codes[] = {0, 1, MOEC_FIRST_KEPT, MOEC_LAST_KEPT, 253, 254, 255};
     const size_t scales = (size_t)expert->scale_e_stride;
     uint8_t *copy = malloc(scales + 1);
     if (!moec_check(run, copy != NULL, kernel->name, "%s: %s: memory is short", kernel->name,
@@ -546,8 +75,8 @@ static void check_extremes(moec_run *run, const moei_kernel *kernel, const ggemm
         copy[scales - 1] = codes[i];
         const moe_status status = pack_exactly(run, kernel, c, &one, block);
         moec_check(run,
-                   status == MOE_OK ||
-                       (status == MOE_E_VALUE && (codes[i] < FIRST_KEPT || codes[i] > LAST_KEPT)),
+                   status == MOE_OK || (status == MOE_E_VALUE &&
+                                        (codes[i] < MOEC_FIRST_KEPT || codes[i] > MOEC_LAST_KEPT)),
                    kernel->name, "%s: %s: scale %d is not packed: %s", kernel->name, c->text,
                    (int)codes[i], moe_last_error());
     }
@@ -555,7 +84,7 @@ static void check_extremes(moec_run *run, const moei_kernel *kernel, const ggemm
 }
 
 // The arguments for a row of a packed layout. VALUE: it cannot keep the case's scales.
-static moe_status pack_case(moec_run *run, const moei_kernel *kernel, ggemm_case *c,
+static moe_status pack_case(moec_run *run, const moei_kernel *kernel, moec_ggemm_case *c,
                             const moek_ggemm_args *canonical, moek_ggemm_args *out)
 {
     moei_matrices m = canonical->w;
@@ -565,7 +94,7 @@ static moe_status pack_case(moec_run *run, const moei_kernel *kernel, ggemm_case
     const size_t bytes = run->ctx->backend->packed_bytes(kernel, &m);
     MOE_REQUIRE(bytes > 0 && bytes % 16 == 0 && bytes != SIZE_MAX, MOE_E_STATE,
                 "a packed expert takes %zu bytes, must be a multiple of 16", bytes);
-    c->packed = take(c, false, c->experts, bytes, c->at_end);
+    c->packed = moec_ggemm_take(c, false, c->experts, bytes, c->at_end);
     MOE_REQUIRE(c->packed != NULL, MOE_E_NO_MEMORY, "memory is short");
     for (int32_t e = 0; e < c->experts; e++) {
         const moei_matrices one = moei_expert_of(&canonical->w, e);
@@ -588,12 +117,12 @@ static moe_status pack_case(moec_run *run, const moei_kernel *kernel, ggemm_case
 // ---- checking ----------------------------------------------------------------------------------
 
 // Error / bound of the result of row i of expert e, column n, and what it follows from.
-static double ratio_at(const ggemm_case *c, float64_model model, int32_t e, int64_t i, int64_t n,
-                       double *want, double *bound)
+static double ratio_at(const moec_ggemm_case *c, float64_model model, int32_t e, int64_t i,
+                       int64_t n, double *want, double *bound)
 {
     const int64_t y_row = c->scatter ? c->out_index[i] : i;
     const double weight = c->row_weights ? (double)c->weights[y_row] : 1.0;
-    const double have = decode(c->y_dtype, c->y, y_row * c->y_stride + n);
+    const double have = (double)moei_load_one(c->y_dtype, c->y, y_row * c->y_stride + n);
     double magnitude;
     *want = float64_ggemm_element(&c->oracle, e, c->index[i], n, weight, &magnitude);
     *bound = c->fill == MOEC_EXACT ? float64_half_ulp(*want, c->y_dtype)
@@ -617,8 +146,8 @@ static double ratio_at(const ggemm_case *c, float64_model model, int32_t e, int6
 
 // Whether every element is within its bound. Where `wants` and `bounds` are given ([rows, n]),
 // fills them instead of stopping at the first that is not. Raises `worst` to the largest ratio.
-static bool within_bounds(const ggemm_case *c, float64_model model, double *wants, double *bounds,
-                          double *worst)
+static bool within_bounds(const moec_ggemm_case *c, float64_model model, double *wants,
+                          double *bounds, double *worst)
 {
     bool within = true;
     for (int32_t e = 0; e < c->experts; e++) {
@@ -633,7 +162,9 @@ static bool within_bounds(const ggemm_case *c, float64_model model, double *want
                 if (wants != NULL) {
                     // Equal, or excused: infinities and NaN that overflow explains.
                     wants[y_row * c->n + n] =
-                        ratio > 0.0 ? want : decode(c->y_dtype, c->y, y_row * c->y_stride + n);
+                        ratio > 0.0
+                            ? want
+                            : (double)moei_load_one(c->y_dtype, c->y, y_row * c->y_stride + n);
                     bounds[y_row * c->n + n] = bound;
                 }
             }
@@ -642,7 +173,7 @@ static bool within_bounds(const ggemm_case *c, float64_model model, double *want
     return within;
 }
 
-static void check_bounds(moec_run *run, const moei_kernel *kernel, const ggemm_case *c)
+static void check_bounds(moec_run *run, const moei_kernel *kernel, const moec_ggemm_case *c)
 {
     const float64_model model = moec_model_of(kernel);
     if (within_bounds(c, model, NULL, NULL, &run->worst)) {
@@ -665,7 +196,7 @@ static void check_bounds(moec_run *run, const moei_kernel *kernel, const ggemm_c
     free(wants);
 }
 
-static bool padding_intact(const ggemm_case *c)
+static bool padding_intact(const moec_ggemm_case *c)
 {
     const size_t bytes = (size_t)moe_dtype_bits(c->y_dtype) / 8;
     for (int64_t r = 0; r < c->rows; r++) {
@@ -680,15 +211,15 @@ static bool padding_intact(const ggemm_case *c)
 }
 
 // All of y, padding included, against what it was.
-static bool same_y(moec_run *run, const ggemm_case *c, const unsigned char *was, const char *repro,
-                   const char *row, const char *what)
+static bool same_y(moec_run *run, const moec_ggemm_case *c, const unsigned char *was,
+                   const char *repro, const char *row, const char *what)
 {
     return moec_check_same(run, c->y_dtype, c->rows, c->y_stride, c->y, was, repro, "%s: %s: %s",
                            row, c->text, what);
 }
 
 // Against the bits of the row of the same class that had the case before.
-static void compare_rows(moec_run *run, const moec_launch *launch, const ggemm_case *c,
+static void compare_rows(moec_run *run, const moec_launch *launch, const moec_ggemm_case *c,
                          const unsigned char *first, uint64_t hash, int number)
 {
     const moei_kernel *kernel = launch->kernel;
@@ -723,7 +254,7 @@ static void compare_rows(moec_run *run, const moec_launch *launch, const ggemm_c
 }
 
 // Batch invariance: every row alone, in one group of its expert.
-static void check_rows_alone(moec_run *run, const moec_launch *launch, const ggemm_case *c,
+static void check_rows_alone(moec_run *run, const moec_launch *launch, const moec_ggemm_case *c,
                              const unsigned char *first)
 {
     const char *name = launch->kernel->name;
@@ -735,7 +266,7 @@ static void check_rows_alone(moec_run *run, const moec_launch *launch, const gge
     for (int32_t e = 0; e < c->experts; e++) {
         for (int64_t i = c->offsets[e]; i < c->offsets[e + 1]; i++) {
             alone[i] = *whole;
-            alone[i].offsets = one_row_of(c, e);
+            alone[i].offsets = moec_ggemm_one_row(c, e);
             alone[i].rows = 1;
             alone[i].row_index += i;
             if (c->scatter) {
@@ -765,13 +296,13 @@ typedef enum outcome {
 } outcome;
 
 static outcome run_case(moec_run *run, const moec_teams *teams, const moei_kernel *kernel,
-                        const moei_ggemm_problem *problem, ggemm_case *c, int number)
+                        const moei_ggemm_problem *problem, moec_ggemm_case *c, int number)
 {
     const char *name = kernel->name;
     const bool packed = kernel->layout == MOEI_LAYOUT_PACKED;
     moek_ggemm_args canonical;
     moek_ggemm_args a;
-    moe_status status = make_args(c, &canonical);
+    moe_status status = moec_ggemm_args(c, &canonical);
     a = canonical;
     if (status == MOE_OK && packed) {
         status = pack_case(run, kernel, c, &canonical, &a);
@@ -832,7 +363,7 @@ typedef struct ggemm_walk {
 } ggemm_walk;
 
 static outcome one_case(const ggemm_walk *w, const moe_gemm_desc *gemm, moe_dtype x_dtype,
-                        moec_fill fill, shape_kind shape, bool moderate)
+                        moec_fill fill, moec_ggemm_shape shape, bool moderate)
 {
     moec_run *run = w->run;
     const int number = w->number + (int)shape;
@@ -840,7 +371,7 @@ static outcome one_case(const ggemm_walk *w, const moe_gemm_desc *gemm, moe_dtyp
     moec_rng rng = {run->options->seed * 1000003u + (uint64_t)w->kernel->arith * 65537u +
                     (uint64_t)number};
     moei_whynot why;
-    ggemm_case *c = calloc(1, sizeof *c);
+    moec_ggemm_case *c = calloc(1, sizeof *c);
     if (c == NULL) {
         moec_check(run, false, name, "%s: no memory for a case", name);
         return CASE_DONE;
@@ -855,7 +386,7 @@ static outcome one_case(const ggemm_walk *w, const moe_gemm_desc *gemm, moe_dtyp
     c->fill = fill;
     c->moderate = moderate;
     c->x_dtype = x_dtype;
-    draw_shape(c, &rng, shape);
+    moec_ggemm_draw(c, &rng, shape);
     const moei_ggemm_problem problem = {.m_max = c->rows,
                                         .n = c->n,
                                         .k = c->k,
@@ -867,18 +398,18 @@ static outcome one_case(const ggemm_walk *w, const moe_gemm_desc *gemm, moe_dtyp
     outcome end = CASE_REFUSED;
     if (moei_registry_supports(w->kernel, run->ctx->isa, &problem, &why)) {
         end = CASE_DONE;
-        if (moec_check(run, build_case(c, &rng), name, "%s: no memory for a case", name)) {
+        if (moec_check(run, moec_ggemm_build(c, &rng), name, "%s: no memory for a case", name)) {
             end = run_case(run, &w->teams, w->kernel, &problem, c, number);
         }
     }
-    free_case(c);
+    moec_ggemm_free(c);
     free(c);
     return end;
 }
 
 // One case, if the row takes it; with moderate scales where its layout cannot keep others.
 static bool try_case(const ggemm_walk *w, const moe_gemm_desc *gemm, moe_dtype x_dtype,
-                     moec_fill fill, shape_kind shape)
+                     moec_fill fill, moec_ggemm_shape shape)
 {
     outcome end = one_case(w, gemm, x_dtype, fill, shape, false);
     if (end == CASE_BEYOND) {
@@ -891,12 +422,13 @@ static void check_problem(ggemm_walk *w, const moe_gemm_desc *gemm, moe_dtype x_
 {
     // On a CPU, float64 would take minutes for them.
     const bool large = !w->run->ctx->backend->host_memory && !w->run->options->quick;
-    for (int fill = 0; fill < MOEC_NUM_FILLS; fill++, w->number += NUM_SHAPES) {
-        if (!try_case(w, gemm, x_dtype, (moec_fill)fill, SHAPE_PLAIN)) {
-            (void)try_case(w, gemm, x_dtype, (moec_fill)fill, SHAPE_ROUND);
+    for (int fill = 0; fill < MOEC_NUM_FILLS; fill++, w->number += MOEC_NUM_SHAPES) {
+        if (!try_case(w, gemm, x_dtype, (moec_fill)fill, MOEC_SHAPE_PLAIN)) {
+            (void)try_case(w, gemm, x_dtype, (moec_fill)fill, MOEC_SHAPE_ROUND);
         }
-        if (large && fill == MOEC_NORMAL && !try_case(w, gemm, x_dtype, MOEC_NORMAL, SHAPE_LARGE)) {
-            (void)try_case(w, gemm, x_dtype, MOEC_NORMAL, SHAPE_LARGE_ROUND);
+        if (large && fill == MOEC_NORMAL &&
+            !try_case(w, gemm, x_dtype, MOEC_NORMAL, MOEC_SHAPE_LARGE)) {
+            (void)try_case(w, gemm, x_dtype, MOEC_NORMAL, MOEC_SHAPE_LARGE_ROUND);
         }
     }
 }
