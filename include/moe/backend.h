@@ -622,6 +622,28 @@ typedef struct moei_backend {
     moe_status (*ceiling)(const moei_exec *exec, moei_ceiling which, double *per_second);
 } moei_backend;
 
+/// Runs one step by the backend's function for its op.
+static inline moe_status moei_step_run(const moei_backend *backend, const moei_exec *exec,
+                                       const moei_step *step)
+{
+    switch (step->op) {
+    case MOEI_OP_ROUTE:
+        return backend->route(exec, step->kernel, &step->args.route);
+    case MOEI_OP_PLACE:
+        return backend->place(exec, step->kernel, &step->args.place);
+    case MOEI_OP_SORT:
+        return backend->sort(exec, step->kernel, &step->args.sort);
+    case MOEI_OP_QUANTIZE:
+        return backend->quantize(exec, step->kernel, &step->args.quantize);
+    case MOEI_OP_GGEMM:
+        return backend->ggemm(exec, step->kernel, &step->args.ggemm);
+    case MOEI_OP_GLU:
+        return backend->glu(exec, step->kernel, &step->args.glu);
+    default:
+        return backend->combine(exec, step->kernel, &step->args.combine);
+    }
+}
+
 // ---- plugins -----------------------------------------------------------------------------------
 
 /// What the library offers to a plugin. Valid as long as the process.

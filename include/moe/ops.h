@@ -35,9 +35,11 @@ typedef struct moe_ggemm_args {
 
 /// Grouped product of sorted rows. With one expert and no offsets, a plain linear layer: a router
 /// with bias, a latent transform. Accumulates in f32, rounds to nearest even; error bound in
-/// docs/numerics.md#ggemm. Errors: SHAPE, DTYPE, OVERLAP, UNSUPPORTED, NO_KERNEL. Determinism:
-/// KERNEL. Workspace: none. Thread safety: reentrant. Since 0.1.
-/// Source: Gale et al., MegaBlocks, MLSys 2023, §4 (grouped products without padding).
+/// docs/numerics.md#ggemm. Errors: SHAPE, DTYPE, OVERLAP, UNSUPPORTED, NO_KERNEL; on a device
+/// ALIGNMENT (its kernel needs aligned weights) and DEVICE. Determinism: KERNEL on the CPU; on a
+/// device that of the class which a plan of level BATCH takes, at least BATCH. Workspace: none.
+/// Thread safety: reentrant. Since 0.1. Source: Gale et al., MegaBlocks, MLSys 2023, §4 (grouped
+/// products without padding).
 MOE_API moe_status moe_ggemm(const moe_context *ctx, const moe_ggemm_args *args, void *stream);
 
 /// Arguments of moe_glu.

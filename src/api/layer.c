@@ -7,27 +7,6 @@
 //   -> glu -> [quantize] -> ggemm down -> [shared experts] -> combine -> [latent out]
 #include "api/run.h"
 
-static moe_status run_step(const moei_exec *exec, const moei_step *step)
-{
-    const moei_backend *backend = exec->ctx->backend;
-    switch (step->op) {
-    case MOEI_OP_ROUTE:
-        return backend->route(exec, step->kernel, &step->args.route);
-    case MOEI_OP_PLACE:
-        return backend->place(exec, step->kernel, &step->args.place);
-    case MOEI_OP_SORT:
-        return backend->sort(exec, step->kernel, &step->args.sort);
-    case MOEI_OP_QUANTIZE:
-        return backend->quantize(exec, step->kernel, &step->args.quantize);
-    case MOEI_OP_GGEMM:
-        return backend->ggemm(exec, step->kernel, &step->args.ggemm);
-    case MOEI_OP_GLU:
-        return backend->glu(exec, step->kernel, &step->args.glu);
-    default:
-        return backend->combine(exec, step->kernel, &step->args.combine);
-    }
-}
-
 // Hands the listed steps to a backend that runs several at once.
 static moe_status flush_steps(run *r)
 {
@@ -41,7 +20,7 @@ static moe_status add_step(run *r, const moei_step *step)
 {
     moei_count_run(r->exec.ctx, step->kernel);
     if (r->exec.ctx->backend->run_steps == NULL) {
-        return run_step(&r->exec, step);
+        return moei_step_run(r->exec.ctx->backend, &r->exec, step);
     }
     if (r->num_steps == MOEI_RUN_STEPS) {
         MOE_TRY(flush_steps(r));

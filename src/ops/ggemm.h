@@ -13,25 +13,9 @@
 #include "core/check.h"
 #include "core/safemath.h"
 #include "moe/weights.h"
-#include "numerics/int4.h"
 #include "ops/backend.h"
+#include "ops/ggemm_at.h"
 #include "quant/formats.h"
-
-/// Zero point of row n's group; `zeros` must not be NULL.
-static inline uint8_t moei_zero_point(const moei_matrices *w, int64_t e, int64_t n, int64_t group)
-{
-    const uint8_t *expert = w->zeros + e * w->zero_e_stride;
-    switch (w->zero_form) {
-    case MOEI_ZERO_PAIRS: {
-        const uint8_t byte = expert[n / 2 * w->zero_n_stride + group];
-        return n % 2 == 0 ? byte & 15 : byte >> 4;
-    }
-    case MOEI_ZERO_NIBBLES:
-        return moei_get_u4(expert + n * w->zero_n_stride, (size_t)group);
-    default:
-        return expert[n * w->zero_n_stride + group];
-    }
-}
 
 /// Computes columns [n0, n1) of rows [i0, i1) of expert e; i counts as in moek_ggemm_args.
 typedef void moek_ggemm_fn(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1,

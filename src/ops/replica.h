@@ -12,20 +12,29 @@ MOE_HD uint32_t moei_replica_of(int64_t token, uint32_t count)
     return (uint32_t)token * 0x9E3779B9u % count;
 }
 
+/// Physical id of logical expert `id` for a token: its replica where there is a table [experts,
+/// slots], else itself; -1 where there is none below num_physical.
+MOE_HD int32_t moei_replica_id(const int32_t *table, int64_t stride, int32_t slots,
+                               const int32_t *counts, int32_t num_physical, int64_t token,
+                               int32_t id)
+{
+    if (table != NULL) {
+        const int32_t count = counts[id];
+        if (count <= 0 || count > slots) {
+            return -1;
+        }
+        id = table[id * stride + moei_replica_of(token, (uint32_t)count)];
+    }
+    return id >= 0 && id < num_physical ? id : -1;
+}
+
 /// Physical id of a router id for a token; -1 where there is none.
 MOE_HD int32_t moei_physical_id(const moek_place_args *a, int64_t token, int32_t id)
 {
-    if (id < 0 || id >= a->num_experts) {
-        return -1;
-    }
-    if (a->replica_table != NULL) {
-        const int32_t count = a->replica_count[id];
-        if (count <= 0 || count > a->replica_slots) {
-            return -1;
-        }
-        id = a->replica_table[id * a->replica_stride + moei_replica_of(token, (uint32_t)count)];
-    }
-    return id >= 0 && id < a->num_physical ? id : -1;
+    return id >= 0 && id < a->num_experts
+               ? moei_replica_id(a->replica_table, a->replica_stride, a->replica_slots,
+                                 a->replica_count, a->num_physical, token, id)
+               : -1;
 }
 
 #endif

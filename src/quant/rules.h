@@ -420,6 +420,41 @@ MOE_HD uint32_t moei_quant_code(moe_dtype elem, moei_code_rounding rounding, flo
     }
 }
 
+/// Runs CASE(element, rounding), which ends in break, with both as constants: loops over codes
+/// stay free of choices.
+#define MOEI_QUANT_CHOOSE_CODE(elem, rounding, CASE)                                               \
+    switch (elem) {                                                                                \
+    case MOE_E4M3FN:                                                                               \
+        CASE(MOE_E4M3FN, MOEI_ROUND_EVEN);                                                         \
+    case MOE_E4M3FNUZ:                                                                             \
+        CASE(MOE_E4M3FNUZ, MOEI_ROUND_EVEN);                                                       \
+    case MOE_E5M2:                                                                                 \
+        CASE(MOE_E5M2, MOEI_ROUND_EVEN);                                                           \
+    case MOE_E2M3:                                                                                 \
+        CASE(MOE_E2M3, MOEI_ROUND_EVEN);                                                           \
+    case MOE_E3M2:                                                                                 \
+        CASE(MOE_E3M2, MOEI_ROUND_EVEN);                                                           \
+    case MOE_E2M1:                                                                                 \
+        MOEI_QUANT_CHOOSE_ROUNDING(MOE_E2M1, rounding, CASE)                                       \
+        break;                                                                                     \
+    default: /* integers */                                                                        \
+        MOEI_QUANT_CHOOSE_ROUNDING(MOE_I8, rounding, CASE)                                         \
+        break;                                                                                     \
+    }
+#define MOEI_QUANT_CHOOSE_ROUNDING(elem, rounding, CASE)                                           \
+    switch (rounding) {                                                                            \
+    case MOEI_ROUND_HALF_DOWN:                                                                     \
+        CASE(elem, MOEI_ROUND_HALF_DOWN);                                                          \
+    case MOEI_ROUND_DISTANCE:                                                                      \
+        CASE(elem, MOEI_ROUND_DISTANCE);                                                           \
+    case MOEI_ROUND_HALF_AWAY:                                                                     \
+        CASE(elem, MOEI_ROUND_HALF_AWAY);                                                          \
+    case MOEI_ROUND_TRUNCATE:                                                                      \
+        CASE(elem, MOEI_ROUND_TRUNCATE);                                                           \
+    default:                                                                                       \
+        CASE(elem, MOEI_ROUND_EVEN);                                                               \
+    }
+
 // -------------------------------------------------------------------------------------- the tensor
 
 /// True if a scale depends on all rows, so that a driver must run AMAX and SCALE first.

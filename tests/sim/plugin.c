@@ -66,37 +66,18 @@ static moe_status route(const moei_exec *exec, const moei_kernel *kernel,
                                                              : moei_gpu_route(exec, kernel, args);
 }
 
-static moe_status run_step(const moei_exec *exec, const moei_step *step)
-{
-    switch (step->op) {
-    case MOEI_OP_ROUTE:
-        return route(exec, step->kernel, &step->args.route);
-    case MOEI_OP_PLACE:
-        return moei_gpu_place(exec, step->kernel, &step->args.place);
-    case MOEI_OP_SORT:
-        return moei_gpu_sort(exec, step->kernel, &step->args.sort);
-    case MOEI_OP_QUANTIZE:
-        return moei_gpu_quantize(exec, step->kernel, &step->args.quantize);
-    case MOEI_OP_GGEMM:
-        return moei_gpu_ggemm(exec, step->kernel, &step->args.ggemm);
-    case MOEI_OP_GLU:
-        return moei_gpu_glu(exec, step->kernel, &step->args.glu);
-    default:
-        return moei_gpu_combine(exec, step->kernel, &step->args.combine);
-    }
-}
+static const moei_backend backend;
 
 static moe_status run_steps(const moei_exec *exec, const moei_step *steps, int32_t count)
 {
     moe_status status = MOE_OK;
     for (int32_t i = 0; i < count && status == MOE_OK; i++) {
         const moei_step *s = &steps[i];
-        if (i + 2 < count && s[0].op == MOEI_OP_ROUTE && s[1].op == MOEI_OP_PLACE &&
-            s[2].op == MOEI_OP_SORT) {
+        if (moei_gpu_begins_with_prologue(s, count - i)) {
             status = moei_gpu_prologue(exec, &s[0].args.route, &s[1].args.place, &s[2].args.sort);
             i += 2;
         } else {
-            status = run_step(exec, s);
+            status = moei_step_run(&backend, exec, s);
         }
     }
     return status;
@@ -109,26 +90,27 @@ static bool probe(uint64_t *isa, char *text, size_t capacity)
     return true;
 }
 
+static const moei_backend backend = {
+    .abi = MOE_BACKEND_ABI,
+    .name = "sim",
+    .device = MOE_DEVICE_EXT,
+    .host_memory = true,
+    .kernels = kernels,
+    .num_kernels = NUM_KERNELS,
+    .runs = runs,
+    .probe = probe,
+    .route = route,
+    .place = moei_gpu_place,
+    .sort = moei_gpu_sort,
+    .quantize = moei_gpu_quantize,
+    .ggemm = moei_gpu_ggemm,
+    .glu = moei_gpu_glu,
+    .combine = moei_gpu_combine,
+    .run_steps = run_steps,
+};
+
 const moei_backend *moe_backend_entry(const moei_host *table, uint32_t abi)
 {
-    static const moei_backend backend = {
-        .abi = MOE_BACKEND_ABI,
-        .name = "sim",
-        .device = MOE_DEVICE_EXT,
-        .host_memory = true,
-        .kernels = kernels,
-        .num_kernels = NUM_KERNELS,
-        .runs = runs,
-        .probe = probe,
-        .route = route,
-        .place = moei_gpu_place,
-        .sort = moei_gpu_sort,
-        .quantize = moei_gpu_quantize,
-        .ggemm = moei_gpu_ggemm,
-        .glu = moei_gpu_glu,
-        .combine = moei_gpu_combine,
-        .run_steps = run_steps,
-    };
     if (abi == MOE_BACKEND_ABI) {
         host = table;
     }

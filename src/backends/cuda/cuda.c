@@ -305,39 +305,56 @@ moe_status moei_gpu_launch(const moei_exec *exec, moei_gpu_body body, moei_gpu_g
                             names[body]);
 }
 
-static moe_status ggemm_on(const moei_exec *exec, const moei_kernel *kernel,
-                           const moek_ggemm_args *args)
+// Kernels of the tensor copy engine: moe_weights_wrap has checked this, moe_ggemm has not.
+static moe_status run_mma(const moei_exec *exec, const moei_kernel *kernel,
+                          const moek_ggemm_args *args, const moek_glu_args *glu)
 {
-    return (kernel->isa & MOEI_CUDA_SM90A) != 0 ? moei_cuda_mma(exec, kernel, args, NULL)
+    const moei_matrices *w = &args->w;
+    const uintptr_t at = (uintptr_t)w->values | (uintptr_t)w->value_n_stride |
+                         (w->count > 1 ? (uintptr_t)w->value_e_stride : 0);
+    if (w->layout == MOEI_LAYOUT_ROW && at % kernel->weight_align != 0) {
+        return moei_cuda_host->fail(MOE_E_ALIGNMENT,
+                                    "cuda: rows of the weights lie at multiples of %zu bytes, "
+                                    "kernel %s needs %u",
+                                    (size_t)(at & (0 - at)), kernel->name,
+                                    (unsigned)kernel->weight_align);
+    }
+    return moei_cuda_mma(exec, kernel, args, glu);
+}
+
+static moe_status run_ggemm(const moei_exec *exec, const moei_kernel *kernel,
+                            const moek_ggemm_args *args)
+{
+    return (kernel->isa & MOEI_CUDA_SM90A) != 0 ? run_mma(exec, kernel, args, NULL)
                                                 : moei_gpu_ggemm(exec, kernel, args);
 }
 
-static moe_status run_step(const moei_exec *exec, const moei_step *step)
-{
-    switch (step->op) {
-    case MOEI_OP_ROUTE:
-        return moei_gpu_route(exec, step->kernel, &step->args.route);
-    case MOEI_OP_PLACE:
-        return moei_gpu_place(exec, step->kernel, &step->args.place);
-    case MOEI_OP_SORT:
-        return moei_gpu_sort(exec, step->kernel, &step->args.sort);
-    case MOEI_OP_QUANTIZE:
-        return moei_gpu_quantize(exec, step->kernel, &step->args.quantize);
-    case MOEI_OP_GGEMM:
-        return ggemm_on(exec, step->kernel, &step->args.ggemm);
-    case MOEI_OP_GLU:
-        return moei_gpu_glu(exec, step->kernel, &step->args.glu);
-    default:
-        return moei_gpu_combine(exec, step->kernel, &step->args.combine);
+// The members of the vtable: on the context's device.
+#define ON_DEVICE(name, run)                                                                       \
+    static moe_status name##_op(const moei_exec *exec, const moei_kernel *kernel,                  \
+                                const moek_##name##_args *args)                                    \
+    {                                                                                              \
+        const int before = enter(exec);                                                            \
+        const moe_status status = run(exec, kernel, args);                                         \
+        leave(exec, before);                                                                       \
+        return status;                                                                             \
     }
-}
+ON_DEVICE(route, moei_gpu_route)
+ON_DEVICE(place, moei_gpu_place)
+ON_DEVICE(sort, moei_gpu_sort)
+ON_DEVICE(quantize, moei_gpu_quantize)
+ON_DEVICE(ggemm, run_ggemm)
+ON_DEVICE(glu, moei_gpu_glu)
+ON_DEVICE(combine, moei_gpu_combine)
+#undef ON_DEVICE
+
+static const moei_backend backend;
 
 // How many of the steps the first launch covers, which this enqueues.
 static int32_t run_first(const moei_exec *exec, const moei_step *steps, int32_t count,
                          moe_status *status)
 {
-    if (count >= 3 && steps[0].op == MOEI_OP_ROUTE && steps[1].op == MOEI_OP_PLACE &&
-        steps[2].op == MOEI_OP_SORT) {
+    if (moei_gpu_begins_with_prologue(steps, count)) {
         *status = moei_gpu_prologue(exec, &steps[0].args.route, &steps[1].args.place,
                                     &steps[2].args.sort);
         return 3;
@@ -345,10 +362,10 @@ static int32_t run_first(const moei_exec *exec, const moei_step *steps, int32_t 
     if (count >= 2 && steps[0].op == MOEI_OP_GGEMM && steps[1].op == MOEI_OP_GLU &&
         (steps[0].kernel->isa & MOEI_CUDA_SM90A) != 0 &&
         moei_cuda_mma_fuses(&steps[0].args.ggemm, &steps[1].args.glu)) {
-        *status = moei_cuda_mma(exec, steps[0].kernel, &steps[0].args.ggemm, &steps[1].args.glu);
+        *status = run_mma(exec, steps[0].kernel, &steps[0].args.ggemm, &steps[1].args.glu);
         return 2;
     }
-    *status = run_step(exec, &steps[0]);
+    *status = moei_step_run(&backend, exec, &steps[0]);
     return 1;
 }
 
@@ -362,23 +379,6 @@ static moe_status run_steps(const moei_exec *exec, const moei_step *steps, int32
     leave(exec, before);
     return status;
 }
-
-// An op by itself.
-#define SINGLE(name, OP)                                                                           \
-    static moe_status name##_op(const moei_exec *exec, const moei_kernel *kernel,                  \
-                                const moek_##name##_args *args)                                    \
-    {                                                                                              \
-        const moei_step step = {.op = OP, .kernel = kernel, .args = {.name = *args}};              \
-        return run_steps(exec, &step, 1);                                                          \
-    }
-SINGLE(route, MOEI_OP_ROUTE)
-SINGLE(place, MOEI_OP_PLACE)
-SINGLE(sort, MOEI_OP_SORT)
-SINGLE(quantize, MOEI_OP_QUANTIZE)
-SINGLE(ggemm, MOEI_OP_GGEMM)
-SINGLE(glu, MOEI_OP_GLU)
-SINGLE(combine, MOEI_OP_COMBINE)
-#undef SINGLE
 
 static const moei_backend backend = {
     .abi = MOE_BACKEND_ABI,

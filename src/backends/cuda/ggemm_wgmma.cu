@@ -81,6 +81,7 @@ template <int BN> struct row_copies {
     static constexpr int COUNT = (BN + 15) / 16;
     uint32_t from[COUNT]; // sixteenths of bytes from x; half the registers of addresses
     uint32_t there;       // bit j: row j exists
+    bool far;             // a row lies 64 GiB or more from x: `from` does not hold it
 };
 
 template <int BN>
@@ -88,11 +89,14 @@ static __device__ __forceinline__ void find_rows(const moek_ggemm_args *a, const
                                                  int tid, row_copies<BN> *rows)
 {
     rows->there = 0;
+    rows->far = false;
 #pragma unroll
     for (int j = 0; j < row_copies<BN>::COUNT; j++) {
         const int r = tid / 8 + 16 * j;
         const bool there = r < BN && t->i0 + r < t->i1;
-        rows->from[j] = there ? (uint32_t)((moei_x_at(a, t->e, t->i0 + r) - a->x.data) / 16) : 0;
+        const int64_t at = there ? (moei_x_at(a, t->e, t->i0 + r) - a->x.data) / 16 : 0;
+        rows->from[j] = (uint32_t)at;
+        rows->far = rows->far || at >> 32 != 0;
         rows->there |= there ? 1u << j : 0u;
     }
 }
@@ -156,7 +160,7 @@ static __device__ __forceinline__ void produce(const mma_args *g, const int32_t 
             }
             const int64_t byte = (int64_t)kb * STAGE_K;
             const bool inside = byte + tid % 8 * 16 < row_bytes;
-            if (aligned) {
+            if (aligned && !rows.far) {
                 const uint32_t to = hopper_smem(weights) + to0;
                 const uint8_t *x = a->x.data + (inside ? byte + tid % 8 * 16 : 0);
                 if (writes) {
@@ -688,10 +692,9 @@ moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
     const uint8_t *out = glu != NULL ? glu->y : ggemm->y;
     const int64_t out_stride = glu != NULL ? glu->y_row_stride : ggemm->y_row_stride;
     const int64_t out_batch = glu != NULL ? glu->y_batch_stride : ggemm->y_batch_stride;
-    g.aligned = ((uintptr_t)ggemm->x.data | (uintptr_t)ggemm->x.row_stride |
-                 (ggemm->offsets == NULL ? (uintptr_t)ggemm->x.batch_stride : 0)) %
-                    16 ==
-                0;
+    const uintptr_t x_at = (uintptr_t)ggemm->x.data | (uintptr_t)ggemm->x.row_stride |
+                           (ggemm->offsets == NULL ? (uintptr_t)ggemm->x.batch_stride : 0);
+    g.aligned = x_at % 16 == 0;
     g.vector = ((uintptr_t)out | (uintptr_t)out_stride |
                 (ggemm->offsets == NULL ? (uintptr_t)out_batch : 0)) %
                    16 ==

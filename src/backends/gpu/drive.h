@@ -40,6 +40,13 @@ moe_status moei_gpu_route_wide(const moei_exec *, const moek_route_args *);
 moe_status moei_gpu_prologue(const moei_exec *, const moek_route_args *, const moek_place_args *,
                              const moek_sort_args *);
 
+/// True where these three steps begin a list.
+static inline bool moei_gpu_begins_with_prologue(const moei_step *steps, int32_t count)
+{
+    return count >= 3 && steps[0].op == MOEI_OP_ROUTE && steps[1].op == MOEI_OP_PLACE &&
+           steps[2].op == MOEI_OP_SORT;
+}
+
 moe_status moei_gpu_quantize(const moei_exec *, const moei_kernel *, const moek_quantize_args *);
 moe_status moei_gpu_ggemm(const moei_exec *, const moei_kernel *, const moek_ggemm_args *);
 moe_status moei_gpu_glu(const moei_exec *, const moei_kernel *, const moek_glu_args *);

@@ -2,10 +2,10 @@
 // The portable grouped product on a GPU.
 #include "backends/gpu/args.h"
 #include "backends/gpu/drive.h"
+#include "backends/gpu/plans.h"
+#include "core/safemath.h"
 
-#define TILE        64
-#define MAX_BLOCKS  (1 << 16) // blocks walk further tiles
-#define SLICE_BYTES (2 * 16 * (TILE + 4) * 4)
+#define MAX_BLOCKS (1 << 16) // blocks walk further tiles
 
 // Elements of a chain of each class; 0: integers.
 static int32_t chunk_of(moei_arith arith)
@@ -52,10 +52,10 @@ moe_status moei_gpu_ggemm(const moei_exec *exec, const moei_kernel *kernel,
     };
     // Rows of an expert are known to the device alone: at most one block of rows each is not full.
     const int64_t row_blocks = args->offsets != NULL
-                                   ? args->rows / TILE + args->w.count
-                                   : (args->rows + TILE - 1) / TILE * args->w.count;
-    const int64_t tiles = row_blocks * ((args->w.n + TILE - 1) / TILE);
-    const moei_gpu_grid grid = {(uint32_t)(tiles < MAX_BLOCKS ? tiles : MAX_BLOCKS), 256,
-                                SLICE_BYTES + ((uint32_t)args->w.count + 1) * 4};
+                                   ? args->rows / MOEI_GGEMM_TILE + args->w.count
+                                   : moei_i64_ceil_div(args->rows, MOEI_GGEMM_TILE) * args->w.count;
+    const int64_t tiles = row_blocks * moei_i64_ceil_div(args->w.n, MOEI_GGEMM_TILE);
+    const moei_gpu_grid grid = {(uint32_t)moei_i64_min(tiles, MAX_BLOCKS), 256,
+                                moei_gpu_ggemm_shared(args->w.count)};
     return moei_gpu_launch(exec, MOEI_GPU_ggemm, grid, &g);
 }

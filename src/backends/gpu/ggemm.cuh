@@ -10,14 +10,9 @@
 #include "backends/gpu/args.h"
 #include "backends/gpu/dev.h"
 #include "backends/gpu/elements.cuh"
+#include "backends/gpu/plans.h"
 #include "backends/gpu/scales.cuh"
 #include "backends/gpu/tiles.cuh"
-
-#define MOEI_GGEMM_TILE  64
-#define MOEI_GGEMM_SLICE 16
-#define MOEI_GGEMM_PITCH (MOEI_GGEMM_TILE + 4) // keeps rows on other banks
-#define MOEI_GGEMM_SHARED                                                                          \
-    ((int)sizeof(float) * 2 * MOEI_GGEMM_SLICE * MOEI_GGEMM_PITCH) // and the tiles' prefix
 
 /// Decodes k0 .. k0 + kc - 1 of 64 outputs and of 64 rows to w[k][n] and x[k][row].
 DEV_FN void moei_ggemm_load(const moei_gpu_ggemm_args *g, const moei_tile *t, int64_t n0,
@@ -37,7 +32,8 @@ DEV_FN void moei_ggemm_load(const moei_gpu_ggemm_args *g, const moei_tile *t, in
             v = by_row ? moei_gpu_load(g->elem, base + n * m->value_n_stride, k)
                        : moei_gpu_load(g->elem, base + k * m->value_k_stride, n);
             if (g->zero_point >= 0) {
-                v = v - moei_gpu_zero_point(m, g->zero_point, t->e, n, k);
+                v = v - (m->zeros != NULL ? (float)moei_zero_point(m, t->e, n, k / m->block_k)
+                                          : (float)g->zero_point);
             }
         }
         w[kk * MOEI_GGEMM_PITCH + nn] = v;

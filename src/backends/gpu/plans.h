@@ -75,6 +75,18 @@ MOE_HD moei_gpu_sort_plan moei_gpu_plan_sort(int64_t slots, int32_t num_experts,
     return p;
 }
 
+// ---- ggemm -------------------------------------------------------------------------------------
+
+#define MOEI_GGEMM_TILE  64                    // rows, and outputs, of a block
+#define MOEI_GGEMM_SLICE 16                    // elements of k at a time
+#define MOEI_GGEMM_PITCH (MOEI_GGEMM_TILE + 4) // keeps rows on other banks
+
+/// Bytes of shared memory: slices of both operands as f32, and the tiles' prefix.
+MOE_HD uint32_t moei_gpu_ggemm_shared(int32_t experts)
+{
+    return 4u * (2u * MOEI_GGEMM_SLICE * MOEI_GGEMM_PITCH + (uint32_t)experts + 1u);
+}
+
 // ---- prologue ----------------------------------------------------------------------------------
 
 #define MOEI_GPU_PROLOGUE_WARPS  16

@@ -121,15 +121,10 @@ DEV_FN int32_t moei_route_mapped(const moek_route_args *a, int64_t t, int32_t id
     if (id < 0 || id >= a->num_experts) {
         return id;
     }
-    if (a->replica_table != NULL) {
-        const int32_t count = a->replica_count[id];
-        if (count <= 0 || count > a->replica_slots) {
-            return -1;
-        }
-        id = a->replica_table[id * a->replica_stride + moei_replica_of(t, (uint32_t)count)];
-        if (id < 0 || id >= a->num_physical) {
-            return -1;
-        }
+    id = moei_replica_id(a->replica_table, a->replica_stride, a->replica_slots, a->replica_count,
+                         a->num_physical, t, id);
+    if (id < 0) {
+        return -1;
     }
     if (a->load != NULL) {
         (void)dev_add_i32(&a->load[id], 1);

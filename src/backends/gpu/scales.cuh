@@ -5,60 +5,21 @@
 #define MOEI_GPU_SCALES_CUH
 
 #include "backends/gpu/elements.cuh"
-#include "backends/gpu/tiles.cuh"
 #include "numerics/e8m0.h"
-#include "numerics/int4.h"
-
-/// Part (gate or up) of row n of the matrix, where scales differ between the two.
-DEV_FN int64_t moei_gpu_part(const moei_matrices *w, int32_t parts, int64_t n)
-{
-    return parts < 2 ? 0 : w->interleaved_parts ? n & 1 : n >= w->part_rows;
-}
+#include "ops/ggemm_at.h"
 
 DEV_FN float moei_gpu_w_scale(const moei_matrices *w, int32_t e, int64_t n, int64_t k)
 {
-    int64_t row = moei_gpu_part(w, w->scale_parts, n);
-    if (w->block_n > 0) {
-        // Blocks of rows begin anew at the second part: gate and up were quantised apart.
-        const int64_t blocks = (w->part_rows + w->block_n - 1) / w->block_n;
-        row = n / w->part_rows * blocks + n % w->part_rows / w->block_n;
-    }
-    const int64_t column = w->block_k > 0 ? k / w->block_k : 0;
-    return moei_gpu_load(w->scale_dtype, (const uint8_t *)w->scales,
-                         (int64_t)e * w->scale_e_stride + row * w->scale_n_stride +
-                             column * w->scale_k_stride);
-}
-
-DEV_FN float moei_gpu_zero_point(const moei_matrices *w, int32_t usual, int32_t e, int64_t n,
-                                 int64_t k)
-{
-    if (w->zeros == NULL) {
-        return (float)usual;
-    }
-    const uint8_t *expert = w->zeros + e * w->zero_e_stride;
-    const int64_t group = k / w->block_k;
-    if (w->zero_form == MOEI_ZERO_PAIRS) {
-        const uint8_t byte = expert[n / 2 * w->zero_n_stride + group];
-        return (float)(n % 2 == 0 ? byte & 15 : byte >> 4);
-    }
-    const uint8_t *row = expert + n * w->zero_n_stride;
-    return (float)(w->zero_form == MOEI_ZERO_NIBBLES ? moei_get_u4(row, (size_t)group)
-                                                     : row[group]);
+    return moei_gpu_load(w->scale_dtype, w->scales, moei_w_scale_at(w, e, n, k));
 }
 
 /// Scale of x for row i of expert e at element k.
 DEV_FN float moei_gpu_x_scale(const moek_ggemm_args *a, int32_t e, int64_t i, int64_t k)
 {
-    const moei_operand *x = &a->x;
-    const int64_t group = x->group > 0 ? k / x->group : 0;
-    const int64_t at = (a->offsets == NULL ? e * x->scale_batch_stride : 0) +
-                       moei_x_row(a, i) * x->scale_row_stride;
-    if (x->packed) {
-        const uint8_t *word = (const uint8_t *)x->scales + 4 * (at + group / 4 * x->scale_k_stride);
-        return moei_e8m0_to_f32(word[group % 4]);
-    }
-    return moei_gpu_load(x->scale_dtype, (const uint8_t *)x->scales,
-                         at + group * x->scale_k_stride);
+    int64_t group;
+    const int64_t at = moei_x_scale_at(a, e, i, k, &group);
+    return a->x.packed ? moei_e8m0_to_f32(((const uint8_t *)a->x.scales)[4 * at + group % 4])
+                       : moei_gpu_load(a->x.scale_dtype, a->x.scales, at);
 }
 
 /// From the sum of products to y before its rounding.
@@ -72,8 +33,7 @@ DEV_FN float moei_gpu_finish(const moek_ggemm_args *a, int32_t e, int64_t i, int
         v = v * moei_gpu_w_scale(w, e, n, 0);
     }
     if (w->scale2 != NULL) {
-        const int64_t at = w->scale2_per_row ? n : moei_gpu_part(w, w->scale2_parts, n);
-        v = v * w->scale2[(int64_t)e * w->scale2_e_stride + at];
+        v = v * moei_w_scale2(w, e, n);
     }
     if (a->x.scale2 != NULL) {
         v = moei_divf(v, a->x.scale2[0]);

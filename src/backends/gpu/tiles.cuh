@@ -7,7 +7,7 @@
 #define MOEI_GPU_TILES_CUH
 
 #include "backends/gpu/dev.h"
-#include "moe/backend.h"
+#include "ops/ggemm_at.h"
 
 typedef struct moei_tile {
     int32_t e;
@@ -78,35 +78,6 @@ DEV_FN bool moei_tile_at(const moek_ggemm_args *a, const int32_t *prefix, int32_
     out->i0 = first + (int64_t)(rest % blocks) * bn;
     out->i1 = first + rows < out->i0 + bn ? first + rows : out->i0 + bn;
     return true;
-}
-
-/// Row of x, byte address; row of y; row weight: for row i of expert e.
-DEV_FN int64_t moei_x_row(const moek_ggemm_args *a, int64_t i)
-{
-    return a->row_index != NULL ? a->row_index[i] / a->row_divisor : i;
-}
-
-DEV_FN const uint8_t *moei_x_at(const moek_ggemm_args *a, int32_t e, int64_t i)
-{
-    const int64_t batch = a->offsets == NULL ? e * a->x.batch_stride : 0;
-    return a->x.data + batch + moei_x_row(a, i) * a->x.row_stride;
-}
-
-DEV_FN int64_t moei_y_row(const moek_ggemm_args *a, int64_t i)
-{
-    return a->out_index != NULL ? a->out_index[i] : i;
-}
-
-DEV_FN uint8_t *moei_y_at(const moek_ggemm_args *a, int32_t e, int64_t i)
-{
-    const int64_t batch = a->offsets == NULL ? e * a->y_batch_stride : 0;
-    return a->y + batch + moei_y_row(a, i) * a->y_row_stride;
-}
-
-DEV_FN float moei_row_weight(const moek_ggemm_args *a, int32_t e, int64_t i)
-{
-    const int64_t batch = a->offsets == NULL ? e * a->weight_batch_stride : 0;
-    return a->row_weight[batch + moei_y_row(a, i) * a->weight_row_stride];
 }
 
 #endif

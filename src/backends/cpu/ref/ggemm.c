@@ -22,53 +22,9 @@ typedef struct tile {
     float acc[MR][NR];
 } tile;
 
-// Row of x for row i of expert e, within x's batch e where rows come in groups.
-static int64_t x_row_of(const moek_ggemm_args *a, int64_t i)
-{
-    return a->row_index != NULL ? a->row_index[i] / a->row_divisor : i;
-}
-
-static const uint8_t *x_of(const moek_ggemm_args *a, int32_t e, int64_t i)
-{
-    const int64_t batch = a->offsets == NULL ? e * a->x.batch_stride : 0;
-    return a->x.data + batch + x_row_of(a, i) * a->x.row_stride;
-}
-
-static int64_t y_row_of(const moek_ggemm_args *a, int64_t i)
-{
-    return a->out_index != NULL ? a->out_index[i] : i;
-}
-
-static uint8_t *y_of(const moek_ggemm_args *a, int32_t e, int64_t i)
-{
-    const int64_t batch = a->offsets == NULL ? e * a->y_batch_stride : 0;
-    return a->y + batch + y_row_of(a, i) * a->y_row_stride;
-}
-
-static float row_weight_of(const moek_ggemm_args *a, int32_t e, int64_t i)
-{
-    const int64_t batch = a->offsets == NULL ? e * a->weight_batch_stride : 0;
-    return a->row_weight[batch + y_row_of(a, i) * a->weight_row_stride];
-}
-
-// Part (gate or up) of row n of the matrix, where scales differ between the two.
-static int part_of(const moei_matrices *w, int32_t parts, int64_t n)
-{
-    return parts < 2 ? 0 : w->interleaved_parts ? (int)(n & 1) : n >= w->part_rows;
-}
-
 static float weight_scale(const moei_matrices *w, int32_t e, int64_t n, int64_t k)
 {
-    int64_t row = part_of(w, w->scale_parts, n);
-    if (w->block_n > 0) {
-        // Blocks of rows begin anew at the second part: gate and up were quantised apart.
-        const int64_t part = n / w->part_rows;
-        row = part * moei_i64_ceil_div(w->part_rows, w->block_n) + n % w->part_rows / w->block_n;
-    }
-    const int64_t column = w->block_k > 0 ? k / w->block_k : 0;
-    return moei_load_one(w->scale_dtype, w->scales,
-                         (int64_t)e * w->scale_e_stride + row * w->scale_n_stride +
-                             column * w->scale_k_stride);
+    return moei_load_one(w->scale_dtype, w->scales, moei_w_scale_at(w, e, n, k));
 }
 
 static float zero_point(const moei_matrices *w, int32_t e, int64_t n, int64_t k)
@@ -82,15 +38,10 @@ static float zero_point(const moei_matrices *w, int32_t e, int64_t n, int64_t k)
 // Scale of x for row i of expert e at element k.
 static float operand_scale(const moek_ggemm_args *a, int32_t e, int64_t i, int64_t k)
 {
-    const moei_operand *x = &a->x;
-    const int64_t group = x->group > 0 ? k / x->group : 0;
-    const int64_t at =
-        (a->offsets == NULL ? e * x->scale_batch_stride : 0) + x_row_of(a, i) * x->scale_row_stride;
-    if (x->packed) {
-        const uint8_t *word = (const uint8_t *)x->scales + 4 * (at + group / 4 * x->scale_k_stride);
-        return moei_e8m0_to_f32(word[group % 4]);
-    }
-    return moei_load_one(x->scale_dtype, x->scales, at + group * x->scale_k_stride);
+    int64_t group;
+    const int64_t at = moei_x_scale_at(a, e, i, k, &group);
+    return a->x.packed ? moei_e8m0_to_f32(((const uint8_t *)a->x.scales)[4 * at + group % 4])
+                       : moei_load_one(a->x.scale_dtype, a->x.scales, at);
 }
 
 // w[kk][nn] = code(n0 + nn, k0 + kk) - zero point; columns past n1 are 0.
@@ -185,7 +136,7 @@ static void finish(const moek_ggemm_args *a, int32_t e, int64_t i, int64_t n0, i
     const moei_matrices *w = &a->w;
     const float row_scale =
         a->x.scales != NULL && a->x.group == 0 ? operand_scale(a, e, i, 0) : 1.0f;
-    const float row_weight = a->row_weight != NULL ? row_weight_of(a, e, i) : 1.0f;
+    const float row_weight = a->row_weight != NULL ? moei_row_weight(a, e, i) : 1.0f;
     for (int64_t n = n0; n < n1; n++) {
         float v = acc[n - n0];
         if (a->x.scales != NULL && a->x.group == 0) {
@@ -195,8 +146,7 @@ static void finish(const moek_ggemm_args *a, int32_t e, int64_t i, int64_t n0, i
             v *= weight_scale(w, e, n, 0);
         }
         if (w->scale2 != NULL) {
-            const int64_t at = w->scale2_per_row ? n : part_of(w, w->scale2_parts, n);
-            v *= w->scale2[(int64_t)e * w->scale2_e_stride + at];
+            v *= moei_w_scale2(w, e, n);
         }
         if (a->x.scale2 != NULL) {
             v = moei_divf(v, a->x.scale2[0]);
@@ -209,7 +159,7 @@ static void finish(const moek_ggemm_args *a, int32_t e, int64_t i, int64_t n0, i
         }
         acc[n - n0] = v;
     }
-    uint8_t *y = y_of(a, e, i) + n0 * moe_dtype_bits(a->y_dtype) / 8;
+    uint8_t *y = moei_y_at(a, e, i) + n0 * moe_dtype_bits(a->y_dtype) / 8;
     moei_store_f32(a->y_dtype, y, n1 - n0, acc);
 }
 
@@ -237,7 +187,7 @@ static inline void block(const moek_ggemm_args *a, int32_t e, int64_t i0, int64_
         const int64_t kc = moei_i64_min(CHUNK, a->w.k - k0);
         decode_weights(&a->w, e, n0, n1, k0, kc, t.w);
         for (int64_t r = 0; r < rows; r++) {
-            moei_load_f32(a->x.dtype, x_of(a, e, i0 + r), k0, kc, t.x[r]);
+            moei_load_f32(a->x.dtype, moei_x_at(a, e, i0 + r), k0, kc, t.x[r]);
         }
         for (int64_t k = 0; k < kc; k += chunk) {
             const int64_t n = moei_i64_min(chunk, kc - k);
@@ -300,7 +250,7 @@ static void block_i32(const moek_ggemm_args *a, int32_t e, int64_t i0, int64_t i
         decode_weights(&a->w, e, n0, n1, k0, kc, t.w);
         for (int64_t r = 0; r < rows; r++) {
             float sum[NR];
-            moei_load_f32(a->x.dtype, x_of(a, e, i0 + r), k0, kc, t.x[r]);
+            moei_load_f32(a->x.dtype, moei_x_at(a, e, i0 + r), k0, kc, t.x[r]);
             chain(t.x[r], t.w, kc, sum);
             for (int nn = 0; nn < NR; nn++) {
                 total[r][nn] += (int64_t)sum[nn];

@@ -143,37 +143,7 @@ static void encode_span(const moek_quantize_args *a, const float *restrict x, in
         codes[i] = (uint8_t)moei_quant_code(elem, rounding, x[i]);                                 \
     }                                                                                              \
     break
-#define ENCODE_ROUNDED(elem)                                                                       \
-    switch (a->info->rounding) {                                                                   \
-    case MOEI_ROUND_HALF_DOWN:                                                                     \
-        ENCODE(elem, MOEI_ROUND_HALF_DOWN);                                                        \
-    case MOEI_ROUND_DISTANCE:                                                                      \
-        ENCODE(elem, MOEI_ROUND_DISTANCE);                                                         \
-    case MOEI_ROUND_HALF_AWAY:                                                                     \
-        ENCODE(elem, MOEI_ROUND_HALF_AWAY);                                                        \
-    case MOEI_ROUND_TRUNCATE:                                                                      \
-        ENCODE(elem, MOEI_ROUND_TRUNCATE);                                                         \
-    default:                                                                                       \
-        ENCODE(elem, MOEI_ROUND_EVEN);                                                             \
-    }                                                                                              \
-    break
-    switch (a->quant.elem) {
-    case MOE_E4M3FN:
-        ENCODE(MOE_E4M3FN, MOEI_ROUND_EVEN);
-    case MOE_E4M3FNUZ:
-        ENCODE(MOE_E4M3FNUZ, MOEI_ROUND_EVEN);
-    case MOE_E5M2:
-        ENCODE(MOE_E5M2, MOEI_ROUND_EVEN);
-    case MOE_E2M3:
-        ENCODE(MOE_E2M3, MOEI_ROUND_EVEN);
-    case MOE_E3M2:
-        ENCODE(MOE_E3M2, MOEI_ROUND_EVEN);
-    case MOE_E2M1:
-        ENCODE_ROUNDED(MOE_E2M1);
-    default: // int8, int4
-        ENCODE_ROUNDED(MOE_I8);
-    }
-#undef ENCODE_ROUNDED
+    MOEI_QUANT_CHOOSE_CODE(a->quant.elem, a->info->rounding, ENCODE)
 #undef ENCODE
 }
 
