@@ -90,7 +90,8 @@ moe_status moei_operand_pack(const moei_kernel *kernel, const moei_matrices *fro
             output[r] = moei_operand_output(from, bn * MOEI_OPERAND_TILE + r);
         }
         for (int64_t bk = 0; bk < moei_operand_blocks_k(from); bk++) {
-            // Rows of the block, whole: those cut by the end of k in a copy.
+            // Rows of the block, whole: those cut by the end of k in a copy. What shares a byte
+            // with the last code comes along: x is 0 there.
             uint8_t cut[MOEI_OPERAND_TILE][MOEI_OPERAND_TILE / 2];
             const uint8_t *row[MOEI_OPERAND_TILE];
             const int64_t k0 = bk * MOEI_OPERAND_TILE;
