@@ -18,7 +18,14 @@ set(MOE_CUDA_FLAGS -fmad=false -Xcompiler=-fno-exceptions,-fPIC,-fvisibility=hid
     --expt-relaxed-constexpr)
 add_library(moe_cuda_shared OBJECT src/backends/cuda/ops.cu)
 add_library(moe_cuda_hopper OBJECT
-    src/backends/cuda/ggemm_wgmma.cu
+    src/backends/cuda/ggemm_bf16.cu
+    src/backends/cuda/ggemm_e4m3.cu
+    src/backends/cuda/ggemm_f16.cu
+    src/backends/cuda/ggemm_packed_e4m3.cu
+    src/backends/cuda/ggemm_packed_mxfp4.cu
+    src/backends/cuda/ggemm_packed_nvfp4.cu
+    src/backends/cuda/ggemm_packed_u4.cu
+    src/backends/cuda/ggemm_packed_u8.cu
     src/backends/cuda/measure.cu)
 foreach(arch IN LISTS MOE_CUDA_ARCHS)
     target_compile_options(moe_cuda_shared PRIVATE
@@ -41,6 +48,7 @@ endforeach()
 
 add_library(moe_cuda MODULE
     src/backends/cuda/cuda.c
+    src/backends/cuda/mma.c
     src/backends/cuda/operand.c
     src/backends/gpu/drive_ggemm.c
     src/backends/gpu/drive_ids.c

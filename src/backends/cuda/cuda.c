@@ -36,21 +36,10 @@ static double chain_cost(const moei_kernel *kernel, const moei_ggemm_problem *pr
     return (double)problem->m_max * (double)problem->n * (double)problem->k / 1e12;
 }
 
-static bool mma_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
-                         moei_whynot *why)
+// What all matrix kernels ask of a problem: no quantised x, rows of x in `dtype`, weights as [n,
+// k].
+static bool mma_takes(const moei_ggemm_problem *problem, moe_dtype dtype, moei_whynot *why)
 {
-    const bool packed = kernel->layout == MOEI_LAYOUT_PACKED;
-    const bool f16 = kernel->arith == MOEI_ARITH_WGMMA_F16;
-    const moe_format format = packed ? MOE_FORMAT_MXFP4 : f16 ? MOE_FORMAT_F16 : MOE_FORMAT_BF16;
-    const moe_dtype dtype = f16 ? MOE_F16 : MOE_BF16;
-    if (problem->gemm->weight_format != format) {
-        *why = (moei_whynot){MOEI_WHYNOT_WGT_FORMAT, problem->gemm->weight_format, format};
-        return false;
-    }
-    if (problem->gemm->act.spec != MOE_QUANT_NONE) {
-        *why = (moei_whynot){MOEI_WHYNOT_ACT_QUANT, problem->gemm->act.spec, MOE_QUANT_NONE};
-        return false;
-    }
     if (problem->x_dtype != dtype) {
         *why = (moei_whynot){MOEI_WHYNOT_ACT_DTYPE, problem->x_dtype, dtype};
         return false;
@@ -59,11 +48,70 @@ static bool mma_supports(const moei_kernel *kernel, const moei_ggemm_problem *pr
         *why = (moei_whynot){MOEI_WHYNOT_TRANSPOSED, 1, 0};
         return false;
     }
-    if (!packed && problem->k % 8 != 0) { // the copy engine's rows are multiples of 16 bytes
-        *why = (moei_whynot){MOEI_WHYNOT_ALIGNMENT, problem->k, 8};
+    return true;
+}
+
+static bool is_multiple(int64_t k, int64_t of, moei_whynot *why)
+{
+    *why = (moei_whynot){MOEI_WHYNOT_ALIGNMENT, k, of};
+    return k % of == 0; // the copy engine's rows are multiples of 16 bytes
+}
+
+static bool float_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
+                           moei_whynot *why)
+{
+    const bool f16 = kernel->arith == MOEI_ARITH_WGMMA_F16;
+    const moe_format format = f16 ? MOE_FORMAT_F16 : MOE_FORMAT_BF16;
+    if (problem->gemm->weight_format != format) {
+        *why = (moei_whynot){MOEI_WHYNOT_WGT_FORMAT, problem->gemm->weight_format, format};
+        return false;
+    }
+    return mma_takes(problem, f16 ? MOE_F16 : MOE_BF16, why) && is_multiple(problem->k, 8, why);
+}
+
+// Packed weights: scales that are decoded with the codes, or one for all k, go to the class of
+// chunks, others to that of their group.
+static bool packed_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
+                            moei_whynot *why)
+{
+    const moe_format format = problem->gemm->weight_format;
+    const moei_format_info *info = moei_cuda_host->format(format);
+    const int kind = info != NULL ? moei_operand_kind_of(info) : -1;
+    if (kind < 0) {
+        *why = (moei_whynot){MOEI_WHYNOT_WGT_FORMAT, format, MOE_FORMAT_MXFP4};
+        return false;
+    }
+    if (!mma_takes(problem, MOE_BF16, why)) {
+        return false;
+    }
+    const int64_t fold = MOEI_OPERAND_APART(kind) ? moei_cuda_host->ggemm_fold(problem) : 0;
+    const int64_t chunk = kernel->arith == MOEI_ARITH_WGMMA_BF16_C576
+                              ? 0
+                              : moei_cuda_host->arith(kernel->arith)->chunk;
+    if (fold != chunk || !moei_operand_takes(info, fold)) {
+        *why = (moei_whynot){MOEI_WHYNOT_FOLD, fold, chunk};
         return false;
     }
     return true;
+}
+
+// FP8 codes on both sides, scales per tensor, row or 128 k.
+static bool fp8_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
+                         moei_whynot *why)
+{
+    (void)kernel;
+    const moe_format format = problem->gemm->weight_format;
+    const moei_format_info *info = moei_cuda_host->format(format);
+    if (info == NULL || info->elem != MOE_E4M3FN) {
+        *why = (moei_whynot){MOEI_WHYNOT_WGT_FORMAT, format, MOE_FORMAT_E4M3FN_BLOCK};
+        return false;
+    }
+    const int64_t fold = moei_cuda_host->ggemm_fold(problem);
+    if (fold != 0 && fold != 128) {
+        *why = (moei_whynot){MOEI_WHYNOT_FOLD, fold, 128};
+        return false;
+    }
+    return mma_takes(problem, MOE_E4M3FN, why) && is_multiple(problem->k, 16, why);
 }
 
 static double mma_cost(const moei_kernel *kernel, const moei_ggemm_problem *problem)

@@ -10,17 +10,23 @@
 
 #define HOPPER_FN static __device__ __forceinline__
 
+/// Address of shared memory as instructions take it: 32 bits, which spares registers.
 HOPPER_FN uint32_t hopper_smem(const void *p)
 {
     return (uint32_t)__cvta_generic_to_shared(p);
 }
 
+/// The same memory, as a pointer.
+template <class T> HOPPER_FN T *hopper_pointer(uint32_t at)
+{
+    return (T *)__cvta_shared_to_generic(at);
+}
+
 // ---- mbarrier ----------------------------------------------------------------------------------
 
-HOPPER_FN void hopper_barrier_init(uint64_t *barrier, int arrivals)
+HOPPER_FN void hopper_barrier_init(uint32_t barrier, int arrivals)
 {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(hopper_smem(barrier)),
-                 "r"(arrivals)
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals)
                  : "memory");
 }
 
@@ -30,36 +36,33 @@ HOPPER_FN void hopper_barrier_init_done(void)
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-HOPPER_FN void hopper_barrier_arrive(uint64_t *barrier)
+HOPPER_FN void hopper_barrier_arrive(uint32_t barrier)
 {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(hopper_smem(barrier)) : "memory");
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 /// Arrives, and has the phase wait for `bytes` more that a copy will bring.
-HOPPER_FN void hopper_barrier_expect(uint64_t *barrier, uint32_t bytes)
+HOPPER_FN void hopper_barrier_expect(uint32_t barrier, uint32_t bytes)
 {
-    asm volatile(
-        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(hopper_smem(barrier)),
-        "r"(bytes)
-        : "memory");
-}
-
-/// Arrives once this thread's earlier hopper_copy_16 have landed.
-HOPPER_FN void hopper_barrier_arrive_copies(uint64_t *barrier)
-{
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(hopper_smem(barrier))
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                  : "memory");
 }
 
+/// Arrives once this thread's earlier hopper_copy_4 have landed.
+HOPPER_FN void hopper_barrier_arrive_copies(uint32_t barrier)
+{
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
 /// Waits until the phase of this parity is complete.
-HOPPER_FN void hopper_barrier_wait(uint64_t *barrier, uint32_t parity)
+HOPPER_FN void hopper_barrier_wait(uint32_t barrier, uint32_t parity)
 {
     asm volatile("{\n"
                  ".reg .pred done;\n"
                  "again%=:\n"
                  "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
                  "@!done bra again%=;\n"
-                 "}" ::"r"(hopper_smem(barrier)),
+                 "}" ::"r"(barrier),
                  "r"(parity)
                  : "memory");
 }
@@ -86,13 +89,26 @@ HOPPER_FN void hopper_copy_16(uint32_t to, const void *from, bool there)
                  "r"(there ? 16 : 0));
 }
 
+/// The same for 4 bytes.
+HOPPER_FN void hopper_copy_4(uint32_t to, const void *from, bool there)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from),
+                 "r"(there ? 4 : 0));
+}
+
+/// Waits for this thread's copies.
+HOPPER_FN void hopper_copies_wait(void)
+{
+    asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
 /// `bytes` contiguous bytes, a multiple of 16, both ends aligned to 16.
-HOPPER_FN void hopper_copy_bulk(void *to, const void *from, uint32_t bytes, uint64_t *barrier,
+HOPPER_FN void hopper_copy_bulk(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier,
                                 uint64_t policy)
 {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
-                 ".L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(hopper_smem(to)),
-                 "l"(from), "r"(bytes), "r"(hopper_smem(barrier)), "l"(policy)
+                 ".L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
                  : "memory");
 }
 
@@ -104,23 +120,32 @@ HOPPER_FN uint64_t hopper_policy_evict_first(void)
 }
 
 /// A box of a tensor map of rank 3 or 5 to shared memory; zeros outside of the tensor.
-HOPPER_FN void hopper_tensor_3d(void *to, const CUtensorMap *map, int c0, int c1, int c2,
-                                uint64_t *barrier, uint64_t policy)
+HOPPER_FN void hopper_tensor_3d(uint32_t to, const CUtensorMap *map, int c0, int c1, int c2,
+                                uint32_t barrier, uint64_t policy)
 {
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
-                 ".L2::cache_hint [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(hopper_smem(to)),
-                 "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(hopper_smem(barrier)), "l"(policy)
+                 ".L2::cache_hint [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(to),
+                 "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(barrier), "l"(policy)
                  : "memory");
 }
 
-HOPPER_FN void hopper_tensor_5d(void *to, const CUtensorMap *map, int c0, int c3, int c4,
-                                uint64_t *barrier, uint64_t policy)
+/// The same without a cache policy.
+HOPPER_FN void hopper_tensor_3d_plain(uint32_t to, const CUtensorMap *map, int c0, int c1, int c2,
+                                      uint32_t barrier)
 {
-    asm volatile(
-        "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes"
-        ".L2::cache_hint [%0], [%1, {%2, %3, %3, %4, %5}], [%6], %7;" ::"r"(hopper_smem(to)),
-        "l"(map), "r"(c0), "r"(0), "r"(c3), "r"(c4), "r"(hopper_smem(barrier)), "l"(policy)
-        : "memory");
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 " [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
+                 "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(barrier)
+                 : "memory");
+}
+
+HOPPER_FN void hopper_tensor_5d(uint32_t to, const CUtensorMap *map, int c0, int c3, int c4,
+                                uint32_t barrier, uint64_t policy)
+{
+    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".L2::cache_hint [%0], [%1, {%2, %3, %3, %4, %5}], [%6], %7;" ::"r"(to),
+                 "l"(map), "r"(c0), "r"(0), "r"(c3), "r"(c4), "r"(barrier), "l"(policy)
+                 : "memory");
 }
 
 HOPPER_FN void hopper_tensor_prefetch(const CUtensorMap *map)
@@ -157,10 +182,10 @@ template <int REGISTERS> HOPPER_FN void hopper_registers_shrink(void)
 
 /// Descriptor of an operand whose rows are 128 bytes of k, swizzled in groups of eight rows. 32
 /// bytes further along k: add 2.
-HOPPER_FN uint64_t hopper_operand(const void *p)
+HOPPER_FN uint64_t hopper_operand(uint32_t at)
 {
-    return (uint64_t)((hopper_smem(p) & 0x3FFFF) >> 4) | (uint64_t)1 << 16 |
-           (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
+    return (uint64_t)((at & 0x3FFFF) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 |
+           (uint64_t)1 << 62;
 }
 
 HOPPER_FN void hopper_mma_begin(void)
@@ -208,7 +233,9 @@ HOPPER_FN void hopper_mma_registers(float (&d)[N / 2], const uint32_t (&a)[4], u
 #define REGS_32                                                                                    \
     ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54" \
     ",%55,%56,%57,%58,%59,%60,%61,%62,%63"
-#define REGS_64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
+#define REGS_64 ",%64,%65,%66,%67"
+#define REGS_68 ",%68,%69,%70,%71"
+#define REGS_72 ",%72,%73,%74,%75,%76,%77,%78,%79"
 #define REGS_80 ",%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
 #define REGS_96                                                                                    \
     ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114"  \
@@ -261,17 +288,21 @@ HOPPER_MMA_REGISTERS(64, REGS_0 REGS_4 REGS_8 REGS_16, "%32, %33, %34, %35", "%3
                      OUT_32(0))
 HOPPER_MMA_REGISTERS(128, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32, "%64, %65, %66, %67", "%68", "%69",
                      OUT_32(0), OUT_32(32))
+HOPPER_MMA_REGISTERS(144, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_64 REGS_68,
+                     "%72, %73, %74, %75", "%76", "%77", OUT_32(0), OUT_32(32), OUT_8(64))
 HOPPER_MMA(8, REGS_0, "%4", "%5", "%6", OUT_4(0))
 HOPPER_MMA(16, REGS_0 REGS_4, "%8", "%9", "%10", OUT_8(0))
 HOPPER_MMA(32, REGS_0 REGS_4 REGS_8, "%16", "%17", "%18", OUT_16(0))
 HOPPER_MMA(64, REGS_0 REGS_4 REGS_8 REGS_16, "%32", "%33", "%34", OUT_32(0))
 HOPPER_MMA(128, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32, "%64", "%65", "%66", OUT_32(0), OUT_32(32))
-HOPPER_MMA(160, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_64, "%80", "%81", "%82", OUT_32(0),
-           OUT_32(32), OUT_16(64))
-HOPPER_MMA(192, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_64 REGS_80, "%96", "%97", "%98",
-           OUT_32(0), OUT_32(32), OUT_32(64))
-HOPPER_MMA(256, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_64 REGS_80 REGS_96, "%128", "%129",
-           "%130", OUT_32(0), OUT_32(32), OUT_32(64), OUT_32(96))
+HOPPER_MMA(144, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_64 REGS_68, "%72", "%73", "%74",
+           OUT_32(0), OUT_32(32), OUT_8(64))
+HOPPER_MMA(160, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_64 REGS_68 REGS_72, "%80", "%81", "%82",
+           OUT_32(0), OUT_32(32), OUT_16(64))
+HOPPER_MMA(192, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_64 REGS_68 REGS_72 REGS_80, "%96", "%97",
+           "%98", OUT_32(0), OUT_32(32), OUT_32(64))
+HOPPER_MMA(256, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_64 REGS_68 REGS_72 REGS_80 REGS_96,
+           "%128", "%129", "%130", OUT_32(0), OUT_32(32), OUT_32(64), OUT_32(96))
 
 #undef REGS_0
 #undef REGS_4
@@ -279,6 +310,8 @@ HOPPER_MMA(256, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_64 REGS_80 REGS_96, "%
 #undef REGS_16
 #undef REGS_32
 #undef REGS_64
+#undef REGS_68
+#undef REGS_72
 #undef REGS_80
 #undef REGS_96
 #undef OUT_4

@@ -165,8 +165,8 @@ static __global__ void __launch_bounds__(MMA_THREADS, 1) matrix_multiply(float *
     for (int i = 0; i < 128; i++) {
         acc[i] = 0.0f;
     }
-    const uint64_t a = hopper_operand(shared + threadIdx.x / 128 * 8192);
-    const uint64_t b = hopper_operand(shared + 16384);
+    const uint64_t a = hopper_operand(hopper_smem(shared + threadIdx.x / 128 * 8192));
+    const uint64_t b = hopper_operand(hopper_smem(shared + 16384));
     for (int r = 0; r < MMA_ROUNDS; r++) {
         hopper_mma_begin();
 #pragma unroll

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Grouped products on Hopper's matrix units (ggemm_wgmma.cu), as the plugin's host code calls them.
+// Grouped products on Hopper's matrix units: what the host code (mma.c) and the kernels
+// (ggemm_wgmma.cuh) share, and what the plugin calls.
 #ifndef MOEI_CUDA_MMA_H
 #define MOEI_CUDA_MMA_H
 
@@ -9,6 +10,60 @@
 extern "C" {
 #endif
 
+/// How rows of x come into shared memory.
+typedef enum moei_mma_x {
+    MOEI_MMA_STORES, // from anywhere, by loads and stores
+    MOEI_MMA_COPIES, // many rows, by 16-byte copies
+    MOEI_MMA_GATHER, // few rows, by the copy engine, one at a time: some 40 cycles each
+    MOEI_MMA_BOX     // by the copy engine, all rows of a tile at once: they lie side by side
+} moei_mma_x;
+
+/// Arguments of every kernel.
+typedef struct moei_mma_args {
+    CUtensorMap weights; // where they lie as the checkpoint has them
+    CUtensorMap x;       // boxes of a row, or of as many as a tile has
+    moek_ggemm_args a;
+    moek_glu_args glu;    // where `fused`
+    int32_t fused;        // the output is glu's
+    int32_t paired;       // tiles hold eights of two parts in turn (always where fused)
+    int32_t up_first;     // of the two parts, ups have the lower rows
+    int64_t second, step; // output i of the parts: i * step, second + i * step
+    int64_t outputs;      // of a part, or of all
+    int32_t m_blocks;     // tiles along the outputs
+    float limit;          // of the activation
+    int32_t zero_point;   // of packed codes without their own
+    int32_t x_engine;     // moei_mma_x
+    int32_t vector;       // rows of the output do
+    int32_t scale_copies; // scales of x come by 4-byte copies: f32, or words of four e8m0
+    int32_t early;        // weights and offsets do not depend on the launch before this one
+    int32_t stages;       // of each ring
+    uint32_t delay;       // moei_exec.delay
+} moei_mma_args;
+
+/// One compiled kernel.
+typedef struct moei_mma_variant {
+    int bm, bn;      // outputs and rows of a tile
+    int pipes;       // tiles at work at the same time in a block
+    int threads;     // of a block
+    int stage_bytes; // of a ring
+    int scale_bytes; // beside each stage
+    int turn_bytes;  // of a block
+    const void *kernel;
+} moei_mma_variant;
+
+/// The kernels of a kind, by rising bn; each in a file of its own.
+const moei_mma_variant *moei_mma_bf16(int *count);
+const moei_mma_variant *moei_mma_f16(int *count);
+const moei_mma_variant *moei_mma_e4m3(int *count);
+const moei_mma_variant *moei_mma_packed_mxfp4(int *count);
+const moei_mma_variant *moei_mma_packed_nvfp4(int *count);
+const moei_mma_variant *moei_mma_packed_u4(int *count);
+const moei_mma_variant *moei_mma_packed_u8(int *count);
+const moei_mma_variant *moei_mma_packed_e4m3(int *count);
+
+#define MOEI_MMA_MAX_STAGES 16
+#define MOEI_MMA_SHARED     (227 * 1024)
+
 /// True where glu's rows come straight out of the product's registers: gate and up rows of eight
 /// outputs each lie in the same threads.
 bool moei_cuda_mma_fuses(const moek_ggemm_args *ggemm, const moek_glu_args *glu);
@@ -17,7 +72,7 @@ bool moei_cuda_mma_fuses(const moek_ggemm_args *ggemm, const moek_glu_args *glu)
 moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
                          const moek_ggemm_args *ggemm, const moek_glu_args *glu);
 
-/// Loads and configures every variant of the kernel. For a device that has it.
+/// Loads and configures every variant of the kernels. For a device that has them.
 cudaError_t moei_cuda_mma_load(void);
 
 #ifdef __cplusplus

@@ -7,6 +7,7 @@
 #define MOEI_GPU_TILES_CUH
 
 #include "backends/gpu/dev.h"
+#include "backends/gpu/elements.cuh"
 #include "ops/ggemm_at.h"
 
 typedef struct moei_tile {
@@ -30,17 +31,33 @@ DEV_FN int64_t moei_group_rows(const moek_ggemm_args *a, int32_t e, int64_t *fir
 /// Fills prefix[0 .. count]: blocks of rows before each expert. Every thread of the block calls it.
 DEV_FN void moei_tiles_begin(const moek_ggemm_args *a, int32_t bn, int32_t *prefix)
 {
+    enum { AT_ONCE = 8 }; // experts of a lane: their rows are read at the same time
     if (dev_warp() == 0) {
         const int lane = (int)dev_lane();
         int32_t before = 0;
-        for (int32_t e0 = 0; e0 < a->w.count; e0 += 32) {
-            int64_t first;
-            const int32_t e = e0 + lane;
-            const int32_t blocks =
-                e < a->w.count ? (int32_t)((moei_group_rows(a, e, &first) + bn - 1) / bn) : 0;
-            const int32_t up_to = dev_warp_scan_i32(blocks);
-            if (e < a->w.count) {
-                prefix[e + 1] = before + up_to;
+        for (int32_t e0 = 0; e0 < a->w.count; e0 += 32 * AT_ONCE) {
+            const int32_t first = e0 + lane * AT_ONCE;
+            int32_t blocks[AT_ONCE];
+            int32_t sum = 0;
+            MOEI_GPU_UNROLL
+            for (int j = 0; j < AT_ONCE; j++) {
+                int64_t start;
+                const int32_t e = first + j;
+                const int64_t rows = e < a->w.count ? moei_group_rows(a, e, &start) : 0;
+                blocks[j] = (int32_t)(((uint32_t)rows + (uint32_t)bn - 1u) / (uint32_t)bn);
+            }
+            MOEI_GPU_UNROLL
+            for (int j = 0; j < AT_ONCE; j++) {
+                sum += blocks[j];
+            }
+            const int32_t up_to = dev_warp_scan_i32(sum);
+            int32_t at = before + up_to - sum;
+            MOEI_GPU_UNROLL
+            for (int j = 0; j < AT_ONCE; j++) {
+                at += blocks[j];
+                if (first + j < a->w.count) {
+                    prefix[first + j + 1] = at;
+                }
             }
             before += (int32_t)dev_shfl_u32((uint32_t)up_to, 31);
         }
@@ -58,7 +75,7 @@ DEV_FN bool moei_tile_at(const moek_ggemm_args *a, const int32_t *prefix, int32_
     if (tile >= (int64_t)prefix[a->w.count] * m_blocks) {
         return false;
     }
-    const int32_t block = (int32_t)(tile / m_blocks); // of rows, were they outermost
+    const int32_t block = (int32_t)moei_divide(tile, m_blocks); // of rows, were they outermost
     int32_t low = 0;
     int32_t high = a->w.count;
     while (high - low > 1) { // prefix[low] <= block < prefix[high]
@@ -74,8 +91,8 @@ DEV_FN bool moei_tile_at(const moek_ggemm_args *a, const int32_t *prefix, int32_
     int64_t first;
     const int64_t rows = moei_group_rows(a, low, &first);
     out->e = low;
-    out->m = rest / blocks;
-    out->i0 = first + (int64_t)(rest % blocks) * bn;
+    out->m = (int32_t)((uint32_t)rest / (uint32_t)blocks);
+    out->i0 = first + (int64_t)(rest - out->m * blocks) * bn;
     out->i1 = first + rows < out->i0 + bn ? first + rows : out->i0 + bn;
     return true;
 }

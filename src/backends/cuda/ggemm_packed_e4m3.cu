@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+// bf16_any_packed__sm90a_c576,
+// bf16_any_packed__sm90a_b32,
+// bf16_any_packed__sm90a_b64,
+// bf16_any_packed__sm90a_b128.
+// ggemm: FP8 (OCP e4m3) x bf16, packed weights decoded to bf16 in registers.
+#include "backends/cuda/ggemm_wgmma.cuh"
+
+const moei_mma_variant *moei_mma_packed_e4m3(int *count)
+{
+    constexpr int KIND = KIND_PACKED + MOEI_OPERAND_E4M3;
+    static const moei_mma_variant variants[] = {
+        few_rows<KIND, 8, 3, 1>(), few_rows<KIND, 16, 3, 1>(), many_rows<KIND, 32, 1>(),
+        many_rows<KIND, 64, 1>(),  many_rows<KIND, 128, 1>(),
+    };
+    *count = sizeof variants / sizeof variants[0];
+    return variants;
+}

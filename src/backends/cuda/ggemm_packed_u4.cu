@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+// bf16_any_packed__sm90a_b32,
+// bf16_any_packed__sm90a_b64,
+// bf16_any_packed__sm90a_b128.
+// ggemm: int4 x bf16, packed weights decoded to bf16 in registers.
+#include "backends/cuda/ggemm_wgmma.cuh"
+
+const moei_mma_variant *moei_mma_packed_u4(int *count)
+{
+    constexpr int KIND = KIND_PACKED + MOEI_OPERAND_U4;
+    static const moei_mma_variant variants[] = {
+        few_rows<KIND, 8, 4, 1>(), few_rows<KIND, 16, 4, 1>(), many_rows<KIND, 32, 1>(),
+        many_rows<KIND, 64, 1>(),  many_rows<KIND, 128, 1>(),
+    };
+    *count = sizeof variants / sizeof variants[0];
+    return variants;
+}

@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products on the matrix units: which kernel runs, and how it is launched.
+#include "backends/cuda/mma.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "backends/cuda/operand.h"
+#include "numerics/activation.h"
+
+// Rows of the table of kernels, by kind.
+typedef const moei_mma_variant *(*variants_fn)(int *count);
+static const variants_fn packed[MOEI_OPERAND_NUM_KINDS] = {
+    [MOEI_OPERAND_MXFP4] = moei_mma_packed_mxfp4, [MOEI_OPERAND_NVFP4] = moei_mma_packed_nvfp4,
+    [MOEI_OPERAND_U4] = moei_mma_packed_u4,       [MOEI_OPERAND_U8] = moei_mma_packed_u8,
+    [MOEI_OPERAND_E4M3] = moei_mma_packed_e4m3,
+};
+static const variants_fn canonical[] = {moei_mma_bf16, moei_mma_f16, moei_mma_e4m3};
+#define NUM_CANONICAL (sizeof canonical / sizeof canonical[0])
+
+static cudaError_t load(variants_fn variants)
+{
+    int count;
+    const moei_mma_variant *v = variants(&count);
+    cudaError_t error = cudaSuccess;
+    for (int i = 0; i < count && error == cudaSuccess; i++) {
+        error = cudaFuncSetAttribute(v[i].kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     MOEI_MMA_SHARED - 1024); // the barriers are static
+    }
+    return error;
+}
+
+cudaError_t moei_cuda_mma_load(void)
+{
+    cudaError_t error = cudaSuccess;
+    for (size_t i = 0; i < NUM_CANONICAL && error == cudaSuccess; i++) {
+        error = load(canonical[i]);
+    }
+    for (size_t i = 0; i < MOEI_OPERAND_NUM_KINDS && error == cudaSuccess; i++) {
+        error = load(packed[i]);
+    }
+    return error;
+}
+
+static variants_fn variants_of(const moek_ggemm_args *a)
+{
+    if (a->w.layout == MOEI_LAYOUT_PACKED) {
+        return packed[moei_operand_kind_of(a->w.format)];
+    }
+    switch (a->w.format->elem) {
+    case MOE_E4M3FN:
+        return moei_mma_e4m3;
+    case MOE_F16:
+        return moei_mma_f16;
+    default:
+        return moei_mma_bf16;
+    }
+}
+
+static int64_t root(int64_t n)
+{
+    int64_t r = 0;
+    while ((r + 1) * (r + 1) <= n) {
+        r++;
+    }
+    return r;
+}
+
+// The kernel for rows that spread over the experts as they come. A tile costs its rows, and what
+// every tile costs: its weights. Experts of the mean's size, and of up to two standard deviations
+// (those of random routing) around it, are asked what they would cost.
+static const moei_mma_variant *variant_for(const moek_ggemm_args *a)
+{
+    enum { WEIGHTS = 64 }; // what a tile costs besides its rows, in rows; measured
+    int count;
+    const moei_mma_variant *v = variants_of(a)(&count);
+    const int64_t groups = a->w.count > 0 ? a->w.count : 1;
+    const int64_t mean = a->offsets != NULL ? (a->rows + groups - 1) / groups : a->rows;
+    const int64_t spread = a->offsets != NULL ? root(mean) : 0;
+    const moei_mma_variant *best = v;
+    int64_t least = INT64_MAX;
+    for (int i = 0; i < count; i++) {
+        int64_t cost = 0;
+        for (int s = -4; s <= 4; s++) { // halves of a standard deviation; the middle ones twice
+            const int64_t rows = mean + spread * s / 2 > 1 ? mean + spread * s / 2 : 1;
+            const int64_t tiles = (rows + v[i].bn - 1) / v[i].bn;
+            cost += (s >= -2 && s <= 2 ? 2 : 1) * tiles * (v[i].bn + WEIGHTS);
+        }
+        if (cost <= least) {
+            least = cost;
+            best = &v[i];
+        }
+    }
+    const char *env = getenv("MOE_BN"); // EXPERIMENT
+    for (int i = 0; env != NULL && i < count; i++) {
+        best = v[i].bn == atoi(env) ? &v[i] : best;
+    }
+    return best;
+}
+
+// The weights as boxes of BM outputs x 128 bytes of k. With glu: eights of gates and ups in turn.
+static CUresult encode(const moei_cuda_device *device, const moek_ggemm_args *a,
+                       const moek_glu_args *glu, int bm, CUtensorMap *out)
+{
+    const moei_matrices *w = &a->w;
+    const moe_dtype elem = w->format->elem;
+    const CUtensorMapDataType type = elem == MOE_F16    ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                     : elem == MOE_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                                        : CU_TENSOR_MAP_DATA_TYPE_UINT8;
+    const cuuint32_t box_k = elem == MOE_F16 || elem == MOE_BF16 ? 64 : 128;
+    const cuuint64_t row = (cuuint64_t)w->value_n_stride;
+    const cuuint64_t expert = w->count > 1 ? (cuuint64_t)w->value_e_stride : row * (cuuint64_t)w->n;
+    const cuuint32_t ones[5] = {1, 1, 1, 1, 1};
+    void *values = (void *)(uintptr_t)w->values;
+    if (glu == NULL) {
+        const cuuint64_t dims[3] = {(cuuint64_t)w->k, (cuuint64_t)w->n, (cuuint64_t)w->count};
+        const cuuint64_t strides[2] = {row, expert};
+        const cuuint32_t box[3] = {box_k, (cuuint32_t)bm, 1};
+        return device->encode(out, type, 3, values, dims, strides, box, ones,
+                              CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                              CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                              CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    }
+    const int64_t first = glu->gate_offset < glu->up_offset ? glu->gate_offset : glu->up_offset;
+    const int64_t second = glu->gate_offset + glu->up_offset - first;
+    const cuuint64_t step = (cuuint64_t)glu->step * row;
+    const cuuint64_t apart = (cuuint64_t)(second - first) * row;
+    const cuuint64_t dims[5] = {(cuuint64_t)w->k, 8, 2, (cuuint64_t)glu->inter / 8,
+                                (cuuint64_t)w->count};
+    const cuuint64_t strides[4] = {step, apart, 8 * step, expert};
+    const cuuint32_t box[5] = {box_k, 8, 2, (cuuint32_t)bm / 16, 1};
+    return device->encode(out, type, 5, (uint8_t *)values + first * w->value_n_stride, dims,
+                          strides, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                          CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                          CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+}
+
+// The rows of x as boxes of one row, or of `rows`. False where the engine cannot read them.
+static bool encode_x(const moei_cuda_device *device, const moek_ggemm_args *a, int rows,
+                     CUtensorMap *out)
+{
+    const moei_operand *x = &a->x;
+    const bool batched = a->offsets == NULL;
+    const bool codes = moei_cuda_host->dtype_bits(x->dtype) == 8;
+    const int64_t batch = batched && a->w.count > 1 ? x->batch_stride : 16; // one: not used
+    const CUtensorMapDataType type = codes                 ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+                                     : x->dtype == MOE_F16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                           : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    // Gathered rows: how many x has is not known here, and no index is out of range.
+    const int64_t count = a->row_index != NULL ? INT32_MAX : a->rows > 0 ? a->rows : 1;
+    const cuuint64_t dims[3] = {(cuuint64_t)a->w.k, (cuuint64_t)count,
+                                (cuuint64_t)(batched ? a->w.count : 1)};
+    const cuuint64_t strides[2] = {(cuuint64_t)x->row_stride, (cuuint64_t)batch};
+    const cuuint32_t box[3] = {codes ? 128 : 64, (cuuint32_t)rows, 1};
+    const cuuint32_t ones[3] = {1, 1, 1};
+    if (((uintptr_t)x->data | (uintptr_t)x->row_stride | (uintptr_t)batch) % 16 != 0 ||
+        x->row_stride <= 0 || batch <= 0 || x->row_stride >= (int64_t)1 << 40 ||
+        batch >= (int64_t)1 << 40) {
+        return false;
+    }
+    return device->encode(out, type, 3, (void *)(uintptr_t)x->data, dims, strides, box, ones,
+                          CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                          CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                          CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+bool moei_cuda_mma_fuses(const moek_ggemm_args *ggemm, const moek_glu_args *glu)
+{
+    const moe_activation act = glu->act.activation;
+    return (glu->step == 2) == ggemm->w.interleaved_parts &&
+           (act == MOE_ACT_SILU || act == MOE_ACT_SWIGLUOAI) && glu->inter % 8 == 0 &&
+           ggemm->w.n == 2 * glu->inter && glu->x == ggemm->y && ggemm->y_dtype == MOE_F32 &&
+           ggemm->out_index == NULL && ggemm->row_weight == NULL;
+}
+
+// Row and batch strides count where there is more than one batch.
+static bool rows_aligned(const void *data, int64_t row_stride, int64_t batch_stride, bool batched)
+{
+    return ((uintptr_t)data | (uintptr_t)row_stride | (batched ? (uintptr_t)batch_stride : 0)) %
+               16 ==
+           0;
+}
+
+// Whether scales of x along k can be copied by words of four bytes: f32, packed e8m0, or rows of
+// e8m0 that are whole words.
+static bool scales_are_words(const moei_operand *x, int64_t k, bool batched)
+{
+    if (x->scales == NULL || x->group == 0) {
+        return false;
+    }
+    if (x->packed || x->scale_dtype == MOE_F32) {
+        return (uintptr_t)x->scales % 4 == 0;
+    }
+    return x->scale_dtype == MOE_E8M0 && x->scale_k_stride == 1 && k % (4 * x->group) == 0 &&
+           ((uintptr_t)x->scales | (uintptr_t)x->scale_row_stride |
+            (batched ? (uintptr_t)x->scale_batch_stride : 0)) %
+                   4 ==
+               0;
+}
+
+moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
+                         const moek_ggemm_args *ggemm, const moek_glu_args *glu)
+{
+    const moei_cuda_device *device = moei_cuda_device_of(exec);
+    const moei_mma_variant *v = variant_for(ggemm);
+    const moei_matrices *w = &ggemm->w;
+    const bool is_packed = w->layout == MOEI_LAYOUT_PACKED;
+    const bool batched = ggemm->offsets == NULL;
+    moei_mma_args g;
+    memset(&g, 0, sizeof g);
+    g.a = *ggemm;
+    g.fused = glu != NULL;
+    if (glu != NULL) {
+        g.glu = *glu;
+        g.up_first = glu->up_offset < glu->gate_offset;
+        g.limit = glu->act.limit > 0.0f ? glu->act.limit : MOEI_NO_LIMIT;
+    }
+    g.paired = glu != NULL || (is_packed && moei_operand_parts(w) == 2);
+    g.second = w->interleaved_parts ? 1 : w->n / 2;
+    g.step = g.paired && w->interleaved_parts ? 2 : 1;
+    g.outputs = g.paired ? w->n / 2 : w->n;
+    g.m_blocks = (int32_t)(((g.paired ? (g.outputs + 7) / 8 * 16 : w->n) + v->bm - 1) / v->bm);
+    if (!is_packed) {
+        const CUresult made = encode(device, ggemm, glu, v->bm, &g.weights);
+        if (made != CUDA_SUCCESS) {
+            return moei_cuda_host->fail(MOE_E_DEVICE,
+                                        "cuda: tensor map of [%d, %lld, %lld]: error %d",
+                                        (int)w->count, (long long)w->n, (long long)w->k, (int)made);
+        }
+    }
+    g.zero_point = is_packed ? moei_operand_zero_point(w->format) : 0;
+    const int64_t row_bytes = w->k * moei_cuda_host->dtype_bits(ggemm->x.dtype) / 8;
+    const moei_mma_x engine = ggemm->row_index == NULL ? MOEI_MMA_BOX
+                              : v->pipes > 1           ? MOEI_MMA_GATHER
+                              : row_bytes % 16 == 0    ? MOEI_MMA_COPIES
+                                                       : MOEI_MMA_STORES;
+    const int box_rows = engine == MOEI_MMA_BOX ? v->bn : 1;
+    g.x_engine = (int32_t)(encode_x(device, ggemm, box_rows, &g.x) ? engine : MOEI_MMA_STORES);
+    g.vector = glu != NULL
+                   ? rows_aligned(glu->y, glu->y_row_stride, glu->y_batch_stride, batched)
+                   : rows_aligned(ggemm->y, ggemm->y_row_stride, ggemm->y_batch_stride, batched);
+    g.scale_copies = scales_are_words(&ggemm->x, w->k, batched);
+    const size_t pitch = (size_t)v->pipes * (size_t)(v->stage_bytes + v->scale_bytes);
+    const size_t rest = 1024 + (size_t)v->turn_bytes + ((size_t)w->count + 1) * sizeof(int32_t);
+    const size_t stages = (MOEI_MMA_SHARED - 1024 - rest) / pitch;
+    g.stages = (int32_t)(stages < MOEI_MMA_MAX_STAGES ? stages : MOEI_MMA_MAX_STAGES);
+    cudaLaunchAttribute overlap = {.id = cudaLaunchAttributeProgrammaticStreamSerialization};
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    const cudaLaunchConfig_t config = {.gridDim = {(unsigned)device->sms, 1, 1},
+                                       .blockDim = {(unsigned)v->threads, 1, 1},
+                                       .dynamicSmemBytes = (size_t)g.stages * pitch + rest,
+                                       .stream = (cudaStream_t)exec->stream,
+                                       .attrs = &overlap,
+                                       .numAttrs = 1};
+    void *arguments[] = {&g};
+    return moei_cuda_status(cudaLaunchKernelExC(&config, v->kernel, arguments), kernel->name);
+}
