@@ -11,9 +11,14 @@ typedef struct moei_gpu_quantize_args {
     moei_quant_info info; // what a.info points to on the host
 } moei_gpu_quantize_args;
 
-typedef struct moei_gpu_prologue_args {
+typedef struct moei_gpu_route_args {
     moek_route_args route;
-    moek_place_args place;
+    moek_place_args place; // where places: of the slots that route stores
+    bool places;
+} moei_gpu_route_args;
+
+typedef struct moei_gpu_prologue_args {
+    moei_gpu_route_args route;
     moek_sort_args sort;
 } moei_gpu_prologue_args;
 
