@@ -178,26 +178,12 @@ DEV_FN void moei_route_store_shared(const moek_route_args *a, int64_t t, int32_t
     moei_gpu_store_weight(MOE_F32, a->shared_weights, t * a->shared_weight_stride + j, weight);
 }
 
-DEV_FN void moei_route_append(const moei_gpu_route_args *g, int64_t t, int32_t keyed)
+// Weight of an appended expert.
+DEV_FN float moei_route_gate(const moek_route_args *a, int64_t t, int32_t j, bool valid)
 {
-    const moek_route_args *a = &g->route;
-    for (int32_t j = (int32_t)dev_lane(); j < a->desc.append_shared; j += 32) {
-        const float weight =
-            a->shared_gate != NULL ? a->shared_gate[t * a->shared_gate_stride + j] : 1.0f;
-        moei_route_store(g, t, a->top_k + j, true, keyed + j, weight);
-    }
-}
-
-// A token at or past num_valid.
-DEV_FN void moei_route_absent(const moei_gpu_route_args *g, int64_t t)
-{
-    const moek_route_args *a = &g->route;
-    for (int32_t j = (int32_t)dev_lane(); j < a->top_k + a->desc.append_shared; j += 32) {
-        moei_route_store(g, t, j, false, -1, 0.0f);
-    }
-    for (int32_t j = (int32_t)dev_lane(); j < a->desc.shared_scores; j += 32) {
-        moei_route_store_shared(a, t, j, 0.0f);
-    }
+    return !valid                   ? 0.0f
+           : a->shared_gate != NULL ? a->shared_gate[t * a->shared_gate_stride + j]
+                                    : 1.0f;
 }
 
 // ---- a token in registers ----------------------------------------------------------------------
@@ -265,8 +251,8 @@ template <int N> DEV_FN float moei_route_gather(const float *value, int32_t at)
 }
 
 // Ids of the k largest keys, in descending order: lane j gets the j-th. A lane's rows are sorted
-// first, up to eight of them in a run, by exchanges of neighbours, so that equal keys stay in order;
-// a round looks at the first of each run.
+// first, up to eight of them in a run, by exchanges of neighbours, so that equal keys stay in
+// order; a round looks at the first of each run.
 template <int N> DEV_FN int32_t moei_route_select(uint32_t *key, int32_t k)
 {
     constexpr uint32_t RUN = N < 8 ? N : 8;
@@ -472,43 +458,58 @@ DEV_FN bool moei_route_choose_id(const moek_route_args *a, int64_t t, const moei
     return true;
 }
 
-template <int N> DEV_FN void moei_route_registers(const moei_gpu_route_args *g, int64_t t)
+// A lane's slot, and its shared row.
+struct moei_route_slot {
+    int32_t id;
+    float weight;
+    float shared;
+    bool usual; // there were enough groups
+};
+
+// What depends on the number of rows: the id, and the values at it and at the shared row.
+template <int N>
+DEV_FN moei_route_slot moei_route_rows(const moek_route_args *a, int64_t t,
+                                       const moei_route_sizes *n)
 {
-    const moek_route_args *a = &g->route;
-    const moei_route_sizes n = moei_route_size(a);
-    const int32_t shared_rows = n.rows - n.keyed;
+    const int32_t shared_rows = n->rows - n->keyed;
     const int32_t lane = (int32_t)dev_lane();
     float logit[N];
     float value[N];
-    int32_t id = -1;
-    moei_route_load<N>(a, t, n.rows, logit);
-    moei_route_values<N>(a, &n, logit, value);
-    const bool usual = moei_route_choose_id<N>(a, t, &n, logit, value, &id);
-    float weight = moei_route_gather<N>(value, id < 0 ? 0 : id);
-    weight = moei_route_on_chosen(a->desc.scoring)
-                 ? moei_route_weigh_logit(a->desc.scoring, weight, id, n.k)
-             : id < 0 ? 0.0f
-                      : weight;
-    float shared = 0.0f;
+    moei_route_slot s;
+    moei_route_load<N>(a, t, n->rows, logit);
+    moei_route_values<N>(a, n, logit, value);
+    s.usual = moei_route_choose_id<N>(a, t, n, logit, value, &s.id);
+    s.weight = moei_route_gather<N>(value, s.id < 0 ? 0 : s.id);
+    s.shared = 0.0f;
     if (shared_rows > 0) {
-        shared = moei_route_gather<N>(value, lane < shared_rows ? n.keyed + lane : 0);
+        s.shared = moei_route_gather<N>(value, lane < shared_rows ? n->keyed + lane : 0);
     }
-    if (usual && a->desc.renormalise != MOE_RENORM_NONE) {
-        const int32_t joined = a->desc.renorm_shared ? shared_rows : 0;
-        float sum = moei_route_sum_slots(0.0f, weight, n.k);
-        sum = moei_route_sum_slots(sum, shared, joined);
+    return s;
+}
+
+DEV_FN moei_route_slot moei_route_registers(const moek_route_args *a, int64_t t,
+                                            const moei_route_sizes *n)
+{
+    moei_route_slot s = n->rows <= 64    ? moei_route_rows<2>(a, t, n)
+                        : n->rows <= 128 ? moei_route_rows<4>(a, t, n)
+                        : n->rows <= 256 ? moei_route_rows<8>(a, t, n)
+                                         : moei_route_rows<16>(a, t, n);
+    s.weight = moei_route_on_chosen(a->desc.scoring)
+                   ? moei_route_weigh_logit(a->desc.scoring, s.weight, s.id, n->k)
+               : s.id < 0 ? 0.0f
+                          : s.weight;
+    if (s.usual && a->desc.renormalise != MOE_RENORM_NONE) {
+        const int32_t joined = a->desc.renorm_shared ? n->rows - n->keyed : 0;
+        float sum = moei_route_sum_slots(0.0f, s.weight, n->k);
+        sum = moei_route_sum_slots(sum, s.shared, joined);
         const float d = moei_route_divisor(a, sum);
-        weight = moei_divf(weight, d);
-        shared = joined > 0 ? moei_divf(shared, d) : shared;
+        s.weight = moei_divf(s.weight, d);
+        s.shared = joined > 0 ? moei_divf(s.shared, d) : s.shared;
     }
-    if (lane < n.k) { // too few groups: equal weights, not scaled
-        moei_route_store(g, t, lane, true, id,
-                         usual ? moei_route_scaled(a, weight) : moei_divf(1.0f, (float)n.k));
-    }
-    if (lane < shared_rows) {
-        moei_route_store_shared(a, t, lane, moei_route_scaled(a, shared));
-    }
-    moei_route_append(g, t, n.keyed);
+    // Too few groups: equal weights, not scaled.
+    s.weight = s.usual ? moei_route_scaled(a, s.weight) : moei_divf(1.0f, (float)n->k);
+    s.shared = moei_route_scaled(a, s.shared);
+    return s;
 }
 
 // ---- a token in shared memory ------------------------------------------------------------------
@@ -790,10 +791,12 @@ DEV_FN void moei_route_shared(const moei_gpu_route_args *g, int64_t t, void *mem
         moei_route_store(g, t, j, true, usual ? w.id[j] : j,
                          usual ? moei_route_scaled(a, w.weight[j]) : moei_divf(1.0f, (float)n.k));
     }
+    for (int32_t j = lane; j < a->desc.append_shared; j += 32) {
+        moei_route_store(g, t, n.k + j, true, n.keyed + j, moei_route_gate(a, t, j, true));
+    }
     for (int32_t j = lane; j < n.rows - n.keyed; j += 32) {
         moei_route_store_shared(a, t, j, moei_route_scaled(a, w.value[n.keyed + j]));
     }
-    moei_route_append(g, t, n.keyed);
 }
 
 // ---- the body ----------------------------------------------------------------------------------
@@ -806,17 +809,22 @@ DEV_FN bool moei_route_is_absent(const moek_route_args *a, int64_t t)
 /// A token that fits into registers, by the warp in hand.
 DEV_FN void moei_gpu_route_small(const moei_gpu_route_args *g, int64_t t)
 {
-    const int32_t rows = moei_route_size(&g->route).rows;
-    if (moei_route_is_absent(&g->route, t)) {
-        moei_route_absent(g, t);
-    } else if (rows <= 64) {
-        moei_route_registers<2>(g, t);
-    } else if (rows <= 128) {
-        moei_route_registers<4>(g, t);
-    } else if (rows <= 256) {
-        moei_route_registers<8>(g, t);
-    } else {
-        moei_route_registers<16>(g, t);
+    const moek_route_args *a = &g->route;
+    const moei_route_sizes n = moei_route_size(a);
+    const int32_t lane = (int32_t)dev_lane();
+    const bool valid = !moei_route_is_absent(a, t);
+    moei_route_slot s = {-1, 0.0f, 0.0f, true};
+    if (valid) {
+        s = moei_route_registers(a, t, &n);
+    }
+    for (int32_t j = lane; j < n.k + a->desc.append_shared; j += 32) { // n.k <= 32
+        const bool appended = j >= n.k;
+        const int32_t id = appended && valid ? n.keyed + j - n.k : appended ? -1 : s.id;
+        moei_route_store(g, t, j, valid, id,
+                         appended ? moei_route_gate(a, t, j - n.k, valid) : s.weight);
+    }
+    if (lane < n.rows - n.keyed) {
+        moei_route_store_shared(a, t, lane, s.shared);
     }
 }
 
@@ -830,6 +838,18 @@ DEV_FN void moei_gpu_route(const moei_gpu_route_args *g)
     const int64_t t = moei_route_token_of_warp();
     if (t < g->route.tokens) { // for all lanes or none
         moei_gpu_route_small(g, t);
+    }
+}
+
+// A token at or past num_valid.
+DEV_FN void moei_route_absent(const moei_gpu_route_args *g, int64_t t)
+{
+    const moek_route_args *a = &g->route;
+    for (int32_t j = (int32_t)dev_lane(); j < a->top_k + a->desc.append_shared; j += 32) {
+        moei_route_store(g, t, j, false, -1, 0.0f);
+    }
+    for (int32_t j = (int32_t)dev_lane(); j < a->desc.shared_scores; j += 32) {
+        moei_route_store_shared(a, t, j, 0.0f);
     }
 }
 

@@ -61,8 +61,9 @@ DEV_FN uint32_t moei_sort_first(const moei_sort_block *b, uint32_t tile)
 }
 
 template <int S>
-DEV_FN void moei_sort_load(const moei_sort_block *b, uint32_t first, moei_sort_step<S> *s)
+DEV_FN void moei_sort_load(const moei_sort_block *b, uint32_t tile, moei_sort_step<S> *s)
 {
+    const uint32_t first = moei_sort_first(b, tile);
     const uint32_t end = first + b->p->segment;
     const uint32_t last = end < b->valid ? end : b->valid;
     MOEI_GPU_UNROLL
@@ -97,8 +98,8 @@ DEV_FN void moei_sort_rank(int32_t *counter, uint32_t experts, moei_sort_step<S>
         if (s->expert[i] >= 0 && (same[i] & before) == 0) {
             old = dev_add_i32(&counter[s->expert[i]], dev_popc(same[i]));
         }
-        s->rank[i] = (int32_t)dev_shfl_u32((uint32_t)old, dev_ffs(same[i]) - 1) +
-                     dev_popc(same[i] & before);
+        s->rank[i] =
+            (int32_t)dev_shfl_u32((uint32_t)old, dev_ffs(same[i]) - 1) + dev_popc(same[i] & before);
         dev_sync_warp();
     }
 }
@@ -166,7 +167,8 @@ DEV_FN int32_t moei_sort_lay_out(const moei_sort_block *b, bool first)
         int32_t end = count; // over the experts of the warp
         for (uint32_t d = 1; d < width; d *= 2) {
             const bool has = lane % width >= d;
-            const int32_t other = (int32_t)dev_shfl_u32((uint32_t)end, (int)(has ? lane - d : lane));
+            const int32_t other =
+                (int32_t)dev_shfl_u32((uint32_t)end, (int)(has ? lane - d : lane));
             end += has ? other : 0;
         }
         int32_t all = 0;
@@ -323,44 +325,42 @@ DEV_FN void moei_sort_store(const moei_sort_block *b, uint32_t tile, int32_t end
     }
 }
 
+// Walks the tiles; before several, all of them for the counts of the block. Begins after a barrier.
 template <int S> DEV_FN void moei_sort_tiles(const moei_sort_block *b)
 {
     const bool counts = dev_warp() < b->p->counting;
+    const int32_t tiles = (int32_t)b->p->tiles;
+    const int32_t begin = tiles == 1 ? 0 : -1;
     int32_t *own = b->counters + (counts ? dev_warp() * b->pitch : 0);
     moei_sort_step<S> step;
-    if (b->p->tiles == 1) {
-        if (counts) {
-            moei_sort_load<S>(b, moei_sort_first(b, 0), &step);
+    for (int32_t tile = begin; tile < tiles; tile++) {
+        const bool first = tile == begin;
+        if (counts && tile >= 0) {
+            moei_sort_load<S>(b, (uint32_t)tile, &step);
             moei_sort_rank<S>(own, b->experts, &step);
         }
-        dev_sync();
-        const int32_t end = moei_sort_lay_out(b, true);
-        moei_sort_join(b);
-        moei_sort_store<S>(b, 0, end, &step);
-        return;
-    }
-    for (uint32_t tile = 0; counts && tile < b->p->tiles; tile++) {
-        moei_sort_load<S>(b, moei_sort_first(b, tile), &step);
-        moei_sort_count<S>(own, &step);
-    }
-    dev_sync();
-    (void)moei_sort_lay_out(b, true);
-    moei_sort_join(b);
-    for (uint32_t e = dev_thread(); e < b->experts; e += dev_threads()) {
-        b->count[e] = 0;
-    }
-    for (uint32_t tile = 0; tile < b->p->tiles; tile++) {
-        moei_sort_clear(b);
-        dev_sync();
-        if (counts) {
-            moei_sort_load<S>(b, moei_sort_first(b, tile), &step);
-            moei_sort_rank<S>(own, b->experts, &step);
+        for (int32_t t = 0; counts && tile < 0 && t < tiles; t++) {
+            moei_sort_load<S>(b, (uint32_t)t, &step);
+            moei_sort_count<S>(own, &step);
         }
         dev_sync();
-        const int32_t end = moei_sort_lay_out(b, false);
-        dev_sync();
-        moei_sort_store<S>(b, tile, end, &step);
-        dev_sync(); // the next one's counters and order
+        const int32_t end = moei_sort_lay_out(b, first);
+        if (first) {
+            moei_sort_join(b);
+        } else {
+            dev_sync();
+        }
+        if (tile >= 0) {
+            moei_sort_store<S>(b, (uint32_t)tile, end, &step);
+        }
+        if (tile + 1 < tiles) {
+            for (uint32_t e = dev_thread(); first && e < b->experts; e += dev_threads()) {
+                b->count[e] = 0;
+            }
+            dev_sync(); // of the order, too
+            moei_sort_clear(b);
+            dev_sync();
+        }
     }
 }
 
@@ -395,8 +395,8 @@ DEV_FN void moei_gpu_sort_cluster(const moek_sort_args *a, const moei_gpu_sort_p
 
 DEV_FN void moei_gpu_sort(const moek_sort_args *a)
 {
-    const moei_gpu_sort_plan plan = moei_gpu_plan_sort(
-        a->tokens * a->top_k, a->num_experts, 32 * MOEI_GPU_SORT_WARPS, dev_blocks());
+    const moei_gpu_sort_plan plan = moei_gpu_plan_sort(a->tokens * a->top_k, a->num_experts,
+                                                       32 * MOEI_GPU_SORT_WARPS, dev_blocks());
     moei_gpu_sort_cluster(a, &plan);
 }
 
