@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // moei_gpu_prologue on the host: what one launch or two write is what route, place and sort write
 // one after the other. Their own rows are checked by `moe check --device ext`.
+#define _POSIX_C_SOURCE 200809L
+#include <stdlib.h>
 #include <string.h>
 
 #include "checkmoe/route_problem.h"
@@ -153,12 +155,14 @@ static void compare(problem *p, const moek_route_args *route, moec_rng *rng, con
 
 int main(void)
 {
+    static const char *const orders[] = {"0", "1", "2", "3"}; // of threads and blocks
     moec_rng rng = {5};
     for (int number = 0; number < PROBLEM_GRID; number += 3) {
         char what[120];
         problem p;
         const float spread = problem_draw(&p, number, what, sizeof what);
         p.tokens = moec_below(&rng, moec_below(&rng, 4) == 0 ? 300 : 40);
+        (void)setenv("MOE_SIM_ORDER", orders[moec_below(&rng, 4)], 1);
         problem_alloc(&p);
         problem_fill(&p, &rng, spread);
         const moe_route_args args = problem_args(&p);

@@ -37,22 +37,6 @@ template <int S> struct moei_sort_step {
     int32_t rank[S];   // what its counter stood at, plus the lanes before it
 };
 
-// Local expert of a slot below `valid`, -1 where it is absent.
-DEV_FN int32_t moei_sort_expert(const moek_sort_args *a, uint32_t valid, uint32_t slot)
-{
-    if (slot >= valid) {
-        return -1;
-    }
-    const uint32_t k = (uint32_t)a->top_k;
-    const int64_t at =
-        a->id_token_stride == a->top_k ? slot : slot / k * a->id_token_stride + slot % k;
-    int64_t id = moei_gpu_load_id(a->id_dtype, a->ids, at);
-    if (a->expert_map != NULL) {
-        id = id >= 0 && id < a->num_global ? a->expert_map[id] : -1;
-    }
-    return id >= 0 && id < a->num_experts ? (int32_t)id : -1;
-}
-
 // The first slot of a warp in a tile.
 DEV_FN uint32_t moei_sort_first(const moei_sort_block *b, uint32_t tile)
 {
@@ -60,15 +44,45 @@ DEV_FN uint32_t moei_sort_first(const moei_sort_block *b, uint32_t tile)
            dev_warp() * b->p->segment;
 }
 
+// Local experts of the slots of a tile, -1 where they are absent. Loads of one kind stand together:
+// none waits for another.
 template <int S>
 DEV_FN void moei_sort_load(const moei_sort_block *b, uint32_t tile, moei_sort_step<S> *s)
 {
+    const moek_sort_args *a = b->a;
     const uint32_t first = moei_sort_first(b, tile);
     const uint32_t end = first + b->p->segment;
     const uint32_t last = end < b->valid ? end : b->valid;
+    const uint32_t k = (uint32_t)a->top_k;
+    const bool compact = a->id_token_stride == a->top_k;
+    int64_t at[S];
     MOEI_GPU_UNROLL
     for (uint32_t i = 0; i < S; i++) {
-        s->expert[i] = moei_sort_expert(b->a, last, first + 32 * i + dev_lane());
+        const uint32_t slot = first + 32 * i + dev_lane();
+        at[i] = slot >= last ? -1 : compact ? slot : slot / k * a->id_token_stride + slot % k;
+    }
+    if (a->id_dtype == MOE_I64) {
+        MOEI_GPU_UNROLL
+        for (int i = 0; i < S; i++) {
+            const int64_t id = at[i] < 0 ? -1 : ((const int64_t *)a->ids)[at[i]];
+            s->expert[i] = id >= 0 && id <= INT32_MAX ? (int32_t)id : -1;
+        }
+    } else {
+        MOEI_GPU_UNROLL
+        for (int i = 0; i < S; i++) {
+            s->expert[i] = at[i] < 0 ? -1 : ((const int32_t *)a->ids)[at[i]];
+        }
+    }
+    if (a->expert_map != NULL) {
+        MOEI_GPU_UNROLL
+        for (int i = 0; i < S; i++) {
+            const int32_t id = s->expert[i];
+            s->expert[i] = id >= 0 && id < a->num_global ? a->expert_map[id] : -1;
+        }
+    }
+    MOEI_GPU_UNROLL
+    for (int i = 0; i < S; i++) {
+        s->expert[i] = (uint32_t)s->expert[i] < b->experts ? s->expert[i] : -1;
     }
 }
 
@@ -93,14 +107,17 @@ DEV_FN void moei_sort_rank(int32_t *counter, uint32_t experts, moei_sort_step<S>
         }
     }
     MOEI_GPU_UNROLL
-    for (int i = 0; i < S; i++) {
-        int32_t old = 0;
+    for (int i = 0; i < S; i++) { // the additions do not wait for each other's results
+        s->rank[i] = 0;
         if (s->expert[i] >= 0 && (same[i] & before) == 0) {
-            old = dev_add_i32(&counter[s->expert[i]], dev_popc(same[i]));
+            s->rank[i] = dev_add_i32(&counter[s->expert[i]], dev_popc(same[i]));
         }
-        s->rank[i] =
-            (int32_t)dev_shfl_u32((uint32_t)old, dev_ffs(same[i]) - 1) + dev_popc(same[i] & before);
         dev_sync_warp();
+    }
+    MOEI_GPU_UNROLL
+    for (int i = 0; i < S; i++) {
+        const uint32_t old = dev_shfl_u32((uint32_t)s->rank[i], dev_ffs(same[i]) - 1);
+        s->rank[i] = (int32_t)old + dev_popc(same[i] & before);
     }
 }
 
@@ -115,8 +132,11 @@ template <int S> DEV_FN void moei_sort_count(int32_t *counter, const moei_sort_s
     }
 }
 
-DEV_FN void moei_sort_clear(const moei_sort_block *b)
+DEV_FN void moei_sort_clear(const moei_sort_block *b, bool counts)
 {
+    for (uint32_t e = dev_thread(); counts && e < b->experts; e += dev_threads()) {
+        b->count[e] = 0;
+    }
     for (uint32_t i = dev_thread(); i < b->p->counting * b->pitch; i += dev_threads()) {
         b->counters[i] = 0;
     }
@@ -136,6 +156,18 @@ DEV_FN int32_t moei_sort_warps_before(int32_t v, int32_t *sums, int32_t *all)
     return (int32_t)dev_shfl_u32((uint32_t)up_to, (int)dev_warp()) - v;
 }
 
+// Sum over the lanes up to this one, `step` apart, within groups of `width`.
+DEV_FN int32_t moei_sort_scan(int32_t v, uint32_t step, uint32_t width)
+{
+    const uint32_t lane = dev_lane();
+    for (uint32_t d = step; d < width; d *= 2) {
+        const bool has = lane % width >= d;
+        const int32_t other = (int32_t)dev_shfl_u32((uint32_t)v, (int)(has ? lane - d : lane));
+        v += has ? other : 0;
+    }
+    return v;
+}
+
 // Turns counters into first places in the block's order, the warps' one after the other in each
 // expert. Four lanes have an expert, each a quarter of the warps. `first`: of the block, else of a
 // tile after others. Returns the end of the last expert. Begins after a barrier.
@@ -148,31 +180,25 @@ DEV_FN int32_t moei_sort_lay_out(const moei_sort_block *b, bool first)
     int32_t done = 0; // places of the experts before
     for (uint32_t e0 = 0; e0 < b->experts; e0 += width * dev_warps()) {
         const uint32_t e = e0 + width * dev_warp() + lane % width;
-        int32_t own[MOEI_SORT_EACH];
+        int32_t own[MOEI_SORT_EACH] = {0};
         int32_t sum = 0;
-        MOEI_GPU_UNROLL
-        for (uint32_t i = 0; i < MOEI_SORT_EACH; i++) {
-            const bool there = i < each && row + i < b->p->counting && e < b->experts;
-            own[i] = there ? b->counters[(row + i) * b->pitch + e] : 0;
-            sum += own[i];
-        }
-        int32_t up_to = sum; // over the lanes of an expert
-        for (uint32_t d = width; d < 32; d *= 2) {
-            const int32_t other =
-                (int32_t)dev_shfl_u32((uint32_t)up_to, (int)(lane >= d ? lane - d : lane));
-            up_to += lane >= d ? other : 0;
-        }
-        const int32_t count =
-            (int32_t)dev_shfl_u32((uint32_t)up_to, (int)(32 - width + lane % width));
-        int32_t end = count; // over the experts of the warp
-        for (uint32_t d = 1; d < width; d *= 2) {
-            const bool has = lane % width >= d;
-            const int32_t other =
-                (int32_t)dev_shfl_u32((uint32_t)end, (int)(has ? lane - d : lane));
-            end += has ? other : 0;
-        }
+        int32_t up_to = 0; // sum over the lanes of an expert
+        int32_t count = 0;
+        int32_t end = 0; // sum over the experts of the warp
+        int32_t total = 0;
         int32_t all = 0;
-        const int32_t total = (int32_t)dev_shfl_u32((uint32_t)end, (int)width - 1);
+        if (e - lane % width < b->experts) { // for all lanes or none
+            MOEI_GPU_UNROLL
+            for (uint32_t i = 0; i < MOEI_SORT_EACH; i++) {
+                const bool there = i < each && row + i < b->p->counting && e < b->experts;
+                own[i] = there ? b->counters[(row + i) * b->pitch + e] : 0;
+                sum += own[i];
+            }
+            up_to = moei_sort_scan(sum, width, 32);
+            count = (int32_t)dev_shfl_u32((uint32_t)up_to, (int)(32 - width + lane % width));
+            end = moei_sort_scan(count, 1, width);
+            total = (int32_t)dev_shfl_u32((uint32_t)end, (int)width - 1);
+        }
         int32_t *sums = b->sums + (e0 / (width * dev_warps()) % 2) * MOEI_GPU_SORT_WARPS;
         end += done + moei_sort_warps_before(total, sums, &all);
         done += all;
@@ -325,7 +351,7 @@ DEV_FN void moei_sort_store(const moei_sort_block *b, uint32_t tile, int32_t end
     }
 }
 
-// Walks the tiles; before several, all of them for the counts of the block. Begins after a barrier.
+// Walks the tiles; before several, all of them for the counts of the block.
 template <int S> DEV_FN void moei_sort_tiles(const moei_sort_block *b)
 {
     const bool counts = dev_warp() < b->p->counting;
@@ -334,9 +360,12 @@ template <int S> DEV_FN void moei_sort_tiles(const moei_sort_block *b)
     int32_t *own = b->counters + (counts ? dev_warp() * b->pitch : 0);
     moei_sort_step<S> step;
     for (int32_t tile = begin; tile < tiles; tile++) {
-        const bool first = tile == begin;
         if (counts && tile >= 0) {
             moei_sort_load<S>(b, (uint32_t)tile, &step);
+        }
+        moei_sort_clear(b, tile == 0 && begin < 0);
+        dev_sync(); // of the tile before, too
+        if (counts && tile >= 0) {
             moei_sort_rank<S>(own, b->experts, &step);
         }
         for (int32_t t = 0; counts && tile < 0 && t < tiles; t++) {
@@ -344,22 +373,14 @@ template <int S> DEV_FN void moei_sort_tiles(const moei_sort_block *b)
             moei_sort_count<S>(own, &step);
         }
         dev_sync();
-        const int32_t end = moei_sort_lay_out(b, first);
-        if (first) {
+        const int32_t end = moei_sort_lay_out(b, tile == begin);
+        if (tile == begin) {
             moei_sort_join(b);
         } else {
             dev_sync();
         }
         if (tile >= 0) {
             moei_sort_store<S>(b, (uint32_t)tile, end, &step);
-        }
-        if (tile + 1 < tiles) {
-            for (uint32_t e = dev_thread(); first && e < b->experts; e += dev_threads()) {
-                b->count[e] = 0;
-            }
-            dev_sync(); // of the order, too
-            moei_sort_clear(b);
-            dev_sync();
         }
     }
 }
@@ -381,11 +402,9 @@ DEV_FN void moei_gpu_sort_cluster(const moek_sort_args *a, const moei_gpu_sort_p
     b.shift = b.count + b.experts;
     b.order = (uint32_t *)(b.shift + b.experts);
     b.sums = (int32_t *)(b.order + p->counting * p->segment);
-    moei_sort_clear(&b);
     if (a->block != 0) { // padding lies between the slots, too
         moei_sort_fill(a, 0, (int32_t)a->padded);
     }
-    dev_sync();
     if (p->segment <= 64) {
         moei_sort_tiles<2>(&b);
     } else {
