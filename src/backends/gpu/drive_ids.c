@@ -70,23 +70,23 @@ moe_status moei_gpu_sort(const moei_exec *exec, const moei_kernel *kernel,
         slots <= MOEI_GPU_SORT_ONE
             ? 1
             : moei_gpu_blocks_of_cluster(slots, MOEI_GPU_SORT_SHARE, moei_gpu_cluster_blocks(exec));
-    const moei_gpu_sort_plan plan =
-        moei_gpu_plan_sort(slots, args->num_experts, 32 * MOEI_GPU_SORT_WARPS, blocks);
-    const moei_gpu_grid grid = {blocks, plan.threads, plan.shared, blocks > 1};
+    const moei_gpu_sort_args sort = {
+        *args, moei_gpu_plan_sort(slots, args->num_experts, 32 * MOEI_GPU_SORT_WARPS, blocks)};
+    const moei_gpu_grid grid = {blocks, sort.plan.threads, sort.plan.shared, blocks > 1};
     (void)kernel;
-    return moei_gpu_launch(exec, MOEI_GPU_sort, grid, args);
+    return moei_gpu_launch(exec, MOEI_GPU_sort, grid, &sort);
 }
 
 // All three by one cluster: a warp for each token that a block has, and those of the sort.
 static moe_status launch_prologue(const moei_exec *exec, const moei_gpu_route_args *route,
                                   const moek_sort_args *sort)
 {
-    const moei_gpu_prologue_args args = {*route, *sort};
     const int64_t tokens = route->route.tokens;
     const uint32_t blocks =
         moei_gpu_blocks_of_cluster(tokens, MOEI_GPU_PROLOGUE_TOKENS, moei_gpu_cluster_blocks(exec));
     const moei_gpu_sort_plan plan = moei_gpu_plan_sort(
         sort->tokens * sort->top_k, sort->num_experts, 32 * MOEI_GPU_PROLOGUE_WARPS, blocks);
+    const moei_gpu_prologue_args args = {*route, {*sort, plan}};
     const uint32_t share = blocks_for(tokens, blocks);
     const uint32_t warps = share < MOEI_GPU_PROLOGUE_WARPS ? share : MOEI_GPU_PROLOGUE_WARPS;
     const uint32_t threads = 32 * warps > plan.threads ? 32 * warps : plan.threads;

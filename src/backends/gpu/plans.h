@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// How route and sort divide their work: the host that launches a body and the body itself compute
-// the same from the arguments.
+// How the bodies divide their work. The host that launches a body computes it; so does the body
+// where that costs less than an argument.
 #ifndef MOEI_GPU_PLANS_H
 #define MOEI_GPU_PLANS_H
 

@@ -15,10 +15,7 @@ DEV_FN void moei_gpu_prologue(const moei_gpu_prologue_args *p)
         moei_gpu_route_small(&p->route, t);
     }
     dev_sync_cluster();
-    const moei_gpu_sort_plan plan =
-        moei_gpu_plan_sort(p->sort.tokens * p->sort.top_k, p->sort.num_experts,
-                           32 * MOEI_GPU_PROLOGUE_WARPS, dev_blocks());
-    moei_gpu_sort_cluster(&p->sort, &plan);
+    moei_gpu_sort(&p->sort);
 }
 
 #endif

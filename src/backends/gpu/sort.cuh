@@ -10,8 +10,8 @@
 #ifndef MOEI_GPU_SORT_CUH
 #define MOEI_GPU_SORT_CUH
 
+#include "backends/gpu/args.h"
 #include "backends/gpu/ids.cuh"
-#include "backends/gpu/plans.h"
 
 #define MOEI_SORT_LANES 4 // that add up the counters of an expert
 #define MOEI_SORT_EACH  (MOEI_GPU_SORT_WARPS / MOEI_SORT_LANES)
@@ -53,13 +53,20 @@ DEV_FN void moei_sort_load(const moei_sort_block *b, uint32_t tile, moei_sort_st
     const uint32_t first = moei_sort_first(b, tile);
     const uint32_t end = first + b->p->segment;
     const uint32_t last = end < b->valid ? end : b->valid;
-    const uint32_t k = (uint32_t)a->top_k;
-    const bool compact = a->id_token_stride == a->top_k;
     int64_t at[S];
     MOEI_GPU_UNROLL
     for (uint32_t i = 0; i < S; i++) {
         const uint32_t slot = first + 32 * i + dev_lane();
-        at[i] = slot >= last ? -1 : compact ? slot : slot / k * a->id_token_stride + slot % k;
+        at[i] = slot < last ? (int64_t)slot : -1;
+    }
+    if (a->id_token_stride != a->top_k) {
+        const uint32_t k = (uint32_t)a->top_k;
+        MOEI_GPU_UNROLL
+        for (int i = 0; i < S; i++) {
+            const uint32_t slot = at[i] < 0 ? 0 : (uint32_t)at[i];
+            const int64_t strided = slot / k * a->id_token_stride + slot % k;
+            at[i] = at[i] < 0 ? -1 : strided;
+        }
     }
     if (a->id_dtype == MOE_I64) {
         MOEI_GPU_UNROLL
@@ -385,9 +392,11 @@ template <int S> DEV_FN void moei_sort_tiles(const moei_sort_block *b)
     }
 }
 
-/// By the threads of the blocks of one cluster, as `p` says; p.shared bytes of shared memory.
-DEV_FN void moei_gpu_sort_cluster(const moek_sort_args *a, const moei_gpu_sort_plan *p)
+/// The grid is one cluster; plan.shared bytes of shared memory.
+DEV_FN void moei_gpu_sort(const moei_gpu_sort_args *s)
 {
+    const moek_sort_args *a = &s->a;
+    const moei_gpu_sort_plan *p = &s->plan;
     const int64_t limit = a->num_valid == NULL ? a->tokens : a->num_valid[0];
     const int64_t tokens = limit < a->tokens ? limit : a->tokens;
     moei_sort_block b;
@@ -410,13 +419,6 @@ DEV_FN void moei_gpu_sort_cluster(const moek_sort_args *a, const moei_gpu_sort_p
     } else {
         moei_sort_tiles<MOEI_GPU_SORT_SEGMENT / 32>(&b);
     }
-}
-
-DEV_FN void moei_gpu_sort(const moek_sort_args *a)
-{
-    const moei_gpu_sort_plan plan = moei_gpu_plan_sort(a->tokens * a->top_k, a->num_experts,
-                                                       32 * MOEI_GPU_SORT_WARPS, dev_blocks());
-    moei_gpu_sort_cluster(a, &plan);
 }
 
 #endif
