@@ -29,9 +29,11 @@ static moe_status launch_route(const moei_exec *exec, const moei_gpu_route_args 
     if (!moei_gpu_route_in_registers(&args->route)) {
         return launch_wide(exec, args);
     }
+    const uint32_t warps =
+        args->route.tokens <= MOEI_GPU_ROUTE_FEW ? MOEI_GPU_ROUTE_WARPS / 2 : MOEI_GPU_ROUTE_WARPS;
     const moei_gpu_grid grid = {
-        .blocks = blocks_for(args->route.tokens, MOEI_GPU_ROUTE_WARPS),
-        .threads = 32 * MOEI_GPU_ROUTE_WARPS,
+        .blocks = blocks_for(args->route.tokens, warps),
+        .threads = 32 * warps,
     };
     return moei_gpu_launch(exec, MOEI_GPU_route, grid, args);
 }

@@ -17,6 +17,7 @@
 // ---- route -------------------------------------------------------------------------------------
 
 #define MOEI_GPU_ROUTE_WARPS 8   // tokens of a block at most
+#define MOEI_GPU_ROUTE_FEW   512 // tokens that half as many warps spread over more multiprocessors
 #define MOEI_GPU_ROUTE_ROWS  512 // rows of the path that holds a token in registers
 
 /// True where a token fits into a warp's registers: a lane has up to 16 rows, one slot and one
