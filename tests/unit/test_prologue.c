@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backends/gpu/plans.h"
 #include "checkmoe/route_problem.h"
 #include "ops/route.h"
 #include "sim/sim.h"
@@ -153,6 +154,50 @@ static void compare(problem *p, const moek_route_args *route, moec_rng *rng, con
     free(map);
 }
 
+// Groups in registers, of whole registers and across them, give what the wide body gives, which
+// `moe check` holds to the CPU's row.
+static void compare_groups(moec_rng *rng)
+{
+    static const struct {
+        int32_t experts, groups, top_groups, top_k;
+    } shapes[] = {{256, 8, 4, 8},    {512, 8, 3, 10}, {480, 5, 2, 8}, {160, 8, 3, 6},
+                  {512, 32, 31, 32}, {256, 4, 2, 8},  {66, 2, 1, 3},  {6, 3, 2, 2}};
+    static const problem_edge edges[] = {PROBLEM_TIES, PROBLEM_SPECIALS, PROBLEM_MASKED};
+    for (int i = 0; i < 8 * 8 * 4; i++) {
+        problem p;
+        moek_route_args route;
+        memset(&p, 0, sizeof p);
+        p.desc = route_desc(i & 8 ? MOE_SCORING_SIGMOID : MOE_SCORING_SOFTMAX, MOE_RENORM_SUM);
+        p.tokens = 40;
+        p.experts = shapes[i % 8].experts;
+        p.top_k = shapes[i % 8].top_k;
+        p.desc.num_groups = shapes[i % 8].groups;
+        p.desc.top_groups = shapes[i % 8].top_groups;
+        p.desc.group_score = i & 16 ? MOE_GROUP_SCORE_TOP2_SUM : MOE_GROUP_SCORE_MAX;
+        p.desc.correction_bias = i & 16 ? 1 : 0;
+        p.desc.group_mask_zero = i & 32 ? 1 : 0;
+        problem_alloc(&p);
+        problem_fill(&p, rng, 1.0f);
+        if (i >= 64) {
+            problem_fill_edge(&p, rng, edges[i / 64 - 1]);
+        }
+        problem wide = problem_beside(&p);
+        const moe_route_args args = problem_args(&p);
+        if (CHECK(moei_route_prepare(&args, "test", &route) == MOE_OK, "%s", moe_last_error())) {
+            CHECK(moei_gpu_route_in_registers(&route) &&
+                      moei_gpu_route(NULL, NULL, &route) == MOE_OK,
+                  "groups %d: not in registers", i);
+            route.ids = wide.ids;
+            route.weights = wide.weights;
+            CHECK(moei_gpu_route_wide(NULL, &route) == MOE_OK &&
+                      problem_same(&p, 0, &wide, 0, p.tokens),
+                  "groups %d: the wide body differs", i);
+        }
+        problem_free_outputs(&wide);
+        problem_free(&p);
+    }
+}
+
 int main(void)
 {
     static const char *const orders[] = {"0", "1", "2", "3"}; // of threads and blocks
@@ -173,6 +218,7 @@ int main(void)
         }
         problem_free(&p);
     }
+    compare_groups(&rng);
     CHECK(seen[1] > 100 && seen[2] > 50 && seen[3] > 5, "problems of 1, 2 and 3 launches: %d %d %d",
           seen[1], seen[2], seen[3]);
     return test_summary();
