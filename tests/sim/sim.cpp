@@ -111,7 +111,8 @@ namespace
 {
 
 enum : uint32_t { WARP = 32, MAX_THREADS = 1024, STACK = 64 << 10, GUARD = 4 << 10 };
-enum : uint32_t { MAX_SHARED = 227 << 10 }; // of a block on sm_90
+enum : uint32_t { MAX_SHARED = 227 << 10 };             // of a block on sm_90
+enum : uint32_t { MAX_CLUSTER = MOEI_SIM_MAX_CLUSTER }; // blocks that run side by side
 
 struct fiber {
     void *sp;
@@ -123,12 +124,16 @@ struct fiber {
 
 struct machine {
     unsigned char *stacks;
-    fiber fibers[MAX_THREADS];
-    fiber *now;      // NULL: the scheduler runs
-    void *sp, *fake; // of the scheduler
+    uint32_t made;                           // stacks of so many blocks are there
+    fiber fibers[MAX_CLUSTER * MAX_THREADS]; // MAX_THREADS for each block that runs
+    void *shared[MAX_CLUSTER];               // of each
+    uint32_t running;                        // blocks side by side
+    bool met;                                // all of them have met: all have begun
+    fiber *now;                              // NULL: the scheduler runs
+    void *sp, *fake;                         // of the scheduler
     const void *bottom;
     size_t bottom_size;
-    uint32_t slots[2][MAX_THREADS]; // what lanes exchange, in turns
+    uint32_t slots[2][MAX_CLUSTER * MAX_THREADS]; // what lanes exchange, in turns
     uint32_t lanes[WARP], warps[MAX_THREADS / WARP];
     const moei_sim_body *body;
     const void *args;
@@ -143,6 +148,11 @@ pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 unsigned char *stack_of(const fiber *f)
 {
     return m.stacks + (size_t)(f - m.fibers) * (STACK + GUARD) + GUARD;
+}
+
+uint32_t thread_of(const fiber *f)
+{
+    return (uint32_t)(f - m.fibers) % MAX_THREADS;
 }
 
 // From the fiber in hand (or the scheduler) to another. `ended`: nothing comes back.
@@ -162,7 +172,7 @@ void go_to(fiber *to, bool ended)
     __sanitizer_finish_switch_fiber(from != NULL ? from->fake : m.fake, NULL, NULL);
 #endif
     if (from != NULL) {
-        moei_sim_here.thread = (uint32_t)(from - m.fibers);
+        moei_sim_here.thread = thread_of(from);
     }
 }
 
@@ -211,77 +221,114 @@ bool same_state(const fiber *a, const fiber *b)
     if (a->at == b->at || (a->at != NULL && b->at != NULL && strcmp(a->at, b->at) == 0)) {
         return true;
     }
-    complain("thread %d is in %s, thread %d in %s", (int)(a - m.fibers), state_text(a),
-             (int)(b - m.fibers), state_text(b));
+    complain("thread %d is in %s, thread %d in %s", (int)thread_of(a), state_text(a),
+             (int)thread_of(b), state_text(b));
     return false;
 }
 
 const char *const in_sync = "dev_sync";
+const char *const in_cluster = "dev_sync_cluster";
 
-// Lets a warp run until it waits for the block, or to its end.
-bool run_warp(uint32_t warp)
+// Lets a warp run until it waits for the block or the cluster, or to its end.
+bool run_warp(fiber *lane)
 {
-    fiber *lane = &m.fibers[warp * WARP];
     do {
         go_to(&lane[m.lanes[0]], false);
         for (uint32_t i = 1; i < WARP && !m.failed; i++) {
             (void)same_state(lane, lane + i);
         }
-    } while (!m.failed && lane->at != NULL && lane->at != in_sync);
+    } while (!m.failed && lane->at != NULL && lane->at != in_sync && lane->at != in_cluster);
     return !m.failed;
 }
 
-void begin_block(uint32_t block)
+void begin_block(fiber *thread, uint32_t shared_bytes)
 {
-    const uint32_t threads = moei_sim_here.threads;
-    moei_sim_here.block = block;
-    for (uint32_t i = 0; i < threads; i++) {
+    memset(m.shared[(thread - m.fibers) / MAX_THREADS], 0xA5, shared_bytes);
+    for (uint32_t i = 0; i < moei_sim_here.threads; i++) {
         const uint32_t place = i % WARP;
-        fiber *f = &m.fibers[i - place + m.lanes[place]];
+        fiber *f = &thread[i - place + m.lanes[place]];
         f->sp = first_frame(stack_of(f) + STACK);
-        f->next = place + 1 < WARP ? &m.fibers[i - place + m.lanes[place + 1]] : NULL;
+        f->next = place + 1 < WARP ? &thread[i - place + m.lanes[place + 1]] : NULL;
         f->exchanges = 0;
+        f->at = in_cluster; // not ended
     }
 }
 
-bool run_block(uint32_t block)
+// Lets a block run until it waits for the cluster, or to its end.
+bool run_block(fiber *thread)
 {
     const uint32_t warps = moei_sim_here.threads / WARP;
-    begin_block(block);
     do {
         for (uint32_t w = 0; w < warps; w++) {
-            if (!run_warp(m.warps[w])) {
+            if (!run_warp(&thread[m.warps[w] * WARP])) {
                 return false;
             }
         }
         for (uint32_t w = 1; w < warps; w++) {
-            if (!same_state(&m.fibers[0], &m.fibers[w * WARP])) {
+            if (!same_state(thread, &thread[w * WARP])) {
                 return false;
             }
         }
+    } while (thread->at == in_sync);
+    return true;
+}
+
+// Runs blocks side by side, where one waits for the others.
+bool run_cluster(const uint32_t *blocks, uint32_t shared_bytes)
+{
+    m.met = false;
+    for (uint32_t b = 0; b < m.running; b++) {
+        begin_block(&m.fibers[b * MAX_THREADS], shared_bytes);
+    }
+    do {
+        for (uint32_t i = 0; i < m.running; i++) {
+            const uint32_t b = m.running > 1 ? blocks[i] : 0;
+            moei_sim_here.block = blocks[i];
+            moei_sim_here.shared = m.shared[b];
+            if (!run_block(&m.fibers[b * MAX_THREADS])) {
+                return false;
+            }
+        }
+        for (uint32_t b = 1; b < m.running; b++) {
+            if (!same_state(&m.fibers[0], &m.fibers[b * MAX_THREADS])) {
+                return false;
+            }
+        }
+        m.met = true;
     } while (m.fibers[0].at != NULL);
     return true;
 }
 
-bool make_stacks(void)
+bool make_stacks(uint32_t blocks)
 {
-    if (m.stacks != NULL) {
-        return true;
-    }
-    const size_t bytes = (size_t)MAX_THREADS * (STACK + GUARD);
-    void *p = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED) {
-        return false;
-    }
-    m.stacks = (unsigned char *)p;
-    for (const fiber &f : m.fibers) {
-        if (mprotect(stack_of(&f), STACK, PROT_READ | PROT_WRITE) != 0) {
-            (void)munmap(p, bytes);
-            m.stacks = NULL;
+    const size_t bytes = (size_t)MAX_CLUSTER * MAX_THREADS * (STACK + GUARD);
+    if (m.stacks == NULL) {
+        void *p = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (p == MAP_FAILED) {
             return false;
+        }
+        m.stacks = (unsigned char *)p;
+    }
+    for (; m.made < blocks; m.made++) {
+        for (uint32_t i = 0; i < MAX_THREADS; i++) {
+            if (mprotect(stack_of(&m.fibers[m.made * MAX_THREADS + i]), STACK,
+                         PROT_READ | PROT_WRITE) != 0) {
+                return false;
+            }
         }
     }
     return true;
+}
+
+// Each of its exact size: ASan sees what lies beyond.
+bool make_shared(uint32_t bytes)
+{
+    bool good = true;
+    for (uint32_t b = 0; b < m.running; b++) {
+        m.shared[b] = malloc(bytes);
+        good = good && (m.shared[b] != NULL || bytes == 0);
+    }
+    return good;
 }
 
 void run_grid(const moei_sim_body *body, moei_gpu_grid grid, const void *args)
@@ -291,8 +338,8 @@ void run_grid(const moei_sim_body *body, moei_gpu_grid grid, const void *args)
     // Copies of their exact size: ASan sees what lies beyond.
     uint32_t *order = (uint32_t *)malloc(grid.blocks * sizeof *order);
     void *copy = malloc(body->args_bytes);
-    void *shared = malloc(grid.shared);
-    if (order == NULL || copy == NULL || (shared == NULL && grid.shared > 0) || !make_stacks()) {
+    m.running = grid.cluster ? grid.blocks : 1;
+    if (!make_shared(grid.shared) || order == NULL || copy == NULL || !make_stacks(m.running)) {
         complain("memory is short");
     } else {
         memcpy(copy, args, body->args_bytes);
@@ -304,20 +351,21 @@ void run_grid(const moei_sim_body *body, moei_gpu_grid grid, const void *args)
         m.args = copy;
         moei_sim_here.threads = grid.threads;
         moei_sim_here.blocks = grid.blocks;
-        moei_sim_here.shared = shared;
-        for (uint32_t b = 0; b < grid.blocks && !m.failed; b++) {
-            memset(shared, 0xA5, grid.shared);
-            (void)run_block(order[b]);
+        for (uint32_t b = 0; b < grid.blocks && !m.failed; b += m.running) {
+            (void)run_cluster(order + b, grid.shared);
         }
     }
 #ifdef SIM_ASAN
     if (m.failed && m.stacks != NULL) { // frames that never return
-        for (const fiber &f : m.fibers) {
-            __asan_unpoison_memory_region(stack_of(&f), STACK);
+        for (uint32_t i = 0; i < m.made * MAX_THREADS; i++) {
+            __asan_unpoison_memory_region(stack_of(&m.fibers[i]), STACK);
         }
     }
 #endif
-    free(shared);
+    for (void *&shared : m.shared) {
+        free(shared);
+        shared = NULL;
+    }
     free(copy);
     free(order);
 }
@@ -343,7 +391,7 @@ __attribute__((no_sanitize_address)) void moei_sim_enter(void)
         m.bottom_size = size;
     }
 #endif
-    moei_sim_here.thread = (uint32_t)(self - m.fibers);
+    moei_sim_here.thread = thread_of(self);
     m.body->run(m.args);
     self->at = NULL;
     go_to(self->next, true);
@@ -362,6 +410,25 @@ const uint32_t *moei_sim_exchange(const char *call, uint32_t v)
 void moei_sim_sync(void)
 {
     wait_in(in_sync);
+}
+
+void moei_sim_sync_cluster(void)
+{
+    if (moei_sim_here.blocks > 1 && m.running == 1) {
+        moei_sim_fail("dev_sync_cluster without a cluster", "block", moei_sim_here.block);
+    }
+    wait_in(in_cluster);
+}
+
+void *moei_sim_shared_of(uint32_t block)
+{
+    if (block >= m.running) {
+        moei_sim_fail("dev_shared_of", "block", block);
+    }
+    if (!m.met || m.fibers[block * MAX_THREADS].at == NULL) {
+        moei_sim_fail("dev_shared_of before its beginning or after its end", "block", block);
+    }
+    return m.shared[block];
 }
 
 void moei_sim_fail(const char *call, const char *what, int64_t value)
@@ -387,6 +454,9 @@ bool moei_sim_launch(const moei_sim_body *body, moei_gpu_grid grid, const void *
                  (unsigned long)grid.blocks, (unsigned long)grid.threads,
                  (unsigned long)body->max_threads, (unsigned long)grid.shared,
                  (unsigned long)MAX_SHARED);
+    } else if (grid.cluster && grid.blocks > MAX_CLUSTER) {
+        complain("cluster of %lu blocks (at most %lu)", (unsigned long)grid.blocks,
+                 (unsigned long)MAX_CLUSTER);
     } else if (grid.blocks > 0) {
         run_grid(body, grid, args);
         (void)snprintf(block, sizeof block, ", block %lu", (unsigned long)moei_sim_here.block);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Runs device bodies (gpu/<op>.cuh over gpu/dev_sim.h) on the host. Every thread of a block is a
-// fiber; blocks run one after the other. Shared memory is exactly as large as the launch asked for
-// and holds poison at first.
+// fiber; blocks run one after the other, those of a cluster from one meeting to the next. Shared
+// memory is exactly as large as the launch asked for and holds poison at first.
 //
 // Threads of a warp run one after the other between two calls at which they meet, warps between
 // two barriers. MOE_SIM_ORDER says in which order: absent or 0 ascending, 1 descending (blocks,
@@ -17,6 +17,8 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+#define MOEI_SIM_MAX_CLUSTER 8 // blocks of a cluster
 
 typedef struct moei_sim_body {
     const char *name;

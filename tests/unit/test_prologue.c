@@ -1,14 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-// gpu/prologue.cuh on the host: what one launch writes for a few tokens is what route, place and
-// sort write one after the other. Their own rows are checked by `moe check --device ext`.
+// moei_gpu_prologue on the host: what one launch or two write is what route, place and sort write
+// one after the other. Their own rows are checked by `moe check --device ext`.
+#define _POSIX_C_SOURCE 200809L
+#include <stdlib.h>
 #include <string.h>
 
+#include "backends/gpu/plans.h"
 #include "checkmoe/route_problem.h"
 #include "ops/route.h"
 #include "sim/sim.h"
 #include "unit/test.h"
 
 static int launches;
+static int seen[4];      // problems by their number of launches
+static uint32_t cluster; // blocks, at most
+
+uint32_t moei_gpu_cluster_blocks(const moei_exec *exec)
+{
+    (void)exec;
+    return cluster;
+}
 
 moe_status moei_gpu_launch(const moei_exec *exec, moei_gpu_body body, moei_gpu_grid grid,
                            const void *args)
@@ -40,12 +51,13 @@ static void *part(outputs *o, size_t *at, int64_t count)
 static void make(outputs *o, const problem *p, const moek_route_args *route, int32_t block,
                  const int32_t *map, const int32_t *num_valid)
 {
-    const int64_t slots = p->tokens * p->top_k;
+    const int32_t top_k = (int32_t)p->slots;
+    const int64_t slots = p->tokens * top_k;
     const int64_t padded = block > 0 ? moe_sort_padded_size(slots, p->experts, block) : slots;
     size_t at = 0;
     memset(o, 0, sizeof *o);
-    o->bytes = (size_t)(2 * p->tokens * p->slots + p->tokens * p->desc.shared_scores + 4 * slots +
-                        2 * padded + 3 * p->experts + 2) *
+    o->bytes = (size_t)(2 * p->tokens * p->slots + p->tokens * p->desc.shared_scores + 6 * slots +
+                        2 * padded + 4 * p->experts + 2) *
                sizeof(int32_t);
     o->memory = problem_array((int64_t)o->bytes, 1);
     o->route = *route;
@@ -56,7 +68,7 @@ static void make(outputs *o, const problem *p, const moek_route_args *route, int
     o->route.load = part(o, &at, p->experts);
     moek_place_args *l = &o->place;
     l->tokens = p->tokens;
-    l->top_k = p->top_k;
+    l->top_k = top_k;
     l->num_experts = p->experts;
     l->num_identity = p->desc.zero_experts;
     l->num_physical = p->experts;
@@ -69,16 +81,23 @@ static void make(outputs *o, const problem *p, const moek_route_args *route, int
     l->weight_dtype = MOE_F32;
     l->weight_token_stride = p->slots;
     l->expert_map = map;
+    l->load = part(o, &at, p->experts);
+    l->out_ids = part(o, &at, slots);
+    l->out_id_dtype = MOE_I32;
+    l->out_id_stride = l->top_k;
+    l->out_weights = part(o, &at, slots);
+    l->out_weight_dtype = MOE_F32;
+    l->out_weight_stride = l->top_k;
     l->router_ids = part(o, &at, slots);
     l->local_ids = part(o, &at, slots);
     l->local_weights = part(o, &at, slots);
     moek_sort_args *s = &o->sort;
     s->tokens = p->tokens;
-    s->top_k = p->top_k;
+    s->top_k = top_k;
     s->num_experts = p->experts;
     s->ids = l->local_ids;
     s->id_dtype = MOE_I32;
-    s->id_token_stride = p->top_k;
+    s->id_token_stride = top_k;
     s->block = block;
     s->padded = padded;
     s->positions = part(o, &at, slots);
@@ -97,6 +116,7 @@ static void compare(problem *p, const moek_route_args *route, moec_rng *rng, con
 {
     static const int32_t blocks[] = {0, 0, 1, 16};
     const int32_t block = blocks[moec_below(rng, 4)];
+    const bool hands_over = moec_below(rng, 6) > 0; // else place has weights of its own: 1
     const int32_t valid = (int32_t)moec_below(rng, p->tokens + 2) - 1;
     const int32_t *num_valid = moec_below(rng, 2) == 0 ? &valid : NULL;
     int32_t *map = problem_array(p->experts, sizeof *map);
@@ -107,33 +127,87 @@ static void compare(problem *p, const moek_route_args *route, moec_rng *rng, con
     }
     make(&one, p, route, block, map, num_valid);
     make(&three, p, route, block, map, num_valid);
+    if (!hands_over) {
+        one.place.weights = NULL;
+        three.place.weights = NULL;
+    }
     launches = 0;
+    cluster = 1u << moec_below(rng, 4);
     const moe_status status = moei_gpu_prologue(NULL, &one.route, &one.place, &one.sort);
-    const bool small = p->desc.num_groups <= 1 && p->desc.scoring != MOE_SCORING_SPARSEMIXER &&
-                       p->rows <= 512 && p->top_k <= 32 && p->tokens <= 32 &&
-                       p->tokens * p->top_k <= 1024;
-    CHECK(status == MOE_OK && launches == (small ? 1 : 3), "%s: status %d, %d launches", what,
-          (int)status, launches);
+    const bool small = p->desc.num_groups <= 32 && p->desc.scoring != MOE_SCORING_SPARSEMIXER &&
+                       p->rows <= 512 && p->top_k <= 32 && hands_over &&
+                       p->tokens <= (cluster == 1 ? 32 : 16 * cluster);
+    const int expected = small ? 1 : hands_over ? 2 : 3;
+    CHECK(status == MOE_OK && launches == expected, "%s: status %d, %d launches", what, (int)status,
+          launches);
+    seen[expected]++;
+    cluster = 1;
     CHECK(moei_gpu_route(NULL, NULL, &three.route) == MOE_OK &&
               moei_gpu_place(NULL, NULL, &three.place) == MOE_OK &&
               moei_gpu_sort(NULL, NULL, &three.sort) == MOE_OK,
           "%s: a launch failed", what);
-    CHECK(memcmp(one.memory, three.memory, one.bytes) == 0, "%s, block %d: other bytes", what,
-          (int)block);
+    CHECK(memcmp(one.memory, three.memory, one.bytes) == 0,
+          "%s, T %d, block %d, %d launches: other bytes", what, (int)p->tokens, (int)block,
+          expected);
     free(one.memory);
     free(three.memory);
     free(map);
 }
 
+// Groups in registers, of whole registers and across them, give what the wide body gives, which
+// `moe check` holds to the CPU's row.
+static void compare_groups(moec_rng *rng)
+{
+    static const struct {
+        int32_t experts, groups, top_groups, top_k;
+    } shapes[] = {{256, 8, 4, 8},    {512, 8, 3, 10}, {480, 5, 2, 8}, {160, 8, 3, 6},
+                  {512, 32, 31, 32}, {256, 4, 2, 8},  {66, 2, 1, 3},  {6, 3, 2, 2}};
+    static const problem_edge edges[] = {PROBLEM_TIES, PROBLEM_SPECIALS, PROBLEM_MASKED};
+    for (int i = 0; i < 8 * 8 * 4; i++) {
+        problem p;
+        moek_route_args route;
+        memset(&p, 0, sizeof p);
+        p.desc = route_desc(i & 8 ? MOE_SCORING_SIGMOID : MOE_SCORING_SOFTMAX, MOE_RENORM_SUM);
+        p.tokens = 40;
+        p.experts = shapes[i % 8].experts;
+        p.top_k = shapes[i % 8].top_k;
+        p.desc.num_groups = shapes[i % 8].groups;
+        p.desc.top_groups = shapes[i % 8].top_groups;
+        p.desc.group_score = i & 16 ? MOE_GROUP_SCORE_TOP2_SUM : MOE_GROUP_SCORE_MAX;
+        p.desc.correction_bias = i & 16 ? 1 : 0;
+        p.desc.group_mask_zero = i & 32 ? 1 : 0;
+        problem_alloc(&p);
+        problem_fill(&p, rng, 1.0f);
+        if (i >= 64) {
+            problem_fill_edge(&p, rng, edges[i / 64 - 1]);
+        }
+        problem wide = problem_beside(&p);
+        const moe_route_args args = problem_args(&p);
+        if (CHECK(moei_route_prepare(&args, "test", &route) == MOE_OK, "%s", moe_last_error())) {
+            CHECK(moei_gpu_route_in_registers(&route) &&
+                      moei_gpu_route(NULL, NULL, &route) == MOE_OK,
+                  "groups %d: not in registers", i);
+            route.ids = wide.ids;
+            route.weights = wide.weights;
+            CHECK(moei_gpu_route_wide(NULL, &route) == MOE_OK &&
+                      problem_same(&p, 0, &wide, 0, p.tokens),
+                  "groups %d: the wide body differs", i);
+        }
+        problem_free_outputs(&wide);
+        problem_free(&p);
+    }
+}
+
 int main(void)
 {
+    static const char *const orders[] = {"0", "1", "2", "3"}; // of threads and blocks
     moec_rng rng = {5};
-    int small = 0;
     for (int number = 0; number < PROBLEM_GRID; number += 3) {
         char what[120];
         problem p;
         const float spread = problem_draw(&p, number, what, sizeof what);
-        p.tokens = moec_below(&rng, 40);
+        p.tokens = moec_below(&rng, moec_below(&rng, 4) == 0 ? 300 : 40);
+        (void)setenv("MOE_SIM_ORDER", orders[moec_below(&rng, 4)], 1);
         problem_alloc(&p);
         problem_fill(&p, &rng, spread);
         const moe_route_args args = problem_args(&p);
@@ -142,9 +216,10 @@ int main(void)
                   moe_last_error())) {
             compare(&p, &route, &rng, what);
         }
-        small += launches == 4; // one, then three
         problem_free(&p);
     }
-    CHECK(small > 100, "%d problems fit one launch, more than 100 were meant to", small);
+    compare_groups(&rng);
+    CHECK(seen[1] > 100 && seen[2] > 50 && seen[3] > 5, "problems of 1, 2 and 3 launches: %d %d %d",
+          seen[1], seen[2], seen[3]);
     return test_summary();
 }

@@ -13,6 +13,11 @@ moe_status moei_gpu_launch(const moei_exec *, moei_gpu_body, moei_gpu_grid, cons
     return MOE_E_DEVICE; // nothing here calls a driver
 }
 
+uint32_t moei_gpu_cluster_blocks(const moei_exec *)
+{
+    return 1;
+}
+
 static bool launch(void (*run)(const void *), moei_gpu_grid grid, const void *args, char *text)
 {
     const moei_sim_body body = {"trial", run, sizeof(void *), 1024};
@@ -27,7 +32,7 @@ struct seen {
     int32_t threads[BLOCKS * THREADS];
     int32_t sum, wrong;
     uint32_t most;
-    bool poisoned;
+    bool poisoned, cluster;
 };
 
 static void promises(const void *args)
@@ -43,28 +48,39 @@ static void promises(const void *args)
     good = good && dev_shfl_u32(10 + lane, (int)(31 - lane)) == 10 + 31 - lane;
     good = good && dev_shfl_xor_u32(lane, 5) == (lane ^ 5);
     good = good && dev_ballot(lane % 3 == 0) == 0x49249249u;
-    good = good && dev_match_u32(lane / 8) == 0xFFu << (lane / 8 * 8);
     good = good && dev_warp_max_u32(lane * 7 % 32) == 31;
     good = good && dev_warp_sum((float)lane) == 496.0f;
     good = good && dev_popc(0xF0F0u) == 8 && dev_ffs(0) == 0 && dev_ffs(8) == 4;
     shared[dev_thread()] = dev_thread();
     dev_sync();
     good = good && shared[THREADS - 1 - dev_thread()] == THREADS - 1 - dev_thread();
+    if (s->cluster) { // each block reads what the next one has written, then writes again
+        const uint32_t next = (dev_block() + 1) % BLOCKS;
+        dev_sync();
+        shared[dev_thread()] = 1000 * dev_block() + dev_thread();
+        dev_sync_cluster();
+        const uint32_t *other = (const uint32_t *)dev_shared_of(next);
+        good =
+            good && other[THREADS - 1 - dev_thread()] == 1000 * next + THREADS - 1 - dev_thread();
+        dev_sync_cluster();
+        shared[dev_thread()] = 0;
+    }
     (void)dev_add_i32(&s->threads[dev_block() * THREADS + dev_thread()], 1);
     (void)dev_add_i32(&s->sum, (int32_t)dev_thread());
     (void)dev_max_u32(&s->most, dev_thread());
     (void)dev_add_i32(&s->wrong, good ? 0 : 1);
 }
 
-static void check_promises(const char *order)
+static void check_promises(const char *order, bool cluster)
 {
     static seen s;
     seen *args = &s;
     char text[256] = "";
     s = seen();
     s.poisoned = true;
+    s.cluster = cluster;
     (void)setenv("MOE_SIM_ORDER", order, 1);
-    CHECK(launch(promises, {BLOCKS, THREADS, 4 * THREADS}, &args, text), "%s", text);
+    CHECK(launch(promises, {BLOCKS, THREADS, 4 * THREADS, cluster}, &args, text), "%s", text);
     CHECK(s.wrong == 0 && s.poisoned, "order %s: %d threads saw something else", order,
           (int)s.wrong);
     CHECK(s.sum == BLOCKS * THREADS * (THREADS - 1) / 2 && s.most == THREADS - 1,
@@ -104,6 +120,30 @@ static void lane_32(const void *)
     (void)dev_shfl_u32(1, (int)dev_lane() + 1);
 }
 
+static void no_cluster(const void *)
+{
+    dev_sync_cluster();
+}
+
+static void too_early(const void *)
+{
+    (void)dev_shared_of(1 - dev_block());
+    dev_sync_cluster();
+}
+
+static void too_late(const void *)
+{
+    dev_sync_cluster();
+    (void)dev_shared_of(1 - dev_block());
+}
+
+static void some_blocks_sync(const void *)
+{
+    if (dev_block() == 0) {
+        dev_sync_cluster();
+    }
+}
+
 static void check_refusal(void (*run)(const void *), moei_gpu_grid grid, const char *order,
                           const char *want)
 {
@@ -118,23 +158,37 @@ int main(void)
 {
     static const char *const orders[] = {"0", "1", "2", "3"};
     for (const char *order : orders) {
-        check_promises(order);
-        check_refusal(some_lanes_shuffle, {2, 32, 0}, order,
+        check_promises(order, false);
+        check_promises(order, true);
+        check_refusal(some_lanes_shuffle, {2, 32, 0, false}, order,
                       "body trial, block 1: thread 0 is in dev_shfl, thread 7 in its end");
-        check_refusal(some_lanes_sync, {1, 32, 0}, order,
+        check_refusal(some_lanes_sync, {1, 32, 0, false}, order,
                       "body trial, block 0: thread 0 is in dev_sync, thread 16 in dev_sync_warp");
-        check_refusal(some_warps_sync, {1, 64, 0}, order,
+        check_refusal(some_warps_sync, {1, 64, 0, false}, order,
                       "body trial, block 0: thread 0 is in dev_sync, thread 32 in its end");
-        check_refusal(lane_32, {1, 32, 0}, order,
+        check_refusal(lane_32, {1, 32, 0, false}, order,
                       "body trial, block 0: thread 31: dev_shfl: lane 32 is out of range");
-        check_refusal(lane_32, {1, 33, 0}, order,
+        check_refusal(lane_32, {1, 33, 0, false}, order,
                       "body trial: grid of 1 blocks, 33 threads (at most 1024), 0 bytes of shared "
                       "memory (at most 232448)");
-        check_refusal(lane_32, {1, 32, 232449}, order,
+        check_refusal(lane_32, {1, 32, 232449, false}, order,
                       "body trial: grid of 1 blocks, 32 threads (at most 1024), 232449 bytes of "
                       "shared memory (at most 232448)");
-        check_refusal(NULL, {1, 32, 0}, order, "body trial: there is no such body");
-        check_promises(order); // nothing is left of a failed launch
+        check_refusal(NULL, {1, 32, 0, false}, order, "body trial: there is no such body");
+        check_refusal(no_cluster, {2, 32, 0, false}, "0",
+                      "body trial, block 0: thread 0: dev_sync_cluster without a cluster: block 0 "
+                      "is out of range");
+        check_refusal(too_early, {2, 32, 0, true}, "0",
+                      "body trial, block 0: thread 0: dev_shared_of before its beginning or after "
+                      "its end: block 1 is out of range");
+        check_refusal(too_late, {2, 32, 0, true}, "0",
+                      "body trial, block 1: thread 0: dev_shared_of before its beginning or after "
+                      "its end: block 0 is out of range");
+        check_refusal(some_blocks_sync, {2, 32, 0, true}, "1",
+                      "body trial, block 0: thread 0 is in dev_sync_cluster, thread 0 in its end");
+        check_refusal(lane_32, {9, 32, 0, true}, order,
+                      "body trial: cluster of 9 blocks (at most 8)");
+        check_promises(order, true); // nothing is left of a failed launch
     }
     return test_summary();
 }

@@ -7,6 +7,7 @@
 #include "backends/cuda/mma.h"
 #include "backends/cuda/operand.h"
 #include "backends/cuda/ops.h"
+#include "backends/gpu/plans.h"
 
 const moei_host *moei_cuda_host;
 
@@ -219,6 +220,39 @@ static cudaError_t load_kernels(const moei_cuda_device *device)
     return device->encode != NULL ? moei_cuda_mma_load() : cudaSuccess;
 }
 
+// Blocks of the largest cluster of the largest sort that the device can hold: 16 where there are as
+// many multiprocessors side by side, else 8 or fewer; 1 before sm_90.
+static uint32_t find_cluster(const moei_cuda_device *device)
+{
+    const void *sort = moei_cuda_body(MOEI_GPU_sort);
+    const void *prologue = moei_cuda_body(MOEI_GPU_prologue);
+    const enum cudaFuncAttribute beyond_8 = cudaFuncAttributeNonPortableClusterSizeAllowed;
+    const bool beyond = device->overlaps &&
+                        cudaFuncSetAttribute(sort, beyond_8, 1) == cudaSuccess &&
+                        cudaFuncSetAttribute(prologue, beyond_8, 1) == cudaSuccess;
+    uint32_t blocks = !device->overlaps ? 1 : beyond ? 16 : 8;
+    for (; blocks > 1; blocks /= 2) {
+        const moei_gpu_sort_plan plan =
+            moei_gpu_plan_sort(INT32_MAX, 512, 32 * MOEI_GPU_SORT_WARPS, blocks);
+        cudaLaunchAttribute size = {.id = cudaLaunchAttributeClusterDimension};
+        size.val.clusterDim.x = blocks;
+        size.val.clusterDim.y = 1;
+        size.val.clusterDim.z = 1;
+        const cudaLaunchConfig_t config = {.gridDim = {blocks, 1, 1},
+                                           .blockDim = {plan.threads, 1, 1},
+                                           .dynamicSmemBytes = plan.shared,
+                                           .attrs = &size,
+                                           .numAttrs = 1};
+        int clusters = 0;
+        if (cudaOccupancyMaxActiveClusters(&clusters, sort, &config) == cudaSuccess &&
+            clusters > 0) {
+            break;
+        }
+    }
+    (void)cudaGetLastError();
+    return blocks;
+}
+
 static moe_status open_device(const moe_context *ctx, int32_t device_id, void **out)
 {
     int count = 0;
@@ -255,6 +289,7 @@ static moe_status open_device(const moe_context *ctx, int32_t device_id, void **
     }
     if (status == MOE_OK) {
         status = moei_cuda_status(load_kernels(&device), "loading kernels");
+        device.cluster = find_cluster(&device);
     }
     (void)cudaSetDevice(before);
     if (status != MOE_OK) {
@@ -329,6 +364,11 @@ static moe_status memory_copy(const moei_exec *exec, void *to, const void *from,
 
 // ---- ops ---------------------------------------------------------------------------------------
 
+uint32_t moei_gpu_cluster_blocks(const moei_exec *exec)
+{
+    return moei_cuda_device_of(exec)->cluster;
+}
+
 moe_status moei_gpu_launch(const moei_exec *exec, moei_gpu_body body, moei_gpu_grid grid,
                            const void *args)
 {
@@ -341,14 +381,21 @@ moe_status moei_gpu_launch(const moei_exec *exec, moei_gpu_body body, moei_gpu_g
         return MOE_OK;
     }
     void *arguments[] = {(void *)(uintptr_t)args};
-    cudaLaunchAttribute overlap = {.id = cudaLaunchAttributeProgrammaticStreamSerialization};
-    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute attributes[] = {// of devices that have both, or neither
+                                        {.id = cudaLaunchAttributeProgrammaticStreamSerialization},
+                                        {.id = cudaLaunchAttributeClusterDimension}};
+    attributes[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes[1].val.clusterDim.x = grid.blocks;
+    attributes[1].val.clusterDim.y = 1;
+    attributes[1].val.clusterDim.z = 1;
     const cudaLaunchConfig_t config = {.gridDim = {grid.blocks, 1, 1},
                                        .blockDim = {grid.threads, 1, 1},
                                        .dynamicSmemBytes = grid.shared,
                                        .stream = (cudaStream_t)exec->stream,
-                                       .attrs = &overlap,
-                                       .numAttrs = moei_cuda_device_of(exec)->overlaps ? 1 : 0};
+                                       .attrs = attributes,
+                                       .numAttrs = grid.cluster                          ? 2
+                                                   : moei_cuda_device_of(exec)->overlaps ? 1
+                                                                                         : 0};
     return moei_cuda_status(cudaLaunchKernelExC(&config, moei_cuda_body(body), arguments),
                             names[body]);
 }

@@ -25,6 +25,7 @@ typedef struct moei_cuda_device {
     int sms;
     int shared;                 // bytes of shared memory that a block may have
     bool overlaps;              // a launch may begin while the one before it ends
+    uint32_t cluster;           // blocks of a cluster at most, a power of two; 1: there are none
     moei_cuda_encode_fn encode; // NULL where there are no matrix kernels
 } moei_cuda_device;
 

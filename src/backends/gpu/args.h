@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Arguments of the shared bodies where an op's own hold pointers to host tables: the rows that a
-// body needs travel with them.
+// Arguments of the shared bodies where an op's own do not suffice: rows of host tables that they
+// point to, how the work is divided, several ops at once.
 #ifndef MOEI_GPU_ARGS_H
 #define MOEI_GPU_ARGS_H
 
+#include "backends/gpu/plans.h"
 #include "moe/backend.h"
 
 typedef struct moei_gpu_quantize_args {
@@ -11,10 +12,20 @@ typedef struct moei_gpu_quantize_args {
     moei_quant_info info; // what a.info points to on the host
 } moei_gpu_quantize_args;
 
-typedef struct moei_gpu_prologue_args {
+typedef struct moei_gpu_route_args {
     moek_route_args route;
-    moek_place_args place;
-    moek_sort_args sort;
+    moek_place_args place; // where places: of the slots that route stores
+    bool places;
+} moei_gpu_route_args;
+
+typedef struct moei_gpu_sort_args {
+    moek_sort_args a;
+    moei_gpu_sort_plan plan;
+} moei_gpu_sort_args;
+
+typedef struct moei_gpu_prologue_args {
+    moei_gpu_route_args route;
+    moei_gpu_sort_args sort;
 } moei_gpu_prologue_args;
 
 typedef struct moei_gpu_ggemm_args {

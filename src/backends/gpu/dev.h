@@ -14,11 +14,14 @@
 //                                  launch asked for; holds anything at first
 //   dev_sync()                     every thread of the block arrives; memory is ordered
 //   dev_sync_warp()                the same for a warp
+//   dev_sync_cluster()             the same for all blocks of a grid that is one cluster
+//                                  (moei_gpu_grid); of one block, dev_sync
+//   dev_shared_of(block)           the shared memory of another block of it, which must have begun
+//                                  and not have ended: between two dev_sync_cluster
 //   dev_shfl_u32(v, lane) dev_shfl_f32, dev_shfl_xor_u32(v, mask) dev_shfl_xor_f32; lane and mask
 //                                  in 0 .. 31
 //   dev_warp_max_u32(v)            largest of the lanes, on every lane
 //   dev_ballot(bool)               bit l: the value of lane l
-//   dev_match_u32(v)               lanes that hold the same value
 //   dev_popc(u32) dev_ffs(u32)     bits set; index of the lowest set bit plus one, 0 for none
 //   dev_add_i32(p, v)              relaxed atomic addition in any memory; the old value
 //   dev_max_u32(p, v)              relaxed atomic maximum

@@ -58,6 +58,31 @@ DEV_FN void dev_sync_warp(void)
     __syncwarp();
 }
 
+// Clusters: sm_90. Elsewhere such a grid has one block.
+DEV_FN void dev_sync_cluster(void)
+{
+#if __CUDA_ARCH__ >= 900
+    if (gridDim.x > 1) {
+        asm volatile("barrier.cluster.arrive.aligned;\n"
+                     "barrier.cluster.wait.aligned;" ::
+                         : "memory");
+        return;
+    }
+#endif
+    __syncthreads();
+}
+
+DEV_FN void *dev_shared_of(uint32_t block)
+{
+    void *p = dev_shared();
+#if __CUDA_ARCH__ >= 900
+    asm("mapa.u64 %0, %0, %1;" : "+l"(p) : "r"(block));
+#else
+    (void)block;
+#endif
+    return p;
+}
+
 DEV_FN uint32_t dev_shfl_u32(uint32_t v, int lane)
 {
     return __shfl_sync(~0u, v, lane);
@@ -86,11 +111,6 @@ DEV_FN uint32_t dev_warp_max_u32(uint32_t v)
 DEV_FN uint32_t dev_ballot(bool v)
 {
     return __ballot_sync(~0u, v);
-}
-
-DEV_FN uint32_t dev_match_u32(uint32_t v)
-{
-    return __match_any_sync(~0u, v);
 }
 
 DEV_FN int dev_popc(uint32_t v)

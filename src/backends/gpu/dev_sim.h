@@ -21,8 +21,12 @@ extern struct moei_sim_place moei_sim_here;
 /// Waits for all lanes of the warp in `call`. Returns what each lane gave, valid until the next.
 const uint32_t *moei_sim_exchange(const char *call, uint32_t v);
 
-/// Waits for all threads of the block.
+/// Waits for all threads of the block, or of all blocks of the cluster.
 void moei_sim_sync(void);
+void moei_sim_sync_cluster(void);
+
+/// Shared memory of a block of the cluster.
+void *moei_sim_shared_of(uint32_t block);
 
 /// Ends the launch.
 [[noreturn]] void moei_sim_fail(const char *call, const char *what, int64_t value);
@@ -72,6 +76,16 @@ DEV_FN void *dev_shared(void)
 DEV_FN void dev_sync(void)
 {
     moei_sim_sync();
+}
+
+DEV_FN void dev_sync_cluster(void)
+{
+    moei_sim_sync_cluster();
+}
+
+DEV_FN void *dev_shared_of(uint32_t block)
+{
+    return moei_sim_shared_of(block);
 }
 
 DEV_FN void dev_sync_warp(void)
@@ -125,16 +139,6 @@ DEV_FN uint32_t dev_ballot(bool v)
     uint32_t bits = 0;
     for (int lane = 0; lane < 32; lane++) {
         bits |= all[lane] << lane;
-    }
-    return bits;
-}
-
-DEV_FN uint32_t dev_match_u32(uint32_t v)
-{
-    const uint32_t *all = moei_sim_exchange("dev_match", v);
-    uint32_t bits = 0;
-    for (int lane = 0; lane < 32; lane++) {
-        bits |= (uint32_t)(all[lane] == v) << lane;
     }
     return bits;
 }

@@ -21,11 +21,16 @@ typedef struct moei_gpu_grid {
     uint32_t blocks;  // 0: nothing is launched
     uint32_t threads; // a multiple of 32
     uint32_t shared;  // bytes of shared memory
+    bool cluster;     // the blocks are one cluster; moei_gpu_cluster_blocks at most
 } moei_gpu_grid;
 
 /// Enqueues a body with its arguments, which are copied. DEVICE where the launch fails.
 moe_status moei_gpu_launch(const moei_exec *exec, moei_gpu_body body, moei_gpu_grid grid,
                            const void *args);
+
+/// Blocks of a cluster at most, a power of two: they run side by side, wait for each other and read
+/// each other's shared memory. 1 where the device has no clusters.
+uint32_t moei_gpu_cluster_blocks(const moei_exec *exec);
 
 // As the members of moei_backend; their rows are the shared bodies.
 moe_status moei_gpu_route(const moei_exec *, const moei_kernel *, const moek_route_args *);
@@ -36,7 +41,8 @@ moe_status moei_gpu_sort(const moei_exec *, const moei_kernel *, const moek_sort
 /// where it must.
 moe_status moei_gpu_route_wide(const moei_exec *, const moek_route_args *);
 
-/// route, place and sort one after the other, by one block in one launch where they are small.
+/// route, place and sort: one launch where they are small, else two where place reads what route
+/// stores.
 moe_status moei_gpu_prologue(const moei_exec *, const moek_route_args *, const moek_place_args *,
                              const moek_sort_args *);
 

@@ -56,6 +56,6 @@ moe_status moei_gpu_ggemm(const moei_exec *exec, const moei_kernel *kernel,
                                    : moei_i64_ceil_div(args->rows, MOEI_GGEMM_TILE) * args->w.count;
     const int64_t tiles = row_blocks * moei_i64_ceil_div(args->w.n, MOEI_GGEMM_TILE);
     const moei_gpu_grid grid = {(uint32_t)moei_i64_min(tiles, MAX_BLOCKS), 256,
-                                moei_gpu_ggemm_shared(args->w.count)};
+                                moei_gpu_ggemm_shared(args->w.count), false};
     return moei_gpu_launch(exec, MOEI_GPU_ggemm, grid, &g);
 }

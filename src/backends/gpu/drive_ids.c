@@ -11,25 +11,45 @@ static uint32_t blocks_for(int64_t n, int64_t per_block)
     return blocks < UINT32_MAX ? (uint32_t)blocks : UINT32_MAX;
 }
 
-moe_status moei_gpu_route_wide(const moei_exec *exec, const moek_route_args *args)
+static moe_status launch_wide(const moei_exec *exec, const moei_gpu_route_args *args)
 {
-    const uint32_t bytes = 4 * moei_gpu_route_words(args);
+    const uint32_t bytes = 4 * moei_gpu_route_words(&args->route);
     const uint32_t room = MOEI_GPU_SHARED_PLAIN / bytes;
     const uint32_t warps = room < 1 ? 1 : room < MOEI_GPU_ROUTE_WARPS ? room : MOEI_GPU_ROUTE_WARPS;
-    const moei_gpu_grid grid = {blocks_for(args->tokens, warps), 32 * warps, warps * bytes};
+    const moei_gpu_grid grid = {
+        .blocks = blocks_for(args->route.tokens, warps),
+        .threads = 32 * warps,
+        .shared = warps * bytes,
+    };
     return moei_gpu_launch(exec, MOEI_GPU_route_wide, grid, args);
+}
+
+static moe_status launch_route(const moei_exec *exec, const moei_gpu_route_args *args)
+{
+    if (!moei_gpu_route_in_registers(&args->route)) {
+        return launch_wide(exec, args);
+    }
+    const uint32_t warps =
+        args->route.tokens <= MOEI_GPU_ROUTE_FEW ? MOEI_GPU_ROUTE_WARPS / 2 : MOEI_GPU_ROUTE_WARPS;
+    const moei_gpu_grid grid = {
+        .blocks = blocks_for(args->route.tokens, warps),
+        .threads = 32 * warps,
+    };
+    return moei_gpu_launch(exec, MOEI_GPU_route, grid, args);
+}
+
+moe_status moei_gpu_route_wide(const moei_exec *exec, const moek_route_args *args)
+{
+    const moei_gpu_route_args alone = {.route = *args};
+    return launch_wide(exec, &alone);
 }
 
 moe_status moei_gpu_route(const moei_exec *exec, const moei_kernel *kernel,
                           const moek_route_args *args)
 {
+    const moei_gpu_route_args alone = {.route = *args};
     (void)kernel;
-    if (!moei_gpu_route_in_registers(args)) {
-        return moei_gpu_route_wide(exec, args);
-    }
-    const moei_gpu_grid grid = {blocks_for(args->tokens, MOEI_GPU_ROUTE_WARPS),
-                                32 * MOEI_GPU_ROUTE_WARPS, 0};
-    return moei_gpu_launch(exec, MOEI_GPU_route, grid, args);
+    return launch_route(exec, &alone);
 }
 
 moe_status moei_gpu_place(const moei_exec *exec, const moei_kernel *kernel,
@@ -37,34 +57,55 @@ moe_status moei_gpu_place(const moei_exec *exec, const moei_kernel *kernel,
 {
     enum { THREADS = 256 };
     (void)kernel;
-    const moei_gpu_grid grid = {blocks_for(args->tokens * args->top_k, THREADS), THREADS, 0};
+    const moei_gpu_grid grid = {
+        .blocks = blocks_for(args->tokens * args->top_k, THREADS),
+        .threads = THREADS,
+    };
     return moei_gpu_launch(exec, MOEI_GPU_place, grid, args);
 }
 
 moe_status moei_gpu_sort(const moei_exec *exec, const moei_kernel *kernel,
                          const moek_sort_args *args)
 {
-    const moei_gpu_sort_plan plan =
-        moei_gpu_plan_sort(args->tokens * args->top_k, args->num_experts, 32 * MOEI_GPU_SORT_WARPS);
-    const moei_gpu_grid grid = {1, plan.threads, plan.shared};
+    const int64_t slots = args->tokens * args->top_k;
+    const uint32_t blocks =
+        slots <= MOEI_GPU_SORT_ONE
+            ? 1
+            : moei_gpu_blocks_of_cluster(slots, MOEI_GPU_SORT_SHARE, moei_gpu_cluster_blocks(exec));
+    const moei_gpu_sort_args sort = {
+        *args, moei_gpu_plan_sort(slots, args->num_experts, 32 * MOEI_GPU_SORT_WARPS, blocks)};
+    const moei_gpu_grid grid = {blocks, sort.plan.threads, sort.plan.shared, blocks > 1};
     (void)kernel;
-    return moei_gpu_launch(exec, MOEI_GPU_sort, grid, args);
+    return moei_gpu_launch(exec, MOEI_GPU_sort, grid, &sort);
+}
+
+// All three by one cluster: a warp for each token that a block has, and those of the sort.
+static moe_status launch_prologue(const moei_exec *exec, const moei_gpu_route_args *route,
+                                  const moek_sort_args *sort)
+{
+    const int64_t tokens = route->route.tokens;
+    const uint32_t blocks =
+        moei_gpu_blocks_of_cluster(tokens, MOEI_GPU_PROLOGUE_TOKENS, moei_gpu_cluster_blocks(exec));
+    const moei_gpu_sort_plan plan = moei_gpu_plan_sort(
+        sort->tokens * sort->top_k, sort->num_experts, 32 * MOEI_GPU_PROLOGUE_WARPS, blocks);
+    const moei_gpu_prologue_args args = {*route, {*sort, plan}};
+    const uint32_t share = blocks_for(tokens, blocks);
+    const uint32_t warps = share < MOEI_GPU_PROLOGUE_WARPS ? share : MOEI_GPU_PROLOGUE_WARPS;
+    const uint32_t threads = 32 * warps > plan.threads ? 32 * warps : plan.threads;
+    const moei_gpu_grid grid = {blocks, threads, plan.shared, blocks > 1};
+    return moei_gpu_launch(exec, MOEI_GPU_prologue, grid, &args);
 }
 
 moe_status moei_gpu_prologue(const moei_exec *exec, const moek_route_args *route,
                              const moek_place_args *place, const moek_sort_args *sort)
 {
-    if (!moei_gpu_is_small(route, place, sort)) {
-        moe_status status = moei_gpu_route(exec, NULL, route);
-        status = status == MOE_OK ? moei_gpu_place(exec, NULL, place) : status;
-        return status == MOE_OK ? moei_gpu_sort(exec, NULL, sort) : status;
+    const moei_gpu_route_args both = {*route, *place, moei_gpu_hands_over(route, place)};
+    if (moei_gpu_is_small(route, place, moei_gpu_cluster_blocks(exec))) {
+        return launch_prologue(exec, &both, sort);
     }
-    const moei_gpu_prologue_args args = {*route, *place, *sort};
-    const moei_gpu_sort_plan plan = moei_gpu_plan_sort(
-        sort->tokens * sort->top_k, sort->num_experts, 32 * MOEI_GPU_PROLOGUE_WARPS);
-    const uint32_t tokens = (uint32_t)route->tokens; // a warp each
-    const uint32_t warps = tokens < MOEI_GPU_PROLOGUE_WARPS ? tokens : MOEI_GPU_PROLOGUE_WARPS;
-    const uint32_t threads = 32 * warps > plan.threads ? 32 * warps : plan.threads;
-    const moei_gpu_grid grid = {1, threads, plan.shared};
-    return moei_gpu_launch(exec, MOEI_GPU_prologue, grid, &args);
+    moe_status status = launch_route(exec, &both);
+    if (status == MOE_OK && !both.places) {
+        status = moei_gpu_place(exec, NULL, place);
+    }
+    return status == MOE_OK ? moei_gpu_sort(exec, NULL, sort) : status;
 }

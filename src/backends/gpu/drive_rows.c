@@ -23,7 +23,7 @@ moe_status moei_gpu_glu(const moei_exec *exec, const moei_kernel *kernel, const 
     (void)kernel;
     const moei_gpu_tiles tiles =
         moei_gpu_tiles_of(args->rows * args->batches, args->inter, MOEI_GPU_GLU_PIECE, THREADS, 1);
-    const moei_gpu_grid grid = {blocks_for(tiles.count, MAX_BLOCKS), THREADS, 0};
+    const moei_gpu_grid grid = {blocks_for(tiles.count, MAX_BLOCKS), THREADS, 0, false};
     return moei_gpu_launch(exec, MOEI_GPU_glu, grid, args);
 }
 
@@ -34,7 +34,8 @@ moe_status moei_gpu_combine(const moei_exec *exec, const moei_kernel *kernel,
     const moei_gpu_tiles tiles = moei_gpu_tiles_of(
         args->tokens, args->width, MOEI_GPU_COMBINE_PIECE, THREADS, MOEI_GPU_COMBINE_LANES);
     const moei_gpu_grid grid = {blocks_for(tiles.count, MAX_BLOCKS), THREADS,
-                                (uint32_t)(MOEI_GPU_COMBINE_SLOTS * SLOT_BYTES) << tiles.rows_log2};
+                                (uint32_t)(MOEI_GPU_COMBINE_SLOTS * SLOT_BYTES) << tiles.rows_log2,
+                                false};
     return moei_gpu_launch(exec, MOEI_GPU_combine, grid, args);
 }
 
@@ -54,7 +55,7 @@ static moei_gpu_grid rows_grid(const moek_quantize_args *a, int32_t piece, uint3
 {
     const moei_gpu_tiles tiles =
         moei_gpu_tiles_of(a->rows * a->batches, a->k, piece, THREADS, least);
-    return (moei_gpu_grid){blocks_for(tiles.count, most), THREADS, 0};
+    return (moei_gpu_grid){blocks_for(tiles.count, most), THREADS, 0, false};
 }
 
 // A block per scale, as large as its elements ask for.
@@ -67,7 +68,7 @@ static moei_gpu_grid spans_grid(const moek_quantize_args *a)
     const uint32_t threads = rows * width > 32 * MOEI_GPU_QUANTIZE_PIECE ? 256 : 32;
     // Two words for each of the most warps there may be: compilers read ahead in wider pieces.
     return (moei_gpu_grid){blocks_for(spans, MAX_BLOCKS), threads,
-                           256 / 32 * 2 * (uint32_t)sizeof(uint32_t)};
+                           256 / 32 * 2 * (uint32_t)sizeof(uint32_t), false};
 }
 
 // The largest magnitude of all rows, and the scale that follows. It is gathered where the result
@@ -77,7 +78,7 @@ static moe_status scale_all(const moei_exec *exec, const moei_gpu_quantize_args 
 {
     moei_gpu_quantize_args all = *codes;
     const bool global = codes->info.scale == MOEI_SCALE_NVFP4_INVERSE;
-    const moei_gpu_grid one = {1, 32, 0};
+    const moei_gpu_grid one = {1, 32, 0, false};
     all.a.amax = global ? (uint32_t *)(void *)all.a.global_scale : (uint32_t *)all.a.scales;
     all.a.stage = MOEK_QUANTIZE_AMAX;
     moe_status status = moei_gpu_launch(exec, MOEI_GPU_quantize_scale, one, &all);

@@ -1,22 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-// How route and sort divide their work: the host that launches a body and the body itself compute
-// the same from the arguments.
+// How the bodies divide their work. The host that launches a body computes it; so does the body
+// where that costs less than an argument.
 #ifndef MOEI_GPU_PLANS_H
 #define MOEI_GPU_PLANS_H
 
 #include "moe/backend.h"
 #include "numerics/hd.h"
 
-/// Shared memory that a block may have; a machine with less defines less. 64 KiB hold every sort,
-/// and every route of 4096 rows.
+/// Shared memory that a block may have; a machine with less defines less. 99 KiB hold every sort
+/// and every route.
 #ifndef MOEI_GPU_SHARED_MAX
-#define MOEI_GPU_SHARED_MAX (200 << 10)
+#define MOEI_GPU_SHARED_MAX (99 << 10)
 #endif
 #define MOEI_GPU_SHARED_PLAIN (48 << 10) // every machine has it without being asked
 
 // ---- route -------------------------------------------------------------------------------------
 
 #define MOEI_GPU_ROUTE_WARPS 8   // tokens of a block at most
+#define MOEI_GPU_ROUTE_FEW   512 // tokens that half as many warps spread over more multiprocessors
 #define MOEI_GPU_ROUTE_ROWS  512 // rows of the path that holds a token in registers
 
 /// True where a token fits into a warp's registers: a lane has up to 16 rows, one slot and one
@@ -25,7 +26,7 @@ MOE_HD bool moei_gpu_route_in_registers(const moek_route_args *a)
 {
     const moe_route_desc *d = &a->desc;
     return (int64_t)a->num_experts + d->zero_experts + d->shared_scores <= MOEI_GPU_ROUTE_ROWS &&
-           a->top_k <= 32 && d->shared_scores <= 32 && d->num_groups <= 1 &&
+           a->top_k <= 32 && d->shared_scores <= 32 && d->num_groups <= 32 &&
            d->scoring != MOE_SCORING_SPARSEMIXER;
 }
 
@@ -40,38 +41,64 @@ MOE_HD uint32_t moei_gpu_route_words(const moek_route_args *a)
 
 // ---- sort --------------------------------------------------------------------------------------
 
+#define MOEI_GPU_SORT_WARPS   32
+#define MOEI_GPU_SORT_SUMS    (2 * MOEI_GPU_SORT_WARPS) // words
+#define MOEI_GPU_SORT_SEGMENT 128                       // slots of a warp in a tile, at most
+#define MOEI_GPU_SORT_SHARE   512                       // slots of a block, where blocks suffice
+#define MOEI_GPU_SORT_ONE     1024                      // slots that one block sorts sooner
+
+/// The slots are divided among the blocks of a cluster; a block takes its share tile by tile, a
+/// warp a segment of each tile.
 typedef struct moei_gpu_sort_plan {
     uint32_t threads;
     uint32_t counting; // warps that walk slots; each has a counter per expert
-    uint32_t segment;  // slots of such a warp, a multiple of 32
-    uint32_t shared;   // bytes: the counters, then two rows of sums of warps
+    uint32_t segment;  // slots of such a warp in a tile, a multiple of 32
+    uint32_t tiles;    // of a block
+    uint32_t shared;   // bytes: counters, two words per expert, the order of a tile, sums of warps
 } moei_gpu_sort_plan;
 
-#define MOEI_GPU_SORT_WARPS 32
-#define MOEI_GPU_SORT_SUMS  (2 * MOEI_GPU_SORT_WARPS) // words
+/// Words between the counters of two warps; odd, so that a column lies on many banks.
+MOE_HD uint32_t moei_gpu_sort_pitch(int32_t num_experts)
+{
+    return (uint32_t)num_experts | 1u;
+}
 
-/// A segment of up to 128 slots is one step of four per lane; large numbers of experts leave room
-/// for few counting warps.
+/// Blocks for n items, `each` in one block where `most` suffice; both powers of two.
+MOE_HD uint32_t moei_gpu_blocks_of_cluster(int64_t n, int64_t each, uint32_t most)
+{
+    uint32_t blocks = 1;
+    while (blocks < most && blocks * each < n) {
+        blocks *= 2;
+    }
+    return blocks;
+}
+
+/// Large numbers of experts leave room for few counting warps.
 MOE_HD moei_gpu_sort_plan moei_gpu_plan_sort(int64_t slots, int32_t num_experts,
-                                             uint32_t most_threads)
+                                             uint32_t most_threads, uint32_t blocks)
 {
     const uint32_t most_warps = most_threads / 32;
     const uint32_t experts = (uint32_t)num_experts;
+    const uint32_t pitch = moei_gpu_sort_pitch(num_experts);
     const uint32_t n = (uint32_t)slots;
-    const uint32_t plain = (MOEI_GPU_SHARED_PLAIN / 4 - MOEI_GPU_SORT_SUMS) / experts;
-    const uint32_t most = (MOEI_GPU_SHARED_MAX / 4 - MOEI_GPU_SORT_SUMS) / experts;
+    const uint32_t room = (MOEI_GPU_SHARED_MAX / 4 - MOEI_GPU_SORT_SUMS - 2 * experts) /
+                          (pitch + MOEI_GPU_SORT_SEGMENT);
     moei_gpu_sort_plan p;
-    p.counting = n / 128 + (n % 128 != 0);
+    const uint32_t share = n / blocks + (n % blocks != 0);
+    p.counting = share / 64 + (share % 64 != 0);
     p.counting = p.counting < 1 ? 1 : p.counting;
     p.counting = p.counting > most_warps ? most_warps : p.counting;
-    const uint32_t room = plain >= 8 || plain >= p.counting ? plain : most;
     p.counting = p.counting > room ? room : p.counting;
-    const uint32_t each = n / p.counting + (n % p.counting != 0);
-    p.segment = (each + 31) / 32 * 32;
-    uint32_t warps = (experts + 31) / 32; // of those that scan
+    const uint32_t each = share / p.counting + (share % p.counting != 0);
+    p.segment = each < 32                      ? 32
+                : each > MOEI_GPU_SORT_SEGMENT ? MOEI_GPU_SORT_SEGMENT
+                                               : (each + 31) / 32 * 32;
+    const uint32_t tile = p.counting * p.segment;
+    p.tiles = share / tile + (share % tile != 0);
+    uint32_t warps = (experts + 7) / 8; // of those that lay out
     warps = warps > most_warps ? most_warps : warps;
     p.threads = 32 * (warps > p.counting ? warps : p.counting);
-    p.shared = 4 * (p.counting * experts + MOEI_GPU_SORT_SUMS);
+    p.shared = 4 * (p.counting * pitch + 2 * experts + tile + MOEI_GPU_SORT_SUMS);
     return p;
 }
 
@@ -90,16 +117,30 @@ MOE_HD uint32_t moei_gpu_ggemm_shared(int32_t experts)
 // ---- prologue ----------------------------------------------------------------------------------
 
 #define MOEI_GPU_PROLOGUE_WARPS  16
-#define MOEI_GPU_PROLOGUE_TOKENS 32   // more route sooner on several multiprocessors
-#define MOEI_GPU_PROLOGUE_SLOTS  1024 // two per thread
+#define MOEI_GPU_PROLOGUE_TOKENS 8  // of a block, where blocks suffice
+#define MOEI_GPU_PROLOGUE_MOST   16 // of a block; more tokens route sooner on more multiprocessors
+#define MOEI_GPU_PROLOGUE_ALONE  32 // of a block without others
 
-/// True where one block does the three at once.
-MOE_HD bool moei_gpu_is_small(const moek_route_args *route, const moek_place_args *place,
-                              const moek_sort_args *sort)
+/// True where place reads what route stores: the lane that has a slot hands it over.
+MOE_HD bool moei_gpu_hands_over(const moek_route_args *route, const moek_place_args *place)
 {
-    return moei_gpu_route_in_registers(route) && route->tokens <= MOEI_GPU_PROLOGUE_TOKENS &&
-           place->tokens * place->top_k <= MOEI_GPU_PROLOGUE_SLOTS &&
-           sort->tokens * sort->top_k <= MOEI_GPU_PROLOGUE_SLOTS;
+    return place->ids == route->ids && place->id_dtype == route->id_dtype &&
+           place->id_token_stride == route->id_token_stride && place->weights == route->weights &&
+           place->weight_dtype == MOE_F32 && route->weight_dtype == MOE_F32 &&
+           place->weight_token_stride == route->weight_token_stride &&
+           place->tokens == route->tokens &&
+           place->top_k == route->top_k + route->desc.append_shared &&
+           place->num_valid == route->num_valid;
+}
+
+/// True where one cluster of at most `most` blocks does route, place and sort at once.
+MOE_HD bool moei_gpu_is_small(const moek_route_args *route, const moek_place_args *place,
+                              uint32_t most)
+{
+    const int64_t tokens =
+        most == 1 ? MOEI_GPU_PROLOGUE_ALONE : (int64_t)most * MOEI_GPU_PROLOGUE_MOST;
+    return moei_gpu_route_in_registers(route) && route->tokens <= tokens &&
+           moei_gpu_hands_over(route, place);
 }
 
 #endif

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // route: one warp per token. Lane l has the rows e = l mod 32, so that sums over experts are a
-// lane's partial sum and a butterfly. Up to 512 rows (and no groups, no sparse mixer) a token lives
-// in registers; else values and keys lie in shared memory.
+// lane's partial sum and a butterfly. Up to 512 rows (and no sparse mixer) a token lives in
+// registers; else values and keys lie in shared memory. Where `places` is set, place takes each
+// slot from the lane that stores it.
 //
 // Keys are compared as unsigned numbers in the order of the floats, -0 as +0; 0 stands for what is
 // not there or has been taken. A round of the selection is a maximum over the warp and, among the
@@ -9,7 +10,9 @@
 #ifndef MOEI_GPU_ROUTE_CUH
 #define MOEI_GPU_ROUTE_CUH
 
+#include "backends/gpu/args.h"
 #include "backends/gpu/ids.cuh"
+#include "backends/gpu/place.cuh"
 #include "backends/gpu/plans.h"
 #include "ops/replica.h"
 
@@ -34,7 +37,7 @@ DEV_FN float moei_route_ranked(float x) // NaN ranks as -inf
 DEV_FN uint32_t moei_route_order(float x)
 {
     const uint32_t bits = moei_f32_bits(x + 0.0f); // +0 for -0
-    return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+    return bits ^ ((uint32_t)((int32_t)bits >> 31) | 0x80000000u);
 }
 
 DEV_FN float moei_route_from_order(uint32_t order)
@@ -89,6 +92,27 @@ DEV_FN float moei_route_key(const moek_route_args *a, int32_t e, float base)
     return a->correction_bias == NULL ? key : moei_route_ranked(key + a->correction_bias[e]);
 }
 
+// Keeps the two largest keys of a lane.
+DEV_FN void moei_route_rank_two(uint32_t key, uint32_t *first, uint32_t *second)
+{
+    const uint32_t low = key < *first ? key : *first;
+    *first = key > *first ? key : *first;
+    *second = low > *second ? low : *second;
+}
+
+// The order of a group's score from the two largest keys of each lane, -inf where there are fewer.
+DEV_FN uint32_t moei_route_group_score(const moek_route_args *a, uint32_t first, uint32_t second)
+{
+    const uint32_t most = dev_warp_max_u32(first);
+    if (a->desc.group_score == MOE_GROUP_SCORE_MAX) {
+        return most;
+    }
+    const bool twice = dev_popc(dev_ballot(first == most)) > 1;
+    const uint32_t next = dev_warp_max_u32(twice || first != most ? first : second);
+    return moei_route_order(
+        moei_route_ranked(moei_route_from_order(most) + moei_route_from_order(next)));
+}
+
 // Entry j of a token's row of the hash table; -1 where either names nothing.
 DEV_FN int32_t moei_route_looked_up(const moek_route_args *a, int64_t t, int32_t j, int32_t keyed)
 {
@@ -136,11 +160,17 @@ DEV_FN int32_t moei_route_mapped(const moek_route_args *a, int64_t t, int32_t id
     return id;
 }
 
-DEV_FN void moei_route_store(const moek_route_args *a, int64_t t, int32_t j, int32_t id,
-                             float weight)
+// `valid`: the token is there, else id is -1 and weight 0.
+DEV_FN void moei_route_store(const moei_gpu_route_args *g, int64_t t, int32_t j, bool valid,
+                             int32_t id, float weight)
 {
-    moei_gpu_store_id(a->id_dtype, a->ids, t * a->id_token_stride + j, moei_route_mapped(a, t, id));
+    const moek_route_args *a = &g->route;
+    id = moei_route_mapped(a, t, id);
+    moei_gpu_store_id(a->id_dtype, a->ids, t * a->id_token_stride + j, id);
     moei_gpu_store_weight(a->weight_dtype, a->weights, t * a->weight_token_stride + j, weight);
+    if (g->places) { // weights are f32
+        moei_gpu_place_given(&g->place, t, j, valid, id, moei_nan_from(weight, weight));
+    }
 }
 
 DEV_FN void moei_route_store_shared(const moek_route_args *a, int64_t t, int32_t j, float weight)
@@ -148,24 +178,12 @@ DEV_FN void moei_route_store_shared(const moek_route_args *a, int64_t t, int32_t
     moei_gpu_store_weight(MOE_F32, a->shared_weights, t * a->shared_weight_stride + j, weight);
 }
 
-DEV_FN void moei_route_append(const moek_route_args *a, int64_t t, int32_t keyed)
+// Weight of an appended expert.
+DEV_FN float moei_route_gate(const moek_route_args *a, int64_t t, int32_t j, bool valid)
 {
-    for (int32_t j = (int32_t)dev_lane(); j < a->desc.append_shared; j += 32) {
-        const float weight =
-            a->shared_gate != NULL ? a->shared_gate[t * a->shared_gate_stride + j] : 1.0f;
-        moei_route_store(a, t, a->top_k + j, keyed + j, weight);
-    }
-}
-
-// A token at or past num_valid.
-DEV_FN void moei_route_absent(const moek_route_args *a, int64_t t)
-{
-    for (int32_t j = (int32_t)dev_lane(); j < a->top_k + a->desc.append_shared; j += 32) {
-        moei_route_store(a, t, j, -1, 0.0f);
-    }
-    for (int32_t j = (int32_t)dev_lane(); j < a->desc.shared_scores; j += 32) {
-        moei_route_store_shared(a, t, j, 0.0f);
-    }
+    return !valid                   ? 0.0f
+           : a->shared_gate != NULL ? a->shared_gate[t * a->shared_gate_stride + j]
+                                    : 1.0f;
 }
 
 // ---- a token in registers ----------------------------------------------------------------------
@@ -232,28 +250,135 @@ template <int N> DEV_FN float moei_route_gather(const float *value, int32_t at)
     return v;
 }
 
-// Ids of the k largest keys, in descending order: lane j gets the j-th.
+// Ids of the k largest keys, in descending order: lane j gets the j-th. A lane's rows are sorted
+// first, up to eight of them in a run, by exchanges of neighbours, so that equal keys stay in
+// order; a round looks at the first of each run.
 template <int N> DEV_FN int32_t moei_route_select(uint32_t *key, int32_t k)
 {
+    constexpr uint32_t RUN = N < 8 ? N : 8;
+    constexpr uint32_t RUNS = N / RUN;
     const uint32_t lane = dev_lane();
+    uint32_t rows[RUNS]; // i of row 32 i + lane, four bits each, those of the first in front
+    MOEI_GPU_UNROLL
+    for (uint32_t r = 0; r < RUNS; r++) {
+        uint32_t *run = key + r * RUN;
+        uint32_t row[RUN];
+        MOEI_GPU_UNROLL
+        for (uint32_t i = 0; i < RUN; i++) {
+            row[i] = r * RUN + i;
+        }
+        MOEI_GPU_UNROLL
+        for (uint32_t pass = 0; pass < RUN; pass++) {
+            MOEI_GPU_UNROLL
+            for (uint32_t i = pass % 2; i + 1 < RUN; i += 2) {
+                const bool up = run[i] < run[i + 1];
+                const uint32_t low = up ? run[i] : run[i + 1];
+                const uint32_t last = up ? row[i] : row[i + 1];
+                run[i] = up ? run[i + 1] : run[i];
+                row[i] = up ? row[i + 1] : row[i];
+                run[i + 1] = low;
+                row[i + 1] = last;
+            }
+        }
+        rows[r] = 0;
+        MOEI_GPU_UNROLL
+        for (uint32_t i = 0; i < RUN; i++) {
+            rows[r] |= row[i] << 4 * i;
+        }
+    }
     int32_t id = -1;
     for (int32_t j = 0; j < k; j++) {
         uint32_t best = key[0];
-        uint32_t at = 0;
+        uint32_t own = 32 * (rows[0] & 15) + lane;
         MOEI_GPU_UNROLL
-        for (uint32_t i = 1; i < N; i++) {
-            at = key[i] > best ? i : at;
-            best = key[i] > best ? key[i] : best;
+        for (uint32_t r = 1; r < RUNS; r++) {
+            const bool up = key[r * RUN] > best;
+            best = up ? key[r * RUN] : best;
+            own = up ? 32 * (rows[r] & 15) + lane : own;
         }
         const uint32_t most = dev_warp_max_u32(best);
-        const uint32_t e = ~dev_warp_max_u32(best == most ? ~(32 * at + lane) : 0);
+        const uint32_t e = ~dev_warp_max_u32(best == most ? ~own : 0);
         MOEI_GPU_UNROLL
-        for (uint32_t i = 0; i < N; i++) {
-            key[i] = e == 32 * i + lane ? 0 : key[i];
+        for (uint32_t r = 0; r < RUNS; r++) {
+            const bool taken = e == 32 * (rows[r] & 15) + lane;
+            MOEI_GPU_UNROLL
+            for (uint32_t i = 0; i < RUN; i++) {
+                const uint32_t next = i + 1 < RUN ? key[r * RUN + i + 1] : 0;
+                key[r * RUN + i] = taken ? next : key[r * RUN + i];
+            }
+            rows[r] = taken ? rows[r] >> 4 : rows[r];
         }
         id = (int32_t)lane == j ? (int32_t)e : id;
     }
     return id;
+}
+
+// Masks the keys of all but the best groups, at most 32 in all. False if there are not top_groups
+// groups with a score above -inf.
+template <int N>
+DEV_FN bool moei_route_choose_groups(const moek_route_args *a, const float *logit, float *value,
+                                     uint32_t *key)
+{
+    const uint32_t experts = (uint32_t)a->num_experts;
+    const uint32_t groups = (uint32_t)a->desc.num_groups;
+    const uint32_t size = experts / groups;
+    const uint32_t lane = dev_lane();
+    const uint32_t none = moei_route_order(MOEI_MINUS_INFINITY);
+    const uint32_t masked = a->desc.group_mask_zero ? moei_route_order(0.0f) : none;
+    const uint32_t inverse = (1u << 20) / size + 1; // e / size = e * inverse >> 20: e <= 512
+    uint32_t order = 0;                             // of group `lane`
+    MOEI_GPU_UNROLL
+    for (uint32_t i = 0; i < N; i++) {
+        if (32 * i + lane < experts && !moei_route_is_finite(logit[i])) {
+            value[i] = 0.0f;
+            key[i] = none;
+        }
+    }
+    if (size % 32 == 0) { // groups of whole registers
+        uint32_t first = none;
+        uint32_t second = none;
+        MOEI_GPU_UNROLL
+        for (uint32_t i = 0; i < N; i++) {
+            if (32 * i < experts) {
+                moei_route_rank_two(key[i], &first, &second);
+            }
+            const uint32_t group = 32 * i * inverse >> 20;
+            if (32 * i < experts && group != (32 * i + 32) * inverse >> 20) { // its last one
+                const uint32_t score = moei_route_group_score(a, first, second);
+                order = lane == group ? score : order;
+                first = none;
+                second = none;
+            }
+        }
+    } else {
+        for (uint32_t g = 0; g < groups; g++) {
+            uint32_t first = none;
+            uint32_t second = none;
+            MOEI_GPU_UNROLL
+            for (uint32_t i = 0; i < N; i++) {
+                const bool has = 32 * i + lane - g * size < size;
+                moei_route_rank_two(has ? key[i] : none, &first, &second);
+            }
+            const uint32_t score = moei_route_group_score(a, first, second);
+            order = lane == g ? score : order;
+        }
+    }
+    uint32_t kept = 0;
+    uint32_t least = none;
+    for (int32_t i = 0; i < a->desc.top_groups; i++) {
+        least = dev_warp_max_u32(order);
+        const uint32_t group = (uint32_t)dev_ffs(dev_ballot(order == least)) - 1;
+        kept |= 1u << group;
+        order = lane == group ? 0 : order;
+    }
+    MOEI_GPU_UNROLL
+    for (uint32_t i = 0; i < N; i++) {
+        const uint32_t e = 32 * i + lane;
+        if (e < experts && (kept >> (e * inverse >> 20) & 1) == 0) {
+            key[i] = moei_route_is_finite(logit[i]) ? masked : none;
+        }
+    }
+    return least != none;
 }
 
 // Sum of v over lanes [0, n), in this order, on top of `sum`.
@@ -276,59 +401,115 @@ DEV_FN float moei_route_weigh_logit(moe_scoring scoring, float logit, int32_t id
     return moei_route_finite_or_zero(moei_divf(w, moei_route_sum_slots(0.0f, w, k)));
 }
 
-template <int N> DEV_FN void moei_route_registers(const moek_route_args *a, int64_t t)
+// Of which weights are made: scores; where those come from the chosen logits, these, but the scores
+// of shared rows.
+template <int N>
+DEV_FN void moei_route_values(const moek_route_args *a, const moei_route_sizes *n,
+                              const float *logit, float *value)
 {
-    const moei_route_sizes n = moei_route_size(a);
     const moe_scoring scoring = a->desc.scoring;
-    const int32_t shared_rows = n.rows - n.keyed;
-    const int32_t lane = (int32_t)dev_lane();
-    const bool on_chosen = moei_route_on_chosen(scoring);
-    float logit[N];
-    float value[N]; // of which weights are made: scores, or the logits
-    moei_route_load<N>(a, t, n.rows, logit);
     if (scoring == MOE_SCORING_SOFTMAX) {
         moei_route_softmax<N>(logit, value);
-    } else {
+        return;
+    }
+    const bool on_chosen = moei_route_on_chosen(scoring);
+    if (scoring == MOE_SCORING_SQRTSOFTPLUS) {
         MOEI_GPU_UNROLL
         for (int i = 0; i < N; i++) {
-            value[i] = on_chosen && 32 * i + lane < n.keyed ? logit[i]
-                                                            : moei_route_score(scoring, logit[i]);
+            value[i] = moei_route_score(MOE_SCORING_SQRTSOFTPLUS, logit[i]);
+        }
+    } else if (!on_chosen || n->rows > n->keyed) {
+        MOEI_GPU_UNROLL
+        for (int i = 0; i < N; i++) {
+            value[i] = moei_route_score(MOE_SCORING_SIGMOID, logit[i]);
         }
     }
-    int32_t id = -1;
+    if (on_chosen) {
+        MOEI_GPU_UNROLL
+        for (int i = 0; i < N; i++) {
+            const bool chosen = 32 * i + (int32_t)dev_lane() < n->keyed;
+            value[i] = chosen || n->rows == n->keyed ? logit[i] : value[i];
+        }
+    }
+}
+
+// The id of a lane's slot. False where too few groups have anything to choose.
+template <int N>
+DEV_FN bool moei_route_choose_id(const moek_route_args *a, int64_t t, const moei_route_sizes *n,
+                                 const float *logit, float *value, int32_t *id)
+{
+    const int32_t lane = (int32_t)dev_lane();
     if (a->hash_table != NULL) {
-        id = lane < n.k ? moei_route_looked_up(a, t, lane, n.keyed) : -1;
-    } else {
-        uint32_t key[N];
-        MOEI_GPU_UNROLL
-        for (int i = 0; i < N; i++) {
-            const int32_t e = 32 * i + lane;
-            const float base = a->desc.select_on == MOE_SELECT_LOGITS ? logit[i] : value[i];
-            key[i] = e < n.keyed ? moei_route_order(moei_route_key(a, e, base)) : 0;
-        }
-        id = moei_route_select<N>(key, n.k);
+        *id = lane < n->k ? moei_route_looked_up(a, t, lane, n->keyed) : -1;
+        return true;
     }
-    float weight = moei_route_gather<N>(value, id < 0 ? 0 : id);
-    weight = on_chosen ? moei_route_weigh_logit(scoring, weight, id, n.k) : id < 0 ? 0.0f : weight;
-    float shared = 0.0f;
+    uint32_t key[N];
+    MOEI_GPU_UNROLL
+    for (int i = 0; i < N; i++) {
+        const int32_t e = 32 * i + lane;
+        const float base = a->desc.select_on == MOE_SELECT_LOGITS ? logit[i] : value[i];
+        key[i] = e < n->keyed ? moei_route_order(moei_route_key(a, e, base)) : 0;
+    }
+    if (a->desc.num_groups > 1 && !moei_route_choose_groups<N>(a, logit, value, key)) {
+        *id = lane < n->k ? lane : -1;
+        return false;
+    }
+    *id = moei_route_select<N>(key, n->k);
+    return true;
+}
+
+// A lane's slot, and its shared row.
+struct moei_route_slot {
+    int32_t id;
+    float weight;
+    float shared;
+    bool usual; // there were enough groups
+};
+
+// What depends on the number of rows: the id, and the values at it and at the shared row.
+template <int N>
+DEV_FN moei_route_slot moei_route_rows(const moek_route_args *a, int64_t t,
+                                       const moei_route_sizes *n)
+{
+    const int32_t shared_rows = n->rows - n->keyed;
+    const int32_t lane = (int32_t)dev_lane();
+    float logit[N];
+    float value[N];
+    moei_route_slot s;
+    moei_route_load<N>(a, t, n->rows, logit);
+    moei_route_values<N>(a, n, logit, value);
+    s.usual = moei_route_choose_id<N>(a, t, n, logit, value, &s.id);
+    s.weight = moei_route_gather<N>(value, s.id < 0 ? 0 : s.id);
+    s.shared = 0.0f;
     if (shared_rows > 0) {
-        shared = moei_route_gather<N>(value, lane < shared_rows ? n.keyed + lane : 0);
+        s.shared = moei_route_gather<N>(value, lane < shared_rows ? n->keyed + lane : 0);
     }
-    if (a->desc.renormalise != MOE_RENORM_NONE) {
-        const int32_t joined = a->desc.renorm_shared ? shared_rows : 0;
-        float sum = moei_route_sum_slots(0.0f, weight, n.k);
-        sum = moei_route_sum_slots(sum, shared, joined);
+    return s;
+}
+
+DEV_FN moei_route_slot moei_route_registers(const moek_route_args *a, int64_t t,
+                                            const moei_route_sizes *n)
+{
+    moei_route_slot s = n->rows <= 64    ? moei_route_rows<2>(a, t, n)
+                        : n->rows <= 128 ? moei_route_rows<4>(a, t, n)
+                        : n->rows <= 256 ? moei_route_rows<8>(a, t, n)
+                                         : moei_route_rows<16>(a, t, n);
+    s.weight = moei_route_on_chosen(a->desc.scoring)
+                   ? moei_route_weigh_logit(a->desc.scoring, s.weight, s.id, n->k)
+               : s.id < 0 ? 0.0f
+                          : s.weight;
+    if (s.usual && a->desc.renormalise != MOE_RENORM_NONE) {
+        const int32_t joined = a->desc.renorm_shared ? n->rows - n->keyed : 0;
+        float sum = moei_route_sum_slots(0.0f, s.weight, n->k);
+        sum = moei_route_sum_slots(sum, s.shared, joined);
         const float d = moei_route_divisor(a, sum);
-        weight = moei_divf(weight, d);
-        shared = joined > 0 ? moei_divf(shared, d) : shared;
+        s.weight = moei_divf(s.weight, d);
+        s.shared = joined > 0 ? moei_divf(s.shared, d) : s.shared;
     }
-    if (lane < n.k) {
-        moei_route_store(a, t, lane, id, moei_route_scaled(a, weight));
-    }
-    if (lane < shared_rows) {
-        moei_route_store_shared(a, t, lane, moei_route_scaled(a, shared));
-    }
-    moei_route_append(a, t, n.keyed);
+    // Too few groups: equal weights, not scaled.
+    s.weight = s.usual ? moei_route_scaled(a, s.weight) : moei_divf(1.0f, (float)n->k);
+    s.shared = moei_route_scaled(a, s.shared);
+    return s;
 }
 
 // ---- a token in shared memory ------------------------------------------------------------------
@@ -405,27 +586,6 @@ DEV_FN void moei_route_score_all(const moek_route_args *a, int64_t t, const moei
     }
 }
 
-// The two largest of `size` keys, as floats; -inf where there are fewer.
-DEV_FN float moei_route_group_score(const moek_route_args *a, const uint32_t *key, int32_t size)
-{
-    const uint32_t none = moei_route_order(MOEI_MINUS_INFINITY);
-    uint32_t first = none;
-    uint32_t second = none;
-    for (int32_t i = (int32_t)dev_lane(); i < size; i += 32) {
-        const uint32_t low = key[i] < first ? key[i] : first;
-        first = key[i] > first ? key[i] : first;
-        second = low > second ? low : second;
-    }
-    const uint32_t most = dev_warp_max_u32(first);
-    const float largest = moei_route_from_order(most);
-    if (a->desc.group_score == MOE_GROUP_SCORE_MAX) {
-        return largest;
-    }
-    const bool twice = dev_popc(dev_ballot(first == most)) > 1;
-    const uint32_t next = dev_warp_max_u32(twice || first != most ? first : second);
-    return moei_route_ranked(largest + moei_route_from_order(next));
-}
-
 // Masks the keys of all but the best groups. False if there are not top_groups groups with a score
 // above -inf.
 DEV_FN bool moei_route_mask_groups(const moek_route_args *a, int64_t t, moei_route_token *w)
@@ -446,9 +606,14 @@ DEV_FN bool moei_route_mask_groups(const moek_route_args *a, int64_t t, moei_rou
     }
     dev_sync_warp();
     for (int32_t g = 0; g < groups; g++) {
-        const float score = moei_route_group_score(a, w->key + (ptrdiff_t)g * size, size);
+        uint32_t first = none;
+        uint32_t second = none;
+        for (int32_t i = lane; i < size; i += 32) {
+            moei_route_rank_two(w->key[(ptrdiff_t)g * size + i], &first, &second);
+        }
+        const uint32_t score = moei_route_group_score(a, first, second);
         if (g % 32 == lane) {
-            order[g] = moei_route_order(score);
+            order[g] = score;
         }
     }
     for (int32_t i = 0; i < a->desc.top_groups; i++) {
@@ -591,8 +756,9 @@ DEV_FN void moei_route_mix(const moek_route_args *a, moei_route_token *w, int32_
     dev_sync_warp();
 }
 
-DEV_FN void moei_route_shared(const moek_route_args *a, int64_t t, void *memory)
+DEV_FN void moei_route_shared(const moei_gpu_route_args *g, int64_t t, void *memory)
 {
+    const moek_route_args *a = &g->route;
     const moei_route_sizes n = moei_route_size(a);
     const int32_t lane = (int32_t)dev_lane();
     const int32_t slots = n.k > a->desc.num_groups ? n.k : a->desc.num_groups;
@@ -622,13 +788,15 @@ DEV_FN void moei_route_shared(const moek_route_args *a, int64_t t, void *memory)
         moei_route_normalise(a, &n, &w);
     }
     for (int32_t j = lane; j < n.k; j += 32) { // too few groups: equal weights, not scaled
-        moei_route_store(a, t, j, usual ? w.id[j] : j,
+        moei_route_store(g, t, j, true, usual ? w.id[j] : j,
                          usual ? moei_route_scaled(a, w.weight[j]) : moei_divf(1.0f, (float)n.k));
+    }
+    for (int32_t j = lane; j < a->desc.append_shared; j += 32) {
+        moei_route_store(g, t, n.k + j, true, n.keyed + j, moei_route_gate(a, t, j, true));
     }
     for (int32_t j = lane; j < n.rows - n.keyed; j += 32) {
         moei_route_store_shared(a, t, j, moei_route_scaled(a, w.value[n.keyed + j]));
     }
-    moei_route_append(a, t, n.keyed);
 }
 
 // ---- the body ----------------------------------------------------------------------------------
@@ -639,19 +807,24 @@ DEV_FN bool moei_route_is_absent(const moek_route_args *a, int64_t t)
 }
 
 /// A token that fits into registers, by the warp in hand.
-DEV_FN void moei_gpu_route_small(const moek_route_args *a, int64_t t)
+DEV_FN void moei_gpu_route_small(const moei_gpu_route_args *g, int64_t t)
 {
-    const int32_t rows = moei_route_size(a).rows;
-    if (moei_route_is_absent(a, t)) {
-        moei_route_absent(a, t);
-    } else if (rows <= 64) {
-        moei_route_registers<2>(a, t);
-    } else if (rows <= 128) {
-        moei_route_registers<4>(a, t);
-    } else if (rows <= 256) {
-        moei_route_registers<8>(a, t);
-    } else {
-        moei_route_registers<16>(a, t);
+    const moek_route_args *a = &g->route;
+    const moei_route_sizes n = moei_route_size(a);
+    const int32_t lane = (int32_t)dev_lane();
+    const bool valid = !moei_route_is_absent(a, t);
+    moei_route_slot s = {-1, 0.0f, 0.0f, true};
+    if (valid) {
+        s = moei_route_registers(a, t, &n);
+    }
+    for (int32_t j = lane; j < n.k + a->desc.append_shared; j += 32) { // n.k <= 32
+        const bool appended = j >= n.k;
+        const int32_t id = appended && valid ? n.keyed + j - n.k : appended ? -1 : s.id;
+        moei_route_store(g, t, j, valid, id,
+                         appended ? moei_route_gate(a, t, j - n.k, valid) : s.weight);
+    }
+    if (lane < n.rows - n.keyed) {
+        moei_route_store_shared(a, t, lane, s.shared);
     }
 }
 
@@ -660,25 +833,38 @@ DEV_FN int64_t moei_route_token_of_warp(void)
     return (int64_t)dev_block() * dev_warps() + dev_warp();
 }
 
-DEV_FN void moei_gpu_route(const moek_route_args *a)
+DEV_FN void moei_gpu_route(const moei_gpu_route_args *g)
 {
     const int64_t t = moei_route_token_of_warp();
-    if (t < a->tokens) { // for all lanes or none
-        moei_gpu_route_small(a, t);
+    if (t < g->route.tokens) { // for all lanes or none
+        moei_gpu_route_small(g, t);
+    }
+}
+
+// A token at or past num_valid.
+DEV_FN void moei_route_absent(const moei_gpu_route_args *g, int64_t t)
+{
+    const moek_route_args *a = &g->route;
+    for (int32_t j = (int32_t)dev_lane(); j < a->top_k + a->desc.append_shared; j += 32) {
+        moei_route_store(g, t, j, false, -1, 0.0f);
+    }
+    for (int32_t j = (int32_t)dev_lane(); j < a->desc.shared_scores; j += 32) {
+        moei_route_store_shared(a, t, j, 0.0f);
     }
 }
 
 /// What does not fit into registers; moei_gpu_route_words of shared memory for each warp.
-DEV_FN void moei_gpu_route_wide(const moek_route_args *a)
+DEV_FN void moei_gpu_route_wide(const moei_gpu_route_args *g)
 {
     const int64_t t = moei_route_token_of_warp();
-    if (t >= a->tokens) {
+    if (t >= g->route.tokens) {
         return;
     }
-    if (moei_route_is_absent(a, t)) {
-        moei_route_absent(a, t);
+    if (moei_route_is_absent(&g->route, t)) {
+        moei_route_absent(g, t);
     } else {
-        moei_route_shared(a, t, (uint32_t *)dev_shared() + dev_warp() * moei_gpu_route_words(a));
+        moei_route_shared(g, t,
+                          (uint32_t *)dev_shared() + dev_warp() * moei_gpu_route_words(&g->route));
     }
 }
 

@@ -1,91 +1,229 @@
 // SPDX-License-Identifier: Apache-2.0
-// sort: a stable counting sort by one block. Each counting warp walks a segment of the slots in
-// order, 32 at a time, with a counter of its own per expert; a scan over experts and warps turns
-// the counters into first positions; a second walk places the slots.
+// sort: a stable counting sort by the blocks of one cluster (one block, where the machine has no
+// clusters or the slots are few). Each block has a share of the slots, each of its counting warps a
+// segment, which it walks in order, 32 slots at a time, with a counter of its own per expert. Sums
+// over the warps give the order inside the block, sums over the blocks the first position of a
+// block in each expert. Slots are put in order in shared memory first: those of an expert are then
+// stored side by side.
+//
+// A share that does not fit is sorted tile by tile, after a walk that only counts.
 #ifndef MOEI_GPU_SORT_CUH
 #define MOEI_GPU_SORT_CUH
 
+#include "backends/gpu/args.h"
 #include "backends/gpu/ids.cuh"
-#include "backends/gpu/plans.h"
 
-#define MOEI_SORT_STEP 8 // slots of a lane whose ids are loaded together
+#define MOEI_SORT_LANES 4 // that add up the counters of an expert
+#define MOEI_SORT_EACH  (MOEI_GPU_SORT_WARPS / MOEI_SORT_LANES)
 
-// 8 * 32 slots of a warp: lane l has first + l, first + 32 + l, ..
-struct moei_sort_step {
-    int32_t expert[MOEI_SORT_STEP]; // -1: absent
-    int32_t rank[MOEI_SORT_STEP];   // what its counter stood at, plus the lanes before it
+// What a block sorts with.
+struct moei_sort_block {
+    const moek_sort_args *a;
+    const moei_gpu_sort_plan *p;
+    uint32_t experts, pitch;
+    uint32_t slots, valid; // those from `valid` on are absent
+    // In shared memory
+    int32_t *counters; // [counting][pitch]; laid out: first places in the order of the tile
+    int32_t *count;    // [experts]: slots of this block, which the other blocks read; then the end
+                       // of an expert in the order of the tile
+    int32_t *shift;    // [experts]: from a place in that order to a position
+    uint32_t *order;   // [tile]: expert << 16 | slot of the tile
+    int32_t *sums;     // [2][warps]
 };
 
-// Local expert of a slot below `valid`, -1 where it is absent.
-DEV_FN int32_t moei_sort_expert(const moek_sort_args *a, uint32_t valid, uint32_t slot)
+// S times 32 slots of a warp: lane l has first + l, first + 32 + l, ..
+template <int S> struct moei_sort_step {
+    int32_t expert[S]; // -1: absent
+    int32_t rank[S];   // what its counter stood at, plus the lanes before it
+};
+
+// The first slot of a warp in a tile.
+DEV_FN uint32_t moei_sort_first(const moei_sort_block *b, uint32_t tile)
 {
-    if (slot >= valid) {
-        return -1;
-    }
-    const uint32_t k = (uint32_t)a->top_k;
-    const int64_t at =
-        a->id_token_stride == a->top_k ? slot : slot / k * a->id_token_stride + slot % k;
-    int64_t id = moei_gpu_load_id(a->id_dtype, a->ids, at);
-    if (a->expert_map != NULL) {
-        id = id >= 0 && id < a->num_global ? a->expert_map[id] : -1;
-    }
-    return id >= 0 && id < a->num_experts ? (int32_t)id : -1;
+    return (dev_block() * b->p->tiles + tile) * b->p->counting * b->p->segment +
+           dev_warp() * b->p->segment;
 }
 
-DEV_FN void moei_sort_load(const moek_sort_args *a, uint32_t valid, uint32_t first, uint32_t end,
-                           moei_sort_step *s)
+// Local experts of the slots of a tile, -1 where they are absent. Loads of one kind stand together:
+// none waits for another.
+template <int S>
+DEV_FN void moei_sort_load(const moei_sort_block *b, uint32_t tile, moei_sort_step<S> *s)
 {
-    const uint32_t last = end < valid ? end : valid;
+    const moek_sort_args *a = b->a;
+    const uint32_t first = moei_sort_first(b, tile);
+    const uint32_t end = first + b->p->segment;
+    const uint32_t last = end < b->valid ? end : b->valid;
+    int64_t at[S];
     MOEI_GPU_UNROLL
-    for (uint32_t i = 0; i < MOEI_SORT_STEP; i++) {
-        s->expert[i] = moei_sort_expert(a, last, first + 32 * i + dev_lane());
+    for (uint32_t i = 0; i < S; i++) {
+        const uint32_t slot = first + 32 * i + dev_lane();
+        at[i] = slot < last ? (int64_t)slot : -1;
+    }
+    if (a->id_token_stride != a->top_k) {
+        const uint32_t k = (uint32_t)a->top_k;
+        MOEI_GPU_UNROLL
+        for (int i = 0; i < S; i++) {
+            const uint32_t slot = at[i] < 0 ? 0 : (uint32_t)at[i];
+            const int64_t strided = slot / k * a->id_token_stride + slot % k;
+            at[i] = at[i] < 0 ? -1 : strided;
+        }
+    }
+    if (a->id_dtype == MOE_I64) {
+        MOEI_GPU_UNROLL
+        for (int i = 0; i < S; i++) {
+            const int64_t id = at[i] < 0 ? -1 : ((const int64_t *)a->ids)[at[i]];
+            s->expert[i] = id >= 0 && id <= INT32_MAX ? (int32_t)id : -1;
+        }
+    } else {
+        MOEI_GPU_UNROLL
+        for (int i = 0; i < S; i++) {
+            s->expert[i] = at[i] < 0 ? -1 : ((const int32_t *)a->ids)[at[i]];
+        }
+    }
+    if (a->expert_map != NULL) {
+        MOEI_GPU_UNROLL
+        for (int i = 0; i < S; i++) {
+            const int32_t id = s->expert[i];
+            s->expert[i] = id >= 0 && id < a->num_global ? a->expert_map[id] : -1;
+        }
+    }
+    MOEI_GPU_UNROLL
+    for (int i = 0; i < S; i++) {
+        s->expert[i] = (uint32_t)s->expert[i] < b->experts ? s->expert[i] : -1;
     }
 }
 
 // Moves the counters on by the slots of a step, in order: of the lanes that hold one expert, the
-// first adds for all. The additions do not wait for each other's results.
-DEV_FN void moei_sort_count(int32_t *counter, uint32_t first, uint32_t end, moei_sort_step *s)
+// first adds for all. Those lanes are found bit by bit of the expert, a ballot each; what is absent
+// differs from every expert in one of the bits.
+template <int S>
+DEV_FN void moei_sort_rank(int32_t *counter, uint32_t experts, moei_sort_step<S> *s)
 {
     const uint32_t before = (1u << dev_lane()) - 1;
-    uint32_t same[MOEI_SORT_STEP];
+    uint32_t same[S];
     MOEI_GPU_UNROLL
-    for (uint32_t i = 0; i < MOEI_SORT_STEP; i++) {
-        if (first + 32 * i < end) { // for all lanes or none
-            same[i] = dev_match_u32((uint32_t)s->expert[i]);
+    for (int i = 0; i < S; i++) {
+        same[i] = ~0u;
+    }
+    for (uint32_t bit = 0; experts >> bit != 0; bit++) {
+        MOEI_GPU_UNROLL
+        for (int i = 0; i < S; i++) {
+            const bool one = ((uint32_t)s->expert[i] >> bit & 1) != 0;
+            const uint32_t ones = dev_ballot(one);
+            same[i] &= one ? ones : ~ones;
         }
     }
     MOEI_GPU_UNROLL
-    for (uint32_t i = 0; i < MOEI_SORT_STEP; i++) {
-        if (first + 32 * i < end) {
-            const int leader = dev_ffs(same[i]) - 1;
-            int32_t old = 0;
-            if (s->expert[i] >= 0 && (same[i] & before) == 0) {
-                old = dev_add_i32(&counter[s->expert[i]], dev_popc(same[i]));
-            }
-            s->rank[i] = (int32_t)dev_shfl_u32((uint32_t)old, leader) + dev_popc(same[i] & before);
-            dev_sync_warp();
+    for (int i = 0; i < S; i++) { // the additions do not wait for each other's results
+        s->rank[i] = 0;
+        if (s->expert[i] >= 0 && (same[i] & before) == 0) {
+            s->rank[i] = dev_add_i32(&counter[s->expert[i]], dev_popc(same[i]));
+        }
+        dev_sync_warp();
+    }
+    MOEI_GPU_UNROLL
+    for (int i = 0; i < S; i++) {
+        const uint32_t old = dev_shfl_u32((uint32_t)s->rank[i], dev_ffs(same[i]) - 1);
+        s->rank[i] = (int32_t)old + dev_popc(same[i] & before);
+    }
+}
+
+// The same counters, without ranks.
+template <int S> DEV_FN void moei_sort_count(int32_t *counter, const moei_sort_step<S> *s)
+{
+    MOEI_GPU_UNROLL
+    for (int i = 0; i < S; i++) {
+        if (s->expert[i] >= 0) {
+            (void)dev_add_i32(&counter[s->expert[i]], 1);
         }
     }
 }
 
-// `base`: NULL, or what to add to the ranks of each expert.
-DEV_FN void moei_sort_place(const moek_sort_args *a, const int32_t *base, uint32_t first,
-                            uint32_t end, const moei_sort_step *s)
+DEV_FN void moei_sort_clear(const moei_sort_block *b, bool counts)
 {
-    MOEI_GPU_UNROLL
-    for (uint32_t i = 0; i < MOEI_SORT_STEP; i++) {
-        const uint32_t slot = first + 32 * i + dev_lane();
-        if (slot < end) {
-            const int32_t e = s->expert[i];
-            const int32_t at = e < 0 ? -1 : s->rank[i] + (base != NULL ? base[e] : 0);
-            if (at >= 0) {
-                a->slots[at] = (int32_t)slot;
+    for (uint32_t e = dev_thread(); counts && e < b->experts; e += dev_threads()) {
+        b->count[e] = 0;
+    }
+    for (uint32_t i = dev_thread(); i < b->p->counting * b->pitch; i += dev_threads()) {
+        b->counters[i] = 0;
+    }
+}
+
+// Sum of v over the warps before this one, and over all. All lanes of a warp give the same v. One
+// barrier; `sums` is another piece of memory than that of the call before.
+DEV_FN int32_t moei_sort_warps_before(int32_t v, int32_t *sums, int32_t *all)
+{
+    const uint32_t lane = dev_lane();
+    if (lane == 0) {
+        sums[dev_warp()] = v;
+    }
+    dev_sync();
+    const int32_t up_to = dev_warp_scan_i32(lane < dev_warps() ? sums[lane] : 0);
+    *all = (int32_t)dev_shfl_u32((uint32_t)up_to, 31);
+    return (int32_t)dev_shfl_u32((uint32_t)up_to, (int)dev_warp()) - v;
+}
+
+// Sum over the lanes up to this one, `step` apart, within groups of `width`.
+DEV_FN int32_t moei_sort_scan(int32_t v, uint32_t step, uint32_t width)
+{
+    const uint32_t lane = dev_lane();
+    for (uint32_t d = step; d < width; d *= 2) {
+        const bool has = lane % width >= d;
+        const int32_t other = (int32_t)dev_shfl_u32((uint32_t)v, (int)(has ? lane - d : lane));
+        v += has ? other : 0;
+    }
+    return v;
+}
+
+// Turns counters into first places in the block's order, the warps' one after the other in each
+// expert. Four lanes have an expert, each a quarter of the warps. `first`: of the block, else of a
+// tile after others. Returns the end of the last expert. Begins after a barrier.
+DEV_FN int32_t moei_sort_lay_out(const moei_sort_block *b, bool first)
+{
+    const uint32_t lane = dev_lane();
+    const uint32_t width = 32 / MOEI_SORT_LANES; // experts of a warp
+    const uint32_t each = (b->p->counting + MOEI_SORT_LANES - 1) / MOEI_SORT_LANES;
+    const uint32_t row = lane / width * each;
+    int32_t done = 0; // places of the experts before
+    for (uint32_t e0 = 0; e0 < b->experts; e0 += width * dev_warps()) {
+        const uint32_t e = e0 + width * dev_warp() + lane % width;
+        int32_t own[MOEI_SORT_EACH] = {0};
+        int32_t sum = 0;
+        int32_t up_to = 0; // sum over the lanes of an expert
+        int32_t count = 0;
+        int32_t end = 0; // sum over the experts of the warp
+        int32_t total = 0;
+        int32_t all = 0;
+        if (e - lane % width < b->experts) { // for all lanes or none
+            MOEI_GPU_UNROLL
+            for (uint32_t i = 0; i < MOEI_SORT_EACH; i++) {
+                const bool there = i < each && row + i < b->p->counting && e < b->experts;
+                own[i] = there ? b->counters[(row + i) * b->pitch + e] : 0;
+                sum += own[i];
             }
-            if (a->positions != NULL) {
-                a->positions[slot] = at;
+            up_to = moei_sort_scan(sum, width, 32);
+            count = (int32_t)dev_shfl_u32((uint32_t)up_to, (int)(32 - width + lane % width));
+            end = moei_sort_scan(count, 1, width);
+            total = (int32_t)dev_shfl_u32((uint32_t)end, (int)width - 1);
+        }
+        int32_t *sums = b->sums + (e0 / (width * dev_warps()) % 2) * MOEI_GPU_SORT_WARPS;
+        end += done + moei_sort_warps_before(total, sums, &all);
+        done += all;
+        if (e < b->experts && lane < width) {
+            const int32_t position = first ? 0 : b->shift[e] + b->count[e];
+            b->shift[e] = first ? end - count : position - (end - count);
+            b->count[e] = first ? count : end;
+        }
+        int32_t at = end - count + up_to - sum;
+        MOEI_GPU_UNROLL
+        for (uint32_t i = 0; i < MOEI_SORT_EACH; i++) {
+            if (i < each && row + i < b->p->counting && e < b->experts) {
+                b->counters[(row + i) * b->pitch + e] = at;
+                at += own[i];
             }
         }
     }
+    return done;
 }
 
 DEV_FN int32_t moei_sort_padded(const moek_sort_args *a, int32_t count)
@@ -93,138 +231,194 @@ DEV_FN int32_t moei_sort_padded(const moek_sort_args *a, int32_t count)
     return a->block == 0 ? count : (count / a->block + (count % a->block != 0)) * a->block;
 }
 
-// Turns counters into first positions, the warps' one after the other in each expert; stores
-// counts and offsets. Returns the end of the last expert. Begins and ends between barriers.
-DEV_FN int32_t moei_sort_lay_out(const moek_sort_args *a, int32_t *counters, uint32_t counting,
-                                 int32_t *sums)
+// Thread i of all blocks has i, i + threads of all, ..
+DEV_FN int32_t moei_sort_thread(void)
 {
-    const uint32_t experts = (uint32_t)a->num_experts;
-    const uint32_t lane = dev_lane();
-    int32_t done = 0; // positions of the experts before
-    for (uint32_t e0 = 0; e0 < experts; e0 += dev_threads()) {
-        const uint32_t e = e0 + dev_thread();
-        int32_t count = 0;
-        for (uint32_t w = 0; e < experts && w < counting; w++) {
-            count += counters[w * experts + e];
-        }
-        const int32_t room = moei_sort_padded(a, count);
-        const int32_t up_to = dev_warp_scan_i32(room);
-        if (lane == 31) {
-            sums[dev_warp()] = up_to;
-        }
-        dev_sync();
-        const int32_t warps_up_to = dev_warp_scan_i32(lane < dev_warps() ? sums[lane] : 0);
-        const int32_t before =
-            dev_warp() == 0 ? 0 : (int32_t)dev_shfl_u32((uint32_t)warps_up_to, (int)dev_warp() - 1);
-        if (e < experts) {
-            int32_t first = done + before + up_to - room;
-            if (a->counts != NULL) {
-                moei_gpu_store_id(a->count_dtype, a->counts, e, count);
-            }
-            if (a->block == 0) {
-                a->offsets[e] = first;
-            }
-            for (uint32_t w = 0; w < counting; w++) {
-                const int32_t own = counters[w * experts + e];
-                counters[w * experts + e] = first;
-                first += own;
-            }
-        }
-        done += (int32_t)dev_shfl_u32((uint32_t)warps_up_to, 31);
-        sums = e0 / dev_threads() % 2 == 0 ? sums + MOEI_GPU_SORT_WARPS
-                                           : sums - MOEI_GPU_SORT_WARPS; // others still read
-    }
-    return done;
+    return (int32_t)(dev_block() * dev_threads() + dev_thread());
 }
 
-// The expert of each block: the last one whose first position is not beyond it.
-DEV_FN void moei_sort_name_blocks(const moek_sort_args *a, const int32_t *first, int32_t end)
+DEV_FN int32_t moei_sort_threads(void)
 {
-    const int32_t total = (int32_t)(a->padded / a->block + (a->padded % a->block != 0));
-    for (int32_t b = (int32_t)dev_thread(); b < total; b += (int32_t)dev_threads()) {
-        int32_t low = -1;
-        if (b < end / a->block) {
-            int32_t high = a->num_experts;
-            low = 0; // first[low] <= b * block < first[high]
-            while (high - low > 1) {
-                const int32_t middle = (low + high) / 2;
-                const bool up = first[middle] <= b * a->block;
-                low = up ? middle : low;
-                high = up ? high : middle;
-            }
-        }
-        a->block_experts[b] = low;
-    }
+    return (int32_t)(dev_blocks() * dev_threads());
 }
 
 DEV_FN void moei_sort_fill(const moek_sort_args *a, int32_t from, int32_t to)
 {
     const int32_t absent = (int32_t)(a->tokens * a->top_k);
-    for (int32_t i = from + (int32_t)dev_thread(); i < to; i += (int32_t)dev_threads()) {
+    for (int32_t i = from + moei_sort_thread(); i < to; i += moei_sort_threads()) {
         a->slots[i] = absent;
     }
 }
 
-/// By the threads of one block, as `p` says; p.shared bytes of shared memory.
-DEV_FN void moei_gpu_sort_block(const moek_sort_args *a, const moei_gpu_sort_plan *p, void *shared)
+// The blocks of positions of a warp's experts: lane l knows those of one.
+DEV_FN void moei_sort_name_blocks(const moek_sort_args *a, uint32_t e, int32_t first, int32_t room)
 {
-    int32_t *counters = (int32_t *)shared;
-    const uint32_t experts = (uint32_t)a->num_experts;
-    const uint32_t slots = (uint32_t)(a->tokens * a->top_k);
-    const int64_t limit = a->num_valid == NULL ? a->tokens : a->num_valid[0];
-    const int64_t tokens = limit < a->tokens ? limit : a->tokens;
-    const uint32_t valid = tokens > 0 ? (uint32_t)(tokens * a->top_k) : 0;
-    const bool counts = dev_warp() < p->counting;
-    const uint32_t begin = dev_warp() * p->segment;
-    const uint32_t end =
-        slots - (counts && begin < slots ? begin : slots) < p->segment ? slots : begin + p->segment;
-    const bool walks = counts && begin < slots;
-    int32_t *own = counters + (counts ? dev_warp() * experts : 0);
-    moei_sort_step step;
-
-    for (uint32_t i = dev_thread(); i < p->counting * experts; i += dev_threads()) {
-        counters[i] = 0;
-    }
-    if (a->block != 0) { // padding lies between the slots, too
-        moei_sort_fill(a, 0, (int32_t)a->padded);
-    }
-    dev_sync();
-    for (uint32_t s = begin; walks && s < end; s += 32 * MOEI_SORT_STEP) {
-        moei_sort_load(a, valid, s, end, &step);
-        moei_sort_count(own, s, end, &step);
-    }
-    dev_sync();
-    const int32_t last =
-        moei_sort_lay_out(a, counters, p->counting, counters + p->counting * experts);
-    dev_sync();
-    if (a->block == 0) {
-        moei_sort_fill(a, last, (int32_t)slots);
-        if (dev_thread() == 0) {
-            a->offsets[experts] = last;
+    const uint32_t block = (uint32_t)first / (uint32_t)a->block;
+    const uint32_t blocks = (uint32_t)room / (uint32_t)a->block;
+    for (int l = 0; l < 32; l++) {
+        const int32_t begin = (int32_t)dev_shfl_u32(block, l);
+        const int32_t count = (int32_t)dev_shfl_u32(blocks, l);
+        for (int32_t i = (int32_t)(dev_block() * 32 + dev_lane()); i < count;
+             i += (int32_t)(dev_blocks() * 32)) {
+            a->block_experts[begin + i] = (int32_t)(e - dev_lane()) + l;
         }
-    } else {
-        moei_sort_name_blocks(a, counters, last);
-        if (dev_thread() == 0) {
-            a->num_padded[0] = last;
-        }
-        dev_sync(); // the walk moves the counters
-    }
-    if (walks && end - begin <= 32 * MOEI_SORT_STEP) {
-        moei_sort_place(a, own, begin, end, &step);
-        return;
-    }
-    for (uint32_t s = begin; walks && s < end; s += 32 * MOEI_SORT_STEP) {
-        moei_sort_load(a, valid, s, end, &step);
-        moei_sort_count(own, s, end, &step);
-        moei_sort_place(a, NULL, s, end, &step);
     }
 }
 
-DEV_FN void moei_gpu_sort(const moek_sort_args *a)
+// What all blocks have of an expert, and those before this one.
+DEV_FN int32_t moei_sort_gather(const moei_sort_block *b, uint32_t e, int32_t *before)
 {
-    const moei_gpu_sort_plan plan =
-        moei_gpu_plan_sort(a->tokens * a->top_k, a->num_experts, 32 * MOEI_GPU_SORT_WARPS);
-    moei_gpu_sort_block(a, &plan, dev_shared());
+    const size_t at = (size_t)(b->count - (int32_t *)dev_shared()) + e;
+    int32_t sum = 0;
+    *before = 0;
+    if (dev_blocks() == 1) {
+        return b->count[e];
+    }
+    for (uint32_t i = 0; i < dev_blocks(); i++) {
+        const int32_t count = ((const int32_t *)dev_shared_of(i))[at];
+        *before += i < dev_block() ? count : 0;
+        sum += count;
+    }
+    return sum;
+}
+
+// First positions from the counts of all blocks, of which the first stores what the sort gives
+// besides slots. Begins and ends with a barrier of the cluster.
+DEV_FN void moei_sort_join(const moei_sort_block *b)
+{
+    const moek_sort_args *a = b->a;
+    const bool stores = dev_block() == 0;
+    int32_t done = 0; // positions of the experts before
+    dev_sync_cluster();
+    for (uint32_t e0 = 0; e0 < b->experts; e0 += dev_threads()) {
+        const uint32_t e = e0 + dev_thread();
+        int32_t before = 0;
+        int32_t all = 0;
+        const int32_t count = e < b->experts ? moei_sort_gather(b, e, &before) : 0;
+        const int32_t room = moei_sort_padded(a, count);
+        const int32_t up_to = dev_warp_scan_i32(room);
+        const int32_t total = (int32_t)dev_shfl_u32((uint32_t)up_to, 31);
+        int32_t *sums = b->sums + (e0 / dev_threads() % 2) * MOEI_GPU_SORT_WARPS;
+        const int32_t first = done + moei_sort_warps_before(total, sums, &all) + up_to - room;
+        done += all;
+        if (e < b->experts) {
+            b->shift[e] = first + before - (b->p->tiles == 1 ? b->shift[e] : 0);
+        }
+        if (e < b->experts && stores && a->counts != NULL) {
+            moei_gpu_store_id(a->count_dtype, a->counts, e, count);
+        }
+        if (e < b->experts && stores && a->block == 0) {
+            a->offsets[e] = first;
+        }
+        if (a->block != 0) {
+            moei_sort_name_blocks(a, e, first, room);
+        }
+    }
+    if (a->block == 0) {
+        moei_sort_fill(a, done, (int32_t)b->slots);
+    } else {
+        const int32_t named = (int32_t)(a->padded / a->block + (a->padded % a->block != 0));
+        for (int32_t i = done / a->block + moei_sort_thread(); i < named;
+             i += moei_sort_threads()) {
+            a->block_experts[i] = -1;
+        }
+    }
+    if (stores && dev_thread() == 0) {
+        *(a->block == 0 ? &a->offsets[b->experts] : a->num_padded) = done;
+    }
+    dev_sync_cluster(); // others have read the counts, too
+}
+
+// A tile whose counters are laid out: its order, then what it gives. `end`: of its last expert.
+template <int S>
+DEV_FN void moei_sort_store(const moei_sort_block *b, uint32_t tile, int32_t end,
+                            const moei_sort_step<S> *s)
+{
+    const uint32_t first = moei_sort_first(b, tile);
+    const uint32_t begin = first - dev_warp() * b->p->segment; // of the tile
+    if (dev_warp() < b->p->counting) {
+        const int32_t *own = b->counters + dev_warp() * b->pitch;
+        MOEI_GPU_UNROLL
+        for (uint32_t i = 0; i < S; i++) {
+            const uint32_t slot = first + 32 * i + dev_lane();
+            const int32_t e = s->expert[i];
+            const int32_t at = e < 0 ? -1 : own[e] + s->rank[i];
+            if (at >= 0) {
+                b->order[at] = (uint32_t)e << 16 | (slot - begin);
+            }
+            if (b->a->positions != NULL && 32 * i < b->p->segment && slot < b->slots) {
+                b->a->positions[slot] = at < 0 ? -1 : b->shift[e] + at;
+            }
+        }
+    }
+    dev_sync();
+    for (int32_t i = (int32_t)dev_thread(); i < end; i += (int32_t)dev_threads()) {
+        const uint32_t word = b->order[i];
+        b->a->slots[b->shift[word >> 16] + i] = (int32_t)(begin + (word & 0xFFFF));
+    }
+}
+
+// Walks the tiles; before several, all of them for the counts of the block.
+template <int S> DEV_FN void moei_sort_tiles(const moei_sort_block *b)
+{
+    const bool counts = dev_warp() < b->p->counting;
+    const int32_t tiles = (int32_t)b->p->tiles;
+    const int32_t begin = tiles == 1 ? 0 : -1;
+    int32_t *own = b->counters + (counts ? dev_warp() * b->pitch : 0);
+    moei_sort_step<S> step;
+    for (int32_t tile = begin; tile < tiles; tile++) {
+        if (counts && tile >= 0) {
+            moei_sort_load<S>(b, (uint32_t)tile, &step);
+        }
+        moei_sort_clear(b, tile == 0 && begin < 0);
+        dev_sync(); // of the tile before, too
+        if (counts && tile >= 0) {
+            moei_sort_rank<S>(own, b->experts, &step);
+        }
+        for (int32_t t = 0; counts && tile < 0 && t < tiles; t++) {
+            moei_sort_load<S>(b, (uint32_t)t, &step);
+            moei_sort_count<S>(own, &step);
+        }
+        dev_sync();
+        const int32_t end = moei_sort_lay_out(b, tile == begin);
+        if (tile == begin) {
+            moei_sort_join(b);
+        } else {
+            dev_sync();
+        }
+        if (tile >= 0) {
+            moei_sort_store<S>(b, (uint32_t)tile, end, &step);
+        }
+    }
+}
+
+/// The grid is one cluster; plan.shared bytes of shared memory.
+DEV_FN void moei_gpu_sort(const moei_gpu_sort_args *s)
+{
+    const moek_sort_args *a = &s->a;
+    const moei_gpu_sort_plan *p = &s->plan;
+    const int64_t limit = a->num_valid == NULL ? a->tokens : a->num_valid[0];
+    const int64_t tokens = limit < a->tokens ? limit : a->tokens;
+    moei_sort_block b;
+    b.a = a;
+    b.p = p;
+    b.experts = (uint32_t)a->num_experts;
+    b.pitch = moei_gpu_sort_pitch(a->num_experts);
+    b.slots = (uint32_t)(a->tokens * a->top_k);
+    b.valid = tokens > 0 ? (uint32_t)(tokens * a->top_k) : 0;
+    b.counters = (int32_t *)dev_shared();
+    b.count = b.counters + p->counting * b.pitch;
+    b.shift = b.count + b.experts;
+    b.order = (uint32_t *)(b.shift + b.experts);
+    b.sums = (int32_t *)(b.order + p->counting * p->segment);
+    if (a->block != 0) { // padding lies between the slots, too
+        moei_sort_fill(a, 0, (int32_t)a->padded);
+    }
+    if (p->segment <= 64) {
+        moei_sort_tiles<2>(&b);
+    } else {
+        moei_sort_tiles<MOEI_GPU_SORT_SEGMENT / 32>(&b);
+    }
 }
 
 #endif
