@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The device bodies, compiled for the host.
 #include "backends/gpu/combine.cuh"
+#include "backends/gpu/gather.cuh"
 #include "backends/gpu/ggemm.cuh"
 #include "backends/gpu/glu.cuh"
 #include "backends/gpu/place.cuh"

@@ -402,7 +402,7 @@ moe_status moei_gpu_launch(const moei_exec *exec, moei_gpu_body body, moei_gpu_g
 
 // Kernels of the tensor copy engine: moe_weights_wrap has checked this, moe_ggemm has not.
 static moe_status run_mma(const moei_exec *exec, const moei_kernel *kernel,
-                          const moek_ggemm_args *args, const moek_glu_args *glu)
+                          const moek_ggemm_args *args, const moek_glu_args *glu, bool early)
 {
     const moei_matrices *w = &args->w;
     const uintptr_t at = (uintptr_t)w->values | (uintptr_t)w->value_n_stride |
@@ -414,13 +414,13 @@ static moe_status run_mma(const moei_exec *exec, const moei_kernel *kernel,
                                     (size_t)(at & (0 - at)), kernel->name,
                                     (unsigned)kernel->weight_align);
     }
-    return moei_cuda_mma(exec, kernel, args, glu);
+    return moei_cuda_mma(exec, kernel, args, glu, early);
 }
 
 static moe_status run_ggemm(const moei_exec *exec, const moei_kernel *kernel,
                             const moek_ggemm_args *args)
 {
-    return (kernel->isa & MOEI_CUDA_SM90A) != 0 ? run_mma(exec, kernel, args, NULL)
+    return (kernel->isa & MOEI_CUDA_SM90A) != 0 ? run_mma(exec, kernel, args, NULL, false)
                                                 : moei_gpu_ggemm(exec, kernel, args);
 }
 
@@ -445,23 +445,49 @@ ON_DEVICE(combine, moei_gpu_combine)
 
 static const moei_backend backend;
 
-// How many of the steps the first launch covers, which this enqueues.
+// A product may ask for its weights before the launch before it is complete, if that one has not
+// written where groups begin: then its blocks have waited for the one that has.
+static bool may_begin_early(const moei_step *before)
+{
+    return before != NULL && before->op != MOEI_OP_ROUTE && before->op != MOEI_OP_PLACE &&
+           before->op != MOEI_OP_SORT;
+}
+
+// How many of the steps the first launch covers, which this enqueues. `before`: the step before
+// them in the run; NULL: none.
 static int32_t run_first(const moei_exec *exec, const moei_step *steps, int32_t count,
-                         moe_status *status)
+                         const moei_step *before, moe_status *status)
 {
     if (moei_gpu_begins_with_prologue(steps, count)) {
         *status = moei_gpu_prologue(exec, &steps[0].args.route, &steps[1].args.place,
                                     &steps[2].args.sort);
         return 3;
     }
-    if (count >= 2 && steps[0].op == MOEI_OP_GGEMM && steps[1].op == MOEI_OP_GLU &&
-        (steps[0].kernel->isa & MOEI_CUDA_SM90A) != 0 &&
-        moei_cuda_mma_fuses(&steps[0].args.ggemm, &steps[1].args.glu)) {
-        *status = run_mma(exec, steps[0].kernel, &steps[0].args.ggemm, &steps[1].args.glu);
-        return 2;
+    if (steps[0].op == MOEI_OP_GGEMM && (steps[0].kernel->isa & MOEI_CUDA_SM90A) != 0) {
+        const moek_ggemm_args *ggemm = &steps[0].args.ggemm;
+        const bool fuses = count >= 2 && steps[1].op == MOEI_OP_GLU &&
+                           moei_cuda_mma_fuses(ggemm, &steps[1].args.glu);
+        moek_ggemm_args gathered;
+        bool early = may_begin_early(before);
+        *status = MOE_OK;
+        if (moei_cuda_mma_wants_rows(ggemm) &&
+            moei_gpu_gather(moei_cuda_host, exec, ggemm, &gathered, status)) {
+            ggemm = &gathered;
+            early = true;
+        }
+        if (*status == MOE_OK) {
+            *status = run_mma(exec, steps[0].kernel, ggemm, fuses ? &steps[1].args.glu : NULL,
+                              early);
+        }
+        return fuses ? 2 : 1;
     }
     *status = moei_step_run(&backend, exec, &steps[0]);
     return 1;
+}
+
+static size_t scratch_bytes(const moei_exec *exec, const moe_layer_desc *desc, int64_t num_tokens)
+{
+    return moei_cuda_device_of(exec)->encode != NULL ? moei_gpu_gather_bytes(desc, num_tokens) : 0;
 }
 
 static moe_status run_steps(const moei_exec *exec, const moei_step *steps, int32_t count)
@@ -469,7 +495,7 @@ static moe_status run_steps(const moei_exec *exec, const moei_step *steps, int32
     const int before = enter(exec);
     moe_status status = MOE_OK;
     for (int32_t i = 0; i < count && status == MOE_OK;) {
-        i += run_first(exec, steps + i, count - i, &status);
+        i += run_first(exec, steps + i, count - i, i > 0 ? &steps[i - 1] : NULL, &status);
     }
     leave(exec, before);
     return status;
@@ -490,6 +516,7 @@ static const moei_backend backend = {
     .memory_alloc = memory_alloc,
     .memory_free = memory_free,
     .memory_copy = memory_copy,
+    .scratch_bytes = scratch_bytes,
     .packed_bytes = moei_operand_bytes,
     .pack = moei_operand_pack,
     .unpack = moei_operand_unpack,

@@ -59,13 +59,12 @@ template <int KIND_, int BN_, int PIPES_, int GROUPS_, int DEPTH_> struct shape 
     static constexpr int WEIGHTS = // bytes in a stage, up to where rows of x begin
         ((PACKED ? GROUPS * BLOCK : BM * STAGE_K) * DEPTH + 1023) / 1024 * 1024;
     static constexpr int STAGE = WEIGHTS + DEPTH * BN * STAGE_K;
-    static constexpr int SCALES = SCALED ? BN * 4 : 0; // bytes beside a stage
-    // One pipe: two math warpgroups and the producers' share 3 * 168 registers a thread.
-    static constexpr int PRODUCER_REGISTERS = BN > 192 ? 104 : BN > 160 ? 88 : 72;
+    static constexpr int SCALES = SCALED ? (BN + BM) * 4 : 0; // bytes beside a stage: x's, weights'
+    // One pipe: two math warpgroups and the producer's share 3 * 168 registers a thread.
+    static constexpr int PRODUCER_REGISTERS = SCALED ? 104 : 72;
     static constexpr int MATH_REGISTERS = (3 * 168 - PRODUCER_REGISTERS) / 2;
-    static constexpr int COPIERS = PIPES == 1 ? 128 : 32; // producer threads of a pipe
-    static constexpr int COPIES = (BN * 8 + COPIERS - 1) / COPIERS; // of 16 bytes, of a thread
-    static constexpr int SCALE_ROWS = (BN + COPIERS - 1) / COPIERS; // of a thread
+    static constexpr int LANE_ROWS = (BN + 31) / 32;                     // rows of x of a lane
+    static constexpr int LANE_SCALES = SCALED ? (BN + BM + 31) / 32 : 1; // of a stage
 };
 
 // Random waits of a role, to test that every role waits for what it needs.
@@ -85,7 +84,7 @@ static __device__ __forceinline__ void stagger(uint32_t delay, uint32_t step)
 // The ring of a pipe, as addresses of shared memory.
 struct ring_of {
     uint32_t stages;
-    uint32_t scales; // f32 of rows of x, BN a stage
+    uint32_t scales; // f32, of BN rows of x and BM outputs a stage
     uint32_t full;   // barriers, one a stage
     uint32_t empty;
 };
@@ -132,78 +131,20 @@ static __device__ __forceinline__ void copy_bytes(uint32_t *to, const uint8_t *f
     }
 }
 
-// Where 16 bytes of a row's block of k go.
-static __device__ __forceinline__ uint32_t swizzled(int row, int piece)
-{
-    return (uint32_t)(row * STAGE_K + (piece ^ row % 8) * 16);
-}
-
-// Rows of x from anywhere, `depth` blocks of k, by loads and stores of the producer threads.
+// Rows of x from anywhere, `depth` blocks of k, by the warp's own loads and stores.
 template <class S>
-static __device__ __forceinline__ void store_x(const moek_ggemm_args *a, const moei_tile *t,
-                                               int thread, int kb, int depth, uint32_t to)
+static __device__ __forceinline__ void store_x(const moek_ggemm_args *a, const moei_tile *t, int kb,
+                                               int depth, uint32_t to)
 {
     const int row_bytes = (int)(S::X_BYTES * a->w.k);
-    const int piece = thread % 8; // of 16 bytes, of a row's block of k
+    const int piece = (int)threadIdx.x % 8; // of 16 bytes, of a row's block of k
 #pragma unroll 1
-    for (int i = thread / 8; i < depth * S::BN; i += S::COPIERS / 8) {
+    for (int i = (int)threadIdx.x % 32 / 8; i < depth * S::BN; i += 4) {
         const int r = i % S::BN;
         const bool there = t->i0 + r < t->i1;
-        copy_bytes(hopper_pointer<uint32_t>(to + (i - r) * STAGE_K + swizzled(r, piece)),
+        copy_bytes(hopper_pointer<uint32_t>(to + i * STAGE_K + (piece ^ r % 8) * 16),
                    there ? moei_x_at(a, t->e, t->i0 + r) : a->x.data,
                    (kb + i / S::BN) * STAGE_K + piece * 16, there ? row_bytes : 0);
-    }
-}
-
-// Where the rows of a tile lie, as a producer thread copies them: the same 16 bytes of k of every
-// COPIERS / 8th row. They stay in registers, so that copies follow each other closely.
-template <class S> struct row_copies {
-    uint32_t from[S::COPIES]; // sixteenths of bytes from x; half the registers of addresses
-    uint32_t there;           // bit j: row j exists
-    bool far;                 // a row lies 64 GiB or more from x: `from` does not hold it
-};
-
-template <class S>
-static __device__ __forceinline__ void find_rows(const moek_ggemm_args *a, const moei_tile *t,
-                                                 int thread, row_copies<S> *rows)
-{
-    rows->there = 0;
-    rows->far = false;
-#pragma unroll
-    for (int j = 0; j < S::COPIES; j++) {
-        const int r = thread / 8 + S::COPIERS / 8 * j;
-        const bool there = r < S::BN && t->i0 + r < t->i1;
-        const int64_t at = there ? (moei_x_at(a, t->e, t->i0 + r) - a->x.data) / 16 : 0;
-        rows->from[j] = (uint32_t)at;
-        rows->far = rows->far || at >> 32 != 0;
-        rows->there |= there ? 1u << j : 0u;
-    }
-}
-
-// The same rows by 16-byte copies that run by themselves.
-template <class S>
-static __device__ __forceinline__ void copy_x(const moek_ggemm_args *a, const row_copies<S> &rows,
-                                              int thread, int kb, int depth, uint32_t to)
-{
-    const int row_bytes = (int)(S::X_BYTES * a->w.k);
-    const int piece = thread % 8;
-    to += swizzled(thread / 8, piece); // every COPIERS / 8th row has the same place in its eight
-    static_assert(S::COPIERS % 64 == 0 || S::PIPES > 1, "rows of a thread are eights apart");
-#pragma unroll
-    for (int d = 0; d < S::DEPTH; d++) {
-        if (d < depth) {
-            const int byte = (kb + d) * STAGE_K + piece * 16;
-            const bool inside = byte < row_bytes;
-            const uint8_t *x = a->x.data + (inside ? byte : 0);
-#pragma unroll
-            for (int j = 0; j < S::COPIES; j++) {
-                const int r = S::COPIERS / 8 * j; // after the thread's first
-                if (S::BN * 8 >= S::COPIERS * (j + 1) || thread / 8 + r < S::BN) {
-                    hopper_copy_16(to + (d * S::BN + r) * STAGE_K, x + (uint64_t)rows.from[j] * 16,
-                                   inside && (rows.there >> j & 1) != 0);
-                }
-            }
-        }
     }
 }
 
@@ -236,101 +177,130 @@ static __device__ __forceinline__ void fetch_weights(const moei_mma_args *g, con
     }
 }
 
-// Where the scales of the tile's rows lie, of every COPIERS-th row; element of x.scales.
-template <class S> struct row_scales {
-    int64_t from[S::SCALE_ROWS];
+// Scales along k of a tile: of BN rows of x, then of BM outputs. A lane has every 32nd of them;
+// where they begin, in elements, -1: there is none, it is 1.
+template <class S> struct tile_scales {
+    int64_t from[S::LANE_SCALES];
 };
 
+// Output of the tile's r-th packed one; w.n where there is none.
 template <class S>
-static __device__ __forceinline__ void find_scales(const moek_ggemm_args *a, const moei_tile *t,
-                                                   int thread, row_scales<S> *rows)
+static __device__ __forceinline__ int64_t output_of(const moei_mma_args *g, const moei_tile *t,
+                                                    int r)
 {
+    const int64_t packed = (int64_t)t->m * S::BM + r;
+    const int64_t own = g->paired ? packed / 16 * 8 + r % 8 : packed;
+    return own >= g->outputs ? g->a.w.n
+           : !g->paired      ? own
+           : r / 8 % 2 == 0  ? own * g->step
+                             : g->second + own * g->step;
+}
+
+template <class S>
+static __device__ __forceinline__ void find_scales(const moei_mma_args *g, const moei_tile *t,
+                                                   tile_scales<S> *scales)
+{
+    const moek_ggemm_args *a = &g->a;
+    const bool of_x = a->x.scales != NULL && a->x.group > 0;
 #pragma unroll
-    for (int j = 0; j < S::SCALE_ROWS; j++) {
-        const int64_t i = t->i0 + thread + j * S::COPIERS;
-        int64_t group;
-        rows->from[j] = i < t->i1 ? moei_x_scale_at(a, t->e, i, 0, &group) : -1;
+    for (int j = 0; j < S::LANE_SCALES; j++) {
+        const int i = (int)threadIdx.x % 32 + j * 32;
+        scales->from[j] = -1;
+        if (i < S::BN) {
+            int64_t group;
+            if (of_x && t->i0 + i < t->i1) {
+                scales->from[j] = moei_x_scale_at(a, t->e, t->i0 + i, 0, &group);
+            }
+        } else if (a->w.block_k > 0 && i < S::BN + S::BM) {
+            const int64_t n = output_of<S>(g, t, i - S::BN);
+            scales->from[j] = n < a->w.n ? moei_w_scale_at(&a->w, t->e, n, 0) : -1;
+        }
     }
 }
 
-// The scales of block kb of k.
+// The scales of block kb of k. Those that are no words are loaded and stored by the lanes.
 template <class S>
-static __device__ __forceinline__ void fetch_scales(const moei_mma_args *g,
-                                                    const row_scales<S> &rows, int thread, int kb,
-                                                    uint32_t to)
+static __device__ __forceinline__ void
+fetch_scales(const moei_mma_args *g, const tile_scales<S> &scales, int kb, uint32_t to)
 {
     const moei_operand *x = &g->a.x;
+    const moei_matrices *w = &g->a.w;
     const bool words = x->packed || x->scale_dtype == MOE_F32;
-    const int64_t k = (x->packed ? kb / 4 : kb) * x->scale_k_stride;
+    const int64_t x_k = (x->packed ? kb / 4 : kb) * x->scale_k_stride;
+    const int64_t w_k = kb * w->scale_k_stride;
 #pragma unroll
-    for (int j = 0; j < S::SCALE_ROWS; j++) {
-        const int r = thread + j * S::COPIERS;
-        const bool there = rows.from[j] >= 0;
-        const int64_t at = there ? rows.from[j] + k : 0;
-        if (r >= S::BN) {
-            continue;
+    for (int j = 0; j < S::LANE_SCALES; j++) {
+        const int i = (int)threadIdx.x % 32 + j * 32;
+        if (scales.from[j] < 0) {
+            continue; // 1, from the beginning
         }
-        if (g->scale_copies) {
-            hopper_copy_4(to + 4 * r, (const uint32_t *)x->scales + (words ? at : at / 4), there);
-        } else if (x->packed) {
-            *hopper_pointer<float>(to + 4 * r) =
-                moei_e8m0_to_f32(((const uint8_t *)x->scales)[4 * at + kb % 4]);
+        if (i < S::BN) {
+            const int64_t at = scales.from[j] + x_k;
+            if (g->scale_copies) {
+                hopper_copy_4(to + 4 * i, (const uint32_t *)x->scales + (words ? at : at / 4));
+            } else {
+                *hopper_pointer<float>(to + 4 * i) =
+                    x->packed ? moei_e8m0_to_f32(((const uint8_t *)x->scales)[4 * at + kb % 4])
+                              : moei_gpu_load(x->scale_dtype, x->scales, at);
+            }
+        } else if (w->scale_dtype == MOE_F32) {
+            hopper_copy_4(to + 4 * i, (const uint32_t *)w->scales + scales.from[j] + w_k);
         } else {
-            *hopper_pointer<float>(to + 4 * r) = moei_gpu_load(x->scale_dtype, x->scales, at);
+            *hopper_pointer<float>(to + 4 * i) =
+                moei_gpu_load(w->scale_dtype, w->scales, scales.from[j] + w_k);
         }
     }
 }
 
-// What the producers do by themselves, beside what they ask the copy engine for.
+// Whether the lanes move anything themselves, beside what they ask the copy engine for.
 template <class S> static __device__ __forceinline__ bool scales_move(const moei_mma_args *g)
 {
-    return S::SCALED && g->a.x.scales != NULL && g->a.x.group > 0;
+    return S::SCALED && ((g->a.x.scales != NULL && g->a.x.group > 0) || g->a.w.block_k > 0);
 }
 
-template <class S> static __device__ __forceinline__ bool hands_move(const moei_mma_args *g)
+template <class S> static __device__ __forceinline__ bool lanes_move(const moei_mma_args *g)
 {
-    return g->x_engine == MOEI_MMA_STORES || g->x_engine == MOEI_MMA_COPIES || scales_move<S>(g);
+    return g->x_engine == MOEI_MMA_STORES || scales_move<S>(g);
 }
 
 template <class S>
 static __device__ __forceinline__ void produce(const moei_mma_args *g, uint32_t prefix, int pipe,
-                                               int thread, ring_of ring)
+                                               ring_of ring)
 {
     const moek_ggemm_args *a = &g->a;
+    const int lane = (int)threadIdx.x % 32;
     const int blocks_k = (int)((S::X_BYTES * a->w.k + STAGE_K - 1) / STAGE_K);
     const int stages = g->stages;
-    const bool hands = hands_move<S>(g);
-    const uint64_t policy = hopper_policy_evict_first();
+    const uint64_t policy =
+        g->weights_stay ? hopper_policy_evict_last() : hopper_policy_evict_first();
     int stage = 0;
     uint32_t parity = 1; // of "empty": a fresh ring is
     int early = 0;       // stages whose weights have been asked for
     moei_tile t;
-    if (g->early && thread == 0 && tile_of<S>(g, prefix, pipe, 0, &t)) {
-        // Neither weights nor offsets depend on the launch before this one.
-        for (int kb = 0; kb < blocks_k && early < stages; kb += S::DEPTH, early++) {
-            fetch_weights<S>(g, &t, kb, blocks_k, ring.stages + early * S::STAGE,
-                             ring.full + 8 * early, policy);
-        }
-    }
     if (g->early) {
+        if (lane == 0 && tile_of<S>(g, prefix, pipe, 0, &t)) {
+            // Neither weights nor offsets depend on the launch before this one.
+            for (int kb = 0; kb < blocks_k && early < stages; kb += S::DEPTH, early++) {
+                fetch_weights<S>(g, &t, kb, blocks_k, ring.stages + early * S::STAGE,
+                                 ring.full + 8 * early, policy);
+            }
+        }
         hopper_grid_wait();
         hopper_grid_launch();
     }
     for (uint32_t i = 0; tile_of<S>(g, prefix, pipe, i, &t); i++) {
         const int there = t.i1 - t.i0 < S::BN ? (int)(t.i1 - t.i0) : S::BN;
-        row_copies<S> rows;
-        row_scales<S> row_scales;
-        int32_t row = 0; // of x
-        bool copies = false;
+        tile_scales<S> scales;
+        int32_t rows[S::LANE_ROWS]; // of x
         if (scales_move<S>(g)) {
-            find_scales<S>(a, &t, thread, &row_scales);
+            find_scales<S>(g, &t, &scales);
         }
-        if (S::PIPES == 1 && g->x_engine == MOEI_MMA_COPIES) {
-            find_rows<S>(a, &t, thread, &rows);
-            copies = !rows.far;
-        }
-        if (S::PIPES > 1 && g->x_engine == MOEI_MMA_GATHER && thread < there) {
-            row = (int32_t)moei_x_row(a, t.i0 + thread);
+        if (g->x_engine == MOEI_MMA_GATHER) {
+#pragma unroll
+            for (int j = 0; j < S::LANE_ROWS; j++) {
+                const int r = lane + 32 * j;
+                rows[j] = r < there ? (int32_t)moei_x_row(a, t.i0 + r) : 0;
+            }
         }
 #pragma unroll 1
         for (int kb = 0; kb < blocks_k; kb += S::DEPTH) {
@@ -339,13 +309,12 @@ static __device__ __forceinline__ void produce(const moei_mma_args *g, uint32_t 
             const uint32_t full = ring.full + 8 * stage;
             stagger(g->delay, (uint32_t)kb);
             hopper_barrier_wait(ring.empty + 8 * stage, parity);
-            if (thread == 0) {
-                const int rows_of_x = g->x_engine == MOEI_MMA_BOX ? S::BN
-                                      : S::PIPES > 1 && g->x_engine == MOEI_MMA_GATHER
-                                          ? there
-                                          : 0;
-                hopper_barrier_expect(full, (uint32_t)(depth * (weight_bytes<S>(g, &t) +
-                                                                rows_of_x * STAGE_K)));
+            if (lane == 0) {
+                const int rows_of_x = g->x_engine == MOEI_MMA_BOX      ? S::BN
+                                      : g->x_engine == MOEI_MMA_GATHER ? there
+                                                                       : 0;
+                hopper_barrier_expect(
+                    full, (uint32_t)(depth * (weight_bytes<S>(g, &t) + rows_of_x * STAGE_K)));
                 if (early > 0) {
                     early--;
                 } else {
@@ -354,32 +323,32 @@ static __device__ __forceinline__ void produce(const moei_mma_args *g, uint32_t 
                 }
             }
             if (g->x_engine == MOEI_MMA_BOX) {
-                for (int d = 0; d < depth && thread == 0; d++) {
+                for (int d = 0; d < depth && lane == 0; d++) {
                     hopper_tensor_3d_plain(x + d * S::BN * STAGE_K, &g->x,
                                            (kb + d) * (STAGE_K / S::X_BYTES), (int)t.i0,
                                            a->offsets == NULL ? t.e : 0, full);
                 }
-            } else if (S::PIPES > 1 && g->x_engine == MOEI_MMA_GATHER) {
-                for (int d = 0; d < depth && thread < there; d++) {
-                    hopper_tensor_3d_plain(x + (d * S::BN + thread) * STAGE_K, &g->x,
-                                           (kb + d) * (STAGE_K / S::X_BYTES), row, 0, full);
+            } else if (g->x_engine == MOEI_MMA_GATHER) {
+#pragma unroll
+                for (int j = 0; j < S::LANE_ROWS; j++) {
+                    const int r = lane + 32 * j;
+                    for (int d = 0; d < depth && r < there; d++) {
+                        hopper_tensor_3d_plain(x + (d * S::BN + r) * STAGE_K, &g->x,
+                                               (kb + d) * (STAGE_K / S::X_BYTES), rows[j], 0, full);
+                    }
                 }
-            } else if (S::PIPES == 1 && copies) {
-                copy_x<S>(a, rows, thread, kb, depth, x);
             } else {
-                store_x<S>(a, &t, thread, kb, depth, x);
+                store_x<S>(a, &t, kb, depth, x);
             }
-            if (hands) {
-                if (scales_move<S>(g)) {
-                    fetch_scales<S>(g, row_scales, thread, kb, ring.scales + stage * S::SCALES);
-                }
-                if (copies && (!scales_move<S>(g) || g->scale_copies)) {
-                    hopper_barrier_arrive_copies(full);
-                } else { // stores are ordered by an arrival after them
-                    hopper_copies_wait();
-                    hopper_fence_async();
-                    hopper_barrier_arrive(full);
-                }
+            if (scales_move<S>(g)) {
+                fetch_scales<S>(g, scales, kb, ring.scales + stage * S::SCALES);
+            }
+            if (g->x_engine == MOEI_MMA_STORES || (scales_move<S>(g) && !g->scale_copies)) {
+                hopper_copies_wait();
+                hopper_fence_async(); // before the matrix unit reads what was stored
+                hopper_barrier_arrive(full);
+            } else if (scales_move<S>(g)) {
+                hopper_barrier_arrive_copies(full);
             }
             if (++stage == stages) {
                 stage = 0;
@@ -656,14 +625,6 @@ typedef struct ring_place {
     int before; // the stage whose products may still be under way; -1: none
 } ring_place;
 
-static __device__ __forceinline__ void wait_stage(bool copied, ring_of ring, const ring_place *r)
-{
-    hopper_barrier_wait(ring.full + 8 * r->stage, r->parity);
-    if (copied) {
-        hopper_fence_async(); // rows of x came by ordinary copies
-    }
-}
-
 static __device__ __forceinline__ void release(ring_place *r, uint32_t empty)
 {
     if (r->before >= 0 && threadIdx.x % 32 == 0) {
@@ -704,17 +665,16 @@ static __device__ __forceinline__ void multiply_chain(const moei_mma_args *g, in
     for (int kb = 0; kb < blocks_k; kb += S::DEPTH) {
         const uint32_t stage = ring.stages + r->stage * S::STAGE;
         stagger(g->delay, (uint32_t)kb);
-        wait_stage(S::PIPES == 1 && g->x_engine == MOEI_MMA_COPIES, ring, r);
-        hopper_mma_begin();
-#pragma unroll
-        for (int d = 0; d < S::DEPTH; d++) {
-            if (d == 0 || kb + d < blocks_k) {
-                multiply_block<S>(stage, group, d, kb + d == 0, acc);
-            }
+        hopper_barrier_wait(ring.full + 8 * r->stage, r->parity);
+        const int depth = S::DEPTH == 1 || blocks_k - kb >= S::DEPTH ? S::DEPTH : blocks_k - kb;
+#pragma unroll 1
+        for (int d = 0; d < depth; d++) {
+            hopper_mma_begin();
+            multiply_block<S>(stage, group, d, kb + d == 0, acc);
+            hopper_mma_commit();
+            hopper_mma_wait<1>();
+            release(r, ring.empty); // the stage before, once: its last products are done
         }
-        hopper_mma_commit();
-        hopper_mma_wait<1>();
-        release(r, ring.empty);
         advance(r, g->stages);
     }
     hopper_mma_wait<0>();
@@ -722,59 +682,14 @@ static __device__ __forceinline__ void multiply_chain(const moei_mma_args *g, in
     release(r, ring.empty);
 }
 
-// Scale of output n for the blocks of k, one after the other; 1 where the scale does not change
-// along k.
-typedef struct block_scales {
-    int64_t at;
-    float next;
-} block_scales;
-
-static __device__ __forceinline__ float scale_at(const moei_matrices *w, int64_t at)
-{
-    return w->scale_dtype == MOE_F32 ? ((const float *)w->scales)[at]
-                                     : moei_gpu_load(w->scale_dtype, w->scales, at);
-}
-
-static __device__ __forceinline__ block_scales scales_of(const moei_matrices *w, int32_t e,
-                                                         int64_t n)
-{
-    block_scales s = {-1, 1.0f};
-    if (w->block_k > 0 && n < w->n) {
-        s.at = moei_w_scale_at(w, e, n, 0);
-        s.next = scale_at(w, s.at);
-    }
-    return s;
-}
-
-// The scale of the block; asks for the next one's, so that nobody waits for it.
-static __device__ __forceinline__ float next_scale(const moei_matrices *w, block_scales *s,
-                                                   bool more)
-{
-    const float now = s->next;
-    if (s->at >= 0 && more) {
-        s->at += w->scale_k_stride;
-        s->next = scale_at(w, s->at);
-    }
-    return now;
-}
-
 // FP8: a chain per block of 128 k, total = fma(chain * s_x, s_w, total).
 template <class S>
-static __device__ __forceinline__ void multiply_folds(const moei_mma_args *g, const moei_tile *t,
-                                                      int warp, int blocks_k, ring_of ring,
-                                                      ring_place *r, float (&total)[S::BN / 2])
+static __device__ __forceinline__ void multiply_folds(const moei_mma_args *g, int warp,
+                                                      int blocks_k, ring_of ring, ring_place *r,
+                                                      float (&total)[S::BN / 2])
 {
-    const moek_ggemm_args *a = &g->a;
     const int lane = (int)threadIdx.x % 32;
-    const int64_t own = g->paired ? (int64_t)t->m * (S::BM / 2) + warp * 8 + lane / 4
-                                  : (int64_t)t->m * S::BM + warp * 16 + lane / 4;
-    const bool inside = own < g->outputs;
-    block_scales low = scales_of(&a->w, t->e, inside ? own * g->step : a->w.n);
-    block_scales high = scales_of(&a->w, t->e,
-                                  !inside     ? a->w.n
-                                  : g->paired ? g->second + own * g->step
-                                              : own + 8);
-    const bool codes = g->scale_copies && a->x.scale_dtype == MOE_E8M0; // four in a word
+    const bool codes = g->scale_copies && g->a.x.scale_dtype == MOE_E8M0; // four in a word
 #pragma unroll
     for (int i = 0; i < S::BN / 2; i++) {
         total[i] = 0.0f;
@@ -782,21 +697,22 @@ static __device__ __forceinline__ void multiply_folds(const moei_mma_args *g, co
 #pragma unroll 1
     for (int kb = 0; kb < blocks_k; kb++) {
         const uint32_t stage = ring.stages + r->stage * S::STAGE;
+        const uint32_t scales = ring.scales + r->stage * S::SCALES;
         float acc[S::BN / 2];
-        const float s_low = next_scale(&a->w, &low, kb + 1 < blocks_k);
-        const float s_high = next_scale(&a->w, &high, kb + 1 < blocks_k);
         stagger(g->delay, (uint32_t)kb);
-        wait_stage(S::PIPES == 1 && g->x_engine == MOEI_MMA_COPIES, ring, r);
+        hopper_barrier_wait(ring.full + 8 * r->stage, r->parity);
         hopper_mma_begin();
         multiply_block<S>(stage, warp / 4, 0, true, acc);
         hopper_mma_commit();
-        const float *scales =
-            hopper_pointer<const float>(ring.scales + r->stage * S::SCALES) + lane % 4 * 2;
+        const float *of_w = hopper_pointer<const float>(scales) + S::BN + warp * 16 + lane / 4;
+        const float *of_x = hopper_pointer<const float>(scales) + lane % 4 * 2;
+        const float s_low = of_w[0];
+        const float s_high = of_w[8];
         hopper_mma_wait<0>();
         hopper_mma_keep(acc);
 #pragma unroll
         for (int b = 0; b < S::BN / 8; b++) {
-            float2 s_x = *(const float2 *)(scales + 8 * b);
+            float2 s_x = *(const float2 *)(of_x + 8 * b);
             if (codes) {
                 s_x.x = moei_e8m0_to_f32((uint8_t)(__float_as_uint(s_x.x) >> kb % 4 * 8));
                 s_x.y = moei_e8m0_to_f32((uint8_t)(__float_as_uint(s_x.y) >> kb % 4 * 8));
@@ -927,7 +843,7 @@ static __device__ __forceinline__ void multiply_chunks(const moei_mma_args *g, b
         for (int kb = k0; kb < k1; kb += S::DEPTH) {
             const uint32_t stage = ring.stages + r->stage * S::STAGE;
             stagger(g->delay, (uint32_t)kb);
-            wait_stage(S::PIPES == 1 && g->x_engine == MOEI_MMA_COPIES, ring, r);
+            hopper_barrier_wait(ring.full + 8 * r->stage, r->parity);
 #pragma unroll
             for (int d = 0; d < S::DEPTH; d++) {
                 if (d > 0 && kb + d >= k1) {
@@ -988,6 +904,7 @@ static __device__ __forceinline__ void
 multiply_groups(const moei_mma_args *g, const moei_tile *t, bool plain, int warp, int blocks_k,
                 ring_of ring, ring_place *r, float (&total)[S::BN / 2])
 {
+    constexpr bool AHEAD = S::BN <= 64;     // registers for the next group's terms, too
     const int halves = g->a.w.block_k / 32; // of a group
     const int64_t row = (int64_t)t->m * S::BM + warp * 16 + (int)threadIdx.x % 32 / 4;
     const int all = (int)((g->a.w.k + 31) / 32);
@@ -1006,7 +923,7 @@ multiply_groups(const moei_mma_args *g, const moei_tile *t, bool plain, int warp
     for (int kb = 0; kb < blocks_k; kb += S::DEPTH) {
         const uint32_t stage = ring.stages + r->stage * S::STAGE;
         stagger(g->delay, (uint32_t)kb);
-        wait_stage(S::PIPES == 1 && g->x_engine == MOEI_MMA_COPIES, ring, r);
+        hopper_barrier_wait(ring.full + 8 * r->stage, r->parity);
 #pragma unroll
         for (int d = 0; d < S::DEPTH; d++) {
             if (d > 0 && kb + d >= blocks_k) {
@@ -1021,7 +938,7 @@ multiply_groups(const moei_mma_args *g, const moei_tile *t, bool plain, int warp
                 if (h >= all) {
                     break;
                 }
-                if (done == 0 && h + halves < all) { // nobody waits for it
+                if (AHEAD && done == 0 && h + halves < all) { // nobody waits for it
                     next = terms_of_group<S>(g, t->e, row, group + 1);
                 }
                 b.with[2 * half] = b.with[2 * half + 1] = now.zeros;
@@ -1035,7 +952,11 @@ multiply_groups(const moei_mma_args *g, const moei_tile *t, bool plain, int warp
                     }
                     done = 0;
                     group++;
-                    now = next;
+                    if (AHEAD) {
+                        now = next;
+                    } else if (h + 1 < all) {
+                        now = terms_of_group<S>(g, t->e, row, group);
+                    }
                 }
             }
         }
@@ -1061,7 +982,7 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
                 multiply_chunks<S>(g, plain, warp / 4, blocks_k, ring, &r, sums);
             }
         } else if constexpr (S::KIND == KIND_E4M3) {
-            multiply_folds<S>(g, &t, warp, blocks_k, ring, &r, sums);
+            multiply_folds<S>(g, warp, blocks_k, ring, &r, sums);
         } else {
             multiply_chain<S>(g, warp / 4, blocks_k, ring, &r, sums);
         }
@@ -1086,8 +1007,8 @@ static __global__ void __launch_bounds__(S::THREADS, 1)
     if (thread < S::PIPES * g.stages) {
         const int pipe = thread / g.stages;
         const int stage = thread % g.stages;
-        // One arrival that says what the copy engine brings, and those of the threads that copy.
-        hopper_barrier_init(hopper_smem(&full[pipe][stage]), hands_move<S>(&g) ? 1 + S::COPIERS : 1);
+        // One arrival that says what the copy engine brings, and the lanes'.
+        hopper_barrier_init(hopper_smem(&full[pipe][stage]), lanes_move<S>(&g) ? 1 + 32 : 1);
         hopper_barrier_init(hopper_smem(&empty[pipe][stage]), S::TEAM / 32);
         hopper_barrier_init_done();
     }
@@ -1115,9 +1036,8 @@ static __global__ void __launch_bounds__(S::THREADS, 1)
         if constexpr (S::PIPES == 1) {
             hopper_registers_shrink<S::PRODUCER_REGISTERS>();
         }
-        const int first = S::PIPES == 1 ? S::MATH : S::MATH + 32 * pipe;
-        if (pipe < S::PIPES && (hands_move<S>(&g) || thread < first + 32)) {
-            produce<S>(&g, prefix, pipe, thread - first, ring);
+        if (warp - S::MATH / 32 < S::PIPES) {
+            produce<S>(&g, prefix, pipe, ring);
         }
     } else {
         if constexpr (S::PIPES == 1) {

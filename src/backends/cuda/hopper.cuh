@@ -81,19 +81,10 @@ HOPPER_FN void hopper_fence_async(void)
 
 // ---- copies ------------------------------------------------------------------------------------
 
-/// 16 bytes from global to shared memory, both aligned; zeros where `there` is false. Ordered by
-/// the barriers around it alone: the compiler may move it among other copies.
-HOPPER_FN void hopper_copy_16(uint32_t to, const void *from, bool there)
+/// 4 bytes from global to shared memory, both aligned.
+HOPPER_FN void hopper_copy_4(uint32_t to, const void *from)
 {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-                 "r"(there ? 16 : 0));
-}
-
-/// The same for 4 bytes.
-HOPPER_FN void hopper_copy_4(uint32_t to, const void *from, bool there)
-{
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from),
-                 "r"(there ? 4 : 0));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from));
 }
 
 /// Waits for this thread's copies.
@@ -116,6 +107,13 @@ HOPPER_FN uint64_t hopper_policy_evict_first(void)
 {
     uint64_t policy;
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+HOPPER_FN uint64_t hopper_policy_evict_last(void)
+{
+    uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
     return policy;
 }
 
@@ -230,9 +228,8 @@ HOPPER_FN void hopper_mma_registers(float (&d)[N / 2], const uint32_t (&a)[4], u
 #define REGS_4  ",%4,%5,%6,%7"
 #define REGS_8  ",%8,%9,%10,%11,%12,%13,%14,%15"
 #define REGS_16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-#define REGS_32                                                                                    \
-    ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54" \
-    ",%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define REGS_32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
+#define REGS_48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define REGS_64 ",%64,%65,%66,%67"
 #define REGS_68 ",%68,%69,%70,%71"
 #define REGS_72 ",%72,%73,%74,%75,%76,%77,%78,%79"
@@ -286,22 +283,26 @@ HOPPER_MMA_REGISTERS(16, REGS_0 REGS_4, "%8, %9, %10, %11", "%12", "%13", OUT_8(
 HOPPER_MMA_REGISTERS(32, REGS_0 REGS_4 REGS_8, "%16, %17, %18, %19", "%20", "%21", OUT_16(0))
 HOPPER_MMA_REGISTERS(64, REGS_0 REGS_4 REGS_8 REGS_16, "%32, %33, %34, %35", "%36", "%37",
                      OUT_32(0))
-HOPPER_MMA_REGISTERS(128, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32, "%64, %65, %66, %67", "%68", "%69",
-                     OUT_32(0), OUT_32(32))
-HOPPER_MMA_REGISTERS(144, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_64 REGS_68,
-                     "%72, %73, %74, %75", "%76", "%77", OUT_32(0), OUT_32(32), OUT_8(64))
+HOPPER_MMA_REGISTERS(96, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32, "%48, %49, %50, %51", "%52", "%53",
+                     OUT_32(0), OUT_16(32))
+HOPPER_MMA_REGISTERS(128, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_48, "%64, %65, %66, %67", "%68",
+                     "%69", OUT_32(0), OUT_32(32))
+HOPPER_MMA_REGISTERS(136, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_48 REGS_64,
+                     "%68, %69, %70, %71", "%72", "%73", OUT_32(0), OUT_32(32), OUT_4(64))
 HOPPER_MMA(8, REGS_0, "%4", "%5", "%6", OUT_4(0))
 HOPPER_MMA(16, REGS_0 REGS_4, "%8", "%9", "%10", OUT_8(0))
 HOPPER_MMA(32, REGS_0 REGS_4 REGS_8, "%16", "%17", "%18", OUT_16(0))
 HOPPER_MMA(64, REGS_0 REGS_4 REGS_8 REGS_16, "%32", "%33", "%34", OUT_32(0))
-HOPPER_MMA(128, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32, "%64", "%65", "%66", OUT_32(0), OUT_32(32))
-HOPPER_MMA(144, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_64 REGS_68, "%72", "%73", "%74",
+HOPPER_MMA(128, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_48, "%64", "%65", "%66", OUT_32(0),
+           OUT_32(32))
+HOPPER_MMA(144, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_48 REGS_64 REGS_68, "%72", "%73", "%74",
            OUT_32(0), OUT_32(32), OUT_8(64))
-HOPPER_MMA(160, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_64 REGS_68 REGS_72, "%80", "%81", "%82",
-           OUT_32(0), OUT_32(32), OUT_16(64))
-HOPPER_MMA(192, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_64 REGS_68 REGS_72 REGS_80, "%96", "%97",
-           "%98", OUT_32(0), OUT_32(32), OUT_32(64))
-HOPPER_MMA(256, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_64 REGS_68 REGS_72 REGS_80 REGS_96,
+HOPPER_MMA(160, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_48 REGS_64 REGS_68 REGS_72, "%80", "%81",
+           "%82", OUT_32(0), OUT_32(32), OUT_16(64))
+HOPPER_MMA(192, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_48 REGS_64 REGS_68 REGS_72 REGS_80, "%96",
+           "%97", "%98", OUT_32(0), OUT_32(32), OUT_32(64))
+HOPPER_MMA(256,
+           REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_48 REGS_64 REGS_68 REGS_72 REGS_80 REGS_96,
            "%128", "%129", "%130", OUT_32(0), OUT_32(32), OUT_32(64), OUT_32(96))
 
 #undef REGS_0
@@ -309,6 +310,7 @@ HOPPER_MMA(256, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_64 REGS_68 REGS_72 REG
 #undef REGS_8
 #undef REGS_16
 #undef REGS_32
+#undef REGS_48
 #undef REGS_64
 #undef REGS_68
 #undef REGS_72

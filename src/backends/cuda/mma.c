@@ -57,6 +57,7 @@ static variants_fn variants_of(const moek_ggemm_args *a)
     }
 }
 
+static int g_noearly;
 static int64_t root(int64_t n)
 {
     int64_t r = 0;
@@ -91,11 +92,18 @@ static const moei_mma_variant *variant_for(const moek_ggemm_args *a)
             best = &v[i];
         }
     }
+    if (getenv("MOE_NOEARLY"))
+        g_noearly = 1;
     const char *env = getenv("MOE_BN"); // EXPERIMENT
     for (int i = 0; env != NULL && i < count; i++) {
         best = v[i].bn == atoi(env) ? &v[i] : best;
     }
     return best;
+}
+
+bool moei_cuda_mma_wants_rows(const moek_ggemm_args *ggemm)
+{
+    return ggemm->row_index != NULL && variant_for(ggemm)->pipes == 1;
 }
 
 // The weights as boxes of BM outputs x 128 bytes of k. With glu: eights of gates and ups in turn.
@@ -186,7 +194,7 @@ static bool rows_aligned(const void *data, int64_t row_stride, int64_t batch_str
 static bool scales_are_words(const moei_operand *x, int64_t k, bool batched)
 {
     if (x->scales == NULL || x->group == 0) {
-        return false;
+        return true; // there are none
     }
     if (x->packed || x->scale_dtype == MOE_F32) {
         return (uintptr_t)x->scales % 4 == 0;
@@ -199,7 +207,7 @@ static bool scales_are_words(const moei_operand *x, int64_t k, bool batched)
 }
 
 moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
-                         const moek_ggemm_args *ggemm, const moek_glu_args *glu)
+                         const moek_ggemm_args *ggemm, const moek_glu_args *glu, bool early)
 {
     const moei_cuda_device *device = moei_cuda_device_of(exec);
     const moei_mma_variant *v = variant_for(ggemm);
@@ -209,6 +217,7 @@ moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
     moei_mma_args g;
     memset(&g, 0, sizeof g);
     g.a = *ggemm;
+    g.early = early && !g_noearly;
     g.fused = glu != NULL;
     if (glu != NULL) {
         g.glu = *glu;
@@ -229,17 +238,15 @@ moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
         }
     }
     g.zero_point = is_packed ? moei_operand_zero_point(w->format) : 0;
-    const int64_t row_bytes = w->k * moei_cuda_host->dtype_bits(ggemm->x.dtype) / 8;
-    const moei_mma_x engine = ggemm->row_index == NULL ? MOEI_MMA_BOX
-                              : v->pipes > 1           ? MOEI_MMA_GATHER
-                              : row_bytes % 16 == 0    ? MOEI_MMA_COPIES
-                                                       : MOEI_MMA_STORES;
+    const moei_mma_x engine = ggemm->row_index == NULL ? MOEI_MMA_BOX : MOEI_MMA_GATHER;
     const int box_rows = engine == MOEI_MMA_BOX ? v->bn : 1;
     g.x_engine = (int32_t)(encode_x(device, ggemm, box_rows, &g.x) ? engine : MOEI_MMA_STORES);
     g.vector = glu != NULL
                    ? rows_aligned(glu->y, glu->y_row_stride, glu->y_batch_stride, batched)
                    : rows_aligned(ggemm->y, ggemm->y_row_stride, ggemm->y_batch_stride, batched);
-    g.scale_copies = scales_are_words(&ggemm->x, w->k, batched);
+    g.scale_copies = scales_are_words(&ggemm->x, w->k, batched) &&
+                     (w->block_k == 0 || w->scale_dtype == MOE_F32);
+    g.weights_stay = v->pipes == 1 && ggemm->rows > (int64_t)v->bn * w->count;
     const size_t pitch = (size_t)v->pipes * (size_t)(v->stage_bytes + v->scale_bytes);
     const size_t rest = 1024 + (size_t)v->turn_bytes + ((size_t)w->count + 1) * sizeof(int32_t);
     const size_t stages = (MOEI_MMA_SHARED - 1024 - rest) / pitch;

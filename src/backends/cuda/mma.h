@@ -13,8 +13,7 @@ extern "C" {
 /// How rows of x come into shared memory.
 typedef enum moei_mma_x {
     MOEI_MMA_STORES, // from anywhere, by loads and stores
-    MOEI_MMA_COPIES, // many rows, by 16-byte copies
-    MOEI_MMA_GATHER, // few rows, by the copy engine, one at a time: some 40 cycles each
+    MOEI_MMA_GATHER, // by the copy engine, one at a time: some 40 cycles each
     MOEI_MMA_BOX     // by the copy engine, all rows of a tile at once: they lie side by side
 } moei_mma_x;
 
@@ -34,7 +33,8 @@ typedef struct moei_mma_args {
     int32_t zero_point;   // of packed codes without their own
     int32_t x_engine;     // moei_mma_x
     int32_t vector;       // rows of the output do
-    int32_t scale_copies; // scales of x come by 4-byte copies: f32, or words of four e8m0
+    int32_t scale_copies; // scales along k come by 4-byte copies: f32, or words of four e8m0
+    int32_t weights_stay; // several tiles read the same weights
     int32_t early;        // weights and offsets do not depend on the launch before this one
     int32_t stages;       // of each ring
     uint32_t delay;       // moei_exec.delay
@@ -68,9 +68,13 @@ const moei_mma_variant *moei_mma_packed_e4m3(int *count);
 /// outputs each lie in the same threads.
 bool moei_cuda_mma_fuses(const moek_ggemm_args *ggemm, const moek_glu_args *glu);
 
+/// True where many rows of x come from a list: they had better lie side by side (moei_gpu_gather).
+bool moei_cuda_mma_wants_rows(const moek_ggemm_args *ggemm);
+
 /// Enqueues a product; with `glu`, h = glu of its result, and ggemm->y is not written.
+/// @param[in] early  weights and offsets were there before the launch before this one began
 moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
-                         const moek_ggemm_args *ggemm, const moek_glu_args *glu);
+                         const moek_ggemm_args *ggemm, const moek_glu_args *glu, bool early);
 
 /// Loads and configures every variant of the kernels. For a device that has them.
 cudaError_t moei_cuda_mma_load(void);

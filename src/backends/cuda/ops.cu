@@ -2,6 +2,7 @@
 // The bodies of gpu/ as CUDA kernels.
 #include "backends/cuda/ops.h"
 #include "backends/gpu/combine.cuh"
+#include "backends/gpu/gather.cuh"
 #include "backends/gpu/ggemm.cuh"
 #include "backends/gpu/glu.cuh"
 #include "backends/gpu/place.cuh"

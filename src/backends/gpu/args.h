@@ -36,4 +36,14 @@ typedef struct moei_gpu_ggemm_args {
     int32_t fold;       // 1: a chain's sum is scaled before it is added
 } moei_gpu_ggemm_args;
 
+/// Copies rows of a.x, and their scales, to `rows` and `scales`.
+typedef struct moei_gpu_gather_args {
+    moek_ggemm_args a;
+    uint8_t *rows; // [a.rows], `pitch` bytes apart
+    int64_t row_bytes, pitch;
+    uint8_t *scales; // [a.rows], `scale_pitch` bytes apart; scale_bytes 0: they are not copied
+    int64_t scale_bytes, scale_pitch;
+    int32_t scale_size; // bytes of what a.x.scale_row_stride counts
+} moei_gpu_gather_args;
+
 #endif
