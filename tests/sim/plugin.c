@@ -12,8 +12,7 @@ moe_status moei_gpu_launch(const moei_exec *exec, moei_gpu_body body, moei_gpu_g
                            const void *args)
 {
     char text[256];
-    (void)exec;
-    if (moei_sim_launch(&moei_sim_bodies[body], grid, args, text, sizeof text)) {
+    if (moei_sim_launch(&moei_sim_bodies[body], grid, args, exec->delay, text, sizeof text)) {
         return MOE_OK;
     }
     (void)fprintf(stderr, "sim: %s\n", text); // checks of kernel rows look at results alone

@@ -101,6 +101,7 @@ static moe_status memory_copy(const moei_exec *exec, void *to, const void *from,
                                const moek_##op##_args *args)                                       \
     {                                                                                              \
         begin();                                                                                   \
+        far.delay = exec->delay;                                                                   \
         moe_status status = far.cpu->op(exec, kernel, args);                                       \
         if (status == MOE_OK && far.after != NULL) {                                               \
             status = far.after(MOEI_OP_##id, args);                                                \

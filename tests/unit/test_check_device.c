@@ -23,6 +23,7 @@ typedef enum mistake {
     WRITES_INPUT,  // a byte of the input of combine and of a product
     WRONG_BIT,     // the lowest bit of the first output of route, glu and combine
     UNSTEADY,      // the same, in every other run
+    UNSYNCED,      // the same, where warp roles wait
     WRONG_STEPS,   // the first output of a layer whose steps are run at once
     FAILS          // every op
 } mistake;
@@ -37,7 +38,8 @@ static void touch(const void *at)
 
 static bool wrong_now(void)
 {
-    return told == WRONG_BIT || (told == UNSTEADY && far->calls % 2 == 1);
+    return told == WRONG_BIT || (told == UNSTEADY && far->calls % 2 == 1) ||
+           (told == UNSYNCED && far->delay >> 4 & 1);
 }
 
 static void spoil_route(const moek_route_args *a)
@@ -130,6 +132,7 @@ static void move(moe_context *ctx)
 }
 
 static const char *ledger, *hashes; // NULL: no records
+static int32_t delay_runs;
 
 // Runs rows and layer cases; returns what was printed, to be freed.
 static char *check(const char *kernel, void (*spoil_ctx)(moe_context *), moec_counts *counts)
@@ -140,6 +143,8 @@ static char *check(const char *kernel, void (*spoil_ctx)(moe_context *), moec_co
                             .quick = true,
                             .ledger = ledger,
                             .hashes = hashes,
+                            .delay = 5,
+                            .delay_runs = delay_runs,
                             .spoil = spoil_ctx};
     char *text = NULL;
     size_t size = 0;
@@ -208,6 +213,33 @@ static void test_mistakes(void)
         free(text);
     }
     told = NO_MISTAKE;
+}
+
+// A mistake that needs a delay is found by those runs alone, and the line that repeats it has them.
+static void test_delays(void)
+{
+    static const struct {
+        mistake mistake;
+        int32_t runs;
+        const char *kernel, *text;
+    } cases[] = {{NO_MISTAKE, 6, "layer-1", "passed, 0 failed"},
+                 {UNSYNCED, 0, "layer-1", "passed, 0 failed"},
+                 {UNSYNCED, 6, "layer-1", "delays in the kernels change the result (run "},
+                 {UNSYNCED, 6, "layer-1", "--delay 5 --runs 6 --seed 1"},
+                 {UNSYNCED, 0, "moek_glu_*__ref", "passed, 0 failed"},
+                 {UNSYNCED, 6, "moek_glu_*__ref", "delays in the kernel change the bits (run "}};
+    moec_counts counts;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        told = cases[i].mistake;
+        delay_runs = cases[i].runs;
+        char *text = check(cases[i].kernel, move, &counts);
+        CHECK((counts.failed > 0) == (told == UNSYNCED && delay_runs > 0) &&
+                  strstr(text, cases[i].text) != NULL,
+              "%s: no \"%s\" in %s", cases[i].kernel, cases[i].text, text);
+        free(text);
+    }
+    told = NO_MISTAKE;
+    delay_runs = 0;
 }
 
 // Rows of a packed layout: on host memory, and on the device. Where pack, unpack or the kernel is
@@ -348,6 +380,7 @@ int main(void)
         far->backend.run_steps = run_steps;
         test_sound();
         test_mistakes();
+        test_delays();
         test_ledger();
         test_packed(host->backend); // on another device
         far_device_free();
