@@ -166,7 +166,11 @@ static int run_seeds(const request *r, FILE *out, moec_counts *counts)
         if (r->repeat > 1 && !o.list) {
             (void)fprintf(out, "seed %llu\n", (unsigned long long)o.seed);
         }
-        result = moec_kernels_run(&o, out, counts);
+        // Graphs first: what is captured is then the first run of the process.
+        result = layers ? moec_graph_run(&o, out, counts) : 0;
+        if (result == 0) {
+            result = moec_kernels_run(&o, out, counts);
+        }
         if (result == 0 && layers) {
             result = moec_layer_run(&o, out, counts); // cases are named layer-N
         }

@@ -110,6 +110,10 @@ int moec_kernels_run(const moec_options *options, FILE *out, moec_counts *counts
 /// through the public API.
 int moec_layer_run(const moec_options *options, FILE *out, moec_counts *counts);
 
+/// Runs in device graphs, replayed with other inputs. The first capture is the first run of its
+/// process where nothing ran before.
+int moec_graph_run(const moec_options *options, FILE *out, moec_counts *counts);
+
 /// Glob with * and ?.
 bool moec_glob(const char *pattern, const char *text);
 

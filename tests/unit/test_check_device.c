@@ -25,11 +25,15 @@ typedef enum mistake {
     UNSTEADY,      // the same, in every other run
     UNSYNCED,      // the same, where warp roles wait
     WRONG_STEPS,   // the first output of a layer whose steps are run at once
+    WRONG_REPLAY,  // the first output of a layer in a graph
+    STALE_REPLAY,  // a graph runs once, then never
+    EAGER_CAPTURE, // what is captured runs, too
     FAILS          // every op
 } mistake;
 
 static mistake told;
 static _Thread_local bool in_steps; // of a run
+static bool in_graph;
 
 static void touch(const void *at)
 {
@@ -83,7 +87,8 @@ static void spoil_combine(const moek_combine_args *a)
         touch(a->out + a->tokens * a->out_token_stride);
     } else if (told == WRITES_INPUT && a->slots != NULL) {
         touch(a->slots);
-    } else if (wrong_now() || (told == WRONG_STEPS && in_steps)) {
+    } else if (wrong_now() || (told == WRONG_STEPS && in_steps) ||
+               (told == WRONG_REPLAY && in_graph)) {
         touch(a->out);
     }
 }
@@ -124,6 +129,31 @@ static moe_status run_steps(const moei_exec *exec, const moei_step *steps, int32
     return status;
 }
 
+static moei_backend sound; // as the device was made
+static unsigned long replays;
+
+static moe_status graph_capture(const moei_exec *exec,
+                                moe_status (*enqueue)(void *arg, void *stream), void *arg,
+                                void **graph)
+{
+    if (told == EAGER_CAPTURE) {
+        MOE_TRY(enqueue(arg, NULL));
+    }
+    replays = 0;
+    return sound.graph_capture(exec, enqueue, arg, graph);
+}
+
+static moe_status graph_run(const moei_exec *exec, void *graph)
+{
+    if (told == STALE_REPLAY && replays++ > 0) {
+        return MOE_OK;
+    }
+    in_graph = true;
+    const moe_status status = sound.graph_run(exec, graph);
+    in_graph = false;
+    return status;
+}
+
 // ---- checks ------------------------------------------------------------------------------------
 
 static void move(moe_context *ctx)
@@ -153,19 +183,26 @@ static char *check(const char *kernel, void (*spoil_ctx)(moe_context *), moec_co
     if (out == NULL) {
         abort();
     }
-    CHECK(moec_kernels_run(&o, out, counts) == 0 && moec_layer_run(&o, out, counts) == 0, "%s: %s",
-          kernel, moe_last_error());
+    CHECK(moec_graph_run(&o, out, counts) == 0 && moec_kernels_run(&o, out, counts) == 0 &&
+              moec_layer_run(&o, out, counts) == 0,
+          "%s: %s", kernel, moe_last_error());
     (void)fclose(out);
     return text;
 }
 
 static void test_sound(void)
 {
-    static const char *const rows[] = {"moek_route_*__ref", "moek_place_*__ref",
-                                       "moek_sort_*__ref",  "moek_quantize_*__ref",
-                                       "moek_glu_*__ref",   "moek_combine_*__ref",
-                                       "*__ref_fma_b32",    "*__ref_fma_b128",
-                                       "*__ref_fma_i32",    "layer-*6"};
+    static const char *const rows[] = {"moek_route_*__ref",
+                                       "moek_place_*__ref",
+                                       "moek_sort_*__ref",
+                                       "moek_quantize_*__ref",
+                                       "moek_glu_*__ref",
+                                       "moek_combine_*__ref",
+                                       "*__ref_fma_b32",
+                                       "*__ref_fma_b128",
+                                       "*__ref_fma_i32",
+                                       "layer-*6",
+                                       "graph-*"};
     moec_counts counts;
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         const unsigned long calls = far->calls;
@@ -199,6 +236,11 @@ static void test_mistakes(void)
         {WRONG_BIT, "layer-1?", "the CPU gives another result in the same class"},
         {UNSTEADY, "layer-1?", "two runs differ"},
         {WRONG_STEPS, "layer-1?", "running the steps at once changes the result"},
+        {WRONG_REPLAY, "graph-1?", "a replayed graph differs from a run, the first tokens: out"},
+        {STALE_REPLAY, "graph-1?", "a replayed graph differs from a run, other tokens: out"},
+        {EAGER_CAPTURE, "graph-1?", "capturing a run ran it"},
+        {WRITES_AFTER, "graph-1?", "graph-1"},
+        {FAILS, "graph-1?", "device: a launch failed"},
         {FAILS, "layer-1?", "device: a launch failed"},
         {FAILS, "moek_quantize_*__ref", "device: a launch failed"},
         {FAILS, "moek_place_*__ref", "device: a launch failed"},
@@ -377,7 +419,10 @@ int main(void)
     far = far_device_make(host->backend, (size_t)1 << 30);
     if (CHECK(far != NULL, "no address space for a device")) {
         far->after = spoil;
+        sound = far->backend;
         far->backend.run_steps = run_steps;
+        far->backend.graph_capture = graph_capture;
+        far->backend.graph_run = graph_run;
         test_sound();
         test_mistakes();
         test_delays();
