@@ -125,6 +125,16 @@ for bytes in 1 1000000 4400000; do
         --input "$model/reference.safetensors:p0.l2.moe_in_bf16" --output "$dir/y" --device ext
 done
 judge "moe run wrote a file" [ ! -e "$dir/y" ]
+# -- A device that is lost on the way: one line, no file, and nothing kept (the plugin looks).
+for ops in 0 3; do
+    MOE_PLUGIN_PATH=$plugin MOE_FAR_DIES=$ops refuses 1 "far: the device is lost" run "$model" --layer 2 \
+        --input "$model/reference.safetensors:p0.l2.moe_in_bf16" --output "$dir/y" --device ext
+done
+judge "moe run wrote a file" [ ! -e "$dir/y" ]
+MOE_PLUGIN_PATH=$plugin MOE_FAR_DIES=100 judge "generate on a device that is lost" \
+    ends_with 1 generate "$model" hello --max-tokens 20 --device ext --json
+judge "generate on a device that is lost: $(cat "$dir/err")" \
+    eval 'tail -1 "$dir/err" | grep -q "far: the device is lost" && [ ! -s "$dir/out" ]'
 MOE_PLUGIN_PATH=$plugin MOE_FAR_BYTES=20000000 judge "weights fit, the session does not" \
     ends_with 1 generate "$model" hello --device ext --json
 judge "weights fit, the session does not: $(cat "$dir/err")" \
