@@ -174,6 +174,10 @@ static int run_seeds(const request *r, FILE *out, moec_counts *counts)
         if (result == 0 && layers) {
             result = moec_layer_run(&o, out, counts); // cases are named layer-N
         }
+        if (result == 0 && layers &&
+            (i == r->repeat - 1 || o.list)) { // last: a fault ends the device
+            result = moec_device_run(&o, out, counts);
+        }
         if (o.list) {
             return result; // the same names for every seed
         }

@@ -114,6 +114,10 @@ int moec_layer_run(const moec_options *options, FILE *out, moec_counts *counts);
 /// process where nothing ran before.
 int moec_graph_run(const moec_options *options, FILE *out, moec_counts *counts);
 
+/// Cases of a device as a whole (check_device.c): memory, big, fault. The last one leaves a process
+/// without its device.
+int moec_device_run(const moec_options *options, FILE *out, moec_counts *counts);
+
 /// Glob with * and ?.
 bool moec_glob(const char *pattern, const char *text);
 
