@@ -193,7 +193,7 @@ static void check_made(moec_layer_checks *k, const moec_layer_case *c, const moe
     const moe_status status = begin(&g, made);
     (void)snprintf(text, sizeof text, "capturing the first run: %s", moe_last_error());
     bool ok = moec_layer_check(k, c, status == MOE_OK, text);
-    for (int what = CAPTURED; ok && what < NUM_CONTENTS; what++) {
+    for (contents what = CAPTURED; ok && what < NUM_CONTENTS; what++) {
         moec_batch batch = {0};
         if (build(c, what, rng, items, &batch)) {
             if (what == CAPTURED) {
