@@ -55,15 +55,21 @@ static bool parse(int argc, char **argv, request *r)
     const char *seed = NULL;
     const char *threads = "0";
     const char *repeat = "1";
+    const char *delay = NULL;
+    const char *runs = NULL;
     int count = 0;
     int64_t seed_value = 0;
     int64_t thread_value = 0;
+    int64_t delay_value = 0;
+    int64_t run_value = 0;
     moec_options *o = &r->options;
     const cli_option options[] = {{"kernel", &o->kernel, NULL},
                                   {"isa", &o->isa, NULL},
                                   {"seed", &seed, NULL},
                                   {"threads", &threads, NULL},
                                   {"repeat", &repeat, NULL},
+                                  {"delay", &delay, NULL},
+                                  {"runs", &runs, NULL},
                                   {"device", &r->device, NULL},
                                   {"format", &r->format, NULL},
                                   {"oracle", &r->oracle, NULL},
@@ -79,7 +85,9 @@ static bool parse(int argc, char **argv, request *r)
     if (!cli_parse(argc, argv, options, NULL, 0, &count) ||
         !cli_number("--seed", seed != NULL ? seed : "1", 0, INT64_MAX - 1000000, &seed_value) ||
         !cli_number("--repeat", repeat, 1, 1000000, &r->repeat) ||
-        !cli_number("--threads", threads, 0, 1024, &thread_value)) {
+        !cli_number("--threads", threads, 0, 1024, &thread_value) ||
+        (delay != NULL && !cli_number("--delay", delay, 1, INT64_MAX, &delay_value)) ||
+        !cli_number("--runs", runs != NULL ? runs : "100", 1, 1000000, &run_value)) {
         return false;
     }
     // What would have no effect is refused.
@@ -95,10 +103,12 @@ static bool parse(int argc, char **argv, request *r)
          "--format chooses among kernel rows, not recorded problems"},
         {r->oracle != NULL && r->model != NULL, "--oracle and --model are two checks; give one"},
         {r->model != NULL && o->kernel != NULL, "--kernel chooses no part of a model"},
-        {o->ledger != NULL &&
-             (recorded || o->list || o->quick || r->format != NULL || r->repeat > 1),
+        {o->ledger != NULL && (recorded || o->list || o->quick || r->format != NULL ||
+                               r->repeat > 1 || delay != NULL),
          "--ledger records one whole check of kernel rows: without --oracle, --model, --list, "
-         "--quick, --format and --repeat"},
+         "--quick, --format, --repeat and --delay"},
+        {recorded && delay != NULL, "--delay runs kernel rows and layers, not recorded problems"},
+        {runs != NULL && delay == NULL, "--runs needs --delay"},
         {o->ledger == NULL && o->hashes != NULL, "--hashes needs --ledger"},
         {r->model == NULL && r->reference != NULL, "--reference needs --model"},
         {o->quick && r->model == NULL && (cpu || r->oracle != NULL),
@@ -123,6 +133,8 @@ static bool parse(int argc, char **argv, request *r)
     }
     o->seed = (uint64_t)seed_value;
     o->threads = (int32_t)thread_value;
+    o->delay = (uint64_t)delay_value;
+    o->delay_runs = delay != NULL ? (int32_t)run_value : 0;
     o->program = "moe";
     return true;
 }
@@ -154,9 +166,17 @@ static int run_seeds(const request *r, FILE *out, moec_counts *counts)
         if (r->repeat > 1 && !o.list) {
             (void)fprintf(out, "seed %llu\n", (unsigned long long)o.seed);
         }
-        result = moec_kernels_run(&o, out, counts);
+        // Graphs first: what is captured is then the first run of the process.
+        result = layers ? moec_graph_run(&o, out, counts) : 0;
+        if (result == 0) {
+            result = moec_kernels_run(&o, out, counts);
+        }
         if (result == 0 && layers) {
             result = moec_layer_run(&o, out, counts); // cases are named layer-N
+        }
+        if (result == 0 && layers &&
+            (i == r->repeat - 1 || o.list)) { // last: a fault ends the device
+            result = moec_device_run(&o, out, counts);
         }
         if (o.list) {
             return result; // the same names for every seed

@@ -48,6 +48,7 @@ endforeach()
 
 add_library(moe_cuda MODULE
     src/backends/cuda/cuda.c
+    src/backends/cuda/graph.c
     src/backends/cuda/mma.c
     src/backends/cuda/operand.c
     src/backends/gpu/drive_ggemm.c

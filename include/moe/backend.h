@@ -22,7 +22,7 @@
 extern "C" {
 #endif
 
-enum { MOE_BACKEND_ABI = 2 };
+enum { MOE_BACKEND_ABI = 3 };
 
 // ---- arithmetic classes and refusals -----------------------------------------------------------
 
@@ -500,6 +500,8 @@ typedef struct moei_exec {
     void *device;  // what open made; NULL without
     void *plan;    // what plan_prepare made; NULL without, and in calls of single ops
     void *scratch; // scratch_bytes of the plan, aligned to 256; NULL in calls of single ops
+    /// 0; else a seed: kernels of several warp roles wait at random, to test their synchronisation.
+    uint32_t delay;
 } moei_exec;
 
 /// The arguments of any op.
@@ -612,6 +614,15 @@ typedef struct moei_backend {
     /// in every buffer that the caller of the layer sees; buffers of the workspace between two
     /// steps need not be written where one kernel does both. NULL: one after the other.
     moe_status (*run_steps)(const moei_exec *exec, const moei_step *steps, int32_t count);
+
+    // Device graphs, for checks; all three or none.
+    /// Captures what `enqueue` puts on the stream that it is given in a graph, and runs none of it.
+    moe_status (*graph_capture)(const moei_exec *exec,
+                                moe_status (*enqueue)(void *arg, void *stream), void *arg,
+                                void **graph);
+    /// Runs a graph once and waits for its end. Memory is what it is now: the graph keeps pointers.
+    moe_status (*graph_run)(const moei_exec *exec, void *graph);
+    void (*graph_release)(const moei_exec *exec, void *graph);
 
     // For benchmarks, optional.
     /// Times what `enqueue` puts on the stream that it is given, as the device sees it (captured in

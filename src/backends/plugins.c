@@ -59,7 +59,9 @@ static bool has_functions(const moei_backend *b)
     return memory && b->probe != NULL && b->route != NULL && b->place != NULL && b->sort != NULL &&
            b->quantize != NULL && b->ggemm != NULL && b->glu != NULL && b->combine != NULL &&
            (b->open == NULL) == (b->close == NULL) &&
-           (b->plan_prepare == NULL) == (b->plan_release == NULL);
+           (b->plan_prepare == NULL) == (b->plan_release == NULL) &&
+           (b->graph_capture == NULL) == (b->graph_run == NULL) &&
+           (b->graph_capture == NULL) == (b->graph_release == NULL);
 }
 
 // What the rest of the library relies on. Writes a reason and returns false otherwise.

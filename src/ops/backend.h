@@ -21,7 +21,8 @@ struct moe_context {
     int32_t device_id;
     void *device; // what the backend's open made
     bool opened;
-    char *plugins; // "desc.plugin_path\0$MOE_PLUGIN_PATH\0" as they were; NULL: both empty
+    uint32_t delay; // moei_exec.delay of every call; set by checks alone
+    char *plugins;  // "desc.plugin_path\0$MOE_PLUGIN_PATH\0" as they were; NULL: both empty
     size_t plugins_bytes;
     const moei_kernel *op_kernel[MOEI_NUM_OPS]; // ops but ggemm have one kernel per context
 };
@@ -40,8 +41,11 @@ static inline moe_status moei_op_begin(const moe_context *ctx, const void *args,
 /// Where a call of a context runs.
 static inline moei_exec moei_exec_make(const moe_context *ctx, void *stream)
 {
-    return (moei_exec){
-        .ctx = ctx, .stream = stream, .device_id = ctx->device_id, .device = ctx->device};
+    return (moei_exec){.ctx = ctx,
+                       .stream = stream,
+                       .device_id = ctx->device_id,
+                       .device = ctx->device,
+                       .delay = ctx->delay};
 }
 
 /// Counts a run of a kernel, for moe_kernel_info.runs.

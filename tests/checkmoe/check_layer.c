@@ -360,6 +360,26 @@ static void compare_composition(moec_layer_checks *k, const moec_layer_case *c,
     }
 }
 
+// Delays in the kernels must change nothing. The first run that differs ends it.
+static void check_delays(moec_layer_checks *k, const moec_layer_case *c, const moec_made *made,
+                         moec_batch *batch, const unsigned char *results, unsigned char *other)
+{
+    moe_context *ctx = k->ctx[MOEC_CTX_MAIN];
+    char text[64];
+    bool ok = true;
+    for (int32_t i = 0; ok && i < k->run.options->delay_runs; i++) {
+        (void)snprintf(text, sizeof text, "delays in the kernels change the result (run %d)",
+                       (int)i);
+        ctx->delay = moec_delay(k->run.options, i);
+        ok = execute(k, c, made, batch, text);
+        ctx->delay = 0;
+        if (ok) {
+            moec_batch_collect(batch, other);
+            ok = moec_layer_same(k, c, results, other, c->items, text);
+        }
+    }
+}
+
 // The base run: its results go to `results`. Against float64, the composition, and a second time.
 static bool check_base(moec_layer_checks *k, const moec_layer_case *c, const moec_made *made,
                        const int32_t *items, unsigned char *results)
@@ -384,6 +404,7 @@ static bool check_base(moec_layer_checks *k, const moec_layer_case *c, const moe
     if (ok) {
         moec_batch_collect(&batch, other);
         moec_layer_same(k, c, results, other, c->items, "two runs differ");
+        check_delays(k, c, made, &batch, results, other);
     }
     moec_routing_free(&routing);
     moec_batch_free(&batch);

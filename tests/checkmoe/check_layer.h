@@ -32,6 +32,9 @@ typedef struct moec_layer_checks {
     char worst_case[32];
 } moec_layer_checks;
 
+/// Where no memory of a device lies: a run whose x is there faults.
+#define MOEC_FAULT_ADDRESS 0x100000
+
 /// A plan with packed weights, or wrapped ones.
 typedef struct moec_made {
     moe_plan *plan;

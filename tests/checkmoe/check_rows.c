@@ -136,19 +136,22 @@ static void watch(const moec_run *run, const moec_launch *launch)
     fault.file = fileno(run->out);
 }
 
-static moe_status run_each(const moe_context *ctx, moec_twins *twins, const moec_launch *launch)
+static moe_status run_each(const moe_context *ctx, moec_twins *twins, const moec_launch *launch,
+                           uint32_t delay)
 {
+    moe_context delayed = *ctx;
     const unsigned char *args = launch->args;
     const size_t size = moec_op_args_size(launch->kernel->op);
+    delayed.delay = delay;
     for (int64_t i = 0; i < (launch->count > 0 ? launch->count : 1); i++) {
-        MOE_TRY(moec_op_run(ctx, twins, launch->kernel, args + (size_t)i * size));
+        MOE_TRY(moec_op_run(&delayed, twins, launch->kernel, args + (size_t)i * size));
     }
     return MOE_OK;
 }
 
-// `red`: byte around the twins of a device.
+// `red`: byte around the twins of a device. `delay`: moei_exec.delay.
 static void launch_once(moec_run *run, const moe_context *ctx, const moec_launch *launch,
-                        unsigned char red)
+                        unsigned char red, uint32_t delay)
 {
     char wrong[200] = "";
     moec_twins twins;
@@ -166,7 +169,7 @@ static void launch_once(moec_run *run, const moe_context *ctx, const moec_launch
     (void)sigaction(SIGBUS, &now, &before[1]);
     moe_status status = moec_twins_up(&twins, red);
     if (status == MOE_OK) {
-        status = run_each(ctx, &twins, launch);
+        status = run_each(ctx, &twins, launch, delay);
     }
     (void)sigaction(SIGSEGV, &before[0], NULL);
     (void)sigaction(SIGBUS, &before[1], NULL);
@@ -183,7 +186,7 @@ static void launch_once(moec_run *run, const moe_context *ctx, const moec_launch
 
 void moec_launch_on(moec_run *run, const moe_context *ctx, const moec_launch *launch)
 {
-    launch_once(run, ctx, launch, MOEC_POISON);
+    launch_once(run, ctx, launch, MOEC_POISON, 0);
 }
 
 const void *moec_args_for(const moec_launch *launch, const moei_kernel *kernel)
@@ -272,7 +275,7 @@ uint64_t moec_run_all(moec_run *run, const moec_teams *teams, const moec_launch 
     for (int i = 0; i < 4; i++) {
         const moe_context *ctx = teams->ctx[i == 0 ? 0 : i - 1]; // twice on one thread
         begin_outputs(launch);
-        launch_once(run, ctx, launch, reds[i]);
+        launch_once(run, ctx, launch, reds[i], 0);
         if (i == 0 && other != NULL) {
             (void)snprintf(what, sizeof what, "bits differ from %s", other->name);
         } else if (device) {
@@ -281,6 +284,12 @@ uint64_t moec_run_all(moec_run *run, const moec_teams *teams, const moec_launch 
             (void)snprintf(what, sizeof what, "two runs differ (run %d, with %d threads)", i + 1,
                            moe_context_num_threads(ctx));
         }
+        compare(run, launch, &first, what);
+    }
+    for (int32_t i = 0; i < run->options->delay_runs; i++) {
+        begin_outputs(launch);
+        launch_once(run, run->ctx, launch, reds[i % 4], moec_delay(run->options, i));
+        (void)snprintf(what, sizeof what, "delays in the kernel change the bits (run %d)", (int)i);
         compare(run, launch, &first, what);
     }
     moec_check(run, moec_buffers_hash(launch->buffers, false) == inputs, launch->kernel->name,

@@ -81,7 +81,8 @@ void moec_launch_on(moec_run *run, const moe_context *ctx, const moec_launch *la
 /// Runs a case four times from poisoned outputs: on 1, 1, 2 and 7 threads, or, on a device, with
 /// other poison around the buffers each time. The bytes of all outputs must be the same, and those
 /// that the CPU's row of the same op and arithmetic class gives where the backend is another; those
-/// of all inputs stay as before. Returns the hash of the outputs, which hold the last result.
+/// of all inputs stay as before. Then once more for every delayed run of the options. Returns the
+/// hash of the outputs, which hold the last result.
 uint64_t moec_run_all(moec_run *run, const moec_teams *teams, const moec_launch *launch);
 
 /// Case `number` of an op must give the same bytes with every row of the op.

@@ -31,14 +31,25 @@ void moec_repro(const moec_run *run, const char *name, char *text, size_t size)
     const char *quote = strpbrk(name, "*?") != NULL ? "'" : "";
     char threads[32] = "";
     char device[32];
+    char delay[64] = "";
     if (o->threads > 0) {
         (void)snprintf(threads, sizeof threads, " --threads %d", (int)o->threads);
     }
+    if (o->delay != 0) {
+        (void)snprintf(delay, sizeof delay, " --delay %llu --runs %d", (unsigned long long)o->delay,
+                       (int)o->delay_runs);
+    }
     (void)snprintf(
-        text, size, "%s check%s%s%s%s%s%s%s%s --seed %llu", o->program != NULL ? o->program : "moe",
-        moec_device_option(o, device, sizeof device), name[0] != '\0' ? " --kernel " : "", quote,
-        name, quote, isa != NULL ? " --isa " : "", isa != NULL ? isa : "", threads,
-        (unsigned long long)o->seed);
+        text, size, "%s check%s%s%s%s%s%s%s%s%s --seed %llu",
+        o->program != NULL ? o->program : "moe", moec_device_option(o, device, sizeof device),
+        name[0] != '\0' ? " --kernel " : "", quote, name, quote, isa != NULL ? " --isa " : "",
+        isa != NULL ? isa : "", threads, delay, (unsigned long long)o->seed);
+}
+
+uint32_t moec_delay(const moec_options *options, int32_t run)
+{
+    moec_rng rng = {options->delay + ((uint64_t)(uint32_t)run << 32)};
+    return (uint32_t)moec_next(&rng) | 1;
 }
 
 bool moec_check(moec_run *run, bool ok, const char *repro, const char *format, ...)

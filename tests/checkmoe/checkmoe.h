@@ -27,6 +27,9 @@ typedef struct moec_options {
     bool quick; // of a whole model, prompts alone: no long text, no variations; no large products
     const char *ledger; // folder that gets a record of every row that passes; NULL: none
     const char *hashes; // with it: the file of hashes of their sources (tools/source_hash.py)
+    uint64_t delay; // seed: every case runs `delay_runs` more times, each with delays of another
+                    // seed in its kernels (moei_exec.delay), and must give the same bits; 0: no
+    int32_t delay_runs;
     /// For tests of the checks: called on every new context that kernel rows and layers run in.
     void (*spoil)(moe_context *ctx);
 } moec_options;
@@ -90,6 +93,9 @@ void moec_skip(moec_run *run, const char *format, ...) __attribute__((format(pri
 /// " --device NAME" as the options say, or nothing.
 const char *moec_device_option(const moec_options *options, char *text, size_t size);
 
+/// moei_exec.delay of the `run`th delayed run; not 0.
+uint32_t moec_delay(const moec_options *options, int32_t run);
+
 /// The context that the options ask for.
 moe_status moec_context(const moec_options *options, moe_context **out);
 
@@ -103,6 +109,14 @@ int moec_kernels_run(const moec_options *options, FILE *out, moec_counts *counts
 /// Layer checks: invariance over batch split, permutation, companions and threads; padding; edges;
 /// through the public API.
 int moec_layer_run(const moec_options *options, FILE *out, moec_counts *counts);
+
+/// Runs in device graphs, replayed with other inputs. The first capture is the first run of its
+/// process where nothing ran before.
+int moec_graph_run(const moec_options *options, FILE *out, moec_counts *counts);
+
+/// Cases of a device as a whole (check_device.c): memory, big, fault. The last one leaves a process
+/// without its device.
+int moec_device_run(const moec_options *options, FILE *out, moec_counts *counts);
 
 /// Glob with * and ?.
 bool moec_glob(const char *pattern, const char *text);

@@ -458,8 +458,8 @@ static bool build_side_outputs(moec_batch *r)
 
 // ---- the batch ----------------------------------------------------------------------------------
 
-// All memory of a batch: NUM_INPUTS inputs, then what a run writes.
-enum { NUM_INPUTS = 17, NUM_GUARDS = NUM_INPUTS + 6 };
+// All memory of a batch: NUM_INPUTS inputs, then what a run writes, the workspace last.
+enum { NUM_INPUTS = 17, NUM_WITHOUT_WORKSPACE = NUM_INPUTS + 5, NUM_GUARDS };
 
 static void list_guards(moec_batch *r, moec_guard *guards[NUM_GUARDS])
 {
@@ -572,35 +572,11 @@ static void restore_outputs(moec_batch *r)
     }
 }
 
-// What the device leaves around and in its inputs is checked; the batch's memory holds what it
-// wrote.
-static moe_status run_on_twins(moec_batch *r, moec_twins *twins, const moe_plan *plan,
-                               const moe_weights *weights, size_t workspace_bytes)
-{
-    char wrong[200] = "";
-    moec_guard *guards[NUM_GUARDS];
-    moe_run_args args = r->args;
-    list_guards(r, guards);
-    for (int i = 0; i < NUM_GUARDS; i++) {
-        moec_twins_add(twins, guards[i], i >= NUM_INPUTS);
-    }
-    MOE_TRY(moec_twins_up(twins, r->style.poison));
-    moec_twins_run_args(twins, &args);
-    void *workspace = moec_twins_at(twins, r->workspace.data);
-    MOE_REQUIRE(!twins->stray, MOE_E_STATE, "moe check: a view lies outside of the batch");
-    MOE_TRY(moe_run(plan, weights, &args, workspace, workspace_bytes, NULL));
-    MOE_REQUIRE(moec_twins_down(twins, wrong, sizeof wrong), MOE_E_DEVICE, "%s", wrong);
-    return MOE_OK;
-}
-
-moe_status moec_batch_execute(moec_batch *r, const moe_plan *plan, const moe_weights *weights)
+static moe_status make_workspace(moec_batch *r, const moe_plan *plan)
 {
     size_t bytes = 0;
     size_t align = 0;
-    moe_status status = moe_plan_workspace(plan, r->args.num_tokens, &bytes, &align);
-    if (status != MOE_OK) {
-        return status;
-    }
+    MOE_TRY(moe_plan_workspace(plan, r->args.num_tokens, &bytes, &align));
     if (r->workspace.data == NULL || r->workspace_bytes != bytes) {
         moec_guard_free(&r->workspace);
         const size_t room = moei_size_align(bytes, WORKSPACE_ALIGN);
@@ -609,14 +585,94 @@ moe_status moec_batch_execute(moec_batch *r, const moe_plan *plan, const moe_wei
         }
         r->workspace_bytes = bytes;
     }
+    return MOE_OK;
+}
+
+moe_status moec_batch_up(moec_batch *r, moec_twins *twins, const moe_plan *plan, moe_run_args *args,
+                         void **workspace)
+{
+    moec_guard *guards[NUM_GUARDS];
+    MOE_TRY(make_workspace(r, plan));
     memset(r->workspace.data, r->style.poison, r->workspace.bytes);
     restore_outputs(r);
-    moec_twins twins;
-    moec_twins_begin(&twins, plan->ctx);
-    status = run_on_twins(r, &twins, plan, weights, bytes);
+    list_guards(r, guards);
+    moec_twins_begin(twins, plan->ctx);
+    for (int i = 0; i < NUM_GUARDS; i++) {
+        moec_twins_add(twins, guards[i], i >= NUM_INPUTS);
+    }
+    MOE_TRY(moec_twins_up(twins, r->style.poison));
+    *args = r->args;
+    moec_twins_run_args(twins, args);
+    *workspace = moec_twins_at(twins, r->workspace.data);
+    MOE_REQUIRE(!twins->stray, MOE_E_STATE, "moe check: a view lies outside of the batch");
+    return MOE_OK;
+}
+
+// What the device leaves around and in its inputs is checked; the batch's memory holds what it
+// wrote.
+static moe_status run_on_twins(moec_batch *r, moec_twins *twins, const moe_plan *plan,
+                               const moe_weights *weights)
+{
+    char wrong[200] = "";
+    moe_run_args args;
+    void *workspace;
+    MOE_TRY(moec_batch_up(r, twins, plan, &args, &workspace));
+    MOE_TRY(moe_run(plan, weights, &args, workspace, r->workspace_bytes, NULL));
+    MOE_REQUIRE(moec_twins_down(twins, wrong, sizeof wrong), MOE_E_DEVICE, "%s", wrong);
+    return MOE_OK;
+}
+
+moe_status moec_batch_execute(moec_batch *r, const moe_plan *plan, const moe_weights *weights)
+{
+    moec_twins twins = {0};
+    const moe_status status = run_on_twins(r, &twins, plan, weights);
     moec_twins_end(&twins);
     return status;
 }
+
+// ---- batches that are laid out alike ------------------------------------------------------------
+
+bool moec_batch_take(moec_batch *r, const moec_batch *from)
+{
+    moec_guard *to[NUM_GUARDS];
+    moec_guard *other[NUM_GUARDS];
+    list_guards(r, to);
+    list_guards((moec_batch *)(uintptr_t)from, other);
+    bool alike = r->rows == from->rows && r->groups == from->groups &&
+                 memcmp(&r->style, &from->style, sizeof r->style) == 0;
+    for (int i = 0; i < NUM_WITHOUT_WORKSPACE; i++) {
+        alike = alike && to[i]->bytes == other[i]->bytes;
+    }
+    for (int i = 0; alike && i < NUM_WITHOUT_WORKSPACE; i++) {
+        if (to[i]->bytes > 0) {
+            memcpy(to[i]->data, other[i]->data, to[i]->bytes);
+        }
+    }
+    if (alike && r->workspace.data != NULL) {
+        memset(r->workspace.data, r->style.poison, r->workspace.bytes);
+    }
+    return alike;
+}
+
+bool moec_batch_same_outputs(const moec_batch *a, const moec_batch *b, const char **what)
+{
+    static const char *const names[] = {"out", "out_ids", "out_weights", "out_counts", "load"};
+    moec_guard *one[NUM_GUARDS];
+    moec_guard *other[NUM_GUARDS];
+    list_guards((moec_batch *)(uintptr_t)a, one);
+    list_guards((moec_batch *)(uintptr_t)b, other);
+    *what = "";
+    for (int i = NUM_INPUTS; i < NUM_WITHOUT_WORKSPACE; i++) {
+        if (one[i]->bytes != other[i]->bytes ||
+            (one[i]->bytes > 0 && memcmp(one[i]->data, other[i]->data, one[i]->bytes) != 0)) {
+            *what = names[i - NUM_INPUTS];
+            return false;
+        }
+    }
+    return true;
+}
+
+// ---- results ------------------------------------------------------------------------------------
 
 size_t moec_layer_result_bytes(const moec_layer_case *c, int32_t n)
 {

@@ -208,6 +208,20 @@ bool moec_batch_intact(const moec_batch *r, const char **what);
 
 size_t moec_layer_result_bytes(const moec_layer_case *c, int32_t n);
 
+/// Puts a batch where the context of a plan works: allocates and poisons its workspace, puts the
+/// outputs back, and copies all of it to the device. `args` and `workspace` are what to run with.
+struct moec_twins;
+moe_status moec_batch_up(moec_batch *r, struct moec_twins *twins, const moe_plan *plan,
+                         moe_run_args *args, void **workspace);
+
+/// Takes over what is in the memory of another batch of the case, inputs and outputs; views stay.
+/// False where the two batches are not laid out alike: nothing is copied.
+bool moec_batch_take(moec_batch *r, const moec_batch *from);
+
+/// Whether all outputs of two batches that are laid out alike are the same bytes; names one that is
+/// not.
+bool moec_batch_same_outputs(const moec_batch *a, const moec_batch *b, const char **what);
+
 // ---- what must come out -------------------------------------------------------------------------
 
 /// Ids and f32 weights of the items at their positions, as a router numbers experts.

@@ -147,9 +147,12 @@ moe_status moec_twins_up(moec_twins *t, unsigned char red)
     if (t->ctx->backend->host_memory) {
         return MOE_OK;
     }
-    t->sent = malloc(2 * t->bytes + 1);
-    MOE_REQUIRE(t->sent != NULL, MOE_E_NO_MEMORY, "moe check: no memory for %zu bytes", t->bytes);
-    MOE_TRY(take(t));
+    if (t->memory == NULL) {
+        t->sent = malloc(2 * t->bytes + 1);
+        MOE_REQUIRE(t->sent != NULL, MOE_E_NO_MEMORY, "moe check: no memory for %zu bytes",
+                    t->bytes);
+        MOE_TRY(take(t));
+    }
     memset(t->sent, red, t->bytes);
     for (int i = 0; i < t->count; i++) {
         memcpy(t->sent + t->item[i].offset, t->item[i].data, t->item[i].bytes);

@@ -40,7 +40,7 @@ void moec_twins_add_run_args(moec_twins *t, const moe_run_args *args);
 void moec_twins_add_source(moec_twins *t, const moe_weights_source *source);
 
 /// Copies all buffers to the device. `red`: byte that fills the memory around them; a kernel whose
-/// results depend on it reads beyond a buffer.
+/// results depend on it reads beyond a buffer. A second call copies to the same memory.
 moe_status moec_twins_up(moec_twins *t, unsigned char red);
 
 /// Where the byte that `host` points to lies for the device. NULL gives NULL; an address outside of

@@ -3,17 +3,33 @@
 // every row with the CPU's own, bit for bit.
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "sim/sim.h"
 
 static const moei_host *host;
 
-moe_status moei_gpu_launch(const moei_exec *exec, moei_gpu_body body, moei_gpu_grid grid,
-                           const void *args)
+// ---- launches and graphs -----------------------------------------------------------------------
+
+/// A launch as a device graph holds it: grid and arguments are those of its capture.
+typedef struct launch {
+    struct launch *next;
+    moei_gpu_body body;
+    moei_gpu_grid grid;
+    uint32_t delay;
+    uint8_t args[]; // args_bytes of the body
+} launch;
+
+typedef struct sim_graph {
+    launch *first, **end; // end: where the next one goes
+} sim_graph;
+
+static _Thread_local sim_graph *captured; // takes the launches; NULL: they run
+
+static moe_status run(moei_gpu_body body, moei_gpu_grid grid, const void *args, uint32_t delay)
 {
     char text[256];
-    (void)exec;
-    if (moei_sim_launch(&moei_sim_bodies[body], grid, args, text, sizeof text)) {
+    if (moei_sim_launch(&moei_sim_bodies[body], grid, args, delay, text, sizeof text)) {
         return MOE_OK;
     }
     (void)fprintf(stderr, "sim: %s\n", text); // checks of kernel rows look at results alone
@@ -27,6 +43,70 @@ uint32_t moei_gpu_cluster_blocks(const moei_exec *exec)
     const char *order = getenv("MOE_SIM_ORDER");
     (void)exec;
     return blocks[order != NULL ? strtoul(order, NULL, 10) % 3 : 0];
+}
+
+static moe_status record(moei_gpu_body body, moei_gpu_grid grid, const void *args, uint32_t delay)
+{
+    const size_t bytes = moei_sim_bodies[body].args_bytes;
+    launch *made = malloc(sizeof *made + bytes);
+    if (made == NULL) {
+        return host->fail(MOE_E_NO_MEMORY, "sim: no memory for a graph");
+    }
+    *made = (launch){.body = body, .grid = grid, .delay = delay};
+    memcpy(made->args, args, bytes);
+    *captured->end = made;
+    captured->end = &made->next;
+    return MOE_OK;
+}
+
+moe_status moei_gpu_launch(const moei_exec *exec, moei_gpu_body body, moei_gpu_grid grid,
+                           const void *args)
+{
+    return captured != NULL ? record(body, grid, args, exec->delay)
+                            : run(body, grid, args, exec->delay);
+}
+
+static void graph_release(const moei_exec *exec, void *graph)
+{
+    sim_graph *g = graph;
+    (void)exec;
+    while (g->first != NULL) {
+        launch *next = g->first->next;
+        free(g->first);
+        g->first = next;
+    }
+    free(g);
+}
+
+static moe_status graph_capture(const moei_exec *exec,
+                                moe_status (*enqueue)(void *arg, void *stream), void *arg,
+                                void **graph)
+{
+    sim_graph *g = malloc(sizeof *g);
+    if (g == NULL) {
+        return host->fail(MOE_E_NO_MEMORY, "sim: no memory for a graph");
+    }
+    *g = (sim_graph){NULL, &g->first};
+    captured = g;
+    const moe_status status = enqueue(arg, NULL);
+    captured = NULL;
+    if (status != MOE_OK) {
+        graph_release(exec, g);
+        return status;
+    }
+    *graph = g;
+    return MOE_OK;
+}
+
+static moe_status graph_run(const moei_exec *exec, void *graph)
+{
+    const sim_graph *g = graph;
+    moe_status status = MOE_OK;
+    (void)exec;
+    for (const launch *l = g->first; l != NULL && status == MOE_OK; l = l->next) {
+        status = run(l->body, l->grid, l->args, l->delay);
+    }
+    return status;
 }
 
 // ---- kernels -----------------------------------------------------------------------------------
@@ -117,6 +197,9 @@ static const moei_backend backend = {
     .glu = moei_gpu_glu,
     .combine = moei_gpu_combine,
     .run_steps = run_steps,
+    .graph_capture = graph_capture,
+    .graph_run = graph_run,
+    .graph_release = graph_release,
 };
 
 const moei_backend *moe_backend_entry(const moei_host *table, uint32_t abi)

@@ -331,10 +331,10 @@ bool make_shared(uint32_t bytes)
     return good;
 }
 
-void run_grid(const moei_sim_body *body, moei_gpu_grid grid, const void *args)
+void run_grid(const moei_sim_body *body, moei_gpu_grid grid, const void *args, uint32_t delay)
 {
     const char *text = getenv("MOE_SIM_ORDER");
-    const unsigned long seed = text != NULL ? strtoul(text, NULL, 10) : 0;
+    const unsigned long seed = delay > 0 ? 2 : text != NULL ? strtoul(text, NULL, 10) : 0;
     // Copies of their exact size: ASan sees what lies beyond.
     uint32_t *order = (uint32_t *)malloc(grid.blocks * sizeof *order);
     void *copy = malloc(body->args_bytes);
@@ -343,7 +343,7 @@ void run_grid(const moei_sim_body *body, moei_gpu_grid grid, const void *args)
         complain("memory is short");
     } else {
         memcpy(copy, args, body->args_bytes);
-        m.random += seed;
+        m.random = delay > 0 ? delay : m.random + seed;
         arrange(m.lanes, WARP, seed);
         arrange(m.warps, grid.threads / WARP, seed);
         arrange(order, grid.blocks, seed);
@@ -439,8 +439,8 @@ void moei_sim_fail(const char *call, const char *what, int64_t value)
     abort(); // the scheduler does not come back
 }
 
-bool moei_sim_launch(const moei_sim_body *body, moei_gpu_grid grid, const void *args, char *text,
-                     size_t size)
+bool moei_sim_launch(const moei_sim_body *body, moei_gpu_grid grid, const void *args,
+                     uint32_t delay, char *text, size_t size)
 {
     (void)pthread_mutex_lock(&lock);
     char block[32] = "";
@@ -458,7 +458,7 @@ bool moei_sim_launch(const moei_sim_body *body, moei_gpu_grid grid, const void *
         complain("cluster of %lu blocks (at most %lu)", (unsigned long)grid.blocks,
                  (unsigned long)MAX_CLUSTER);
     } else if (grid.blocks > 0) {
-        run_grid(body, grid, args);
+        run_grid(body, grid, args, delay);
         (void)snprintf(block, sizeof block, ", block %lu", (unsigned long)moei_sim_here.block);
     }
     const bool ok = !m.failed;

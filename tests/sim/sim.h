@@ -5,7 +5,8 @@
 //
 // Threads of a warp run one after the other between two calls at which they meet, warps between
 // two barriers. MOE_SIM_ORDER says in which order: absent or 0 ascending, 1 descending (blocks,
-// too), other numbers shuffle, another way in each launch.
+// too), other numbers shuffle, another way in each launch. A launch with delays (moei_exec.delay)
+// shuffles, as its seed says.
 #ifndef MOE_TESTS_SIM_H
 #define MOE_TESTS_SIM_H
 
@@ -32,8 +33,9 @@ extern const moei_sim_body moei_sim_bodies[MOEI_GPU_NUM_BODIES];
 
 /// Runs a body over a grid with a copy of its arguments. Returns false and a message where a
 /// device would refuse the launch or the body does what dev.h forbids. One launch at a time.
-bool moei_sim_launch(const moei_sim_body *body, moei_gpu_grid grid, const void *args, char *text,
-                     size_t size);
+/// `delay`: 0, or the seed of its order.
+bool moei_sim_launch(const moei_sim_body *body, moei_gpu_grid grid, const void *args,
+                     uint32_t delay, char *text, size_t size);
 
 #ifdef __cplusplus
 }

@@ -3,7 +3,8 @@
 // has the CPU's kernels of the static library. $MOE_FAR_BYTES: the size of its memory; 0: there is
 // no such device here. With $MOE_FAR_PACKED its products read weights in a packed layout,
 // which it does not know how to unpack where that is "half". With
-// $MOE_FAR_CLOCK it can time, and then knows no ceilings.
+// $MOE_FAR_CLOCK it can time, and then knows no ceilings. $MOE_FAR_DIES: so many ops run; the next
+// one, and every call after it, fails.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -59,6 +60,34 @@ static moe_status far_time(const moei_exec *exec, moe_status (*enqueue)(void *ar
     return MOE_OK;
 }
 
+static unsigned long dies_at;
+static moei_backend sound; // as the device was made
+
+static moe_status alive(void)
+{
+    return far->calls >= dies_at ? far->fail(MOE_E_DEVICE, "far: the device is lost") : MOE_OK;
+}
+
+static moe_status after(moei_op op, const void *args)
+{
+    (void)op;
+    (void)args;
+    return alive();
+}
+
+static moe_status memory_alloc(const moei_exec *exec, size_t bytes, void **out)
+{
+    MOE_TRY(alive());
+    return sound.memory_alloc(exec, bytes, out);
+}
+
+static moe_status memory_copy(const moei_exec *exec, void *to, const void *from, size_t bytes,
+                              moe_copy direction)
+{
+    MOE_TRY(alive());
+    return sound.memory_copy(exec, to, from, bytes, direction);
+}
+
 const moei_backend *moe_backend_entry(const moei_host *host, uint32_t abi)
 {
     const char *bytes = getenv("MOE_FAR_BYTES");
@@ -88,6 +117,14 @@ const moei_backend *moe_backend_entry(const moei_host *host, uint32_t abi)
     if (getenv("MOE_FAR_CLOCK") != NULL) {
         far->backend.time = far_time;
         far->backend.ceiling = NULL;
+    }
+    const char *dies = getenv("MOE_FAR_DIES");
+    if (dies != NULL) {
+        dies_at = strtoul(dies, NULL, 10) + 1;
+        sound = far->backend;
+        far->after = after;
+        far->backend.memory_alloc = memory_alloc;
+        far->backend.memory_copy = memory_copy;
     }
     return &far->backend;
 }

@@ -93,6 +93,65 @@ static moe_status memory_copy(const moei_exec *exec, void *to, const void *from,
     return MOE_OK;
 }
 
+// ---- graphs ------------------------------------------------------------------------------------
+
+/// The ops of a run in their order, with their arguments as they were.
+typedef struct far_graph {
+    struct {
+        moei_exec exec;
+        moei_step step;
+    } op[64];
+    int count;
+} far_graph;
+
+static _Thread_local far_graph *recorded; // takes the ops that are called; NULL: they run
+
+static moe_status record(const moei_exec *exec, const moei_step *step)
+{
+    if (recorded->count == (int)(sizeof recorded->op / sizeof recorded->op[0])) {
+        return far.fail(MOE_E_DEVICE, "far: a graph holds %d ops at most", recorded->count);
+    }
+    recorded->op[recorded->count].exec = *exec;
+    recorded->op[recorded->count++].step = *step;
+    return MOE_OK;
+}
+
+static moe_status graph_capture(const moei_exec *exec,
+                                moe_status (*enqueue)(void *arg, void *stream), void *arg,
+                                void **graph)
+{
+    far_graph *made = calloc(1, sizeof *made);
+    (void)exec;
+    if (made == NULL) {
+        return far.fail(MOE_E_NO_MEMORY, "far: no memory for a graph");
+    }
+    recorded = made;
+    const moe_status status = enqueue(arg, NULL);
+    recorded = NULL;
+    if (status != MOE_OK) {
+        free(made);
+        return status;
+    }
+    *graph = made;
+    return MOE_OK;
+}
+
+static moe_status graph_run(const moei_exec *exec, void *graph)
+{
+    const far_graph *g = graph;
+    (void)exec;
+    for (int i = 0; i < g->count; i++) {
+        MOE_TRY(moei_step_run(&far.backend, &g->op[i].exec, &g->op[i].step));
+    }
+    return MOE_OK;
+}
+
+static void graph_release(const moei_exec *exec, void *graph)
+{
+    (void)exec;
+    free(graph);
+}
+
 // ---- ops ---------------------------------------------------------------------------------------
 
 // A device waits for its stream where a test ends; this one is done when an op returns.
@@ -100,7 +159,12 @@ static moe_status memory_copy(const moei_exec *exec, void *to, const void *from,
     static moe_status far_##op(const moei_exec *exec, const moei_kernel *kernel,                   \
                                const moek_##op##_args *args)                                       \
     {                                                                                              \
+        if (recorded != NULL) {                                                                    \
+            const moei_step step = {MOEI_OP_##id, kernel, {.op = *args}};                          \
+            return record(exec, &step);                                                            \
+        }                                                                                          \
         begin();                                                                                   \
+        far.delay = exec->delay;                                                                   \
         moe_status status = far.cpu->op(exec, kernel, args);                                       \
         if (status == MOE_OK && far.after != NULL) {                                               \
             status = far.after(MOEI_OP_##id, args);                                                \
@@ -141,6 +205,9 @@ far_device *far_device_make(const moei_backend *cpu, size_t bytes)
     far.backend.ggemm = far_ggemm;
     far.backend.glu = far_glu;
     far.backend.combine = far_combine;
+    far.backend.graph_capture = graph_capture;
+    far.backend.graph_run = graph_run;
+    far.backend.graph_release = graph_release;
     return &far;
 }
 

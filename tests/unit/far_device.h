@@ -12,6 +12,7 @@ typedef struct far_device {
     const moei_backend *cpu;  // whose kernels run
     size_t bytes, used, live; // of its memory: all, handed out, and not given back since
     unsigned long calls;      // of ops
+    uint32_t delay;           // moei_exec.delay of the op in hand
     /// Called when an op has run, with its arguments and the pages open; the op returns what this
     /// does. NULL: nothing.
     moe_status (*after)(moei_op op, const void *args);

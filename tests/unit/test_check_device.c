@@ -6,6 +6,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "checkmoe/check_big.h"
+#include "checkmoe/check_layer.h"
 #include "checkmoe/checkmoe.h"
 #include "checkmoe/op_run.h"
 #include "unit/far_device.h"
@@ -23,12 +25,23 @@ typedef enum mistake {
     WRITES_INPUT,  // a byte of the input of combine and of a product
     WRONG_BIT,     // the lowest bit of the first output of route, glu and combine
     UNSTEADY,      // the same, in every other run
+    UNSYNCED,      // the same, where warp roles wait
     WRONG_STEPS,   // the first output of a layer whose steps are run at once
+    WRONG_REPLAY,  // the first output of a layer in a graph
+    STALE_REPLAY,  // a graph runs once, then never
+    EAGER_CAPTURE, // what is captured runs, too
+    WRONG_REFUSAL, // no memory is a failure of the device
+    UNCLEAN,       // the first output of a layer, once memory was refused
+    RECOVERS,      // from a fault, of which it says nothing more
+    WRAPS,         // offsets of experts are too small
     FAILS          // every op
 } mistake;
 
 static mistake told;
 static _Thread_local bool in_steps; // of a run
+static bool in_graph;
+static bool refused; // memory
+static bool lost;    // a kernel has read what it may not
 
 static void touch(const void *at)
 {
@@ -37,7 +50,8 @@ static void touch(const void *at)
 
 static bool wrong_now(void)
 {
-    return told == WRONG_BIT || (told == UNSTEADY && far->calls % 2 == 1);
+    return told == WRONG_BIT || (told == UNSTEADY && far->calls % 2 == 1) ||
+           (told == UNSYNCED && far->delay >> 4 & 1);
 }
 
 static void spoil_route(const moek_route_args *a)
@@ -81,7 +95,8 @@ static void spoil_combine(const moek_combine_args *a)
         touch(a->out + a->tokens * a->out_token_stride);
     } else if (told == WRITES_INPUT && a->slots != NULL) {
         touch(a->slots);
-    } else if (wrong_now() || (told == WRONG_STEPS && in_steps)) {
+    } else if (wrong_now() || (told == WRONG_STEPS && in_steps) ||
+               (told == WRONG_REPLAY && in_graph) || (told == UNCLEAN && refused)) {
         touch(a->out);
     }
 }
@@ -122,6 +137,74 @@ static moe_status run_steps(const moei_exec *exec, const moei_step *steps, int32
     return status;
 }
 
+static moei_backend sound; // as the device was made
+static unsigned long replays;
+
+static moe_status graph_capture(const moei_exec *exec,
+                                moe_status (*enqueue)(void *arg, void *stream), void *arg,
+                                void **graph)
+{
+    if (told == EAGER_CAPTURE) {
+        MOE_TRY(enqueue(arg, NULL));
+    }
+    replays = 0;
+    return sound.graph_capture(exec, enqueue, arg, graph);
+}
+
+static moe_status graph_run(const moei_exec *exec, void *graph)
+{
+    if (told == STALE_REPLAY && replays++ > 0) {
+        return MOE_OK;
+    }
+    in_graph = true;
+    const moe_status status = sound.graph_run(exec, graph);
+    in_graph = false;
+    return status;
+}
+
+static moe_status memory_alloc(const moei_exec *exec, size_t bytes, void **out)
+{
+    MOE_REQUIRE(!lost || told == RECOVERS, MOE_E_DEVICE, "device: a kernel faulted");
+    const moe_status status = sound.memory_alloc(exec, bytes, out);
+    refused = refused || status != MOE_OK;
+    return status != MOE_OK && told == WRONG_REFUSAL ? MOE_E_DEVICE : status;
+}
+
+static moe_status memory_copy(const moei_exec *exec, void *to, const void *from, size_t bytes,
+                              moe_copy direction)
+{
+    MOE_REQUIRE(!lost || told == RECOVERS, MOE_E_DEVICE, "device: a kernel faulted");
+    return sound.memory_copy(exec, to, from, bytes, direction);
+}
+
+// A launch that faults, as devices notice it: later.
+static bool faults(const void *x)
+{
+    lost = lost || (uintptr_t)x == MOEC_FAULT_ADDRESS;
+    return lost;
+}
+
+static moe_status quantize(const moei_exec *exec, const moei_kernel *kernel,
+                           const moek_quantize_args *args)
+{
+    return faults(args->x) ? MOE_OK : sound.quantize(exec, kernel, args);
+}
+
+static moe_status ggemm(const moei_exec *exec, const moei_kernel *kernel,
+                        const moek_ggemm_args *args)
+{
+    moek_ggemm_args a = *args;
+    a.w.value_e_stride /= told == WRAPS ? 2 : 1;
+    return faults(args->x.data) ? MOE_OK : sound.ggemm(exec, kernel, &a);
+}
+
+static moe_status route(const moei_exec *exec, const moei_kernel *kernel,
+                        const moek_route_args *args)
+{
+    MOE_REQUIRE(!lost || told == RECOVERS, MOE_E_DEVICE, "device: a kernel faulted");
+    return sound.route(exec, kernel, args);
+}
+
 // ---- checks ------------------------------------------------------------------------------------
 
 static void move(moe_context *ctx)
@@ -130,6 +213,7 @@ static void move(moe_context *ctx)
 }
 
 static const char *ledger, *hashes; // NULL: no records
+static int32_t delay_runs;
 
 // Runs rows and layer cases; returns what was printed, to be freed.
 static char *check(const char *kernel, void (*spoil_ctx)(moe_context *), moec_counts *counts)
@@ -140,6 +224,8 @@ static char *check(const char *kernel, void (*spoil_ctx)(moe_context *), moec_co
                             .quick = true,
                             .ledger = ledger,
                             .hashes = hashes,
+                            .delay = 5,
+                            .delay_runs = delay_runs,
                             .spoil = spoil_ctx};
     char *text = NULL;
     size_t size = 0;
@@ -148,19 +234,26 @@ static char *check(const char *kernel, void (*spoil_ctx)(moe_context *), moec_co
     if (out == NULL) {
         abort();
     }
-    CHECK(moec_kernels_run(&o, out, counts) == 0 && moec_layer_run(&o, out, counts) == 0, "%s: %s",
-          kernel, moe_last_error());
+    CHECK(moec_graph_run(&o, out, counts) == 0 && moec_kernels_run(&o, out, counts) == 0 &&
+              moec_layer_run(&o, out, counts) == 0 && moec_device_run(&o, out, counts) == 0,
+          "%s: %s", kernel, moe_last_error());
     (void)fclose(out);
     return text;
 }
 
 static void test_sound(void)
 {
-    static const char *const rows[] = {"moek_route_*__ref", "moek_place_*__ref",
-                                       "moek_sort_*__ref",  "moek_quantize_*__ref",
-                                       "moek_glu_*__ref",   "moek_combine_*__ref",
-                                       "*__ref_fma_b32",    "*__ref_fma_b128",
-                                       "*__ref_fma_i32",    "layer-*6"};
+    static const char *const rows[] = {"moek_route_*__ref",
+                                       "moek_place_*__ref",
+                                       "moek_sort_*__ref",
+                                       "moek_quantize_*__ref",
+                                       "moek_glu_*__ref",
+                                       "moek_combine_*__ref",
+                                       "*__ref_fma_b32",
+                                       "*__ref_fma_b128",
+                                       "*__ref_fma_i32",
+                                       "layer-*6",
+                                       "graph-*"};
     moec_counts counts;
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         const unsigned long calls = far->calls;
@@ -194,6 +287,13 @@ static void test_mistakes(void)
         {WRONG_BIT, "layer-1?", "the CPU gives another result in the same class"},
         {UNSTEADY, "layer-1?", "two runs differ"},
         {WRONG_STEPS, "layer-1?", "running the steps at once changes the result"},
+        {WRONG_REPLAY, "graph-1?", "a replayed graph differs from a run, the first tokens: out"},
+        {STALE_REPLAY, "graph-1?", "a replayed graph differs from a run, other tokens: out"},
+        {WRONG_REFUSAL, "memory", "17592186044416 bytes of memory: MOE_E_DEVICE: far: no memory"},
+        {UNCLEAN, "memory", "memory that was refused changes the next run"},
+        {EAGER_CAPTURE, "graph-1?", "capturing a run ran it"},
+        {WRITES_AFTER, "graph-1?", "graph-1"},
+        {FAILS, "graph-1?", "device: a launch failed"},
         {FAILS, "layer-1?", "device: a launch failed"},
         {FAILS, "moek_quantize_*__ref", "device: a launch failed"},
         {FAILS, "moek_place_*__ref", "device: a launch failed"},
@@ -201,6 +301,7 @@ static void test_mistakes(void)
     moec_counts counts;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         told = cases[i].mistake;
+        refused = false;
         char *text = check(cases[i].kernel, move, &counts);
         CHECK(counts.failed > 0 && strstr(text, cases[i].text) != NULL,
               "mistake %d, %s: no \"%s\" in %s", (int)cases[i].mistake, cases[i].kernel,
@@ -208,6 +309,94 @@ static void test_mistakes(void)
         free(text);
     }
     told = NO_MISTAKE;
+}
+
+static moec_counts big(mistake what, moe_context *ctx, char **text)
+{
+    static const moec_big_sizes small = {3, 256, 264, 4099, 8};
+    const moec_options options = {.seed = 1};
+    moec_counts counts = {0};
+    size_t size = 0;
+    moec_run run = {.options = &options, .counts = &counts, .out = open_memstream(text, &size)};
+    if (run.out == NULL) {
+        abort();
+    }
+    told = what;
+    CHECK(moec_big_check(&run, ctx, &small) == MOE_OK, "%s", moe_last_error());
+    told = NO_MISTAKE;
+    (void)fclose(run.out);
+    return counts;
+}
+
+// The layer of large weights, with small ones: on the host, on the device, and where offsets wrap.
+static void test_big(moe_context *host)
+{
+    moe_context device = *host;
+    char *text = NULL;
+    moec_counts counts = big(NO_MISTAKE, host, &text);
+    CHECK(counts.failed == 0 && counts.passed == 5, "%lu passed: %s", counts.passed, text);
+    free(text);
+    move(&device);
+    counts = big(NO_MISTAKE, &device, &text);
+    CHECK(counts.failed == 0 && counts.passed == 5, "%lu passed: %s", counts.passed, text);
+    free(text);
+    counts = big(WRAPS, &device, &text);
+    CHECK(counts.failed == 2 && strstr(text, "big: rows of level KERNEL: offsets") != NULL, "%s",
+          text);
+    free(text);
+    CHECK(far->live == 0, "%zu bytes of the device are lost", far->live);
+}
+
+static void test_memory(void)
+{
+    moec_counts counts;
+    char *text = check("memory", move, &counts);
+    CHECK(counts.failed == 0 && counts.skipped == 0 && counts.passed > 10, "%s", text);
+    free(text);
+}
+
+// A fault is the end of the device; one that goes on as if nothing had been is found.
+static void test_fault(void)
+{
+    moec_counts counts;
+    char *text = check("fault", move, &counts);
+    CHECK(counts.failed == 0 && counts.passed > 5, "%s", text);
+    free(text);
+    lost = false;
+    told = RECOVERS;
+    text = check("fault", move, &counts);
+    CHECK(counts.failed > 3 && strstr(text, "after a fault, a run: MOE_OK") != NULL, "%s", text);
+    free(text);
+    told = NO_MISTAKE;
+    lost = false;
+    CHECK(far->live == 0, "%zu bytes of the device are lost", far->live);
+}
+
+// A mistake that needs a delay is found by those runs alone, and the line that repeats it has them.
+static void test_delays(void)
+{
+    static const struct {
+        mistake mistake;
+        int32_t runs;
+        const char *kernel, *text;
+    } cases[] = {{NO_MISTAKE, 6, "layer-1", "passed, 0 failed"},
+                 {UNSYNCED, 0, "layer-1", "passed, 0 failed"},
+                 {UNSYNCED, 6, "layer-1", "delays in the kernels change the result (run "},
+                 {UNSYNCED, 6, "layer-1", "--delay 5 --runs 6 --seed 1"},
+                 {UNSYNCED, 0, "moek_glu_*__ref", "passed, 0 failed"},
+                 {UNSYNCED, 6, "moek_glu_*__ref", "delays in the kernel change the bits (run "}};
+    moec_counts counts;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        told = cases[i].mistake;
+        delay_runs = cases[i].runs;
+        char *text = check(cases[i].kernel, move, &counts);
+        CHECK((counts.failed > 0) == (told == UNSYNCED && delay_runs > 0) &&
+                  strstr(text, cases[i].text) != NULL,
+              "%s: no \"%s\" in %s", cases[i].kernel, cases[i].text, text);
+        free(text);
+    }
+    told = NO_MISTAKE;
+    delay_runs = 0;
 }
 
 // Rows of a packed layout: on host memory, and on the device. Where pack, unpack or the kernel is
@@ -345,9 +534,21 @@ int main(void)
     far = far_device_make(host->backend, (size_t)1 << 30);
     if (CHECK(far != NULL, "no address space for a device")) {
         far->after = spoil;
+        sound = far->backend;
         far->backend.run_steps = run_steps;
+        far->backend.graph_capture = graph_capture;
+        far->backend.graph_run = graph_run;
+        far->backend.memory_alloc = memory_alloc;
+        far->backend.memory_copy = memory_copy;
+        far->backend.route = route;
+        far->backend.quantize = quantize;
+        far->backend.ggemm = ggemm;
         test_sound();
         test_mistakes();
+        test_delays();
+        test_big(host);
+        test_memory();
+        test_fault();
         test_ledger();
         test_packed(host->backend); // on another device
         far_device_free();

@@ -111,6 +111,16 @@ expect 0 "{\"names\": [\"layer-7\"]}" check --list --json --kernel layer-7
 expect 0 "\"failed\": 0, \"skipped\": 0, \"failures\": []}" check --json --kernel layer-7
 expect 0 "seed 6" check --kernel layer-7 --seed 5 --repeat 2
 expect 2 "--repeat \"0\" is not a whole number" check --repeat 0
+expect 0 " 0 failed, 0 skipped" check --kernel layer-7 --delay 3 --runs 2
+expect 2 "--delay \"0\" is not a whole number" check --delay 0
+expect 2 "--runs \"0\" is not a whole number" check --delay 1 --runs 0
+expect 2 "--runs needs --delay" check --runs 2
+expect 3 "skipped: graph-*: backend cpu has no device graphs" check --kernel "graph-*"
+expect 3 "skipped: memory: the backend has no memory of its own" check --kernel memory
+expect 3 "19.3 GB of weights in host memory; --kernel big runs it" check --kernel "b*g"
+expect 2 "names no row and no case" check --kernel "faul?"
+expect 2 "not recorded problems" check --delay 1 --model "$models/tiny-gpt-oss"
+expect 2 "records one whole check" check --ledger . --delay 1
 expect 2 "a recorded one has no seed" check --seed 2 --model "$models/tiny-gpt-oss"
 expect 2 "not recorded problems" check --format mxfp4 --model "$models/tiny-gpt-oss"
 expect 2 "two checks" check --oracle x --model "$models/tiny-gpt-oss"

@@ -59,8 +59,8 @@ same generate "$model" "It is a truth" "Call me" "It was the best of" --max-toke
 same generate "$model" "Once upon a time" --max-tokens 20 --temperature 0.8 --top-p 0.9 --seed 7 --threads 1
 same generate "$model" "Once upon a time" --max-tokens 8 --activation i8b32 --json
 same generate "$model" "Once upon a time" --max-tokens 8 --no-mmap --json
-head -c 3000 "$model/val.txt" > "$dir/text"
-same stats "$model" --text "$dir/text" --json --window 100
+head -c 900 "$model/val.txt" > "$dir/text"
+same stats "$model" --text "$dir/text" --json --window 30
 run() { # device, options of moe run
     local device=$1
     shift
@@ -93,7 +93,6 @@ unset MOE_FAR_PACKED
 
 # -- What checks find and say there.
 same check --oracle "$(dirname "$0")/../oracles/moe_blocks.safetensors"
-MOE_PLUGIN_PATH=$plugin judge "a model on the device" ends_with 0 check --model "$model" --device ext --quick
 MOE_PLUGIN_PATH=$plugin judge "a row of the device" ends_with 0 check --device ext --kernel '*__ref_i32' --quick
 MOE_PLUGIN_PATH=$plugin judge "layers of the device" ends_with 0 check --device ext --kernel 'layer-2?' --quick
 judge "layers of the device: $(tail -1 "$dir/out")" grep -q "^[1-9][0-9]* passed, 0 failed, 0 skipped" "$dir/out"
@@ -125,6 +124,16 @@ for bytes in 1 1000000 4400000; do
         --input "$model/reference.safetensors:p0.l2.moe_in_bf16" --output "$dir/y" --device ext
 done
 judge "moe run wrote a file" [ ! -e "$dir/y" ]
+# -- A device that is lost on the way: one line, no file, and nothing kept (the plugin looks).
+for ops in 0 3; do
+    MOE_PLUGIN_PATH=$plugin MOE_FAR_DIES=$ops refuses 1 "far: the device is lost" run "$model" --layer 2 \
+        --input "$model/reference.safetensors:p0.l2.moe_in_bf16" --output "$dir/y" --device ext
+done
+judge "moe run wrote a file" [ ! -e "$dir/y" ]
+MOE_PLUGIN_PATH=$plugin MOE_FAR_DIES=100 judge "generate on a device that is lost" \
+    ends_with 1 generate "$model" hello --max-tokens 20 --device ext --json
+judge "generate on a device that is lost: $(cat "$dir/err")" \
+    eval 'tail -1 "$dir/err" | grep -q "far: the device is lost" && [ ! -s "$dir/out" ]'
 MOE_PLUGIN_PATH=$plugin MOE_FAR_BYTES=20000000 judge "weights fit, the session does not" \
     ends_with 1 generate "$model" hello --device ext --json
 judge "weights fit, the session does not: $(cat "$dir/err")" \

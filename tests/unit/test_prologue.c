@@ -27,7 +27,8 @@ moe_status moei_gpu_launch(const moei_exec *exec, moei_gpu_body body, moei_gpu_g
     char text[256];
     (void)exec;
     launches++;
-    return CHECK(moei_sim_launch(&moei_sim_bodies[body], grid, args, text, sizeof text), "%s", text)
+    return CHECK(moei_sim_launch(&moei_sim_bodies[body], grid, args, 0, text, sizeof text), "%s",
+                 text)
                ? MOE_OK
                : MOE_E_DEVICE;
 }

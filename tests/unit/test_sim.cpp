@@ -21,7 +21,7 @@ uint32_t moei_gpu_cluster_blocks(const moei_exec *)
 static bool launch(void (*run)(const void *), moei_gpu_grid grid, const void *args, char *text)
 {
     const moei_sim_body body = {"trial", run, sizeof(void *), 1024};
-    return moei_sim_launch(&body, grid, args, text, 256);
+    return moei_sim_launch(&body, grid, args, 0, text, 256);
 }
 
 // ---- what dev.h promises -----------------------------------------------------------------------
