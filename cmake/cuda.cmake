@@ -14,7 +14,7 @@ enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 
 # Numerics: no contraction, no approximate division, subnormals kept (numerics/hd.h).
-set(MOE_CUDA_FLAGS -fmad=false -Xcompiler=-fno-exceptions,-fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-unused-function
+set(MOE_CUDA_FLAGS -fmad=false -Xcompiler=-fno-exceptions,-fno-threadsafe-statics,-fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-unused-function
     --expt-relaxed-constexpr)
 add_library(moe_cuda_shared OBJECT src/backends/cuda/ops.cu)
 add_library(moe_cuda_hopper OBJECT

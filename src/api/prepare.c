@@ -20,8 +20,10 @@ static void carve_quantize(moei_arena *arena, const moe_quant_desc *quant, int64
     a.q_batch_stride = rows * a.q_row_stride;
     a.q = moei_arena_array(arena, (size_t)(batches * rows), (size_t)a.q_row_stride);
     a.scale_batch_stride = scale.batch_stride;
-    a.scale_row_stride = scale.row_stride;
-    a.scale_k_stride = scale.k_stride;
+    // Scales of neighbouring rows lie side by side, as tiles of a product read them.
+    const bool by_column = scale.dtype == MOE_F32 && scale.k_stride == 1 && scale.row_stride > 1;
+    a.scale_row_stride = by_column ? 1 : scale.row_stride;
+    a.scale_k_stride = by_column ? rows : scale.k_stride;
     if (!moei_quant_needs_given_scale(quant) || moei_quant_has_global_scale(quant)) {
         a.scales = moei_arena_array(arena, scale.elems, dtype_bytes(scale.dtype));
     }

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "backends/cuda/graph.h"
 #include "backends/cuda/measure.h"
 #include "backends/cuda/mma.h"
 #include "backends/cuda/operand.h"
@@ -402,7 +403,7 @@ moe_status moei_gpu_launch(const moei_exec *exec, moei_gpu_body body, moei_gpu_g
 
 // Kernels of the tensor copy engine: moe_weights_wrap has checked this, moe_ggemm has not.
 static moe_status run_mma(const moei_exec *exec, const moei_kernel *kernel,
-                          const moek_ggemm_args *args, const moek_glu_args *glu, bool early)
+                          const moek_ggemm_args *args, const moei_mma_extra *extra)
 {
     const moei_matrices *w = &args->w;
     const uintptr_t at = (uintptr_t)w->values | (uintptr_t)w->value_n_stride |
@@ -414,13 +415,18 @@ static moe_status run_mma(const moei_exec *exec, const moei_kernel *kernel,
                                     (size_t)(at & (0 - at)), kernel->name,
                                     (unsigned)kernel->weight_align);
     }
-    return moei_cuda_mma(exec, kernel, args, glu, early);
+    return moei_cuda_mma(exec, kernel, args, extra);
 }
+
+// Scratch memory of a run: counters of blocks of outputs, then gathered rows.
+enum { MAX_COUNTERS = 1 << 14, COUNTER_BYTES = 4 * MAX_COUNTERS };
+
+static const moei_mma_extra nothing;
 
 static moe_status run_ggemm(const moei_exec *exec, const moei_kernel *kernel,
                             const moek_ggemm_args *args)
 {
-    return (kernel->isa & MOEI_CUDA_SM90A) != 0 ? run_mma(exec, kernel, args, NULL, false)
+    return (kernel->isa & MOEI_CUDA_SM90A) != 0 ? run_mma(exec, kernel, args, &nothing)
                                                 : moei_gpu_ggemm(exec, kernel, args);
 }
 
@@ -453,33 +459,78 @@ static bool may_begin_early(const moei_step *before)
            before->op != MOEI_OP_SORT;
 }
 
-// How many of the steps the first launch covers, which this enqueues. `before`: the step before
-// them in the run; NULL: none.
+static bool is_matrix_product(const moei_step *step)
+{
+    return step->op == MOEI_OP_GGEMM && (step->kernel->isa & MOEI_CUDA_SM90A) != 0;
+}
+
+// True where the first two steps are a product and what combines its rows, and one launch does
+// both.
+static bool combines(const moei_exec *exec, const moei_step *steps, int32_t count)
+{
+    return count >= 2 && exec->scratch != NULL && is_matrix_product(&steps[0]) &&
+           steps[1].op == MOEI_OP_COMBINE &&
+           moei_cuda_mma_combines(&steps[0].args.ggemm, &steps[1].args.combine) &&
+           moei_cuda_mma_counters(&steps[0].args.ggemm) <= MAX_COUNTERS;
+}
+
+// A run as it is enqueued: the step before those that follow, NULL at first, and whether counters
+// have been set to 0 for the next product that combines.
+typedef struct run_state {
+    const moei_step *before;
+    bool cleared;
+} run_state;
+
+// A product on the matrix units with what follows it, and counters for a product after it.
+static int32_t run_product(const moei_exec *exec, const moei_step *steps, int32_t count,
+                           run_state *run, moe_status *status)
+{
+    const moek_ggemm_args *ggemm = &steps[0].args.ggemm;
+    moek_ggemm_args gathered;
+    moei_mma_extra extra = {.early = may_begin_early(run->before)};
+    int32_t done = 1;
+    *status = MOE_OK;
+    if (count >= 2 && steps[1].op == MOEI_OP_GLU &&
+        moei_cuda_mma_fuses(ggemm, &steps[1].args.glu)) {
+        extra.glu = &steps[1].args.glu;
+        done = 2;
+    }
+    if (run->cleared && combines(exec, steps, count)) {
+        extra.combine = &steps[1].args.combine;
+        extra.arrived = exec->scratch;
+        done = 2;
+        run->cleared = false;
+    }
+    for (int32_t i = done; i < count && !run->cleared && extra.combine == NULL; i++) {
+        if (combines(exec, steps + i, count - i)) {
+            extra.clear = exec->scratch;
+            extra.clears = moei_cuda_mma_counters(&steps[i].args.ggemm);
+            run->cleared = true;
+        }
+    }
+    if (moei_cuda_mma_wants_rows(ggemm) && exec->scratch != NULL &&
+        moei_gpu_gather(moei_cuda_host, exec, (uint8_t *)exec->scratch + COUNTER_BYTES, ggemm,
+                        &gathered, status)) {
+        ggemm = &gathered;
+        extra.early = true;
+    }
+    if (*status == MOE_OK) {
+        *status = run_mma(exec, steps[0].kernel, ggemm, &extra);
+    }
+    return done;
+}
+
+// How many of the steps the first launch covers, which this enqueues.
 static int32_t run_first(const moei_exec *exec, const moei_step *steps, int32_t count,
-                         const moei_step *before, moe_status *status)
+                         run_state *run, moe_status *status)
 {
     if (moei_gpu_begins_with_prologue(steps, count)) {
         *status = moei_gpu_prologue(exec, &steps[0].args.route, &steps[1].args.place,
                                     &steps[2].args.sort);
         return 3;
     }
-    if (steps[0].op == MOEI_OP_GGEMM && (steps[0].kernel->isa & MOEI_CUDA_SM90A) != 0) {
-        const moek_ggemm_args *ggemm = &steps[0].args.ggemm;
-        const bool fuses = count >= 2 && steps[1].op == MOEI_OP_GLU &&
-                           moei_cuda_mma_fuses(ggemm, &steps[1].args.glu);
-        moek_ggemm_args gathered;
-        bool early = may_begin_early(before);
-        *status = MOE_OK;
-        if (moei_cuda_mma_wants_rows(ggemm) &&
-            moei_gpu_gather(moei_cuda_host, exec, ggemm, &gathered, status)) {
-            ggemm = &gathered;
-            early = true;
-        }
-        if (*status == MOE_OK) {
-            *status = run_mma(exec, steps[0].kernel, ggemm, fuses ? &steps[1].args.glu : NULL,
-                              early);
-        }
-        return fuses ? 2 : 1;
+    if (is_matrix_product(&steps[0])) {
+        return run_product(exec, steps, count, run, status);
     }
     *status = moei_step_run(&backend, exec, &steps[0]);
     return 1;
@@ -487,15 +538,20 @@ static int32_t run_first(const moei_exec *exec, const moei_step *steps, int32_t 
 
 static size_t scratch_bytes(const moei_exec *exec, const moe_layer_desc *desc, int64_t num_tokens)
 {
-    return moei_cuda_device_of(exec)->encode != NULL ? moei_gpu_gather_bytes(desc, num_tokens) : 0;
+    const size_t rows = moei_gpu_gather_bytes(desc, num_tokens);
+    return moei_cuda_device_of(exec)->encode == NULL ? 0
+           : rows > SIZE_MAX - COUNTER_BYTES         ? SIZE_MAX
+                                                     : rows + COUNTER_BYTES;
 }
 
 static moe_status run_steps(const moei_exec *exec, const moei_step *steps, int32_t count)
 {
     const int before = enter(exec);
     moe_status status = MOE_OK;
+    run_state run = {NULL, false};
     for (int32_t i = 0; i < count && status == MOE_OK;) {
-        i += run_first(exec, steps + i, count - i, i > 0 ? &steps[i - 1] : NULL, &status);
+        i += run_first(exec, steps + i, count - i, &run, &status);
+        run.before = &steps[i - 1];
     }
     leave(exec, before);
     return status;
@@ -528,6 +584,9 @@ static const moei_backend backend = {
     .glu = glu_op,
     .combine = combine_op,
     .run_steps = run_steps,
+    .graph_capture = moei_cuda_graph_capture,
+    .graph_run = moei_cuda_graph_run,
+    .graph_release = moei_cuda_graph_release,
     .time = moei_cuda_time,
     .ceiling = moei_cuda_ceiling,
 };

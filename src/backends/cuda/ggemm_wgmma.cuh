@@ -27,6 +27,7 @@
 #include "backends/cuda/hopper.cuh"
 #include "backends/cuda/mma.h"
 #include "backends/cuda/operand.h"
+#include "backends/gpu/combine.cuh"
 #include "backends/gpu/elements.cuh"
 #include "backends/gpu/scales.cuh"
 #include "backends/gpu/tiles.cuh"
@@ -59,12 +60,11 @@ template <int KIND_, int BN_, int PIPES_, int GROUPS_, int DEPTH_> struct shape 
     static constexpr int WEIGHTS = // bytes in a stage, up to where rows of x begin
         ((PACKED ? GROUPS * BLOCK : BM * STAGE_K) * DEPTH + 1023) / 1024 * 1024;
     static constexpr int STAGE = WEIGHTS + DEPTH * BN * STAGE_K;
-    static constexpr int SCALES = SCALED ? (BN + BM) * 4 : 0; // bytes beside a stage: x's, weights'
+    static constexpr int SCALES = SCALED ? BN * 4 : 0; // bytes beside a stage
     // One pipe: two math warpgroups and the producer's share 3 * 168 registers a thread.
-    static constexpr int PRODUCER_REGISTERS = SCALED ? 104 : 72;
+    static constexpr int PRODUCER_REGISTERS = SCALED ? 104 : BN > 192 ? 56 : 72;
     static constexpr int MATH_REGISTERS = (3 * 168 - PRODUCER_REGISTERS) / 2;
-    static constexpr int LANE_ROWS = (BN + 31) / 32;                     // rows of x of a lane
-    static constexpr int LANE_SCALES = SCALED ? (BN + BM + 31) / 32 : 1; // of a stage
+    static constexpr int LANE_ROWS = (BN + 31) / 32; // rows of x of a lane
 };
 
 // Random waits of a role, to test that every role waits for what it needs.
@@ -81,12 +81,23 @@ static __device__ __forceinline__ void stagger(uint32_t delay, uint32_t step)
     }
 }
 
+// What the math warps need of a tile, as the producer leaves it for them: memory is far, and they
+// have nothing else to do while they wait for it.
+template <class S> struct tile_note {
+    moei_tile tile;      // e -1: there is none, nor any after it
+    int32_t row[S::BN];  // of the output
+    float weight[S::BN]; // of each row; 1: none
+};
+
 // The ring of a pipe, as addresses of shared memory.
 struct ring_of {
     uint32_t stages;
-    uint32_t scales; // f32, of BN rows of x and BM outputs a stage
+    uint32_t scales; // f32 of rows of x, BN a stage
     uint32_t full;   // barriers, one a stage
     uint32_t empty;
+    uint32_t notes;      // of two tiles
+    uint32_t notes_full; // barriers, one a note
+    uint32_t notes_empty;
 };
 
 // Blocks of 64 packed outputs that a tile has.
@@ -177,77 +188,45 @@ static __device__ __forceinline__ void fetch_weights(const moei_mma_args *g, con
     }
 }
 
-// Scales along k of a tile: of BN rows of x, then of BM outputs. A lane has every 32nd of them;
-// where they begin, in elements, -1: there is none, it is 1.
-template <class S> struct tile_scales {
-    int64_t from[S::LANE_SCALES];
+// Where the scales of the tile's rows lie, of every 32nd row; element of x.scales, -1: no row.
+template <class S> struct row_scales {
+    int64_t from[S::LANE_ROWS];
 };
 
-// Output of the tile's r-th packed one; w.n where there is none.
 template <class S>
-static __device__ __forceinline__ int64_t output_of(const moei_mma_args *g, const moei_tile *t,
-                                                    int r)
+static __device__ __forceinline__ void find_scales(const moek_ggemm_args *a, const moei_tile *t,
+                                                   row_scales<S> *scales)
 {
-    const int64_t packed = (int64_t)t->m * S::BM + r;
-    const int64_t own = g->paired ? packed / 16 * 8 + r % 8 : packed;
-    return own >= g->outputs ? g->a.w.n
-           : !g->paired      ? own
-           : r / 8 % 2 == 0  ? own * g->step
-                             : g->second + own * g->step;
-}
-
-template <class S>
-static __device__ __forceinline__ void find_scales(const moei_mma_args *g, const moei_tile *t,
-                                                   tile_scales<S> *scales)
-{
-    const moek_ggemm_args *a = &g->a;
-    const bool of_x = a->x.scales != NULL && a->x.group > 0;
 #pragma unroll
-    for (int j = 0; j < S::LANE_SCALES; j++) {
-        const int i = (int)threadIdx.x % 32 + j * 32;
-        scales->from[j] = -1;
-        if (i < S::BN) {
-            int64_t group;
-            if (of_x && t->i0 + i < t->i1) {
-                scales->from[j] = moei_x_scale_at(a, t->e, t->i0 + i, 0, &group);
-            }
-        } else if (a->w.block_k > 0 && i < S::BN + S::BM) {
-            const int64_t n = output_of<S>(g, t, i - S::BN);
-            scales->from[j] = n < a->w.n ? moei_w_scale_at(&a->w, t->e, n, 0) : -1;
-        }
+    for (int j = 0; j < S::LANE_ROWS; j++) {
+        const int r = (int)threadIdx.x % 32 + j * 32;
+        int64_t group;
+        scales->from[j] =
+            r < S::BN && t->i0 + r < t->i1 ? moei_x_scale_at(a, t->e, t->i0 + r, 0, &group) : -1;
     }
 }
 
 // The scales of block kb of k. Those that are no words are loaded and stored by the lanes.
 template <class S>
 static __device__ __forceinline__ void
-fetch_scales(const moei_mma_args *g, const tile_scales<S> &scales, int kb, uint32_t to)
+fetch_scales(const moei_mma_args *g, const row_scales<S> &scales, int kb, uint32_t to)
 {
     const moei_operand *x = &g->a.x;
-    const moei_matrices *w = &g->a.w;
     const bool words = x->packed || x->scale_dtype == MOE_F32;
-    const int64_t x_k = (x->packed ? kb / 4 : kb) * x->scale_k_stride;
-    const int64_t w_k = kb * w->scale_k_stride;
+    const int64_t k = (x->packed ? kb / 4 : kb) * x->scale_k_stride;
 #pragma unroll
-    for (int j = 0; j < S::LANE_SCALES; j++) {
-        const int i = (int)threadIdx.x % 32 + j * 32;
+    for (int j = 0; j < S::LANE_ROWS; j++) {
+        const int r = (int)threadIdx.x % 32 + j * 32;
+        const int64_t at = scales.from[j] + k;
         if (scales.from[j] < 0) {
-            continue; // 1, from the beginning
+            continue;
         }
-        if (i < S::BN) {
-            const int64_t at = scales.from[j] + x_k;
-            if (g->scale_copies) {
-                hopper_copy_4(to + 4 * i, (const uint32_t *)x->scales + (words ? at : at / 4));
-            } else {
-                *hopper_pointer<float>(to + 4 * i) =
-                    x->packed ? moei_e8m0_to_f32(((const uint8_t *)x->scales)[4 * at + kb % 4])
-                              : moei_gpu_load(x->scale_dtype, x->scales, at);
-            }
-        } else if (w->scale_dtype == MOE_F32) {
-            hopper_copy_4(to + 4 * i, (const uint32_t *)w->scales + scales.from[j] + w_k);
+        if (g->scale_copies) {
+            hopper_copy_4(to + 4 * r, (const uint32_t *)x->scales + (words ? at : at / 4));
         } else {
-            *hopper_pointer<float>(to + 4 * i) =
-                moei_gpu_load(w->scale_dtype, w->scales, scales.from[j] + w_k);
+            *hopper_pointer<float>(to + 4 * r) =
+                x->packed ? moei_e8m0_to_f32(((const uint8_t *)x->scales)[4 * at + kb % 4])
+                          : moei_gpu_load(x->scale_dtype, x->scales, at);
         }
     }
 }
@@ -255,12 +234,36 @@ fetch_scales(const moei_mma_args *g, const tile_scales<S> &scales, int kb, uint3
 // Whether the lanes move anything themselves, beside what they ask the copy engine for.
 template <class S> static __device__ __forceinline__ bool scales_move(const moei_mma_args *g)
 {
-    return S::SCALED && ((g->a.x.scales != NULL && g->a.x.group > 0) || g->a.w.block_k > 0);
+    return S::SCALED && g->a.x.scales != NULL && g->a.x.group > 0;
 }
 
 template <class S> static __device__ __forceinline__ bool lanes_move(const moei_mma_args *g)
 {
     return g->x_engine == MOEI_MMA_STORES || scales_move<S>(g);
+}
+
+// Waits until the note of two tiles before has been read, and writes tile number i's.
+template <class S>
+static __device__ __forceinline__ void write_note(const moei_mma_args *g, const moei_tile *t,
+                                                  bool there, uint32_t i, ring_of ring)
+{
+    const moek_ggemm_args *a = &g->a;
+    tile_note<S> *note = hopper_pointer<tile_note<S>>(ring.notes) + i % 2;
+    hopper_barrier_wait(ring.notes_empty + 8 * (i % 2), (i / 2 + 1) % 2);
+#pragma unroll 1
+    for (int r = (int)threadIdx.x % 32; there && r < S::BN && t->i0 + r < t->i1; r += 32) {
+        const int64_t row = t->i0 + r;
+        note->row[r] = (int32_t)(g->fused ? row : moei_y_row(a, row));
+        note->weight[r] = a->row_weight != NULL ? moei_row_weight(a, t->e, row) : 1.0f;
+    }
+    if (threadIdx.x % 32 == 0) {
+        note->tile = *t;
+        note->tile.e = there ? t->e : -1;
+    }
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) {
+        hopper_barrier_arrive(ring.notes_full + 8 * (i % 2));
+    }
 }
 
 template <class S>
@@ -288,12 +291,17 @@ static __device__ __forceinline__ void produce(const moei_mma_args *g, uint32_t 
         hopper_grid_wait();
         hopper_grid_launch();
     }
-    for (uint32_t i = 0; tile_of<S>(g, prefix, pipe, i, &t); i++) {
+    for (uint32_t i = 0;; i++) {
+        const bool more = tile_of<S>(g, prefix, pipe, i, &t);
+        write_note<S>(g, &t, more, i, ring);
+        if (!more) {
+            return;
+        }
         const int there = t.i1 - t.i0 < S::BN ? (int)(t.i1 - t.i0) : S::BN;
-        tile_scales<S> scales;
+        row_scales<S> scales;
         int32_t rows[S::LANE_ROWS]; // of x
         if (scales_move<S>(g)) {
-            find_scales<S>(g, &t, &scales);
+            find_scales<S>(a, &t, &scales);
         }
         if (g->x_engine == MOEI_MMA_GATHER) {
 #pragma unroll
@@ -380,14 +388,12 @@ typedef struct output {
     int64_t width;
 } output;
 
-static __device__ __forceinline__ uint8_t *output_at(const moei_mma_args *g, const moei_tile *t,
-                                                     int64_t i)
+static __device__ __forceinline__ uint8_t *output_at(const moei_mma_args *g, int32_t e, int32_t row)
 {
-    if (g->fused) {
-        const int64_t batch = g->a.offsets == NULL ? t->e * g->glu.y_batch_stride : 0;
-        return g->glu.y + batch + i * g->glu.y_row_stride;
-    }
-    return moei_y_at(&g->a, t->e, i);
+    const bool batched = g->a.offsets == NULL;
+    return g->fused
+               ? g->glu.y + (batched ? e * g->glu.y_batch_stride : 0) + row * g->glu.y_row_stride
+               : g->a.y + (batched ? e * g->a.y_batch_stride : 0) + row * g->a.y_row_stride;
 }
 
 // Rows of the output may lie anywhere.
@@ -404,22 +410,23 @@ static __device__ __forceinline__ void store_f32(uint8_t *to, float v)
 }
 
 // Results of 32 rows (or the BN that there are) x 16 outputs of this warp, or 8 with glu.
-template <int COUNT>
-static __device__ __forceinline__ void store_rows(const moei_mma_args *g, const moei_tile *t,
-                                                  const output *o, int64_t first, int64_t n,
+template <class S, int COUNT>
+static __device__ __forceinline__ void store_rows(const moei_mma_args *g, const tile_note<S> *note,
+                                                  const output *o, int first, int64_t n,
                                                   const float (&v)[COUNT], uint32_t turn)
 {
     const int lane = (int)threadIdx.x % 32;
     const int span = g->fused ? 8 : 16; // outputs
-    const int64_t i = first + lane;
-    const bool there = lane < COUNT * 2 && i < t->i1;
+    const int32_t e = note->tile.e;
+    const int rows = (int)(note->tile.i1 - note->tile.i0);
+    const bool there = lane < COUNT * 2 && first + lane < rows;
     if (g->paired && !g->fused) {
         const int64_t own = n / 2 + lane / 4;
 #pragma unroll
         for (int c = 0; c < COUNT; c++) {
-            const int64_t row = first + c / 4 * 8 + lane % 4 * 2 + c % 2;
-            if (row < t->i1 && own < g->outputs) {
-                moei_gpu_store(o->dtype, output_at(g, t, row),
+            const int r = first + c / 4 * 8 + lane % 4 * 2 + c % 2;
+            if (r < rows && own < g->outputs) {
+                moei_gpu_store(o->dtype, output_at(g, e, note->row[r]),
                                own * g->step + (c % 4 < 2 ? 0 : g->second), v[c]);
             }
         }
@@ -429,10 +436,10 @@ static __device__ __forceinline__ void store_rows(const moei_mma_args *g, const 
         // Eight lanes hold eight outputs of a row: whole sectors as they are.
 #pragma unroll
         for (int c = 0; c < COUNT; c++) {
-            const int64_t row = first + c / 4 * 8 + lane % 4 * 2 + c % 2;
+            const int r = first + c / 4 * 8 + lane % 4 * 2 + c % 2;
             const int64_t at = n + lane / 4 + c % 4 / 2 * 8;
-            if (row < t->i1 && at < o->width && (!g->fused || c % 4 < 2)) {
-                store_f32(output_at(g, t, row) + 4 * at, v[c]);
+            if (r < rows && at < o->width && (!g->fused || c % 4 < 2)) {
+                store_f32(output_at(g, e, note->row[r]) + 4 * at, v[c]);
             }
         }
         return;
@@ -461,7 +468,7 @@ static __device__ __forceinline__ void store_rows(const moei_mma_args *g, const 
     if (!there) {
         return;
     }
-    uint8_t *to = output_at(g, t, i) + 2 * n;
+    uint8_t *to = output_at(g, e, note->row[first + lane]) + 2 * n;
     const uint8_t *from = hopper_pointer<const uint8_t>(turn + lane * 2 * span);
     if (g->vector && n + span <= o->width) {
         *(uint4 *)to = *(const uint4 *)from;
@@ -557,10 +564,11 @@ static __device__ __forceinline__ void activate(const moei_mma_args *g, float (&
 
 // Sums of a tile to the output, 32 rows at a time; `warp` counts in the pipe.
 template <class S>
-static __device__ __forceinline__ void finish_tile(const moei_mma_args *g, const moei_tile *t,
+static __device__ __forceinline__ void finish_tile(const moei_mma_args *g, const tile_note<S> *note,
                                                    int warp, const float (&acc)[S::BN / 2],
                                                    uint32_t turn)
 {
+    const moei_tile *t = &note->tile;
     const moek_ggemm_args *a = &g->a;
     const int lane = (int)threadIdx.x % 32;
     const output o = g->fused ? output{g->glu.y_dtype, g->glu.inter} : output{a->y_dtype, a->w.n};
@@ -580,13 +588,9 @@ static __device__ __forceinline__ void finish_tile(const moei_mma_args *g, const
 #pragma unroll 1
     for (int r = 0; r < S::BN; r += 32) { // not unrolled: the code of all groups fills no cache
         constexpr int COUNT = S::BN < 32 ? S::BN / 2 : 16; // sums of a thread for 32 rows
-        const int64_t first = t->i0 + r;
-        if (first >= t->i1) {
+        if (t->i0 + r >= t->i1) {
             return;
         }
-        // A lane reads what belongs to one row, the others ask for it.
-        const int64_t i = first + lane;
-        const bool there = lane < S::BN - r && i < t->i1;
         float v[COUNT];
 #pragma unroll
         for (int q = 0; q < S::BN; q += 32) {
@@ -598,7 +602,8 @@ static __device__ __forceinline__ void finish_tile(const moei_mma_args *g, const
             }
         }
         if (x_scale) {
-            multiply_rows<COUNT>(v, there ? moei_gpu_x_scale(a, t->e, i, 0) : 1.0f);
+            const int64_t i = t->i0 + r + lane;
+            multiply_rows<COUNT>(v, i < t->i1 ? moei_gpu_x_scale(a, t->e, i, 0) : 1.0f);
         }
 #pragma unroll
         for (int c = 0; c < COUNT; c++) {
@@ -609,12 +614,15 @@ static __device__ __forceinline__ void finish_tile(const moei_mma_args *g, const
             v[c] = v[c] + of->bias;
         }
         if (a->row_weight != NULL) {
-            multiply_rows<COUNT>(v, there ? moei_row_weight(a, t->e, i) : 1.0f);
+#pragma unroll
+            for (int c = 0; c < COUNT; c++) {
+                v[c] = v[c] * note->weight[r + c / 4 * 8 + lane % 4 * 2 + c % 2];
+            }
         }
         if (g->fused) {
             activate<COUNT>(g, v);
         }
-        store_rows<COUNT>(g, t, &o, first, n, v, turn);
+        store_rows<S, COUNT>(g, note, &o, r, n, v, turn);
     }
 }
 
@@ -682,13 +690,62 @@ static __device__ __forceinline__ void multiply_chain(const moei_mma_args *g, in
     release(r, ring.empty);
 }
 
+// Scale of an output for the blocks of k, one after the other; 1 where it does not change along k.
+// Two are asked for ahead, so that nobody waits.
+typedef struct block_scales {
+    int64_t at; // of the next but one; -1: it does not change
+    float now, next;
+} block_scales;
+
+static __device__ __forceinline__ float load_scale(const moei_matrices *w, int64_t at)
+{
+    return w->scale_dtype == MOE_F32 ? ((const float *)w->scales)[at]
+                                     : moei_gpu_load(w->scale_dtype, w->scales, at);
+}
+
+static __device__ __forceinline__ block_scales scales_of(const moei_matrices *w, int32_t e,
+                                                         int64_t n, int blocks_k)
+{
+    block_scales s = {-1, 1.0f, 1.0f};
+    if (w->block_k > 0 && n < w->n) {
+        s.at = moei_w_scale_at(w, e, n, 0);
+        s.now = load_scale(w, s.at);
+        s.next = blocks_k > 1 ? load_scale(w, s.at + w->scale_k_stride) : 1.0f;
+        s.at += 2 * w->scale_k_stride;
+    }
+    return s;
+}
+
+// The scale of the block that comes next; `more`: there is one after the next.
+static __device__ __forceinline__ float next_scale(const moei_matrices *w, block_scales *s,
+                                                   bool more)
+{
+    const float now = s->now;
+    s->now = s->next;
+    if (s->at >= 0 && more) {
+        s->next = load_scale(w, s->at);
+        s->at += w->scale_k_stride;
+    }
+    return now;
+}
+
 // FP8: a chain per block of 128 k, total = fma(chain * s_x, s_w, total).
 template <class S>
-static __device__ __forceinline__ void multiply_folds(const moei_mma_args *g, int warp,
-                                                      int blocks_k, ring_of ring, ring_place *r,
-                                                      float (&total)[S::BN / 2])
+static __device__ __forceinline__ void multiply_folds(const moei_mma_args *g, const moei_tile *t,
+                                                      int warp, int blocks_k, ring_of ring,
+                                                      ring_place *r, float (&total)[S::BN / 2])
 {
+    const moei_matrices *w = &g->a.w;
     const int lane = (int)threadIdx.x % 32;
+    const int64_t own = g->paired ? (int64_t)t->m * (S::BM / 2) + warp * 8 + lane / 4
+                                  : (int64_t)t->m * S::BM + warp * 16 + lane / 4;
+    const bool inside = own < g->outputs;
+    block_scales low = scales_of(w, t->e, inside ? own * g->step : w->n, blocks_k);
+    block_scales high = scales_of(w, t->e,
+                                  !inside     ? w->n
+                                  : g->paired ? g->second + own * g->step
+                                              : own + 8,
+                                  blocks_k);
     const bool codes = g->scale_copies && g->a.x.scale_dtype == MOE_E8M0; // four in a word
 #pragma unroll
     for (int i = 0; i < S::BN / 2; i++) {
@@ -697,17 +754,16 @@ static __device__ __forceinline__ void multiply_folds(const moei_mma_args *g, in
 #pragma unroll 1
     for (int kb = 0; kb < blocks_k; kb++) {
         const uint32_t stage = ring.stages + r->stage * S::STAGE;
-        const uint32_t scales = ring.scales + r->stage * S::SCALES;
         float acc[S::BN / 2];
+        const float s_low = next_scale(w, &low, kb + 2 < blocks_k);
+        const float s_high = next_scale(w, &high, kb + 2 < blocks_k);
         stagger(g->delay, (uint32_t)kb);
         hopper_barrier_wait(ring.full + 8 * r->stage, r->parity);
         hopper_mma_begin();
         multiply_block<S>(stage, warp / 4, 0, true, acc);
         hopper_mma_commit();
-        const float *of_w = hopper_pointer<const float>(scales) + S::BN + warp * 16 + lane / 4;
-        const float *of_x = hopper_pointer<const float>(scales) + lane % 4 * 2;
-        const float s_low = of_w[0];
-        const float s_high = of_w[8];
+        const float *of_x =
+            hopper_pointer<const float>(ring.scales + r->stage * S::SCALES) + lane % 4 * 2;
         hopper_mma_wait<0>();
         hopper_mma_keep(acc);
 #pragma unroll
@@ -844,7 +900,7 @@ static __device__ __forceinline__ void multiply_chunks(const moei_mma_args *g, b
             const uint32_t stage = ring.stages + r->stage * S::STAGE;
             stagger(g->delay, (uint32_t)kb);
             hopper_barrier_wait(ring.full + 8 * r->stage, r->parity);
-#pragma unroll
+#pragma unroll 1
             for (int d = 0; d < S::DEPTH; d++) {
                 if (d > 0 && kb + d >= k1) {
                     break;
@@ -965,15 +1021,61 @@ multiply_groups(const moei_mma_args *g, const moei_tile *t, bool plain, int warp
     }
 }
 
+// A block of outputs is complete when all its tiles are: the pipe that finishes the last of them
+// combines.
+template <class S>
+static __device__ __forceinline__ void combine_block(const moek_combine_args *c, int32_t m,
+                                                     int thread)
+{
+    constexpr int PIECE = 4;
+    constexpr int PIECES = S::BM / PIECE;
+    for (int64_t i = thread; i < c->tokens * PIECES; i += S::TEAM) {
+        moei_gpu_combine_piece<PIECE>(c, i / PIECES, (int64_t)m * S::BM + i % PIECES * PIECE);
+    }
+}
+
+// What a pipe has finished last and not told yet: telling waits for its stores, which are complete
+// when the next tile's products are.
+template <class S>
+static __device__ __forceinline__ void tell(const moei_mma_args *g, uint32_t prefix, int32_t m,
+                                            int pipe, int32_t *last)
+{
+    __threadfence();
+    hopper_sync(1 + pipe, S::TEAM);
+    if (threadIdx.x % S::TEAM == 0) {
+        const int32_t tiles = hopper_pointer<const int32_t>(prefix)[g->a.w.count];
+        *last = atomicAdd(&g->arrived[m], 1) + 1 == tiles;
+    }
+}
+
+template <class S>
+static __device__ __forceinline__ void combine_if_last(const moei_mma_args *g, int32_t m, int pipe,
+                                                       const int32_t *last)
+{
+    hopper_sync(1 + pipe, S::TEAM);
+    if (*last) {
+        __threadfence();
+        combine_block<S>(&g->combine, m, (int)threadIdx.x % S::TEAM);
+    }
+}
+
 template <class S>
 static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t prefix, int pipe,
                                                 int warp, ring_of ring, uint32_t turn)
 {
     const int blocks_k = (int)((S::X_BYTES * g->a.w.k + STAGE_K - 1) / STAGE_K);
+    __shared__ int32_t last[S::PIPES];
+    const bool combines = S::PIPES > 1 && g->combines;
     ring_place r = {0, 0, -1};
     float sums[S::BN / 2];
-    moei_tile t;
-    for (uint32_t i = 0; tile_of<S>(g, prefix, pipe, i, &t); i++) {
+    int32_t told = -1; // block of outputs of the tile before, which is told of a tile later
+    for (uint32_t i = 0;; i++) {
+        const tile_note<S> *note = hopper_pointer<const tile_note<S>>(ring.notes) + i % 2;
+        hopper_barrier_wait(ring.notes_full + 8 * (i % 2), i / 2 % 2);
+        const moei_tile t = note->tile;
+        if (t.e < 0) {
+            break;
+        }
         if constexpr (S::PACKED) {
             const bool plain = is_plain<S>(&g->a.w, t.e);
             if (S::APART && g->a.w.block_k > 0) {
@@ -982,13 +1084,32 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
                 multiply_chunks<S>(g, plain, warp / 4, blocks_k, ring, &r, sums);
             }
         } else if constexpr (S::KIND == KIND_E4M3) {
-            multiply_folds<S>(g, warp, blocks_k, ring, &r, sums);
+            multiply_folds<S>(g, &t, warp, blocks_k, ring, &r, sums);
         } else {
             multiply_chain<S>(g, warp / 4, blocks_k, ring, &r, sums);
         }
         stagger(g->delay, 0x10000);
-        tile_of<S>(g, prefix, pipe, i, &t); // again: registers are scarce
-        finish_tile<S>(g, &t, warp, sums, turn);
+        if (combines && told >= 0) {
+            tell<S>(g, prefix, told, pipe, &last[pipe]);
+        }
+        finish_tile<S>(g, note, warp, sums, turn);
+        if (combines && told >= 0) {
+            combine_if_last<S>(g, told, pipe, &last[pipe]);
+        }
+        told = note->tile.m;
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) {
+            hopper_barrier_arrive(ring.notes_empty + 8 * (i % 2));
+        }
+    }
+    if (combines && told >= 0) {
+        tell<S>(g, prefix, told, pipe, &last[pipe]);
+        combine_if_last<S>(g, told, pipe, &last[pipe]);
+    }
+    if (combines && pipe == 0 && hopper_pointer<const int32_t>(prefix)[g->a.w.count] == 0) {
+        for (int32_t m = (int32_t)blockIdx.x; m < g->m_blocks; m += (int32_t)gridDim.x) {
+            combine_block<S>(&g->combine, m, (int)threadIdx.x); // no expert has a row
+        }
     }
 }
 
@@ -999,6 +1120,9 @@ static __global__ void __launch_bounds__(S::THREADS, 1)
     extern __shared__ uint8_t shared[];
     __shared__ uint64_t full[S::PIPES][MOEI_MMA_MAX_STAGES];
     __shared__ uint64_t empty[S::PIPES][MOEI_MMA_MAX_STAGES];
+    __shared__ uint64_t notes_full[S::PIPES][2];
+    __shared__ uint64_t notes_empty[S::PIPES][2];
+    __shared__ tile_note<S> notes[S::PIPES][2];
     const uint32_t rings = (hopper_smem(shared) + 1023) / 1024 * 1024;
     const uint32_t turns = rings + S::PIPES * g.stages * S::STAGE;
     const uint32_t scales = turns + S::MATH / 32 * TURN_BYTES;
@@ -1010,6 +1134,10 @@ static __global__ void __launch_bounds__(S::THREADS, 1)
         // One arrival that says what the copy engine brings, and the lanes'.
         hopper_barrier_init(hopper_smem(&full[pipe][stage]), lanes_move<S>(&g) ? 1 + 32 : 1);
         hopper_barrier_init(hopper_smem(&empty[pipe][stage]), S::TEAM / 32);
+        if (stage < 2) {
+            hopper_barrier_init(hopper_smem(&notes_full[pipe][stage]), 1);
+            hopper_barrier_init(hopper_smem(&notes_empty[pipe][stage]), S::TEAM / 32);
+        }
         hopper_barrier_init_done();
     }
     if (thread == 0) {
@@ -1025,13 +1153,21 @@ static __global__ void __launch_bounds__(S::THREADS, 1)
         hopper_grid_wait();
         hopper_grid_launch();
     }
+    for (int i = thread; i < g.clears && blockIdx.x == 0; i += S::THREADS) {
+        g.clear[i] = 0;
+    }
     moei_tiles_begin(&g.a, S::BN, hopper_pointer<int32_t>(prefix)); // ends in a barrier
     const int warp =
         __shfl_sync(~0u, thread / 32, 0); // the same in all lanes, as the compiler sees
     const bool produces = warp >= S::MATH / 32;
     const int pipe = S::PIPES == 1 ? 0 : produces ? warp - S::MATH / 32 : warp / (S::TEAM / 32);
-    const ring_of ring = {rings + pipe * g.stages * S::STAGE, scales + pipe * g.stages * S::SCALES,
-                          hopper_smem(full[pipe]), hopper_smem(empty[pipe])};
+    const ring_of ring = {rings + pipe * g.stages * S::STAGE,
+                          scales + pipe * g.stages * S::SCALES,
+                          hopper_smem(full[pipe]),
+                          hopper_smem(empty[pipe]),
+                          hopper_smem(notes[pipe]),
+                          hopper_smem(notes_full[pipe]),
+                          hopper_smem(notes_empty[pipe])};
     if (produces) {
         if constexpr (S::PIPES == 1) {
             hopper_registers_shrink<S::PRODUCER_REGISTERS>();

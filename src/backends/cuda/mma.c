@@ -25,7 +25,7 @@ static cudaError_t load(variants_fn variants)
     cudaError_t error = cudaSuccess;
     for (int i = 0; i < count && error == cudaSuccess; i++) {
         error = cudaFuncSetAttribute(v[i].kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                     MOEI_MMA_SHARED - 1024); // the barriers are static
+                                     MOEI_MMA_SHARED);
     }
     return error;
 }
@@ -57,7 +57,6 @@ static variants_fn variants_of(const moek_ggemm_args *a)
     }
 }
 
-static int g_noearly;
 static int64_t root(int64_t n)
 {
     int64_t r = 0;
@@ -92,8 +91,6 @@ static const moei_mma_variant *variant_for(const moek_ggemm_args *a)
             best = &v[i];
         }
     }
-    if (getenv("MOE_NOEARLY"))
-        g_noearly = 1;
     const char *env = getenv("MOE_BN"); // EXPERIMENT
     for (int i = 0; env != NULL && i < count; i++) {
         best = v[i].bn == atoi(env) ? &v[i] : best;
@@ -104,6 +101,28 @@ static const moei_mma_variant *variant_for(const moek_ggemm_args *a)
 bool moei_cuda_mma_wants_rows(const moek_ggemm_args *ggemm)
 {
     return ggemm->row_index != NULL && variant_for(ggemm)->pipes == 1;
+}
+
+static int32_t blocks_of_outputs(const moek_ggemm_args *ggemm, bool paired, int bm)
+{
+    const int64_t outputs = paired ? (ggemm->w.n / 2 + 7) / 8 * 16 : ggemm->w.n;
+    return (int32_t)((outputs + bm - 1) / bm);
+}
+
+// More tokens are combined sooner by all multiprocessors.
+#define FEW_TOKENS 16
+
+bool moei_cuda_mma_combines(const moek_ggemm_args *ggemm, const moek_combine_args *combine)
+{
+    return combine->slots == ggemm->y && combine->width == ggemm->w.n &&
+           combine->tokens <= FEW_TOKENS && ggemm->offsets != NULL &&
+           variant_for(ggemm)->pipes > 1 &&
+           !(ggemm->w.layout == MOEI_LAYOUT_PACKED && moei_operand_parts(&ggemm->w) == 2);
+}
+
+int32_t moei_cuda_mma_counters(const moek_ggemm_args *ggemm)
+{
+    return blocks_of_outputs(ggemm, false, variant_for(ggemm)->bm);
 }
 
 // The weights as boxes of BM outputs x 128 bytes of k. With glu: eights of gates and ups in turn.
@@ -207,8 +226,9 @@ static bool scales_are_words(const moei_operand *x, int64_t k, bool batched)
 }
 
 moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
-                         const moek_ggemm_args *ggemm, const moek_glu_args *glu, bool early)
+                         const moek_ggemm_args *ggemm, const moei_mma_extra *extra)
 {
+    const moek_glu_args *glu = extra->glu;
     const moei_cuda_device *device = moei_cuda_device_of(exec);
     const moei_mma_variant *v = variant_for(ggemm);
     const moei_matrices *w = &ggemm->w;
@@ -217,7 +237,15 @@ moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
     moei_mma_args g;
     memset(&g, 0, sizeof g);
     g.a = *ggemm;
-    g.early = early && !g_noearly;
+    g.early = extra->early;
+    g.delay = exec->delay;
+    g.clear = extra->clear;
+    g.clears = extra->clears;
+    if (extra->combine != NULL) {
+        g.combines = true;
+        g.combine = *extra->combine;
+        g.arrived = extra->arrived;
+    }
     g.fused = glu != NULL;
     if (glu != NULL) {
         g.glu = *glu;
@@ -228,7 +256,7 @@ moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
     g.second = w->interleaved_parts ? 1 : w->n / 2;
     g.step = g.paired && w->interleaved_parts ? 2 : 1;
     g.outputs = g.paired ? w->n / 2 : w->n;
-    g.m_blocks = (int32_t)(((g.paired ? (g.outputs + 7) / 8 * 16 : w->n) + v->bm - 1) / v->bm);
+    g.m_blocks = blocks_of_outputs(ggemm, g.paired, v->bm);
     if (!is_packed) {
         const CUresult made = encode(device, ggemm, glu, v->bm, &g.weights);
         if (made != CUDA_SUCCESS) {
@@ -244,12 +272,11 @@ moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
     g.vector = glu != NULL
                    ? rows_aligned(glu->y, glu->y_row_stride, glu->y_batch_stride, batched)
                    : rows_aligned(ggemm->y, ggemm->y_row_stride, ggemm->y_batch_stride, batched);
-    g.scale_copies = scales_are_words(&ggemm->x, w->k, batched) &&
-                     (w->block_k == 0 || w->scale_dtype == MOE_F32);
+    g.scale_copies = scales_are_words(&ggemm->x, w->k, batched);
     g.weights_stay = v->pipes == 1 && ggemm->rows > (int64_t)v->bn * w->count;
     const size_t pitch = (size_t)v->pipes * (size_t)(v->stage_bytes + v->scale_bytes);
     const size_t rest = 1024 + (size_t)v->turn_bytes + ((size_t)w->count + 1) * sizeof(int32_t);
-    const size_t stages = (MOEI_MMA_SHARED - 1024 - rest) / pitch;
+    const size_t stages = (MOEI_MMA_SHARED - rest) / pitch;
     g.stages = (int32_t)(stages < MOEI_MMA_MAX_STAGES ? stages : MOEI_MMA_MAX_STAGES);
     cudaLaunchAttribute overlap = {.id = cudaLaunchAttributeProgrammaticStreamSerialization};
     overlap.val.programmaticStreamSerializationAllowed = 1;

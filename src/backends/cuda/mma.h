@@ -33,11 +33,16 @@ typedef struct moei_mma_args {
     int32_t zero_point;   // of packed codes without their own
     int32_t x_engine;     // moei_mma_x
     int32_t vector;       // rows of the output do
-    int32_t scale_copies; // scales along k come by 4-byte copies: f32, or words of four e8m0
+    int32_t scale_copies; // scales of x come by 4-byte copies: f32, or words of four e8m0
     int32_t weights_stay; // several tiles read the same weights
     int32_t early;        // weights and offsets do not depend on the launch before this one
-    int32_t stages;       // of each ring
-    uint32_t delay;       // moei_exec.delay
+    int32_t combines;     // the last tile of a block of outputs combines
+    moek_combine_args combine;
+    int32_t *arrived; // tiles of each block of outputs that are complete; 0 at first
+    int32_t *clear;   // counters for a later launch, which this one sets to 0
+    int32_t clears;   // how many
+    int32_t stages;   // of each ring
+    uint32_t delay;   // moei_exec.delay
 } moei_mma_args;
 
 /// One compiled kernel.
@@ -62,7 +67,7 @@ const moei_mma_variant *moei_mma_packed_u8(int *count);
 const moei_mma_variant *moei_mma_packed_e4m3(int *count);
 
 #define MOEI_MMA_MAX_STAGES 16
-#define MOEI_MMA_SHARED     (227 * 1024)
+#define MOEI_MMA_SHARED     (221 * 1024) // of 227 KiB; barriers and notes have the rest
 
 /// True where glu's rows come straight out of the product's registers: gate and up rows of eight
 /// outputs each lie in the same threads.
@@ -71,10 +76,25 @@ bool moei_cuda_mma_fuses(const moek_ggemm_args *ggemm, const moek_glu_args *glu)
 /// True where many rows of x come from a list: they had better lie side by side (moei_gpu_gather).
 bool moei_cuda_mma_wants_rows(const moek_ggemm_args *ggemm);
 
-/// Enqueues a product; with `glu`, h = glu of its result, and ggemm->y is not written.
-/// @param[in] early  weights and offsets were there before the launch before this one began
+/// What a launch does besides its product.
+typedef struct moei_mma_extra {
+    const moek_glu_args *glu;         // h = glu of the result, and ggemm->y is not written
+    const moek_combine_args *combine; // of ggemm->y, where moei_cuda_mma_combines
+    bool early;       // weights and offsets were there before the launch before this one began
+    int32_t *arrived; // with combine: moei_cuda_mma_counters of them, 0
+    int32_t *clear;   // counters of a later product that are set to 0; NULL: none
+    int32_t clears;
+} moei_mma_extra;
+
+/// True where combine can follow from the product's last tiles: few rows.
+bool moei_cuda_mma_combines(const moek_ggemm_args *ggemm, const moek_combine_args *combine);
+
+/// Counters that such a product needs.
+int32_t moei_cuda_mma_counters(const moek_ggemm_args *ggemm);
+
+/// Enqueues a product.
 moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
-                         const moek_ggemm_args *ggemm, const moek_glu_args *glu, bool early);
+                         const moek_ggemm_args *ggemm, const moei_mma_extra *extra);
 
 /// Loads and configures every variant of the kernels. For a device that has them.
 cudaError_t moei_cuda_mma_load(void);

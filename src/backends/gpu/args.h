@@ -40,10 +40,11 @@ typedef struct moei_gpu_ggemm_args {
 typedef struct moei_gpu_gather_args {
     moek_ggemm_args a;
     uint8_t *rows; // [a.rows], `pitch` bytes apart
-    int64_t row_bytes, pitch;
-    uint8_t *scales; // [a.rows], `scale_pitch` bytes apart; scale_bytes 0: they are not copied
-    int64_t scale_bytes, scale_pitch;
-    int32_t scale_size; // bytes of what a.x.scale_row_stride counts
+    int64_t pitch;
+    int32_t row_bytes;
+    uint8_t *scales;     // [scale_count][a.rows]
+    int32_t scale_count; // of a row; 0: they are not copied
+    int32_t scale_size;  // bytes of what a.x.scale_row_stride counts, 1, 2 or 4
 } moei_gpu_gather_args;
 
 #endif

@@ -63,28 +63,30 @@ DEV_FN moe_dtype moei_gpu_slot_dtype(const moek_combine_args *a, moei_gpu_slot s
     return s.kind == MOEI_GPU_SLOT_IDENTITY ? a->x_dtype : a->slot_dtype;
 }
 
+template <int N>
 DEV_FN void moei_gpu_add_slot(const moek_combine_args *a, moei_gpu_slot s, const float *v,
                               float *sum)
 {
     if (s.kind == MOEI_GPU_SLOT_IDENTITY) {
         MOEI_GPU_UNROLL
-        for (int i = 0; i < MOEI_GPU_COMBINE_PIECE; i++) {
+        for (int i = 0; i < N; i++) {
             sum[i] += moei_round_to(a->slot_dtype, s.weight * v[i]);
         }
     } else {
         MOEI_GPU_UNROLL
-        for (int i = 0; i < MOEI_GPU_COMBINE_PIECE; i++) {
+        for (int i = 0; i < N; i++) {
             sum[i] += s.weight * v[i];
         }
     }
 }
 
+template <int N>
 DEV_FN void moei_gpu_add_piece(moe_dtype dtype, const uint8_t *row, int64_t h, int n, float *sum)
 {
-    float v[MOEI_GPU_COMBINE_PIECE];
-    moei_gpu_load_piece<MOEI_GPU_COMBINE_PIECE>(dtype, row + h * moei_gpu_float_bytes(dtype), n, v);
+    float v[N];
+    moei_gpu_load_piece<N>(dtype, row + h * moei_gpu_float_bytes(dtype), n, v);
     MOEI_GPU_UNROLL
-    for (int i = 0; i < MOEI_GPU_COMBINE_PIECE; i++) {
+    for (int i = 0; i < N; i++) {
         sum[i] += v[i];
     }
 }
@@ -126,7 +128,7 @@ DEV_FN void moei_gpu_add_wide_slots(const moek_combine_args *a, const moei_gpu_s
             if (s[q].kind != MOEI_GPU_SLOT_ABSENT) {
                 float v[N];
                 moei_gpu_decode<N>(moei_gpu_slot_dtype(a, s[q]), &bits[q], v);
-                moei_gpu_add_slot(a, s[q], v, sum);
+                moei_gpu_add_slot<N>(a, s[q], v, sum);
             }
         }
     }
@@ -146,7 +148,7 @@ DEV_FN void moei_gpu_add_slots(const moek_combine_args *a, const moei_gpu_slot *
             for (int i = 0; i < N; i++) {
                 v[i] = i < n ? moei_gpu_load_float(moei_gpu_slot_dtype(a, s), p, i) : 0.0f;
             }
-            moei_gpu_add_slot(a, s, v, sum);
+            moei_gpu_add_slot<N>(a, s, v, sum);
         }
     }
 }
@@ -162,22 +164,23 @@ DEV_FN bool moei_gpu_any_slot(const moei_gpu_slot *slots, int32_t count)
 }
 
 /// Elements [h, h + n) of token t after its slots.
+template <int N>
 DEV_FN void moei_gpu_combine_rest(const moek_combine_args *a, int64_t t, int64_t h, int n,
                                   float *sum)
 {
     if (a->bias != NULL) {
-        moei_gpu_add_piece(a->bias_dtype, a->bias, h, n, sum);
+        moei_gpu_add_piece<N>(a->bias_dtype, a->bias, h, n, sum);
     }
     for (int32_t s = 0; s < a->num_shared; s++) {
-        moei_gpu_add_piece(a->shared_dtype,
+        moei_gpu_add_piece<N>(a->shared_dtype,
                            a->shared + t * a->shared_token_stride + s * a->shared_stride, h, n,
                            sum);
     }
     uint8_t *out = a->out + t * a->out_token_stride;
     if (a->accumulate) {
-        moei_gpu_add_piece(a->out_dtype, out, h, n, sum);
+        moei_gpu_add_piece<N>(a->out_dtype, out, h, n, sum);
     }
-    moei_gpu_store_piece<MOEI_GPU_COMBINE_PIECE>(
+    moei_gpu_store_piece<N>(
         a->out_dtype, out + h * moei_gpu_float_bytes(a->out_dtype), n, sum);
 }
 
@@ -191,6 +194,51 @@ DEV_FN bool moei_gpu_combine_has(const moek_combine_args *a, int64_t t)
     }
     const int64_t b = moei_divide(t, a->batch_rows);
     return t - b * a->batch_rows < a->batch_counts[b];
+}
+
+/// Elements [h, h + N) of token t by one thread alone, two slots read before the first is added.
+template <int N>
+DEV_FN void moei_gpu_combine_piece(const moek_combine_args *a, int64_t t, int64_t h)
+{
+    enum { AHEAD = 2 };
+    const int64_t left = a->width - h;
+    const int n = left <= 0 || !moei_gpu_combine_has(a, t) ? 0 : left < N ? (int)left : N;
+    if (n == 0) {
+        return;
+    }
+    float sum[N];
+    bool any = false;
+    MOEI_GPU_UNROLL
+    for (int i = 0; i < N; i++) {
+        sum[i] = a->convert ? -0.0f : 0.0f; // -0 changes no term, itself -0 or not
+    }
+    for (int32_t j0 = 0; j0 < a->slots_per_token; j0 += AHEAD) {
+        moei_gpu_slot s[AHEAD];
+        float v[AHEAD][N];
+        MOEI_GPU_UNROLL
+        for (int q = 0; q < AHEAD; q++) {
+            s[q].kind = MOEI_GPU_SLOT_ABSENT;
+            if (j0 + q < a->slots_per_token) {
+                s[q] = moei_gpu_read_slot(a, t, j0 + q);
+            }
+            if (s[q].kind != MOEI_GPU_SLOT_ABSENT) {
+                moei_gpu_load_piece<N>(moei_gpu_slot_dtype(a, s[q]),
+                                       moei_gpu_slot_at(a, s[q], t, j0 + q, h), n, v[q]);
+            }
+        }
+        MOEI_GPU_UNROLL
+        for (int q = 0; q < AHEAD; q++) {
+            if (s[q].kind != MOEI_GPU_SLOT_ABSENT) {
+                moei_gpu_add_slot<N>(a, s[q], v[q], sum);
+                any = true;
+            }
+        }
+    }
+    MOEI_GPU_UNROLL
+    for (int i = 0; i < N; i++) {
+        sum[i] = any ? sum[i] : 0.0f;
+    }
+    moei_gpu_combine_rest<N>(a, t, h, n, sum);
 }
 
 /// Shared memory: moei_gpu_slot [tokens of a tile][MOEI_GPU_COMBINE_SLOTS].
@@ -242,7 +290,7 @@ DEV_FN void moei_gpu_combine(const moek_combine_args *a)
             for (int i = 0; i < N; i++) {
                 sum[i] = any ? sum[i] : 0.0f;
             }
-            moei_gpu_combine_rest(a, t, h, n, sum);
+            moei_gpu_combine_rest<N>(a, t, h, n, sum);
         }
     }
 }

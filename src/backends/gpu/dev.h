@@ -38,11 +38,13 @@
 #include "backends/gpu/dev_sim.h"
 #endif
 
-// Before a loop whose arrays must become registers.
+// Before a loop whose arrays must become registers; before one that must stay a loop.
 #if defined(__CUDACC__) || defined(__HIP__)
 #define MOEI_GPU_UNROLL _Pragma("unroll")
+#define MOEI_GPU_ROLL   _Pragma("unroll 1")
 #else
 #define MOEI_GPU_UNROLL
+#define MOEI_GPU_ROLL
 #endif
 
 /// Sum over the warp's lanes; the order of a butterfly 16, 8, 4, 2, 1, the same on every lane.

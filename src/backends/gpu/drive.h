@@ -66,11 +66,10 @@ bool moei_gpu_ggemm_supports(const moei_host *host, const moei_kernel *kernel,
 /// Scratch memory that moei_gpu_gather may need in a run.
 size_t moei_gpu_gather_bytes(const moe_layer_desc *desc, int64_t num_tokens);
 
-/// Enqueues a copy of the rows of a product's x, in the order of their slots, to scratch memory;
-/// `to` is the product on the copy. False where there is no scratch memory or scales lie otherwise:
-/// nothing is done.
-bool moei_gpu_gather(const moei_host *host, const moei_exec *exec, const moek_ggemm_args *from,
-                     moek_ggemm_args *to, moe_status *status);
+/// Enqueues a copy of the rows of a product's x, in the order of their slots, to `memory`; `to` is
+/// the product on the copy. False where rows are too long: nothing is done.
+bool moei_gpu_gather(const moei_host *host, const moei_exec *exec, uint8_t *memory,
+                     const moek_ggemm_args *from, moek_ggemm_args *to, moe_status *status);
 
 #ifdef __cplusplus
 }

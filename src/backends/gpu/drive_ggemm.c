@@ -82,8 +82,8 @@ size_t moei_gpu_gather_bytes(const moe_layer_desc *desc, int64_t num_tokens)
     return moei_size_mul(rows, (size_t)padded(MAX_ROW_BYTES(width)));
 }
 
-bool moei_gpu_gather(const moei_host *host, const moei_exec *exec, const moek_ggemm_args *from,
-                     moek_ggemm_args *to, moe_status *status)
+bool moei_gpu_gather(const moei_host *host, const moei_exec *exec, uint8_t *memory,
+                     const moek_ggemm_args *from, moek_ggemm_args *to, moe_status *status)
 {
     enum { THREADS = 256 };
     const moei_operand *x = &from->x;
@@ -95,16 +95,14 @@ bool moei_gpu_gather(const moei_host *host, const moei_exec *exec, const moek_gg
     const int32_t scale_size = x->packed ? 4 : host->dtype_bits(x->scale_dtype) / 8;
     moei_gpu_gather_args g = {
         .a = *from,
-        .rows = exec->scratch,
-        .row_bytes = k * host->dtype_bits(x->dtype) / 8,
-        .scale_bytes = scales * scale_size,
+        .rows = memory,
+        .row_bytes = (int32_t)(k * host->dtype_bits(x->dtype) / 8),
+        .scale_count = (int32_t)scales,
         .scale_size = scale_size,
     };
     g.pitch = padded(g.row_bytes);
-    g.scale_pitch = padded(g.scale_bytes);
-    if (exec->scratch == NULL || from->offsets == NULL || from->row_index == NULL ||
-        (scales > 1 && x->scale_k_stride != 1) ||
-        g.pitch + g.scale_pitch > padded(MAX_ROW_BYTES(k))) {
+    if (from->offsets == NULL || from->row_index == NULL ||
+        g.pitch + scales * scale_size > padded(MAX_ROW_BYTES(k))) {
         return false;
     }
     g.scales = g.rows + from->rows * g.pitch;
@@ -115,7 +113,8 @@ bool moei_gpu_gather(const moei_host *host, const moei_exec *exec, const moek_gg
     to->x.row_stride = g.pitch;
     if (scales > 0) {
         to->x.scales = g.scales;
-        to->x.scale_row_stride = g.scale_pitch / scale_size;
+        to->x.scale_row_stride = 1;
+        to->x.scale_k_stride = from->rows;
     }
     const int64_t blocks = moei_i64_min(moei_i64_ceil_div(from->rows, THREADS / 32), MAX_BLOCKS);
     const moei_gpu_grid grid = {(uint32_t)blocks, THREADS, 0, false};

@@ -8,13 +8,6 @@
 #include "moe/types.h"
 #include "quant/elements.h" // moei_canonical_nan, moei_round_to, and every header of numerics/
 
-// Before a loop whose arrays must become registers.
-#if defined(__CUDACC__) || defined(__HIP__)
-#define MOEI_GPU_UNROLL _Pragma("unroll")
-#else
-#define MOEI_GPU_UNROLL
-#endif
-
 struct alignas(8) moei_gpu_words2 {
     uint32_t w[2];
 };
@@ -226,15 +219,15 @@ template <int N> DEV_FN void moei_gpu_store_piece(moe_dtype dtype, void *p, int 
             w[i] = moei_gpu_round_16(dtype, v[2 * i]) | moei_gpu_round_16(dtype, v[2 * i + 1])
                                                             << 16;
         }
-        if (N == 4) {
+        if constexpr (N == 4) {
             const moei_gpu_words2 q = {{w[0], w[1]}};
             *(moei_gpu_words2 *)p = q;
-            return;
-        }
-        MOEI_GPU_UNROLL
-        for (int i = 0; i < N / 8; i++) {
-            const moei_gpu_words4 q = {{w[4 * i], w[4 * i + 1], w[4 * i + 2], w[4 * i + 3]}};
-            ((moei_gpu_words4 *)p)[i] = q;
+        } else {
+            MOEI_GPU_UNROLL
+            for (int i = 0; i < N / 8; i++) {
+                const moei_gpu_words4 q = {{w[4 * i], w[4 * i + 1], w[4 * i + 2], w[4 * i + 3]}};
+                ((moei_gpu_words4 *)p)[i] = q;
+            }
         }
     }
 }

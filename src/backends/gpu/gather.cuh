@@ -9,16 +9,18 @@
 #include "ops/ggemm_at.h"
 
 // `bytes` bytes by the lanes of a warp; of both ends, `from` may lie anywhere.
-DEV_FN void moei_gpu_copy_row(uint8_t *to, const uint8_t *from, int64_t bytes)
+DEV_FN void moei_gpu_copy_row(uint8_t *to, const uint8_t *from, int32_t bytes)
 {
-    int64_t done = 0;
+    int32_t done = 0;
     if (moei_gpu_is_aligned(from, 16) && moei_gpu_is_aligned(to, 16)) {
-        for (int64_t i = dev_lane(); i < bytes / 16; i += 32) {
+        MOEI_GPU_ROLL
+        for (int32_t i = (int32_t)dev_lane(); i < bytes / 16; i += 32) {
             ((moei_gpu_words4 *)(void *)to)[i] = ((const moei_gpu_words4 *)(const void *)from)[i];
         }
         done = bytes / 16 * 16;
     }
-    for (int64_t i = done + dev_lane(); i < bytes; i += 32) {
+    MOEI_GPU_ROLL
+    for (int32_t i = done + (int32_t)dev_lane(); i < bytes; i += 32) {
         to[i] = from[i];
     }
 }
@@ -31,10 +33,18 @@ DEV_FN void moei_gpu_gather(const moei_gpu_gather_args *g)
          i += (int64_t)dev_blocks() * dev_warps()) {
         const int64_t row = moei_x_row(a, i);
         moei_gpu_copy_row(g->rows + i * g->pitch, a->x.data + row * a->x.row_stride, g->row_bytes);
-        if (g->scale_bytes > 0) {
-            const int64_t stride = a->x.scale_row_stride * g->scale_size;
-            moei_gpu_copy_row(g->scales + i * g->scale_pitch,
-                              (const uint8_t *)a->x.scales + row * stride, g->scale_bytes);
+        MOEI_GPU_ROLL
+        for (int32_t j = (int32_t)dev_lane(); j < g->scale_count; j += 32) {
+            const int64_t from = row * a->x.scale_row_stride + j * a->x.scale_k_stride;
+            const uint8_t *scale = (const uint8_t *)a->x.scales + from * g->scale_size;
+            uint8_t *to = g->scales + (j * a->rows + i) * g->scale_size;
+            if (g->scale_size == 4) {
+                moei_gpu_write_u32(to, moei_gpu_read_u32(scale));
+            } else if (g->scale_size == 2) {
+                moei_gpu_write_u16(to, moei_gpu_read_u16(scale));
+            } else {
+                to[0] = scale[0];
+            }
         }
     }
 }
