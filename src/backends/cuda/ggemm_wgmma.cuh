@@ -61,9 +61,11 @@ template <int KIND_, int BN_, int PIPES_, int GROUPS_, int DEPTH_> struct shape 
         ((PACKED ? GROUPS * BLOCK : BM * STAGE_K) * DEPTH + 1023) / 1024 * 1024;
     static constexpr int STAGE = WEIGHTS + DEPTH * BN * STAGE_K;
     static constexpr int SCALES = SCALED ? BN * 4 : 0; // bytes beside a stage
-    // One pipe: two math warpgroups and the producer's share 3 * 168 registers a thread.
-    static constexpr int PRODUCER_REGISTERS = SCALED ? 104 : BN > 192 ? 56 : 72;
-    static constexpr int MATH_REGISTERS = (3 * 168 - PRODUCER_REGISTERS) / 2;
+    // Registers of a thread. One pipe: two math warpgroups and the producer's share 3 * 168, what
+    // the launch allots; four: four and the producers' 5 * 96. Others take what they get.
+    static constexpr bool REGISTERS = PIPES == 1 || PIPES == 4;
+    static constexpr int PRODUCER_REGISTERS = PIPES == 4 ? 48 : SCALED ? 104 : BN > 192 ? 56 : 72;
+    static constexpr int MATH_REGISTERS = PIPES == 4 ? 104 : (3 * 168 - PRODUCER_REGISTERS) / 2;
     static constexpr int LANE_ROWS = (BN + 31) / 32; // rows of x of a lane
 };
 
@@ -690,11 +692,11 @@ static __device__ __forceinline__ void multiply_chain(const moei_mma_args *g, in
     release(r, ring.empty);
 }
 
-// Scale of an output for the blocks of k, one after the other; 1 where it does not change along k.
-// Two are asked for ahead, so that nobody waits.
+// Scales along k of eight outputs of a warp: a lane holds the scale of every 32nd block of k, the
+// others ask for it. Where blocks of outputs end inside of an eight, every lane reads its own.
 typedef struct block_scales {
-    int64_t at; // of the next but one; -1: it does not change
-    float now, next;
+    int64_t at; // of this lane's output, or of the first of the eight; -1: 1 for all k
+    float of_lane;
 } block_scales;
 
 static __device__ __forceinline__ float load_scale(const moei_matrices *w, int64_t at)
@@ -703,30 +705,41 @@ static __device__ __forceinline__ float load_scale(const moei_matrices *w, int64
                                      : moei_gpu_load(w->scale_dtype, w->scales, at);
 }
 
-static __device__ __forceinline__ block_scales scales_of(const moei_matrices *w, int32_t e,
-                                                         int64_t n, int blocks_k)
+static __device__ __forceinline__ float next_scale(const moei_mma_args *g, block_scales *s, int kb,
+                                                   int blocks_k)
 {
-    block_scales s = {-1, 1.0f, 1.0f};
-    if (w->block_k > 0 && n < w->n) {
-        s.at = moei_w_scale_at(w, e, n, 0);
-        s.now = load_scale(w, s.at);
-        s.next = blocks_k > 1 ? load_scale(w, s.at + w->scale_k_stride) : 1.0f;
-        s.at += 2 * w->scale_k_stride;
+    const moei_matrices *w = &g->a.w;
+    if (s->at < 0) {
+        return 1.0f;
     }
-    return s;
+    if (!g->scales_by_eights) {
+        return load_scale(w, s->at + kb * w->scale_k_stride);
+    }
+    if (kb % 32 == 0) {
+        const int mine = kb + (int)threadIdx.x % 32;
+        s->of_lane = load_scale(w, s->at + (mine < blocks_k ? mine : kb) * w->scale_k_stride);
+    }
+    return __shfl_sync(~0u, s->of_lane, kb % 32);
 }
 
-// The scale of the block that comes next; `more`: there is one after the next.
-static __device__ __forceinline__ float next_scale(const moei_matrices *w, block_scales *s,
-                                                   bool more)
+// total = fma(acc * s_x, s_w, total); CODES: scales of x are four e8m0 in a word.
+template <class S, bool CODES>
+static __device__ __forceinline__ void fold(const float (&acc)[S::BN / 2], const float *of_x,
+                                            int kb, float s_low, float s_high,
+                                            float (&total)[S::BN / 2])
 {
-    const float now = s->now;
-    s->now = s->next;
-    if (s->at >= 0 && more) {
-        s->next = load_scale(w, s->at);
-        s->at += w->scale_k_stride;
+#pragma unroll
+    for (int b = 0; b < S::BN / 8; b++) {
+        float2 s_x = *(const float2 *)(of_x + 8 * b);
+        if (CODES) {
+            s_x.x = moei_e8m0_to_f32((uint8_t)(__float_as_uint(s_x.x) >> kb % 4 * 8));
+            s_x.y = moei_e8m0_to_f32((uint8_t)(__float_as_uint(s_x.y) >> kb % 4 * 8));
+        }
+        total[4 * b] = __fmaf_rn(acc[4 * b] * s_x.x, s_low, total[4 * b]);
+        total[4 * b + 1] = __fmaf_rn(acc[4 * b + 1] * s_x.y, s_low, total[4 * b + 1]);
+        total[4 * b + 2] = __fmaf_rn(acc[4 * b + 2] * s_x.x, s_high, total[4 * b + 2]);
+        total[4 * b + 3] = __fmaf_rn(acc[4 * b + 3] * s_x.y, s_high, total[4 * b + 3]);
     }
-    return now;
 }
 
 // FP8: a chain per block of 128 k, total = fma(chain * s_x, s_w, total).
@@ -737,15 +750,14 @@ static __device__ __forceinline__ void multiply_folds(const moei_mma_args *g, co
 {
     const moei_matrices *w = &g->a.w;
     const int lane = (int)threadIdx.x % 32;
-    const int64_t own = g->paired ? (int64_t)t->m * (S::BM / 2) + warp * 8 + lane / 4
-                                  : (int64_t)t->m * S::BM + warp * 16 + lane / 4;
-    const bool inside = own < g->outputs;
-    block_scales low = scales_of(w, t->e, inside ? own * g->step : w->n, blocks_k);
-    block_scales high = scales_of(w, t->e,
-                                  !inside     ? w->n
-                                  : g->paired ? g->second + own * g->step
-                                              : own + 8,
-                                  blocks_k);
+    const int eight = g->scales_by_eights ? 0 : lane / 4; // of eight outputs
+    const int64_t own = g->paired ? (int64_t)t->m * (S::BM / 2) + warp * 8 + eight
+                                  : (int64_t)t->m * S::BM + warp * 16 + eight;
+    const int64_t n_low = own * g->step;
+    const int64_t n_high = g->paired ? g->second + own * g->step : own + 8;
+    const bool scaled = w->block_k > 0 && own < g->outputs;
+    block_scales low = {scaled ? moei_w_scale_at(w, t->e, n_low, 0) : -1, 1.0f};
+    block_scales high = {scaled && n_high < w->n ? moei_w_scale_at(w, t->e, n_high, 0) : -1, 1.0f};
     const bool codes = g->scale_copies && g->a.x.scale_dtype == MOE_E8M0; // four in a word
 #pragma unroll
     for (int i = 0; i < S::BN / 2; i++) {
@@ -755,8 +767,8 @@ static __device__ __forceinline__ void multiply_folds(const moei_mma_args *g, co
     for (int kb = 0; kb < blocks_k; kb++) {
         const uint32_t stage = ring.stages + r->stage * S::STAGE;
         float acc[S::BN / 2];
-        const float s_low = next_scale(w, &low, kb + 2 < blocks_k);
-        const float s_high = next_scale(w, &high, kb + 2 < blocks_k);
+        const float s_low = next_scale(g, &low, kb, blocks_k);
+        const float s_high = next_scale(g, &high, kb, blocks_k);
         stagger(g->delay, (uint32_t)kb);
         hopper_barrier_wait(ring.full + 8 * r->stage, r->parity);
         hopper_mma_begin();
@@ -766,17 +778,10 @@ static __device__ __forceinline__ void multiply_folds(const moei_mma_args *g, co
             hopper_pointer<const float>(ring.scales + r->stage * S::SCALES) + lane % 4 * 2;
         hopper_mma_wait<0>();
         hopper_mma_keep(acc);
-#pragma unroll
-        for (int b = 0; b < S::BN / 8; b++) {
-            float2 s_x = *(const float2 *)(of_x + 8 * b);
-            if (codes) {
-                s_x.x = moei_e8m0_to_f32((uint8_t)(__float_as_uint(s_x.x) >> kb % 4 * 8));
-                s_x.y = moei_e8m0_to_f32((uint8_t)(__float_as_uint(s_x.y) >> kb % 4 * 8));
-            }
-            total[4 * b] = __fmaf_rn(acc[4 * b] * s_x.x, s_low, total[4 * b]);
-            total[4 * b + 1] = __fmaf_rn(acc[4 * b + 1] * s_x.y, s_low, total[4 * b + 1]);
-            total[4 * b + 2] = __fmaf_rn(acc[4 * b + 2] * s_x.x, s_high, total[4 * b + 2]);
-            total[4 * b + 3] = __fmaf_rn(acc[4 * b + 3] * s_x.y, s_high, total[4 * b + 3]);
+        if (codes) { // a loop of its own: what is not wanted would be issued all the same
+            fold<S, true>(acc, of_x, kb, s_low, s_high, total);
+        } else {
+            fold<S, false>(acc, of_x, kb, s_low, s_high, total);
         }
         advance(r, g->stages);
         release(r, ring.empty); // its scales have been read, too
@@ -1169,14 +1174,14 @@ static __global__ void __launch_bounds__(S::THREADS, 1)
                           hopper_smem(notes_full[pipe]),
                           hopper_smem(notes_empty[pipe])};
     if (produces) {
-        if constexpr (S::PIPES == 1) {
+        if constexpr (S::REGISTERS) {
             hopper_registers_shrink<S::PRODUCER_REGISTERS>();
         }
         if (warp - S::MATH / 32 < S::PIPES) {
             produce<S>(&g, prefix, pipe, ring);
         }
     } else {
-        if constexpr (S::PIPES == 1) {
+        if constexpr (S::REGISTERS) {
             hopper_registers_grow<S::MATH_REGISTERS>();
         }
         multiply<S>(&g, prefix, pipe, warp % (S::TEAM / 32), ring, turns + warp * TURN_BYTES);

@@ -2,7 +2,6 @@
 // Products on the matrix units: which kernel runs, and how it is launched.
 #include "backends/cuda/mma.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #include "backends/cuda/operand.h"
@@ -90,10 +89,6 @@ static const moei_mma_variant *variant_for(const moek_ggemm_args *a)
             least = cost;
             best = &v[i];
         }
-    }
-    const char *env = getenv("MOE_BN"); // EXPERIMENT
-    for (int i = 0; env != NULL && i < count; i++) {
-        best = v[i].bn == atoi(env) ? &v[i] : best;
     }
     return best;
 }
@@ -273,6 +268,8 @@ moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
                    ? rows_aligned(glu->y, glu->y_row_stride, glu->y_batch_stride, batched)
                    : rows_aligned(ggemm->y, ggemm->y_row_stride, ggemm->y_batch_stride, batched);
     g.scale_copies = scales_are_words(&ggemm->x, w->k, batched);
+    g.scales_by_eights = w->block_n % 8 == 0 && w->block_n > 0 && w->part_rows % 8 == 0 &&
+                         !(w->interleaved_parts && !g.paired);
     g.weights_stay = v->pipes == 1 && ggemm->rows > (int64_t)v->bn * w->count;
     const size_t pitch = (size_t)v->pipes * (size_t)(v->stage_bytes + v->scale_bytes);
     const size_t rest = 1024 + (size_t)v->turn_bytes + ((size_t)w->count + 1) * sizeof(int32_t);

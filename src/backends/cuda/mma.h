@@ -22,21 +22,22 @@ typedef struct moei_mma_args {
     CUtensorMap weights; // where they lie as the checkpoint has them
     CUtensorMap x;       // boxes of a row, or of as many as a tile has
     moek_ggemm_args a;
-    moek_glu_args glu;    // where `fused`
-    int32_t fused;        // the output is glu's
-    int32_t paired;       // tiles hold eights of two parts in turn (always where fused)
-    int32_t up_first;     // of the two parts, ups have the lower rows
-    int64_t second, step; // output i of the parts: i * step, second + i * step
-    int64_t outputs;      // of a part, or of all
-    int32_t m_blocks;     // tiles along the outputs
-    float limit;          // of the activation
-    int32_t zero_point;   // of packed codes without their own
-    int32_t x_engine;     // moei_mma_x
-    int32_t vector;       // rows of the output do
-    int32_t scale_copies; // scales of x come by 4-byte copies: f32, or words of four e8m0
-    int32_t weights_stay; // several tiles read the same weights
-    int32_t early;        // weights and offsets do not depend on the launch before this one
-    int32_t combines;     // the last tile of a block of outputs combines
+    moek_glu_args glu;        // where `fused`
+    int32_t fused;            // the output is glu's
+    int32_t paired;           // tiles hold eights of two parts in turn (always where fused)
+    int32_t up_first;         // of the two parts, ups have the lower rows
+    int64_t second, step;     // output i of the parts: i * step, second + i * step
+    int64_t outputs;          // of a part, or of all
+    int32_t m_blocks;         // tiles along the outputs
+    float limit;              // of the activation
+    int32_t zero_point;       // of packed codes without their own
+    int32_t x_engine;         // moei_mma_x
+    int32_t vector;           // rows of the output do
+    int32_t scale_copies;     // scales of x come by 4-byte copies: f32, or words of four e8m0
+    int32_t scales_by_eights; // eight outputs that begin at a multiple of 8 share their scales
+    int32_t weights_stay;     // several tiles read the same weights
+    int32_t early;            // weights and offsets do not depend on the launch before this one
+    int32_t combines;         // the last tile of a block of outputs combines
     moek_combine_args combine;
     int32_t *arrived; // tiles of each block of outputs that are complete; 0 at first
     int32_t *clear;   // counters for a later launch, which this one sets to 0
