@@ -1,0 +1,409 @@
+// SPDX-License-Identifier: Apache-2.0
+// The products of a tile, from the ring to sums in registers: one chain, a chain per block, or
+// packed weights decoded on the way.
+#ifndef MOEI_CUDA_WGMMA_MULTIPLY_CUH
+#define MOEI_CUDA_WGMMA_MULTIPLY_CUH
+
+#include "backends/cuda/decode.cuh"
+#include "backends/cuda/wgmma_shape.cuh"
+#include "backends/gpu/scales.cuh"
+
+// A ring, as a math warpgroup goes through it.
+typedef struct ring_place {
+    int stage;
+    uint32_t parity;
+    int before; // the stage whose products may still be under way; -1: none
+} ring_place;
+
+static __device__ __forceinline__ void release(ring_place *r, uint32_t empty)
+{
+    if (r->before >= 0 && threadIdx.x % 32 == 0) {
+        hopper_barrier_arrive(empty + 8 * r->before);
+    }
+    r->before = -1;
+}
+
+static __device__ __forceinline__ void advance(ring_place *r, int stages)
+{
+    r->before = r->stage;
+    if (++r->stage == stages) {
+        r->stage = 0;
+        r->parity ^= 1;
+    }
+}
+
+// The products of a stage's block d for this warpgroup, both operands in shared memory.
+template <class S>
+static __device__ __forceinline__ void multiply_block(uint32_t stage, int group, int d, bool fresh,
+                                                      float (&acc)[S::BN / 2])
+{
+    const uint64_t w = hopper_operand(stage + (d * S::BM + group * 64) * STAGE_K);
+    const uint64_t x = hopper_operand(stage + S::WEIGHTS + d * S::BN * STAGE_K);
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        hopper_mma<S::BN, S::KIND>(acc, w + 2 * j, x + 2 * j, !fresh || j != 0);
+    }
+}
+
+// bf16 and f16: one chain over K.
+template <class S>
+static __device__ __forceinline__ void multiply_chain(const moei_mma_args *g, int group,
+                                                      int blocks_k, ring_of ring, ring_place *r,
+                                                      float (&acc)[S::BN / 2])
+{
+#pragma unroll 1
+    for (int kb = 0; kb < blocks_k; kb += S::DEPTH) {
+        const uint32_t stage = ring.stages + r->stage * S::STAGE;
+        stagger(g->delay, (uint32_t)kb);
+        hopper_barrier_wait(ring.full + 8 * r->stage, r->parity);
+        const int depth = S::DEPTH == 1 || blocks_k - kb >= S::DEPTH ? S::DEPTH : blocks_k - kb;
+#pragma unroll 1
+        for (int d = 0; d < depth; d++) {
+            hopper_mma_begin();
+            multiply_block<S>(stage, group, d, kb + d == 0, acc);
+            hopper_mma_commit();
+            hopper_mma_wait<1>();
+            release(r, ring.empty); // the stage before, once: its last products are done
+        }
+        advance(r, g->stages);
+    }
+    hopper_mma_wait<0>();
+    hopper_mma_keep(acc);
+    release(r, ring.empty);
+}
+
+// Scales along k of eight outputs of a warp: a lane holds the scale of every 32nd block of k, the
+// others ask for it. Where blocks of outputs end inside of an eight, every lane reads its own.
+typedef struct block_scales {
+    int64_t at; // of this lane's output, or of the first of the eight; -1: 1 for all k
+    float of_lane;
+} block_scales;
+
+static __device__ __forceinline__ float load_scale(const moei_matrices *w, int64_t at)
+{
+    return w->scale_dtype == MOE_F32 ? ((const float *)w->scales)[at]
+                                     : moei_gpu_load(w->scale_dtype, w->scales, at);
+}
+
+static __device__ __forceinline__ float next_scale(const moei_mma_args *g, block_scales *s, int kb,
+                                                   int blocks_k)
+{
+    const moei_matrices *w = &g->a.w;
+    if (s->at < 0) {
+        return 1.0f;
+    }
+    if (!g->scales_by_eights) {
+        return load_scale(w, s->at + kb * w->scale_k_stride);
+    }
+    if (kb % 32 == 0) {
+        const int mine = kb + (int)threadIdx.x % 32;
+        s->of_lane = load_scale(w, s->at + (mine < blocks_k ? mine : kb) * w->scale_k_stride);
+    }
+    return __shfl_sync(~0u, s->of_lane, kb % 32);
+}
+
+// total = fma(acc * s_x, s_w, total); CODES: scales of x are four e8m0 in a word.
+template <class S, bool CODES>
+static __device__ __forceinline__ void fold(const float (&acc)[S::BN / 2], const float *of_x,
+                                            int kb, float s_low, float s_high,
+                                            float (&total)[S::BN / 2])
+{
+#pragma unroll
+    for (int b = 0; b < S::BN / 8; b++) {
+        float2 s_x = *(const float2 *)(of_x + 8 * b);
+        if (CODES) {
+            s_x.x = moei_e8m0_to_f32((uint8_t)(__float_as_uint(s_x.x) >> kb % 4 * 8));
+            s_x.y = moei_e8m0_to_f32((uint8_t)(__float_as_uint(s_x.y) >> kb % 4 * 8));
+        }
+        total[4 * b] = __fmaf_rn(acc[4 * b] * s_x.x, s_low, total[4 * b]);
+        total[4 * b + 1] = __fmaf_rn(acc[4 * b + 1] * s_x.y, s_low, total[4 * b + 1]);
+        total[4 * b + 2] = __fmaf_rn(acc[4 * b + 2] * s_x.x, s_high, total[4 * b + 2]);
+        total[4 * b + 3] = __fmaf_rn(acc[4 * b + 3] * s_x.y, s_high, total[4 * b + 3]);
+    }
+}
+
+// FP8: a chain per block of 128 k, total = fma(chain * s_x, s_w, total).
+template <class S>
+static __device__ __forceinline__ void multiply_folds(const moei_mma_args *g, const moei_tile *t,
+                                                      int warp, int blocks_k, ring_of ring,
+                                                      ring_place *r, float (&total)[S::BN / 2])
+{
+    const moei_matrices *w = &g->a.w;
+    const int lane = (int)threadIdx.x % 32;
+    const int eight = g->scales_by_eights ? 0 : lane / 4; // of eight outputs
+    const int64_t own = g->paired ? (int64_t)t->m * (S::BM / 2) + warp * 8 + eight
+                                  : (int64_t)t->m * S::BM + warp * 16 + eight;
+    const int64_t n_low = own * g->step;
+    const int64_t n_high = g->paired ? g->second + own * g->step : own + 8;
+    const bool scaled = w->block_k > 0 && own < g->outputs;
+    block_scales low = {scaled ? moei_w_scale_at(w, t->e, n_low, 0) : -1, 1.0f};
+    block_scales high = {scaled && n_high < w->n ? moei_w_scale_at(w, t->e, n_high, 0) : -1, 1.0f};
+    const bool codes = g->scale_copies && g->a.x.scale_dtype == MOE_E8M0; // four in a word
+#pragma unroll
+    for (int i = 0; i < S::BN / 2; i++) {
+        total[i] = 0.0f;
+    }
+#pragma unroll 1
+    for (int kb = 0; kb < blocks_k; kb++) {
+        const uint32_t stage = ring.stages + r->stage * S::STAGE;
+        float acc[S::BN / 2];
+        const float s_low = next_scale(g, &low, kb, blocks_k);
+        const float s_high = next_scale(g, &high, kb, blocks_k);
+        stagger(g->delay, (uint32_t)kb);
+        hopper_barrier_wait(ring.full + 8 * r->stage, r->parity);
+        hopper_mma_begin();
+        multiply_block<S>(stage, warp / 4, 0, true, acc);
+        hopper_mma_commit();
+        const float *of_x =
+            hopper_pointer<const float>(ring.scales + r->stage * S::SCALES) + lane % 4 * 2;
+        hopper_mma_wait<0>();
+        hopper_mma_keep(acc);
+        if (codes) { // a loop of its own: what is not wanted would be issued all the same
+            fold<S, true>(acc, of_x, kb, s_low, s_high, total);
+        } else {
+            fold<S, false>(acc, of_x, kb, s_low, s_high, total);
+        }
+        advance(r, g->stages);
+        release(r, ring.empty); // its scales have been read, too
+    }
+}
+
+// A thread's codes of a block, and for each step what decodes them.
+template <class S> struct packed_block {
+    static constexpr int WORDS = MOEI_OPERAND_CODES(S::OPERAND) / (128 * 4 * 4); // of a step
+    uint32_t words[4 * WORDS];
+    uint32_t with[4]; // factors, scales or zero points: decode.cuh
+};
+
+// @param plain  the expert's flag
+// @param zeros  U4, U8: the pair of addends
+template <class S>
+static __device__ __forceinline__ void load_block(uint32_t at, bool plain, uint32_t zeros,
+                                                  packed_block<S> *b)
+{
+    const int thread = (int)threadIdx.x % 128;
+    const uint32_t codes = at + thread * 16 * packed_block<S>::WORDS;
+    const uint32_t scales = at + MOEI_OPERAND_CODES(S::OPERAND);
+#pragma unroll
+    for (int i = 0; i < packed_block<S>::WORDS; i++) {
+        const uint4 words = hopper_pointer<const uint4>(codes)[i];
+        b->words[4 * i] = words.x;
+        b->words[4 * i + 1] = words.y;
+        b->words[4 * i + 2] = words.z;
+        b->words[4 * i + 3] = words.w;
+    }
+    if constexpr (S::OPERAND == MOEI_OPERAND_MXFP4) {
+        const uint32_t bytes = hopper_pointer<const uint32_t>(scales)[thread / 4];
+        uint32_t halves[2];
+        if (plain) {
+            decode_mxfp4_factors(bytes, halves);
+        } else {
+            decode_mxfp4_scales(bytes, halves);
+        }
+        b->with[0] = b->with[1] = halves[0];
+        b->with[2] = b->with[3] = halves[1];
+    } else if constexpr (S::OPERAND == MOEI_OPERAND_NVFP4) {
+        const uint2 bytes = hopper_pointer<const uint2>(scales)[thread / 4];
+        decode_nvfp4_factors(bytes.x, bytes.y, b->with);
+    } else {
+        b->with[0] = b->with[1] = b->with[2] = b->with[3] = zeros;
+    }
+}
+
+template <class S>
+static __device__ __forceinline__ void decode_step(const packed_block<S> &b, int j, bool plain,
+                                                   uint32_t (&a)[4])
+{
+    if constexpr (S::OPERAND == MOEI_OPERAND_MXFP4) {
+        if (plain) {
+            decode_e2m1(b.words[j], b.with[j], a);
+        } else {
+            decode_e2m1_twice(b.words[j], b.with[j], a);
+        }
+    } else if constexpr (S::OPERAND == MOEI_OPERAND_NVFP4) {
+        decode_e2m1(b.words[j], b.with[j], a);
+    } else if constexpr (S::OPERAND == MOEI_OPERAND_U4) {
+        decode_u4(b.words[j], b.with[j], a);
+    } else if constexpr (S::OPERAND == MOEI_OPERAND_U8) {
+        decode_u8(b.words[2 * j], b.words[2 * j + 1], b.with[j], a);
+    } else if (plain) {
+        decode_e4m3(b.words[2 * j], b.words[2 * j + 1], a);
+    } else {
+        decode_e4m3_nan(b.words[2 * j], b.words[2 * j + 1], a);
+    }
+}
+
+// Half a block, 32 k. Where products may stay under way (PENDING 1), registers of the halves take
+// turns: a product reads one while the other is decoded.
+template <class S, int PENDING>
+static __device__ __forceinline__ void multiply_half(const packed_block<S> &b, int half, bool plain,
+                                                     bool fresh, uint64_t x, uint32_t (&a)[2][4],
+                                                     float (&acc)[S::BN / 2])
+{
+    decode_step<S>(b, 2 * half, plain, a[0]);
+    decode_step<S>(b, 2 * half + 1, plain, a[1]);
+    hopper_mma_begin();
+    hopper_mma_registers<S::BN>(acc, a[0], x + 4 * half, !fresh);
+    hopper_mma_registers<S::BN>(acc, a[1], x + 4 * half + 2, 1);
+    hopper_mma_commit();
+    hopper_mma_wait<PENDING>();
+}
+
+// Flags of an expert's packed weights.
+template <class S>
+static __device__ __forceinline__ bool is_plain(const moei_matrices *w, int32_t e)
+{
+    const uint8_t *expert = w->values + e * w->value_e_stride;
+    const uint32_t flags = *(const uint32_t *)(expert + moei_operand_flags_at(S::OPERAND, w));
+    return (flags & MOEI_OPERAND_PLAIN) != 0;
+}
+
+// Packed weights whose scales are in the blocks, or hold for all of k: a chain per chunk.
+template <class S>
+static __device__ __forceinline__ void multiply_chunks(const moei_mma_args *g, bool plain,
+                                                       int group, int blocks_k, ring_of ring,
+                                                       ring_place *r, float (&total)[S::BN / 2])
+{
+    static_assert(CHUNK % S::DEPTH == 0, "a stage lies in one chunk");
+    const uint32_t zero = (uint32_t)g->zero_point;
+    const uint32_t zeros = S::APART ? decode_zeros(zero, zero) : 0;
+    uint32_t a[2][2][4];
+#pragma unroll
+    for (int i = 0; i < S::BN / 2; i++) {
+        total[i] = -0.0f; // changes no sum
+    }
+#pragma unroll 1
+    for (int k0 = 0; k0 < blocks_k; k0 += CHUNK) {
+        const int k1 = k0 + CHUNK < blocks_k ? k0 + CHUNK : blocks_k;
+        float acc[S::BN / 2];
+#pragma unroll
+        for (int i = 0; i < S::BN / 2; i++) {
+            acc[i] = 0.0f;
+        }
+#pragma unroll 1
+        for (int kb = k0; kb < k1; kb += S::DEPTH) {
+            const uint32_t stage = ring.stages + r->stage * S::STAGE;
+            stagger(g->delay, (uint32_t)kb);
+            hopper_barrier_wait(ring.full + 8 * r->stage, r->parity);
+#pragma unroll 1
+            for (int d = 0; d < S::DEPTH; d++) {
+                if (d > 0 && kb + d >= k1) {
+                    break;
+                }
+                packed_block<S> b;
+                load_block<S>(stage + (group * S::DEPTH + d) * S::BLOCK, plain, zeros, &b);
+                const uint64_t x = hopper_operand(stage + S::WEIGHTS + d * S::BN * STAGE_K);
+                multiply_half<S, 1>(b, 0, plain, false, x, a[0], acc);
+                if (d == 0) {
+                    release(r, ring.empty); // the stage before: its last products are done
+                }
+                multiply_half<S, 1>(b, 1, plain, false, x, a[1], acc);
+            }
+            advance(r, g->stages);
+        }
+        hopper_mma_wait<0>();
+        hopper_mma_keep(acc);
+        release(r, ring.empty);
+#pragma unroll
+        for (int i = 0; i < S::BN / 2; i++) {
+            total[i] = total[i] + acc[i];
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < S::BN / 2; i++) {
+        total[i] = total[i] * MOEI_OPERAND_UP(S::OPERAND);
+    }
+}
+
+// What belongs to a group of k, for this thread's two outputs.
+typedef struct group_terms {
+    float low, high; // scales
+    uint32_t zeros;  // the pair of addends
+} group_terms;
+
+template <class S>
+static __device__ __forceinline__ group_terms terms_of_group(const moei_mma_args *g, int32_t e,
+                                                             int64_t row, int64_t group)
+{
+    const moei_matrices *w = &g->a.w;
+    const int64_t at = group * moei_operand_pitch(w) + row;
+    const float *scales = packed_scales<S>(w, e) + at;
+    uint32_t low = (uint32_t)g->zero_point;
+    uint32_t high = low;
+    if (w->zero_e_stride > 0) {
+        const uint8_t *zeros =
+            w->values + e * w->value_e_stride + moei_operand_zeros_at(S::OPERAND, w) + at;
+        low = zeros[0];
+        high = zeros[8];
+    }
+    return {scales[0], scales[8], decode_zeros(low, high)};
+}
+
+// Packed weights whose scales change along k: a chain per group, total = fma(chain, s_w, total).
+template <class S>
+static __device__ __forceinline__ void
+multiply_groups(const moei_mma_args *g, const moei_tile *t, bool plain, int warp, int blocks_k,
+                ring_of ring, ring_place *r, float (&total)[S::BN / 2])
+{
+    constexpr bool AHEAD = S::BN <= 64;     // registers for the next group's terms, too
+    const int halves = g->a.w.block_k / 32; // of a group
+    const int64_t row = (int64_t)t->m * S::BM + warp * 16 + (int)threadIdx.x % 32 / 4;
+    const int all = (int)((g->a.w.k + 31) / 32);
+    int done = 0; // halves of the group
+    int64_t group = 0;
+    group_terms now = terms_of_group<S>(g, t->e, row, 0);
+    group_terms next = now;
+    uint32_t a[2][4];
+    float acc[S::BN / 2];
+#pragma unroll
+    for (int i = 0; i < S::BN / 2; i++) {
+        total[i] = 0.0f;
+        acc[i] = 0.0f;
+    }
+#pragma unroll 1
+    for (int kb = 0; kb < blocks_k; kb += S::DEPTH) {
+        const uint32_t stage = ring.stages + r->stage * S::STAGE;
+        stagger(g->delay, (uint32_t)kb);
+        hopper_barrier_wait(ring.full + 8 * r->stage, r->parity);
+#pragma unroll
+        for (int d = 0; d < S::DEPTH; d++) {
+            if (d > 0 && kb + d >= blocks_k) {
+                break;
+            }
+            packed_block<S> b;
+            load_block<S>(stage + ((warp / 4) * S::DEPTH + d) * S::BLOCK, plain, 0, &b);
+            const uint64_t x = hopper_operand(stage + S::WEIGHTS + d * S::BN * STAGE_K);
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int h = 2 * (kb + d) + half;
+                if (h >= all) {
+                    break;
+                }
+                if (AHEAD && done == 0 && h + halves < all) { // nobody waits for it
+                    next = terms_of_group<S>(g, t->e, row, group + 1);
+                }
+                b.with[2 * half] = b.with[2 * half + 1] = now.zeros;
+                multiply_half<S, 0>(b, half, plain, done == 0, x, a, acc);
+                hopper_mma_keep(acc);
+                if (++done == halves || h + 1 == all) {
+#pragma unroll
+                    for (int i = 0; i < S::BN / 2; i++) {
+                        total[i] = __fmaf_rn(acc[i] * MOEI_OPERAND_UP(S::OPERAND),
+                                             i % 4 < 2 ? now.low : now.high, total[i]);
+                    }
+                    done = 0;
+                    group++;
+                    if (AHEAD) {
+                        now = next;
+                    } else if (h + 1 < all) {
+                        now = terms_of_group<S>(g, t->e, row, group);
+                    }
+                }
+            }
+        }
+        advance(r, g->stages);
+        release(r, ring.empty);
+    }
+}
+
+#endif

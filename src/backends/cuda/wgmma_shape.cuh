@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the parts of the matrix kernels (ggemm_wgmma.cuh) share: what a kernel is when it is
+// compiled, the rings and notes in shared memory, and which tiles a pipe has.
+#ifndef MOEI_CUDA_WGMMA_SHAPE_CUH
+#define MOEI_CUDA_WGMMA_SHAPE_CUH
+
+#include "backends/cuda/hopper.cuh"
+#include "backends/cuda/mma.h"
+#include "backends/cuda/operand.h"
+#include "backends/gpu/tiles.cuh"
+
+#define STAGE_K    128  // bytes of k of a row in a block of k: one swizzle row
+#define TURN_BYTES 1024 // of a warp: 32 rows of y, 16 outputs each
+#define CHUNK      9    // blocks of k of a chain of packed weights
+
+// Kinds of weights: types of hopper_mma, and, from PACKED on, those of operand.h.
+enum { KIND_BF16 = HOPPER_BF16, KIND_F16 = HOPPER_F16, KIND_E4M3 = HOPPER_E4M3, KIND_PACKED };
+
+// What a kernel is when it is compiled. DEPTH: blocks of k in a stage.
+template <int KIND_, int BN_, int PIPES_, int GROUPS_, int DEPTH_> struct shape {
+    static constexpr int KIND = KIND_;
+    static constexpr int BN = BN_;
+    static constexpr int PIPES = PIPES_;
+    static constexpr int GROUPS = GROUPS_; // math warpgroups of a pipe
+    static constexpr int DEPTH = DEPTH_;
+    static constexpr bool PACKED = KIND >= KIND_PACKED;
+    static constexpr moei_operand_kind OPERAND = (moei_operand_kind)(KIND - KIND_PACKED);
+    static constexpr int BLOCK = PACKED ? MOEI_OPERAND_BYTES(OPERAND) : 0; // bytes, of 64 outputs
+    static constexpr bool APART = PACKED && MOEI_OPERAND_APART(OPERAND); // scales after the blocks
+    static constexpr bool SCALED = KIND == KIND_E4M3;                    // scales of x, too
+    static constexpr int X_BYTES = KIND == KIND_E4M3 ? 1 : 2;            // of an element of x
+    static constexpr int BM = 64 * GROUPS;
+    static constexpr int TEAM = 128 * GROUPS; // math threads of a pipe
+    static constexpr int MATH = PIPES * TEAM;
+    static constexpr int THREADS = MATH + 128;
+    static constexpr int WEIGHTS = // bytes in a stage, up to where rows of x begin
+        ((PACKED ? GROUPS * BLOCK : BM * STAGE_K) * DEPTH + 1023) / 1024 * 1024;
+    static constexpr int STAGE = WEIGHTS + DEPTH * BN * STAGE_K;
+    static constexpr int SCALES = SCALED ? BN * 4 : 0; // bytes beside a stage
+    // Registers of a thread. One pipe: two math warpgroups and the producer's share 3 * 168, what
+    // the launch allots; four: four and the producers' 5 * 96. Others take what they get.
+    static constexpr bool REGISTERS = PIPES == 1 || PIPES == 4;
+    static constexpr int PRODUCER_REGISTERS = PIPES == 4 ? 48 : SCALED ? 104 : BN > 192 ? 56 : 72;
+    static constexpr int MATH_REGISTERS = PIPES == 4 ? 104 : (3 * 168 - PRODUCER_REGISTERS) / 2;
+    static constexpr int LANE_ROWS = (BN + 31) / 32; // rows of x of a lane
+};
+
+// Random waits of a role, to test that every role waits for what it needs.
+static __device__ __forceinline__ void stagger(uint32_t delay, uint32_t step)
+{
+    if (delay != 0) {
+        uint32_t h =
+            (delay + step) * 0x9E3779B1u ^ (blockIdx.x * 16 + threadIdx.x / 32) * 0x85EBCA6Bu;
+        h = (h ^ h >> 15) * 0x2C1B3C6Du;
+        h ^= h >> 13;
+        if (h % 8 == 0) {
+            __nanosleep(h >> 20);
+        }
+    }
+}
+
+// What the math warps need of a tile, as the producer leaves it for them: memory is far, and they
+// have nothing else to do while they wait for it.
+template <class S> struct tile_note {
+    moei_tile tile;      // e -1: there is none, nor any after it
+    int32_t row[S::BN];  // of the output
+    float weight[S::BN]; // of each row; 1: none
+};
+
+// The ring of a pipe, as addresses of shared memory.
+struct ring_of {
+    uint32_t stages;
+    uint32_t scales; // f32 of rows of x, BN a stage
+    uint32_t full;   // barriers, one a stage
+    uint32_t empty;
+    uint32_t notes;      // of two tiles
+    uint32_t notes_full; // barriers, one a note
+    uint32_t notes_empty;
+};
+
+// Blocks of 64 packed outputs that a tile has.
+template <class S>
+static __device__ __forceinline__ int packed_blocks(const moei_mma_args *g, const moei_tile *t)
+{
+    const int64_t left = moei_operand_blocks_n(&g->a.w) - S::GROUPS * (int64_t)t->m;
+    return left < S::GROUPS ? (int)left : S::GROUPS;
+}
+
+// Scales that lie after the blocks of an expert: [groups of k][packed outputs].
+template <class S>
+static __device__ __forceinline__ const float *packed_scales(const moei_matrices *w, int32_t e)
+{
+    return (const float *)(w->values + e * w->value_e_stride +
+                           moei_operand_scales_at(S::OPERAND, w));
+}
+
+// Bytes of a block of k of the tile's weights.
+template <class S>
+static __device__ __forceinline__ int weight_bytes(const moei_mma_args *g, const moei_tile *t)
+{
+    return S::PACKED ? packed_blocks<S>(g, t) * S::BLOCK : S::BM * STAGE_K;
+}
+
+// Tile number i of a pipe; false past its last one. Blocks take neighbouring tiles, their first
+// pipes before the others: few tiles spread over all multiprocessors.
+template <class S>
+static __device__ __forceinline__ bool tile_of(const moei_mma_args *g, uint32_t prefix, int pipe,
+                                               uint32_t i, moei_tile *t)
+{
+    const int64_t tile = blockIdx.x + (int64_t)gridDim.x * (i * S::PIPES + (uint32_t)pipe);
+    return moei_tile_at(&g->a, hopper_pointer<const int32_t>(prefix), S::BN, g->m_blocks, tile, t);
+}
+
+#endif
