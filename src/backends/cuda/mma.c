@@ -70,7 +70,7 @@ static int64_t root(int64_t n)
 // (those of random routing) around it, are asked what they would cost.
 static const moei_mma_variant *variant_for(const moek_ggemm_args *a)
 {
-    enum { WEIGHTS = 64 }; // what a tile costs besides its rows, in rows; measured
+    enum { WEIGHTS = 96 }; // what a tile costs besides its rows, in rows; measured
     int count;
     const moei_mma_variant *v = variants_of(a)(&count);
     const int64_t groups = a->w.count > 0 ? a->w.count : 1;
