@@ -344,6 +344,7 @@ static const moe_quant_desc act_forms[] = {
      .scale_type = MOE_SCALE_UE8M0_PACKED,
      .scale_layout = MOE_SCALE_LAYOUT_COLUMN},
     {.spec = MOE_QUANT_FP8_GROUP_DIV, .group = 64, .scale_layout = MOE_SCALE_LAYOUT_COLUMN},
+    {.spec = MOE_QUANT_FP8_GROUP_DIV, .group = 256}, // coarser than blocks of weights
     {.spec = MOE_QUANT_INT8_TOKEN},
     {.spec = MOE_QUANT_INT8_STATIC},
     {.spec = MOE_QUANT_MX_FLOOR, .elem = MOE_E2M1},

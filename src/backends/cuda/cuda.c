@@ -38,8 +38,7 @@ static double chain_cost(const moei_kernel *kernel, const moei_ggemm_problem *pr
     return (double)problem->m_max * (double)problem->n * (double)problem->k / 1e12;
 }
 
-// What all matrix kernels ask of a problem: no quantised x, rows of x in `dtype`, weights as [n,
-// k].
+// What all matrix kernels ask of a problem: x of one type, weights as [n, k].
 static bool mma_takes(const moei_ggemm_problem *problem, moe_dtype dtype, moei_whynot *why)
 {
     if (problem->x_dtype != dtype) {
@@ -97,7 +96,15 @@ static bool packed_supports(const moei_kernel *kernel, const moei_ggemm_problem 
     return true;
 }
 
-// FP8 codes on both sides, scales per tensor, row or 128 k.
+// Elements of k that share a scale of x; 0: all.
+static int64_t group_of(const moe_quant_desc *act)
+{
+    const moei_quant_info *info = moei_cuda_host->quant(act->spec);
+    return act->group != 0 || info == NULL ? act->group : info->group;
+}
+
+// FP8 codes on both sides, scales per tensor, row or 128 k. Scales of x of 256 k, say, fit weights
+// of 128 x 128, but not the kernel, which takes a scale of both a step of 128.
 static bool fp8_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
                          moei_whynot *why)
 {
@@ -109,8 +116,9 @@ static bool fp8_supports(const moei_kernel *kernel, const moei_ggemm_problem *pr
         return false;
     }
     const int64_t fold = moei_cuda_host->ggemm_fold(problem);
-    if (fold != 0 && fold != 128) {
-        *why = (moei_whynot){MOEI_WHYNOT_FOLD, fold, 128};
+    const int64_t group = group_of(&problem->gemm->act);
+    if ((fold != 0 && fold != 128) || (group != 0 && group != 128)) {
+        *why = (moei_whynot){MOEI_WHYNOT_FOLD, fold != 128 ? fold : group, 128};
         return false;
     }
     return mma_takes(problem, MOE_E4M3FN, why) && is_multiple(problem->k, 16, why);

@@ -32,7 +32,7 @@ typedef struct moei_mma_args {
     float limit;              // of the activation
     int32_t zero_point;       // of packed codes without their own
     int32_t x_engine;         // moei_mma_x
-    int32_t vector;           // rows of the output do
+    int32_t vector;           // rows of the output begin at multiples of 16 bytes
     int32_t scale_copies;     // scales of x come by 4-byte copies: f32, or words of four e8m0
     int32_t scales_by_eights; // eight outputs that begin at a multiple of 8 share their scales
     int32_t weights_stay;     // several tiles read the same weights
