@@ -471,6 +471,25 @@ moe_layer_desc layer_case_base(void)
     return d;
 }
 
+void layer_case_add_shared(moe_layer_desc *d)
+{
+    d->shared.count = 2;
+    d->shared.inter = 24;
+    d->shared.gate = MOE_SHARED_SIGMOID;
+    d->shared.activation = MOE_ACT_SILU;
+    d->shared.gate_up = MOE_UP_FIRST;
+    d->shared.gemm[0].weight_format = d->shared.gemm[1].weight_format = MOE_FORMAT_BF16;
+}
+
+void layer_case_place(moe_layer_desc *d, moe_x_layout layout)
+{
+    d->routing = MOE_ROUTING_PLACED;
+    d->x_layout = layout;
+    d->top_k = 0;
+    memset(&d->route, 0, sizeof d->route);
+    d->logits_dtype = 0;
+}
+
 static const moe_tensor *output(const layer_case *c, int i)
 {
     const moe_tensor *const all[] = {&c->args.out, &c->args.out_ids, &c->args.out_weights,

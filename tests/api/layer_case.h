@@ -25,6 +25,12 @@ typedef struct layer_case {
 /// A small layer: E = 8, k = 2, H = 144, I = 136, bf16 throughout, softmax routing.
 moe_layer_desc layer_case_base(void);
 
+/// Two shared experts in bf16, weighted by a sigmoid.
+void layer_case_add_shared(moe_layer_desc *d);
+
+/// Rows that the caller has placed: BATCHED or SORTED.
+void layer_case_place(moe_layer_desc *d, moe_x_layout layout);
+
 /// Fills a case for a plan made from `desc`: weights packed, arguments for `tokens` tokens, outputs
 /// poisoned. MOE_OK, or what the library refused. layer_case_free releases in both cases.
 moe_status layer_case_make(layer_case *c, const moe_plan *plan, const moe_layer_desc *desc,

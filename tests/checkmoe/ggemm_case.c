@@ -24,7 +24,7 @@ static double decode(moe_dtype dtype, const void *data, int64_t i)
     return (double)moei_load_one(dtype, data, i);
 }
 
-static void put_code(moe_dtype dtype, unsigned char *row, int64_t i, uint32_t code)
+void moec_put_code(moe_dtype dtype, unsigned char *row, int64_t i, uint32_t code)
 {
     switch (moe_dtype_bits(dtype)) {
     case 4:
@@ -72,12 +72,12 @@ static void draw(moec_rng *rng, moec_fill fill, moe_dtype dtype, unsigned char *
                                               -1e30, HUGE_VAL, -HUGE_VAL, (double)NAN};
             value = specials[moec_below(rng, moec_below(rng, 4) == 0 ? 8 : 4)];
         }
-        put_code(dtype, row, i, encode_float(dtype, (float)value));
+        moec_put_code(dtype, row, i, encode_float(dtype, (float)value));
         return;
     }
     for (;;) {
         const uint32_t code = (uint32_t)moec_next(rng);
-        put_code(dtype, row, i, code);
+        moec_put_code(dtype, row, i, code);
         const double value = decode(dtype, row, i) - zero;
         if (fill == MOEC_EXACT && (value != floor(value) || fabs(value) > 4.0)) {
             continue;
@@ -106,7 +106,7 @@ static void draw_scale(moec_rng *rng, moec_fill fill, moe_dtype dtype, void *dat
     } else {
         double value = fill == MOEC_EXACT ? ldexp(1.0, power) : 0.01 + 0.1 * fabs(moec_normal(rng));
         value *= fill == MOEC_TINY ? 0x1p-60 : 1.0;
-        put_code(dtype, row, i, encode_float(dtype, (float)value));
+        moec_put_code(dtype, row, i, encode_float(dtype, (float)value));
     }
 }
 
@@ -227,7 +227,7 @@ static bool build_x(moec_ggemm_case *c, moec_rng *rng, bool at_end)
             if (c->fill == MOEC_CANCEL && k >= (c->k + 1) / 2) {
                 const double first = decode(elem, row, k - (c->k + 1) / 2);
                 if (is_wide(elem)) {
-                    put_code(elem, row, k, encode_float(elem, (float)-first));
+                    moec_put_code(elem, row, k, encode_float(elem, (float)-first));
                 }
             }
             double value = decode(elem, row, k);

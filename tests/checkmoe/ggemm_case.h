@@ -63,6 +63,9 @@ typedef struct moec_ggemm_case {
     char text[256];
 } moec_ggemm_case;
 
+/// Stores the code of element i of a packed row; codes of 4, 6, 8, 16 or 32 bits.
+void moec_put_code(moe_dtype dtype, unsigned char *row, int64_t i, uint32_t code);
+
 /// A buffer of the case. All lie on the same side of their guard pages.
 void *moec_ggemm_take(moec_ggemm_case *c, bool output, int64_t count, size_t size, bool at_end);
 

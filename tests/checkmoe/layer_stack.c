@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "checkmoe/ggemm_case.h"
 #include "checkmoe/layer_case.h"
 #include "ops/quantize.h"
 #include "quant/elements.h"
@@ -44,21 +45,6 @@ static double spread(moec_rng *rng)
     return ((double)(bits >> 32) + (double)(bits & 0xFFFFFFFFu)) * 0x1p-32 * 2.45 - 2.45;
 }
 
-static void put_code(moe_dtype dtype, unsigned char *row, int64_t i, uint32_t code)
-{
-    switch (moe_dtype_bits(dtype)) {
-    case 4:
-        moei_set_u4(row, (size_t)i, (uint8_t)(code & 15));
-        break;
-    case 6:
-        moei_set_u6(row, (size_t)i, (uint8_t)(code & 63));
-        break;
-    default:
-        row[i] = (unsigned char)code;
-        break;
-    }
-}
-
 /// The codes that are drawn, their values, and the deviation of those.
 typedef struct code_table {
     int count;
@@ -77,7 +63,7 @@ static void make_table(const moec_stack *m, code_table *t)
     t->count = 0;
     for (int code = 0; code < codes; code++) {
         unsigned char row[4] = {0};
-        put_code(elem, row, 0, (uint32_t)code);
+        moec_put_code(elem, row, 0, (uint32_t)code);
         const double value = (double)moei_load_one(elem, row, 0);
         if (isfinite(value) && (integer || fabs(value) <= MAX_CODE)) {
             t->code[t->count] = (uint32_t)code;
@@ -310,7 +296,7 @@ static void set_element(moec_stack *m, int32_t e, int64_t n, int64_t k, uint32_t
     unsigned char *row = m->values.data + (e * m->rows + (m->transposed ? k : n)) * m->row_stride;
     const int64_t i = m->transposed ? n : k;
     if (moe_dtype_bits(elem) <= 8) {
-        put_code(elem, row, i, code);
+        moec_put_code(elem, row, i, code);
     } else if (moe_dtype_bits(elem) == 16) {
         const uint16_t half = (uint16_t)code;
         memcpy(row + 2 * i, &half, sizeof half);

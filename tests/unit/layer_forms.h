@@ -28,20 +28,12 @@ static inline moe_layer_desc layer_form(moe_format format, int n)
         d.output_bias = 1;
         break;
     case 1:
-        d.shared.count = 2;
-        d.shared.inter = 24;
-        d.shared.gate = MOE_SHARED_SIGMOID;
-        d.shared.activation = MOE_ACT_SILU;
-        d.shared.gate_up = MOE_UP_FIRST;
+        layer_case_add_shared(&d);
         d.shared.gemm[0].weight_format = d.shared.gemm[1].weight_format = format;
         d.gemm[0].act.spec = MOE_QUANT_FP8_STATIC;
         break;
     default:
-        d.routing = MOE_ROUTING_PLACED;
-        d.x_layout = n % 4 == 2 ? MOE_X_BATCHED : MOE_X_SORTED;
-        d.top_k = 0;
-        memset(&d.route, 0, sizeof d.route);
-        d.logits_dtype = 0;
+        layer_case_place(&d, n % 4 == 2 ? MOE_X_BATCHED : MOE_X_SORTED);
         break;
     }
     return d;

@@ -95,19 +95,10 @@ static moe_layer_desc desc_of(int n)
         d.gemm[0].weight_format = MOE_FORMAT_INT8_CHANNEL;
         break;
     case 2:
-        d.shared.count = 2;
-        d.shared.inter = 24;
-        d.shared.gate = MOE_SHARED_SIGMOID;
-        d.shared.activation = MOE_ACT_SILU;
-        d.shared.gate_up = MOE_UP_FIRST;
-        d.shared.gemm[0].weight_format = d.shared.gemm[1].weight_format = MOE_FORMAT_BF16;
+        layer_case_add_shared(&d);
         break;
     default:
-        d.routing = MOE_ROUTING_PLACED;
-        d.x_layout = MOE_X_BATCHED;
-        d.top_k = 0;
-        memset(&d.route, 0, sizeof d.route);
-        d.logits_dtype = 0;
+        layer_case_place(&d, MOE_X_BATCHED);
         break;
     }
     return d;

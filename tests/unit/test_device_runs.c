@@ -21,12 +21,7 @@ static moe_layer_desc layer_of(int n)
     case 0:
         break;
     case 1:
-        d.shared.count = 2;
-        d.shared.inter = 24;
-        d.shared.gate = MOE_SHARED_SIGMOID;
-        d.shared.activation = MOE_ACT_SILU;
-        d.shared.gate_up = MOE_UP_FIRST;
-        d.shared.gemm[0].weight_format = d.shared.gemm[1].weight_format = MOE_FORMAT_BF16;
+        layer_case_add_shared(&d);
         break;
     case 2:
         d.routing = MOE_ROUTING_GIVEN;
@@ -39,11 +34,7 @@ static moe_layer_desc layer_of(int n)
         d.accumulate = 1;
         break;
     default:
-        d.routing = MOE_ROUTING_PLACED;
-        d.x_layout = n == 4 ? MOE_X_BATCHED : MOE_X_SORTED;
-        d.top_k = 0;
-        memset(&d.route, 0, sizeof d.route);
-        d.logits_dtype = 0;
+        layer_case_place(&d, n == 4 ? MOE_X_BATCHED : MOE_X_SORTED);
         break;
     }
     return d;
