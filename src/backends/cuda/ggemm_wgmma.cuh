@@ -52,7 +52,14 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
                 multiply_chunks<S>(g, plain, warp / 4, blocks_k, ring, &r, sums);
             }
         } else if constexpr (S::KIND == KIND_E4M3) {
-            multiply_folds<S>(g, &t, warp, blocks_k, ring, &r, sums);
+            constexpr bool PAIRS = S::SCALE_WARPS > 0;
+            if (PAIRS ? g->scales_by_tile : g->scale_copies && g->a.x.scale_dtype == MOE_E8M0) {
+                multiply_folds<S, PAIRS ? FOLD_TILE : FOLD_CODES>(g, &t, warp, blocks_k, ring, &r,
+                                                                  sums);
+            } else {
+                multiply_folds<S, PAIRS ? FOLD_ROWS : FOLD_F32>(g, &t, warp, blocks_k, ring, &r,
+                                                                sums);
+            }
         } else {
             multiply_chain<S>(g, warp / 4, blocks_k, ring, &r, sums);
         }
@@ -99,9 +106,9 @@ static __global__ void __launch_bounds__(S::THREADS, 1)
     if (thread < S::PIPES * g.stages) {
         const int pipe = thread / g.stages;
         const int stage = thread % g.stages;
-        // One arrival that says what the copy engine brings, and the lanes'.
-        hopper_barrier_init(hopper_smem(&full[pipe][stage]), lanes_move<S>(&g) ? 1 + 32 : 1);
-        hopper_barrier_init(hopper_smem(&empty[pipe][stage]), S::TEAM / 32);
+        hopper_barrier_init(hopper_smem(&full[pipe][stage]), stage_arrivals<S>(&g));
+        hopper_barrier_init(hopper_smem(&empty[pipe][stage]),
+                            S::TEAM / 32 * (shares_x<S>(&g) ? S::CLUSTER : 1));
         if (stage < 2) {
             hopper_barrier_init(hopper_smem(&notes_full[pipe][stage]), 1);
             hopper_barrier_init(hopper_smem(&notes_empty[pipe][stage]), S::TEAM / 32);
@@ -114,7 +121,8 @@ static __global__ void __launch_bounds__(S::THREADS, 1)
             hopper_tensor_prefetch(&g.weights);
         }
     }
-    for (int i = thread; i < S::PIPES * g.stages * (S::SCALES / 4); i += S::THREADS) {
+    const int ones = S::SCALE_WARPS > 0 ? 0 : S::PIPES * g.stages * (S::SCALES / 4);
+    for (int i = thread; i < ones; i += S::THREADS) {
         hopper_pointer<float>(scales)[i] = 1.0f; // stays where scales of x do not change along k
     }
     if (!g.early) {
@@ -125,29 +133,48 @@ static __global__ void __launch_bounds__(S::THREADS, 1)
         g.clear[i] = 0;
     }
     moei_tiles_begin(&g.a, S::BN, hopper_pointer<int32_t>(prefix)); // ends in a barrier
+    if constexpr (S::CLUSTER > 1) {
+        hopper_cluster_sync(); // nothing comes before barriers are there
+    }
     const int warp =
         __shfl_sync(~0u, thread / 32, 0); // the same in all lanes, as the compiler sees
     const bool produces = warp >= S::MATH / 32;
     const int pipe = S::PIPES == 1 ? 0 : produces ? warp - S::MATH / 32 : warp / (S::TEAM / 32);
-    const ring_of ring = {rings + pipe * g.stages * S::STAGE,
-                          scales + pipe * g.stages * S::SCALES,
-                          hopper_smem(full[pipe]),
-                          hopper_smem(empty[pipe]),
-                          hopper_smem(notes[pipe]),
-                          hopper_smem(notes_full[pipe]),
-                          hopper_smem(notes_empty[pipe])};
+    ring_of ring = {rings + pipe * g.stages * S::STAGE,
+                    scales + pipe * g.stages * S::SCALES,
+                    hopper_smem(full[pipe]),
+                    hopper_smem(empty[pipe]),
+                    0,
+                    1,
+                    hopper_smem(notes[pipe]),
+                    hopper_smem(notes_full[pipe]),
+                    hopper_smem(notes_empty[pipe])};
+    if constexpr (S::CLUSTER > 1) {
+        const uint32_t lane = (uint32_t)thread % 32;
+        ring.emptiers = shares_x<S>(&g) ? S::CLUSTER : 1;
+        ring.empty_at = hopper_of_block(ring.empty, !shares_x<S>(&g) ? hopper_cluster_rank()
+                                                    : lane < S::CLUSTER ? lane
+                                                                        : 0);
+    }
     if (produces) {
         if constexpr (S::REGISTERS) {
             hopper_registers_shrink<S::PRODUCER_REGISTERS>();
         }
-        if (warp - S::MATH / 32 < S::PIPES) {
+        const int role = warp - S::MATH / 32;
+        if (role < S::PIPES) {
             produce<S>(&g, prefix, pipe, ring);
+        } else if constexpr (S::SCALE_WARPS > 0) {
+            produce_scales<S>(&g, prefix, thread - S::MATH - 32 * S::PIPES, ring);
         }
     } else {
         if constexpr (S::REGISTERS) {
             hopper_registers_grow<S::MATH_REGISTERS>();
         }
         multiply<S>(&g, prefix, pipe, warp % (S::TEAM / 32), ring, turns + warp * TURN_BYTES);
+    }
+    if constexpr (S::CLUSTER > 1) {
+        __syncwarp();
+        hopper_cluster_sync(); // others may still tell this block's barriers
     }
 }
 
@@ -156,6 +183,7 @@ template <class S> static moei_mma_variant variant_of(void)
     return {S::BM,
             S::BN,
             S::PIPES,
+            S::CLUSTER,
             S::THREADS,
             S::STAGE,
             S::SCALES,
@@ -166,13 +194,13 @@ template <class S> static moei_mma_variant variant_of(void)
 // Pipes of one math warpgroup each.
 template <int KIND, int BN, int PIPES, int DEPTH> static moei_mma_variant few_rows(void)
 {
-    return variant_of<shape<KIND, BN, PIPES, 1, DEPTH>>();
+    return variant_of<shape<KIND, BN, PIPES, 1, DEPTH, 1>>();
 }
 
-// One pipe of two.
+// One pipe of two; from 128 rows on blocks share them, since L2 would not keep up.
 template <int KIND, int BN, int DEPTH> static moei_mma_variant many_rows(void)
 {
-    return variant_of<shape<KIND, BN, 1, 2, DEPTH>>();
+    return variant_of<shape<KIND, BN, 1, 2, DEPTH, BN >= 128 ? 2 : 1>>();
 }
 
 #endif

@@ -67,6 +67,12 @@ HOPPER_FN void hopper_barrier_wait(uint32_t barrier, uint32_t parity)
                  : "memory");
 }
 
+/// Arrives at a barrier of a block of the cluster (hopper_of_block).
+HOPPER_FN void hopper_barrier_arrive_at(uint32_t barrier)
+{
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
 /// Barrier `id` among `threads` threads of the block.
 HOPPER_FN void hopper_sync(int id, int threads)
 {
@@ -77,6 +83,31 @@ HOPPER_FN void hopper_sync(int id, int threads)
 HOPPER_FN void hopper_fence_async(void)
 {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// ---- cluster -----------------------------------------------------------------------------------
+
+HOPPER_FN uint32_t hopper_cluster_rank(void)
+{
+    uint32_t rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+/// Where block `rank` of the cluster has what lies at `at` in this one.
+HOPPER_FN uint32_t hopper_of_block(uint32_t at, uint32_t rank)
+{
+    uint32_t there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
+    return there;
+}
+
+/// Barrier among the threads of the cluster that have not ended.
+HOPPER_FN void hopper_cluster_sync(void)
+{
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\n"
+                 "barrier.cluster.wait.acquire.aligned;" ::
+                     : "memory");
 }
 
 // ---- copies ------------------------------------------------------------------------------------
@@ -134,6 +165,17 @@ HOPPER_FN void hopper_tensor_3d_plain(uint32_t to, const CUtensorMap *map, int c
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
                  " [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
                  "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(barrier)
+                 : "memory");
+}
+
+/// The same to every block of the cluster in `blocks`, a bit each: to the same place of its shared
+/// memory, told to the same barrier of its own.
+HOPPER_FN void hopper_tensor_3d_all(uint32_t to, const CUtensorMap *map, int c0, int c1, int c2,
+                                    uint32_t barrier, uint16_t blocks)
+{
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".multicast::cluster [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(to),
+                 "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(barrier), "h"(blocks)
                  : "memory");
 }
 
@@ -228,7 +270,8 @@ HOPPER_FN void hopper_mma_registers(float (&d)[N / 2], const uint32_t (&a)[4], u
 #define REGS_4  ",%4,%5,%6,%7"
 #define REGS_8  ",%8,%9,%10,%11,%12,%13,%14,%15"
 #define REGS_16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-#define REGS_32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
+#define REGS_32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43"
+#define REGS_44 ",%44,%45,%46,%47"
 #define REGS_48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define REGS_64 ",%64,%65,%66,%67"
 #define REGS_68 ",%68,%69,%70,%71"
@@ -283,26 +326,33 @@ HOPPER_MMA_REGISTERS(16, REGS_0 REGS_4, "%8, %9, %10, %11", "%12", "%13", OUT_8(
 HOPPER_MMA_REGISTERS(32, REGS_0 REGS_4 REGS_8, "%16, %17, %18, %19", "%20", "%21", OUT_16(0))
 HOPPER_MMA_REGISTERS(64, REGS_0 REGS_4 REGS_8 REGS_16, "%32, %33, %34, %35", "%36", "%37",
                      OUT_32(0))
-HOPPER_MMA_REGISTERS(96, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32, "%48, %49, %50, %51", "%52", "%53",
+HOPPER_MMA_REGISTERS(96, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_44, "%48, %49, %50, %51", "%52", "%53",
                      OUT_32(0), OUT_16(32))
-HOPPER_MMA_REGISTERS(128, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_48, "%64, %65, %66, %67", "%68",
+HOPPER_MMA_REGISTERS(128, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_44 REGS_48, "%64, %65, %66, %67", "%68",
                      "%69", OUT_32(0), OUT_32(32))
-HOPPER_MMA_REGISTERS(136, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_48 REGS_64,
-                     "%68, %69, %70, %71", "%72", "%73", OUT_32(0), OUT_32(32), OUT_4(64))
+HOPPER_MMA_REGISTERS(144,
+                     REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_44 REGS_48 REGS_64 REGS_68,
+                     "%72, %73, %74, %75", "%76", "%77", OUT_32(0), OUT_32(32), OUT_8(64))
+HOPPER_MMA_REGISTERS(160,
+                     REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_44 REGS_48 REGS_64 REGS_68 REGS_72,
+                     "%80, %81, %82, %83", "%84", "%85", OUT_32(0), OUT_32(32), OUT_16(64))
 HOPPER_MMA(8, REGS_0, "%4", "%5", "%6", OUT_4(0))
 HOPPER_MMA(16, REGS_0 REGS_4, "%8", "%9", "%10", OUT_8(0))
 HOPPER_MMA(32, REGS_0 REGS_4 REGS_8, "%16", "%17", "%18", OUT_16(0))
 HOPPER_MMA(64, REGS_0 REGS_4 REGS_8 REGS_16, "%32", "%33", "%34", OUT_32(0))
-HOPPER_MMA(128, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_48, "%64", "%65", "%66", OUT_32(0),
+HOPPER_MMA(88, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32, "%44", "%45", "%46", OUT_32(0), OUT_8(32),
+           OUT_4(40))
+HOPPER_MMA(96, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_44, "%48", "%49", "%50", OUT_32(0), OUT_16(32))
+HOPPER_MMA(128, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_44 REGS_48, "%64", "%65", "%66", OUT_32(0),
            OUT_32(32))
-HOPPER_MMA(144, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_48 REGS_64 REGS_68, "%72", "%73", "%74",
+HOPPER_MMA(144, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_44 REGS_48 REGS_64 REGS_68, "%72", "%73", "%74",
            OUT_32(0), OUT_32(32), OUT_8(64))
-HOPPER_MMA(160, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_48 REGS_64 REGS_68 REGS_72, "%80", "%81",
+HOPPER_MMA(160, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_44 REGS_48 REGS_64 REGS_68 REGS_72, "%80", "%81",
            "%82", OUT_32(0), OUT_32(32), OUT_16(64))
-HOPPER_MMA(192, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_48 REGS_64 REGS_68 REGS_72 REGS_80, "%96",
+HOPPER_MMA(192, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_44 REGS_48 REGS_64 REGS_68 REGS_72 REGS_80, "%96",
            "%97", "%98", OUT_32(0), OUT_32(32), OUT_32(64))
 HOPPER_MMA(256,
-           REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_48 REGS_64 REGS_68 REGS_72 REGS_80 REGS_96,
+           REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_44 REGS_48 REGS_64 REGS_68 REGS_72 REGS_80 REGS_96,
            "%128", "%129", "%130", OUT_32(0), OUT_32(32), OUT_32(64), OUT_32(96))
 
 #undef REGS_0
@@ -310,6 +360,7 @@ HOPPER_MMA(256,
 #undef REGS_8
 #undef REGS_16
 #undef REGS_32
+#undef REGS_44
 #undef REGS_48
 #undef REGS_64
 #undef REGS_68

@@ -220,6 +220,17 @@ static bool scales_are_words(const moei_operand *x, int64_t k, bool batched)
                0;
 }
 
+// Whether the outputs of a part that a tile of bm has share their scales of the weights.
+static bool scales_are_of_tiles(const moei_mma_args *g, int bm)
+{
+    const moei_matrices *w = &g->a.w;
+    const int64_t span = g->paired ? bm / 2 * g->step : bm; // rows of the weights
+    return w->block_k == 0 ||
+           (w->block_n > 0 && w->block_n % span == 0 &&
+            (w->part_rows >= w->n || (g->paired && g->step == 1 && w->part_rows == g->second) ||
+             w->part_rows % span == 0));
+}
+
 moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
                          const moek_ggemm_args *ggemm, const moei_mma_extra *extra)
 {
@@ -262,7 +273,7 @@ moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
     }
     g.zero_point = is_packed ? moei_operand_zero_point(w->format) : 0;
     const moei_mma_x engine = ggemm->row_index == NULL ? MOEI_MMA_BOX : MOEI_MMA_GATHER;
-    const int box_rows = engine == MOEI_MMA_BOX ? v->bn : 1;
+    const int box_rows = engine == MOEI_MMA_BOX ? v->bn / v->cluster : 1;
     g.x_engine = (int32_t)(encode_x(device, ggemm, box_rows, &g.x) ? engine : MOEI_MMA_STORES);
     g.vector = glu != NULL
                    ? rows_aligned(glu->y, glu->y_row_stride, glu->y_batch_stride, batched)
@@ -270,19 +281,26 @@ moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
     g.scale_copies = scales_are_words(&ggemm->x, w->k, batched);
     g.scales_by_eights = w->block_n % 8 == 0 && w->block_n > 0 && w->part_rows % 8 == 0 &&
                          !(w->interleaved_parts && !g.paired);
+    g.scales_by_tile = scales_are_of_tiles(&g, v->bm);
     g.weights_stay = v->pipes == 1 && ggemm->rows > (int64_t)v->bn * w->count;
     const size_t pitch = (size_t)v->pipes * (size_t)(v->stage_bytes + v->scale_bytes);
     const size_t rest = 1024 + (size_t)v->turn_bytes + ((size_t)w->count + 1) * sizeof(int32_t);
     const size_t stages = (MOEI_MMA_SHARED - rest) / pitch;
     g.stages = (int32_t)(stages < MOEI_MMA_MAX_STAGES ? stages : MOEI_MMA_MAX_STAGES);
-    cudaLaunchAttribute overlap = {.id = cudaLaunchAttributeProgrammaticStreamSerialization};
-    overlap.val.programmaticStreamSerializationAllowed = 1;
-    const cudaLaunchConfig_t config = {.gridDim = {(unsigned)device->sms, 1, 1},
+    cudaLaunchAttribute attributes[2];
+    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes[1].id = cudaLaunchAttributeClusterDimension;
+    attributes[1].val.clusterDim.x = (unsigned)v->cluster;
+    attributes[1].val.clusterDim.y = 1;
+    attributes[1].val.clusterDim.z = 1;
+    const unsigned blocks = (unsigned)(device->sms / v->cluster * v->cluster);
+    const cudaLaunchConfig_t config = {.gridDim = {blocks, 1, 1},
                                        .blockDim = {(unsigned)v->threads, 1, 1},
                                        .dynamicSmemBytes = (size_t)g.stages * pitch + rest,
                                        .stream = (cudaStream_t)exec->stream,
-                                       .attrs = &overlap,
-                                       .numAttrs = 1};
+                                       .attrs = attributes,
+                                       .numAttrs = v->cluster > 1 ? 2 : 1};
     void *arguments[] = {&g};
     return moei_cuda_status(cudaLaunchKernelExC(&config, v->kernel, arguments), kernel->name);
 }

@@ -39,24 +39,43 @@ static __device__ __forceinline__ void store_x(const moek_ggemm_args *a, const m
     }
 }
 
-// Asks for the weights of a stage, from block kb of k on.
+// Where the weights of a tile lie, as this lane asks for them: packed, a lane for each block of 64
+// outputs; else the first lane for all.
+template <class S> struct weights_of {
+    const uint8_t *from; // packed: the lane's first block of k; NULL: it asks for none
+    int bytes;           // that a block of k has, of all lanes
+};
+
+template <class S>
+static __device__ __forceinline__ weights_of<S> find_weights(const moei_mma_args *g,
+                                                             const moei_tile *t, int blocks_k)
+{
+    if constexpr (S::PACKED) {
+        const int lane = (int)threadIdx.x % 32;
+        const int blocks = packed_blocks<S>(g, t);
+        const int64_t block = S::GROUPS * (int64_t)t->m + lane;
+        const uint8_t *from =
+            g->a.w.values + t->e * g->a.w.value_e_stride + block * blocks_k * S::BLOCK;
+        return {lane < blocks ? from : NULL, blocks * S::BLOCK};
+    } else {
+        return {NULL, S::BM * STAGE_K};
+    }
+}
+
+// Asks for the weights of a stage, `depth` blocks of k from kb on.
 template <class S>
 static __device__ __forceinline__ void fetch_weights(const moei_mma_args *g, const moei_tile *t,
-                                                     int kb, int blocks_k, uint32_t to,
-                                                     uint32_t full, uint64_t policy)
+                                                     const weights_of<S> &weights, int kb,
+                                                     int depth, uint32_t to, uint32_t full,
+                                                     uint64_t policy)
 {
-    const int depth = S::DEPTH == 1 || blocks_k - kb >= S::DEPTH ? S::DEPTH : blocks_k - kb;
+    const int lane = (int)threadIdx.x % 32;
     if constexpr (S::PACKED) {
-        const moei_matrices *w = &g->a.w;
-        const int64_t block = S::GROUPS * (int64_t)t->m; // of 64 outputs
-        const int64_t pitch = (int64_t)blocks_k * S::BLOCK;
-        const uint8_t *from =
-            w->values + t->e * w->value_e_stride + block * pitch + (int64_t)kb * S::BLOCK;
-        for (int i = 0; i < packed_blocks<S>(g, t); i++) {
-            hopper_copy_bulk(to + i * S::DEPTH * S::BLOCK, from + i * pitch,
+        if (weights.from != NULL) {
+            hopper_copy_bulk(to + lane * S::DEPTH * S::BLOCK, weights.from + kb * S::BLOCK,
                              (uint32_t)(depth * S::BLOCK), full, policy);
         }
-    } else {
+    } else if (lane == 0) {
         for (int d = 0; d < depth; d++, to += S::BM * STAGE_K) {
             const int k = (kb + d) * (STAGE_K / S::X_BYTES);
             if (g->fused) {
@@ -68,58 +87,80 @@ static __device__ __forceinline__ void fetch_weights(const moei_mma_args *g, con
     }
 }
 
-// Where the scales of the tile's rows lie, of every 32nd row; element of x.scales, -1: no row.
+// Lanes that bring scales of x, and where the scales of a lane's rows lie: of every LANES-th row;
+// element of x.scales, -1: no row.
 template <class S> struct row_scales {
-    int64_t from[S::LANE_ROWS];
+    static constexpr int LANES = 32 * (S::SCALE_WARPS > 0 ? S::SCALE_WARPS : 1);
+    static constexpr int ROWS = (S::BN + LANES - 1) / LANES;
+    int64_t from[ROWS];
 };
 
-template <class S>
-static __device__ __forceinline__ void find_scales(const moek_ggemm_args *a, const moei_tile *t,
-                                                   row_scales<S> *scales)
-{
-#pragma unroll
-    for (int j = 0; j < S::LANE_ROWS; j++) {
-        const int r = (int)threadIdx.x % 32 + j * 32;
-        int64_t group;
-        scales->from[j] =
-            r < S::BN && t->i0 + r < t->i1 ? moei_x_scale_at(a, t->e, t->i0 + r, 0, &group) : -1;
-    }
-}
-
-// The scales of block kb of k. Those that are no words are loaded and stored by the lanes.
-template <class S>
-static __device__ __forceinline__ void
-fetch_scales(const moei_mma_args *g, const row_scales<S> &scales, int kb, uint32_t to)
-{
-    const moei_operand *x = &g->a.x;
-    const bool words = x->packed || x->scale_dtype == MOE_F32;
-    const int64_t k = (x->packed ? kb / 4 : kb) * x->scale_k_stride;
-#pragma unroll
-    for (int j = 0; j < S::LANE_ROWS; j++) {
-        const int r = (int)threadIdx.x % 32 + j * 32;
-        const int64_t at = scales.from[j] + k;
-        if (scales.from[j] < 0) {
-            continue;
-        }
-        if (g->scale_copies) {
-            hopper_copy_4(to + 4 * r, (const uint32_t *)x->scales + (words ? at : at / 4));
-        } else {
-            *hopper_pointer<float>(to + 4 * r) =
-                x->packed ? moei_e8m0_to_f32(((const uint8_t *)x->scales)[4 * at + kb % 4])
-                          : moei_gpu_load(x->scale_dtype, x->scales, at);
-        }
-    }
-}
-
-// Whether the lanes move anything themselves, beside what they ask the copy engine for.
+// Whether scales of x change along k.
 template <class S> static __device__ __forceinline__ bool scales_move(const moei_mma_args *g)
 {
     return S::SCALED && g->a.x.scales != NULL && g->a.x.group > 0;
 }
 
-template <class S> static __device__ __forceinline__ bool lanes_move(const moei_mma_args *g)
+// `at`: this lane, of LANES.
+template <class S>
+static __device__ __forceinline__ void find_scales(const moei_mma_args *g, const moei_tile *t,
+                                                   int at, row_scales<S> *scales)
 {
-    return g->x_engine == MOEI_MMA_STORES || scales_move<S>(g);
+#pragma unroll
+    for (int j = 0; j < scales->ROWS; j++) {
+        const int r = at + j * scales->LANES;
+        int64_t group;
+        scales->from[j] = scales_move<S>(g) && r < S::BN && t->i0 + r < t->i1
+                              ? moei_x_scale_at(&g->a, t->e, t->i0 + r, 0, &group)
+                              : -1;
+    }
+}
+
+// The scale of a row at block kb of k; 1 where there is none.
+static __device__ __forceinline__ float load_x_scale(const moei_operand *x, int64_t from, int kb)
+{
+    if (from < 0) {
+        return 1.0f;
+    }
+    return x->packed
+               ? moei_e8m0_to_f32(
+                     ((const uint8_t *)x->scales)[4 * (from + kb / 4 * x->scale_k_stride) + kb % 4])
+           : x->scale_dtype == MOE_F32
+               ? ((const float *)x->scales)[from + kb * x->scale_k_stride]
+               : moei_gpu_load(x->scale_dtype, x->scales, from + kb * x->scale_k_stride);
+}
+
+// The producer's way: by copies that run on, where scales are words.
+template <class S>
+static __device__ __forceinline__ void fetch_scales(const moei_mma_args *g,
+                                                    const row_scales<S> &scales, int kb,
+                                                    uint32_t to)
+{
+    const moei_operand *x = &g->a.x;
+    const int lane = (int)threadIdx.x % 32;
+    const bool words = x->packed || x->scale_dtype == MOE_F32;
+    const int64_t k = (x->packed ? kb / 4 : kb) * x->scale_k_stride;
+#pragma unroll
+    for (int j = 0; j < scales.ROWS; j++) {
+        const int r = lane + j * scales.LANES;
+        const int64_t from = scales.from[j] + k;
+        if (scales.from[j] < 0) {
+            continue;
+        }
+        if (g->scale_copies) {
+            hopper_copy_4(to + 4 * r, (const uint32_t *)x->scales + (words ? from : from / 4));
+        } else {
+            *hopper_pointer<float>(to + 4 * r) = load_x_scale(x, scales.from[j], kb);
+        }
+    }
+}
+
+// Arrivals that complete a stage: one that says what the copy engine brings, and the lanes'.
+template <class S> static __device__ __forceinline__ int stage_arrivals(const moei_mma_args *g)
+{
+    const bool stores = g->x_engine == MOEI_MMA_STORES;
+    return 1 + 32 * (stores || (S::SCALE_WARPS == 0 && scales_move<S>(g)) ? 1 : 0) +
+           32 * S::SCALE_WARPS;
 }
 
 // Waits until the note of two tiles before has been read, and writes tile number i's.
@@ -139,10 +180,126 @@ static __device__ __forceinline__ void write_note(const moei_mma_args *g, const 
     if (threadIdx.x % 32 == 0) {
         note->tile = *t;
         note->tile.e = there ? t->e : -1;
+        note->tile.i1 = t->m < g->m_blocks ? t->i1 : t->i0;
     }
     __syncwarp();
     if (threadIdx.x % 32 == 0) {
         hopper_barrier_arrive(ring.notes_full + 8 * (i % 2));
+    }
+}
+
+// Rows of x of a stage, `depth` blocks of k from kb on. Where they are gathered, `there` of them,
+// and this lane's first one is `row`.
+template <class S>
+static __device__ __forceinline__ void fetch_x(const moei_mma_args *g, const moei_tile *t, int there,
+                                               int32_t row, int kb, int depth, uint32_t to,
+                                               uint32_t full)
+{
+    const moek_ggemm_args *a = &g->a;
+    const int lane = (int)threadIdx.x % 32;
+    const int batch = a->offsets == NULL ? t->e : 0;
+    if (g->x_engine == MOEI_MMA_BOX) {
+        const int k = (kb + lane) * (STAGE_K / S::X_BYTES);
+        const uint32_t block = to + lane * S::BN * STAGE_K;
+        if (lane >= depth) { // a lane for each block of k
+        } else if constexpr (S::CLUSTER > 1) {
+            const int first = (int)hopper_cluster_rank() * (S::BN / S::CLUSTER);
+            hopper_tensor_3d_all(block + first * STAGE_K, &g->x, k, (int)t->i0 + first, batch, full,
+                                 (1 << S::CLUSTER) - 1);
+        } else {
+            hopper_tensor_3d_plain(block, &g->x, k, (int)t->i0, batch, full);
+        }
+    } else if (g->x_engine == MOEI_MMA_GATHER) {
+#pragma unroll 1
+        for (int r = lane; r < there; r += 32) {
+            const int32_t from = r < 32 ? row : (int32_t)moei_x_row(a, t->i0 + r);
+            for (int d = 0; d < depth; d++) {
+                hopper_tensor_3d_plain(to + (d * S::BN + r) * STAGE_K, &g->x,
+                                       (kb + d) * (STAGE_K / S::X_BYTES), from, 0, full);
+            }
+        }
+    } else {
+        store_x<S>(a, t, kb, depth, to);
+    }
+}
+
+// A pipe's way around its ring, as those see it who fill it.
+struct fill_place {
+    int stage;
+    uint32_t parity; // of "empty": a fresh ring is
+};
+
+static __device__ __forceinline__ void advance(fill_place *f, int stages)
+{
+    if (++f->stage == stages) {
+        f->stage = 0;
+        f->parity ^= 1;
+    }
+}
+
+template <class S> static __device__ __forceinline__ int depth_at(int kb, int blocks_k)
+{
+    return S::DEPTH == 1 || blocks_k - kb >= S::DEPTH ? S::DEPTH : blocks_k - kb;
+}
+
+// Where the scales of the tile's outputs of a part begin, where they share them; -1: they are 1, or
+// do not.
+template <class S>
+static __device__ __forceinline__ int64_t find_tile_scale(const moei_mma_args *g,
+                                                          const moei_tile *t, int part)
+{
+    const moei_matrices *w = &g->a.w;
+    const int64_t own = (int64_t)t->m * (g->paired ? S::BM / 2 : S::BM);
+    return !g->scales_by_tile || w->block_k == 0 || own >= g->outputs
+               ? -1
+               : moei_w_scale_at(w, t->e, own * g->step + (g->paired ? part * g->second : 0), 0);
+}
+
+// Warps that do nothing but bring scales, as pairs: of a row of x, times those of both parts of the
+// tile's outputs, where they share them. They are read a block of k ahead.
+template <class S>
+static __device__ __forceinline__ void produce_scales(const moei_mma_args *g, uint32_t prefix,
+                                                      int at, ring_of ring)
+{
+    using rows = row_scales<S>;
+    const moei_matrices *w = &g->a.w;
+    const int blocks_k = (int)((S::X_BYTES * w->k + STAGE_K - 1) / STAGE_K);
+    fill_place f = {0, 1};
+    moei_tile t;
+    hopper_grid_wait();
+    for (uint32_t i = 0; tile_of<S>(g, prefix, 0, i, &t); i++) {
+        rows scales;
+        find_scales<S>(g, &t, at, &scales);
+        const int64_t low_at = find_tile_scale<S>(g, &t, 0);
+        const int64_t high_at = find_tile_scale<S>(g, &t, 1);
+        float of_x[rows::ROWS];
+        float low = 1.0f;
+        float high = 1.0f;
+#pragma unroll 1
+        for (int kb = -1; kb < blocks_k; kb++) {
+            if (kb >= 0) {
+                stagger(g->delay, (uint32_t)kb);
+                hopper_barrier_wait(ring.empty + 8 * f.stage, f.parity);
+                float2 *to = hopper_pointer<float2>(ring.scales + f.stage * S::SCALES);
+#pragma unroll
+                for (int j = 0; j < rows::ROWS; j++) {
+                    const int r = at + j * rows::LANES;
+                    if (r < S::BN) {
+                        to[r] = {of_x[j] * low, of_x[j] * high};
+                    }
+                }
+                hopper_barrier_arrive(ring.full + 8 * f.stage);
+                advance(&f, g->stages);
+            }
+            if (kb + 1 < blocks_k) {
+#pragma unroll
+                for (int j = 0; j < rows::ROWS; j++) {
+                    of_x[j] = load_x_scale(&g->a.x, scales.from[j], kb + 1);
+                }
+                low = load_w_scale(w, low_at, kb + 1);
+                high = load_w_scale(w, high_at, kb + 1);
+            }
+        }
     }
 }
 
@@ -154,18 +311,19 @@ static __device__ __forceinline__ void produce(const moei_mma_args *g, uint32_t 
     const int lane = (int)threadIdx.x % 32;
     const int blocks_k = (int)((S::X_BYTES * a->w.k + STAGE_K - 1) / STAGE_K);
     const int stages = g->stages;
+    const bool brings_scales = S::SCALE_WARPS == 0 && scales_move<S>(g);
     const uint64_t policy =
         g->weights_stay ? hopper_policy_evict_last() : hopper_policy_evict_first();
-    int stage = 0;
-    uint32_t parity = 1; // of "empty": a fresh ring is
-    int early = 0;       // stages whose weights have been asked for
+    fill_place f = {0, 1};
+    int early = 0; // stages whose weights have been asked for
     moei_tile t;
     if (g->early) {
-        if (lane == 0 && tile_of<S>(g, prefix, pipe, 0, &t)) {
+        if (tile_of<S>(g, prefix, pipe, 0, &t)) {
             // Neither weights nor offsets depend on the launch before this one.
+            const weights_of<S> weights = find_weights<S>(g, &t, blocks_k);
             for (int kb = 0; kb < blocks_k && early < stages; kb += S::DEPTH, early++) {
-                fetch_weights<S>(g, &t, kb, blocks_k, ring.stages + early * S::STAGE,
-                                 ring.full + 8 * early, policy);
+                fetch_weights<S>(g, &t, weights, kb, depth_at<S>(kb, blocks_k),
+                                 ring.stages + early * S::STAGE, ring.full + 8 * early, policy);
             }
         }
         hopper_grid_wait();
@@ -177,71 +335,46 @@ static __device__ __forceinline__ void produce(const moei_mma_args *g, uint32_t 
         if (!more) {
             return;
         }
+        const weights_of<S> weights = find_weights<S>(g, &t, blocks_k);
         const int there = t.i1 - t.i0 < S::BN ? (int)(t.i1 - t.i0) : S::BN;
+        const int rows_of_x = g->x_engine == MOEI_MMA_BOX      ? S::BN
+                              : g->x_engine == MOEI_MMA_GATHER ? there
+                                                               : 0;
+        const int bytes = weights.bytes + rows_of_x * STAGE_K; // that the engine brings a block of k
         row_scales<S> scales;
-        int32_t rows[S::LANE_ROWS]; // of x
-        if (scales_move<S>(g)) {
-            find_scales<S>(a, &t, &scales);
+        if (brings_scales) {
+            find_scales<S>(g, &t, lane, &scales);
         }
-        if (g->x_engine == MOEI_MMA_GATHER) {
-#pragma unroll
-            for (int j = 0; j < S::LANE_ROWS; j++) {
-                const int r = lane + 32 * j;
-                rows[j] = r < there ? (int32_t)moei_x_row(a, t.i0 + r) : 0;
-            }
-        }
+        const int32_t row = g->x_engine == MOEI_MMA_GATHER && lane < there
+                                ? (int32_t)moei_x_row(a, t.i0 + lane)
+                                : 0;
 #pragma unroll 1
         for (int kb = 0; kb < blocks_k; kb += S::DEPTH) {
-            const int depth = S::DEPTH == 1 || blocks_k - kb >= S::DEPTH ? S::DEPTH : blocks_k - kb;
-            const uint32_t x = ring.stages + stage * S::STAGE + S::WEIGHTS;
-            const uint32_t full = ring.full + 8 * stage;
+            const int depth = depth_at<S>(kb, blocks_k);
+            const uint32_t stage = ring.stages + f.stage * S::STAGE;
+            const uint32_t full = ring.full + 8 * f.stage;
             stagger(g->delay, (uint32_t)kb);
-            hopper_barrier_wait(ring.empty + 8 * stage, parity);
+            hopper_barrier_wait(ring.empty + 8 * f.stage, f.parity);
             if (lane == 0) {
-                const int rows_of_x = g->x_engine == MOEI_MMA_BOX      ? S::BN
-                                      : g->x_engine == MOEI_MMA_GATHER ? there
-                                                                       : 0;
-                hopper_barrier_expect(
-                    full, (uint32_t)(depth * (weight_bytes<S>(g, &t) + rows_of_x * STAGE_K)));
-                if (early > 0) {
-                    early--;
-                } else {
-                    fetch_weights<S>(g, &t, kb, blocks_k, ring.stages + stage * S::STAGE, full,
-                                     policy);
-                }
+                hopper_barrier_expect(full, (uint32_t)(depth * bytes));
             }
-            if (g->x_engine == MOEI_MMA_BOX) {
-                for (int d = 0; d < depth && lane == 0; d++) {
-                    hopper_tensor_3d_plain(x + d * S::BN * STAGE_K, &g->x,
-                                           (kb + d) * (STAGE_K / S::X_BYTES), (int)t.i0,
-                                           a->offsets == NULL ? t.e : 0, full);
-                }
-            } else if (g->x_engine == MOEI_MMA_GATHER) {
-#pragma unroll
-                for (int j = 0; j < S::LANE_ROWS; j++) {
-                    const int r = lane + 32 * j;
-                    for (int d = 0; d < depth && r < there; d++) {
-                        hopper_tensor_3d_plain(x + (d * S::BN + r) * STAGE_K, &g->x,
-                                               (kb + d) * (STAGE_K / S::X_BYTES), rows[j], 0, full);
-                    }
-                }
+            if (early > 0) {
+                early--;
             } else {
-                store_x<S>(a, &t, kb, depth, x);
+                fetch_weights<S>(g, &t, weights, kb, depth, stage, full, policy);
             }
-            if (scales_move<S>(g)) {
-                fetch_scales<S>(g, scales, kb, ring.scales + stage * S::SCALES);
+            fetch_x<S>(g, &t, there, row, kb, depth, stage + S::WEIGHTS, full);
+            if (brings_scales) {
+                fetch_scales<S>(g, scales, kb, ring.scales + f.stage * S::SCALES);
             }
-            if (g->x_engine == MOEI_MMA_STORES || (scales_move<S>(g) && !g->scale_copies)) {
+            if (g->x_engine == MOEI_MMA_STORES || (brings_scales && !g->scale_copies)) {
                 hopper_copies_wait();
                 hopper_fence_async(); // before the matrix unit reads what was stored
                 hopper_barrier_arrive(full);
-            } else if (scales_move<S>(g)) {
+            } else if (brings_scales) {
                 hopper_barrier_arrive_copies(full);
             }
-            if (++stage == stages) {
-                stage = 0;
-                parity ^= 1;
-            }
+            advance(&f, stages);
         }
     }
 }

@@ -7,6 +7,7 @@
 #include "backends/cuda/hopper.cuh"
 #include "backends/cuda/mma.h"
 #include "backends/cuda/operand.h"
+#include "backends/gpu/scales.cuh"
 #include "backends/gpu/tiles.cuh"
 
 #define STAGE_K    128  // bytes of k of a row in a block of k: one swizzle row
@@ -16,13 +17,15 @@
 // Kinds of weights: types of hopper_mma, and, from PACKED on, those of operand.h.
 enum { KIND_BF16 = HOPPER_BF16, KIND_F16 = HOPPER_F16, KIND_E4M3 = HOPPER_E4M3, KIND_PACKED };
 
-// What a kernel is when it is compiled. DEPTH: blocks of k in a stage.
-template <int KIND_, int BN_, int PIPES_, int GROUPS_, int DEPTH_> struct shape {
+// What a kernel is when it is compiled. DEPTH: blocks of k in a stage. CLUSTER: blocks that multiply
+// the same rows of x, each by weights of its own, and bring each other a share of the rows.
+template <int KIND_, int BN_, int PIPES_, int GROUPS_, int DEPTH_, int CLUSTER_> struct shape {
     static constexpr int KIND = KIND_;
     static constexpr int BN = BN_;
     static constexpr int PIPES = PIPES_;
     static constexpr int GROUPS = GROUPS_; // math warpgroups of a pipe
     static constexpr int DEPTH = DEPTH_;
+    static constexpr int CLUSTER = CLUSTER_;
     static constexpr bool PACKED = KIND >= KIND_PACKED;
     static constexpr moei_operand_kind OPERAND = (moei_operand_kind)(KIND - KIND_PACKED);
     static constexpr int BLOCK = PACKED ? MOEI_OPERAND_BYTES(OPERAND) : 0; // bytes, of 64 outputs
@@ -36,13 +39,17 @@ template <int KIND_, int BN_, int PIPES_, int GROUPS_, int DEPTH_> struct shape 
     static constexpr int WEIGHTS = // bytes in a stage, up to where rows of x begin
         ((PACKED ? GROUPS * BLOCK : BM * STAGE_K) * DEPTH + 1023) / 1024 * 1024;
     static constexpr int STAGE = WEIGHTS + DEPTH * BN * STAGE_K;
-    static constexpr int SCALES = SCALED ? BN * 4 : 0; // bytes beside a stage
+    // Warps that bring scales, as pairs of f32; 0: the producer brings x's, as words. Bytes that
+    // they have beside a stage. And parts of a tile's rows that have sums of their own, so that one
+    // is folded while the next is multiplied.
+    static constexpr int SCALE_WARPS = SCALED && PIPES == 1 ? 3 : 0;
+    static constexpr int SCALES = !SCALED ? 0 : SCALE_WARPS > 0 ? BN * 8 : BN * 4;
+    static constexpr int PARTS = SCALED && BN >= 128 ? 2 : 1;
     // Registers of a thread. One pipe: two math warpgroups and the producer's share 3 * 168, what
     // the launch allots; four: four and the producers' 5 * 96. Others take what they get.
     static constexpr bool REGISTERS = PIPES == 1 || PIPES == 4;
-    static constexpr int PRODUCER_REGISTERS = PIPES == 4 ? 48 : SCALED ? 104 : BN > 192 ? 56 : 72;
+    static constexpr int PRODUCER_REGISTERS = PIPES == 4 ? 48 : 56;
     static constexpr int MATH_REGISTERS = PIPES == 4 ? 104 : (3 * 168 - PRODUCER_REGISTERS) / 2;
-    static constexpr int LANE_ROWS = (BN + 31) / 32; // rows of x of a lane
 };
 
 // Random waits of a role, to test that every role waits for what it needs.
@@ -70,20 +77,31 @@ template <class S> struct tile_note {
 // The ring of a pipe, as addresses of shared memory.
 struct ring_of {
     uint32_t stages;
-    uint32_t scales; // f32 of rows of x, BN a stage
+    uint32_t scales; // of rows of x, BN a stage
     uint32_t full;   // barriers, one a stage
     uint32_t empty;
+    uint32_t empty_at; // those of the block of the cluster that this lane tells
+    int emptiers;      // lanes that tell that a stage is empty
     uint32_t notes;      // of two tiles
     uint32_t notes_full; // barriers, one a note
     uint32_t notes_empty;
 };
+
+// A scale of the weights from element `at` on at block kb of k; -1: 1 for all k.
+static __device__ __forceinline__ float load_w_scale(const moei_matrices *w, int64_t at, int kb)
+{
+    const int64_t i = at + kb * w->scale_k_stride;
+    return at < 0                       ? 1.0f
+           : w->scale_dtype == MOE_F32 ? ((const float *)w->scales)[i]
+                                       : moei_gpu_load(w->scale_dtype, w->scales, i);
+}
 
 // Blocks of 64 packed outputs that a tile has.
 template <class S>
 static __device__ __forceinline__ int packed_blocks(const moei_mma_args *g, const moei_tile *t)
 {
     const int64_t left = moei_operand_blocks_n(&g->a.w) - S::GROUPS * (int64_t)t->m;
-    return left < S::GROUPS ? (int)left : S::GROUPS;
+    return left >= S::GROUPS ? S::GROUPS : left > 0 ? (int)left : 0;
 }
 
 // Scales that lie after the blocks of an expert: [groups of k][packed outputs].
@@ -94,21 +112,31 @@ static __device__ __forceinline__ const float *packed_scales(const moei_matrices
                            moei_operand_scales_at(S::OPERAND, w));
 }
 
-// Bytes of a block of k of the tile's weights.
-template <class S>
-static __device__ __forceinline__ int weight_bytes(const moei_mma_args *g, const moei_tile *t)
+// Whether the blocks of a cluster bring each other rows of x.
+template <class S> static __device__ __forceinline__ bool shares_x(const moei_mma_args *g)
 {
-    return S::PACKED ? packed_blocks<S>(g, t) * S::BLOCK : S::BM * STAGE_K;
+    return S::CLUSTER > 1 && g->x_engine == MOEI_MMA_BOX;
 }
 
 // Tile number i of a pipe; false past its last one. Blocks take neighbouring tiles, their first
-// pipes before the others: few tiles spread over all multiprocessors.
+// pipes before the others: few tiles spread over all multiprocessors. Blocks of a cluster take
+// neighbouring outputs of the same rows; where there are none left, the block only brings its rows.
 template <class S>
 static __device__ __forceinline__ bool tile_of(const moei_mma_args *g, uint32_t prefix, int pipe,
                                                uint32_t i, moei_tile *t)
 {
-    const int64_t tile = blockIdx.x + (int64_t)gridDim.x * (i * S::PIPES + (uint32_t)pipe);
-    return moei_tile_at(&g->a, hopper_pointer<const int32_t>(prefix), S::BN, g->m_blocks, tile, t);
+    const int32_t *before = hopper_pointer<const int32_t>(prefix);
+    if constexpr (S::CLUSTER == 1) {
+        const int64_t tile = blockIdx.x + (int64_t)gridDim.x * (i * S::PIPES + (uint32_t)pipe);
+        return moei_tile_at(&g->a, before, S::BN, g->m_blocks, tile, t);
+    } else {
+        static_assert(S::PIPES == 1, "pipes do not share rows");
+        const int64_t tile = blockIdx.x / S::CLUSTER + (int64_t)(gridDim.x / S::CLUSTER) * i;
+        const int32_t m_clusters = (g->m_blocks + S::CLUSTER - 1) / S::CLUSTER;
+        const bool there = moei_tile_at(&g->a, before, S::BN, m_clusters, tile, t);
+        t->m = t->m * S::CLUSTER + (int32_t)hopper_cluster_rank();
+        return there;
+    }
 }
 
 #endif
