@@ -374,25 +374,38 @@ static __device__ __forceinline__ void multiply_chunks(const moei_mma_args *g, b
 // What belongs to a group of k, for this thread's two outputs.
 typedef struct group_terms {
     float low, high; // scales
-    uint32_t zeros;  // the pair of addends
+    uint32_t zero_low, zero_high;
 } group_terms;
 
+// Where those of the next group lie.
+typedef struct group_place {
+    const float *scales;
+    const uint8_t *zeros; // NULL: all the same
+    int64_t pitch;
+    uint32_t zero_point;
+} group_place;
+
 template <class S>
-static __device__ __forceinline__ group_terms terms_of_group(const moei_mma_args *g, int32_t e,
-                                                             int64_t row, int64_t group)
+static __device__ __forceinline__ group_place first_group(const moei_mma_args *g, int32_t e,
+                                                          int64_t row)
 {
     const moei_matrices *w = &g->a.w;
-    const int64_t at = group * moei_operand_pitch(w) + row;
-    const float *scales = packed_scales<S>(w, e) + at;
-    uint32_t low = (uint32_t)g->zero_point;
-    uint32_t high = low;
-    if (w->zero_e_stride > 0) {
-        const uint8_t *zeros =
-            w->values + e * w->value_e_stride + moei_operand_zeros_at(S::OPERAND, w) + at;
-        low = zeros[0];
-        high = zeros[8];
+    const uint8_t *expert = w->values + e * w->value_e_stride;
+    return {packed_scales<S>(w, e) + row,
+            w->zero_e_stride > 0 ? expert + moei_operand_zeros_at(S::OPERAND, w) + row : NULL,
+            moei_operand_pitch(w), (uint32_t)g->zero_point};
+}
+
+static __device__ __forceinline__ group_terms next_group(group_place *p)
+{
+    group_terms terms = {p->scales[0], p->scales[8], p->zero_point, p->zero_point};
+    p->scales += p->pitch;
+    if (p->zeros != NULL) {
+        terms.zero_low = p->zeros[0];
+        terms.zero_high = p->zeros[8];
+        p->zeros += p->pitch;
     }
-    return {scales[0], scales[8], decode_zeros(low, high)};
+    return terms;
 }
 
 // Packed weights whose scales change along k: a chain per group, total = fma(chain, s_w, total).
@@ -406,8 +419,8 @@ multiply_groups(const moei_mma_args *g, const moei_tile *t, bool plain, int warp
     const int64_t row = (int64_t)t->m * S::BM + warp * 16 + (int)threadIdx.x % 32 / 4;
     const int all = (int)((g->a.w.k + 31) / 32);
     int done = 0; // halves of the group
-    int64_t group = 0;
-    group_terms now = terms_of_group<S>(g, t->e, row, 0);
+    group_place place = first_group<S>(g, t->e, row);
+    group_terms now = next_group(&place);
     group_terms next = now;
     uint32_t a[2][4];
     float acc[S::BN / 2];
@@ -434,10 +447,10 @@ multiply_groups(const moei_mma_args *g, const moei_tile *t, bool plain, int warp
                 if (h >= all) {
                     break;
                 }
-                if (AHEAD && done == 0 && h + halves < all) { // nobody waits for it
-                    next = terms_of_group<S>(g, t->e, row, group + 1);
+                if (AHEAD && done == 0 && h + halves < all) { // nobody waits for them
+                    next = next_group(&place);
                 }
-                b.with[2 * half] = b.with[2 * half + 1] = now.zeros;
+                b.with[2 * half] = b.with[2 * half + 1] = decode_zeros(now.zero_low, now.zero_high);
                 multiply_half<S, 0>(b, half, plain, done == 0, a, acc);
                 hopper_mma_keep(acc);
                 if (++done == halves || h + 1 == all) {
@@ -448,11 +461,10 @@ multiply_groups(const moei_mma_args *g, const moei_tile *t, bool plain, int warp
                         acc[i] = S::SYNC ? 0.0f : acc[i]; // fresh
                     }
                     done = 0;
-                    group++;
                     if (AHEAD) {
                         now = next;
                     } else if (h + 1 < all) {
-                        now = terms_of_group<S>(g, t->e, row, group);
+                        now = next_group(&place);
                     }
                 }
             }
