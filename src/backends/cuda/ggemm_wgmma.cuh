@@ -54,7 +54,11 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
         if constexpr (S::PACKED) {
             const bool plain = is_plain<S>(&g->a.w, t.e);
             if (S::APART && g->a.w.block_k > 0) {
-                multiply_groups<S>(g, &t, plain, warp, blocks_k, ring, &r, sums);
+                if (S::SYNC && plain) { // a loop of its own: no branch at each step
+                    multiply_groups<S>(g, &t, true, warp, blocks_k, ring, &r, sums);
+                } else {
+                    multiply_groups<S>(g, &t, plain, warp, blocks_k, ring, &r, sums);
+                }
             } else {
                 multiply_chunks<S>(g, plain, warp / 4, blocks_k, ring, &r, sums);
             }
