@@ -180,7 +180,7 @@ DECODE_FN void decode_mxfp4_scales(uint32_t bytes, uint32_t scales[2])
 DECODE_FN void decode_mxfp4_factors(uint32_t bytes, uint32_t factors[2])
 {
     factors[0] = decode_mad(bytes & 0x00FF00FFu, 0x80u, 0x3F003F00u);
-    factors[1] = decode_mad(bytes >> 8 & 0x00FF00FFu, 0x80u, 0x3F003F00u);
+    factors[1] = decode_mad(decode_bytes(bytes, 0, 0x4341u), 0x80u, 0x3F003F00u);
 }
 
 /// Scales of a block of NVFP4, for the outputs g and g + 8: factors of decode_e2m1, a pair for each

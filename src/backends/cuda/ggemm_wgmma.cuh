@@ -9,6 +9,9 @@
 // The bits of a class are the same whatever the tile.
 //
 // Weights are the M operand, rows of x are N: one instruction shape serves every number of rows.
+// Packed weights and few rows are multiplied by instructions of a warp: for few rows one of a
+// warpgroup takes as long as for many, and its decoded operand waits for it, fence by fence. The
+// bits are the same.
 // A block is persistent. It has one or more pipes, each of which walks tiles of BM outputs x BN
 // rows (gpu/tiles.cuh) by itself:
 //   its producer warp fills a ring of stages by the copy engine: weights, and rows of x from
@@ -34,6 +37,10 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
     const int blocks_k = (int)((S::X_BYTES * g->a.w.k + STAGE_K - 1) / STAGE_K);
     __shared__ int32_t last[S::PIPES];
     const bool combines = S::PIPES > 1 && g->combines;
+    if constexpr (S::SYNC) {
+        ring.full = hopper_fixed(ring.full);
+        ring.empty = hopper_fixed(ring.empty);
+    }
     ring_place r = {0, 0, -1};
     float sums[S::BN / 2];
     int32_t told = -1; // block of outputs of the tile before, which is told of a tile later
@@ -47,7 +54,11 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
         if constexpr (S::PACKED) {
             const bool plain = is_plain<S>(&g->a.w, t.e);
             if (S::APART && g->a.w.block_k > 0) {
-                multiply_groups<S>(g, &t, plain, warp, blocks_k, ring, &r, sums);
+                if (S::SYNC && plain) { // a loop of its own: no branch at each step
+                    multiply_groups<S>(g, &t, true, warp, blocks_k, ring, &r, sums);
+                } else {
+                    multiply_groups<S>(g, &t, plain, warp, blocks_k, ring, &r, sums);
+                }
             } else {
                 multiply_chunks<S>(g, plain, warp / 4, blocks_k, ring, &r, sums);
             }

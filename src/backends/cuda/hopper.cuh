@@ -16,6 +16,13 @@ HOPPER_FN uint32_t hopper_smem(const void *p)
     return (uint32_t)__cvta_generic_to_shared(p);
 }
 
+/// An address that the compiler does not compute again wherever it is used.
+HOPPER_FN uint32_t hopper_fixed(uint32_t at)
+{
+    asm volatile("mov.b32 %0, %0;" : "+r"(at));
+    return at;
+}
+
 /// The same memory, as a pointer.
 template <class T> HOPPER_FN T *hopper_pointer(uint32_t at)
 {
@@ -374,6 +381,28 @@ HOPPER_MMA(256,
 #undef HOPPER_MMA
 #undef HOPPER_MMA_REGISTERS
 #undef HOPPER_MMA_TYPE
+
+// ---- products of a warp ------------------------------------------------------------------------
+
+/// d[16 x 8] += a . b over 16 k of bf16, all in registers: `a` is a warp's of hopper_mma_registers,
+/// `d` its sums of eight columns, and so are their bits.
+HOPPER_FN void hopper_mma_sync(float *d, const uint32_t (&a)[4], const uint32_t *b)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+/// Four 8 x 8 matrices of 16-bit elements, one row address a lane: of each, the pair lane % 4 of
+/// row lane / 4.
+HOPPER_FN void hopper_load_matrices(uint32_t at, uint32_t *to)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(at)
+                 : "memory");
+}
 
 /// Four 8 x 8 matrices of 16-bit elements, one row address a lane, transposed on the way.
 HOPPER_FN void hopper_store_transposed(uint32_t to, uint32_t a, uint32_t b, uint32_t c, uint32_t d)

@@ -197,20 +197,24 @@ static __device__ __forceinline__ void multiply_folds(const moei_mma_args *g, co
     }
 }
 
-// A thread's codes of a block, and for each step what decodes them.
+// A thread's codes of a block, and for each step what decodes them; rows of x.
 template <class S> struct packed_block {
     static constexpr int WORDS = MOEI_OPERAND_CODES(S::OPERAND) / (128 * 4 * 4); // of a step
     uint32_t words[4 * WORDS];
-    uint32_t with[4]; // factors, scales or zero points: decode.cuh
+    uint32_t with[4];                          // factors, scales or zero points: decode.cuh
+    uint64_t x;                                // where the matrix unit reads rows
+    uint32_t rows[S::SYNC ? S::BN / 8 : 1][8]; // SYNC: of each eight of them, two for each step
 };
 
+// Block d of a stage.
 // @param plain  the expert's flag
 // @param zeros  U4, U8: the pair of addends
 template <class S>
-static __device__ __forceinline__ void load_block(uint32_t at, bool plain, uint32_t zeros,
-                                                  packed_block<S> *b)
+static __device__ __forceinline__ void load_block(uint32_t stage, int group, int d, bool plain,
+                                                  uint32_t zeros, packed_block<S> *b)
 {
     const int thread = (int)threadIdx.x % 128;
+    const uint32_t at = stage + (group * S::DEPTH + d) * S::BLOCK;
     const uint32_t codes = at + thread * 16 * packed_block<S>::WORDS;
     const uint32_t scales = at + MOEI_OPERAND_CODES(S::OPERAND);
 #pragma unroll
@@ -236,6 +240,19 @@ static __device__ __forceinline__ void load_block(uint32_t at, bool plain, uint3
         decode_nvfp4_factors(bytes.x, bytes.y, b->with);
     } else {
         b->with[0] = b->with[1] = b->with[2] = b->with[3] = zeros;
+    }
+    const uint32_t x = stage + S::WEIGHTS + d * S::BN * STAGE_K;
+    if constexpr (S::SYNC) {
+        const int row = thread % 8;
+        const int piece = thread % 32 / 8 ^ row; // of 16 bytes, as they are swizzled
+#pragma unroll
+        for (int i = 0; i < S::BN / 8; i++) {
+            const uint32_t from = x + (i * 8 + row) * STAGE_K;
+            hopper_load_matrices(from + piece * 16, b->rows[i]);
+            hopper_load_matrices(from + (piece ^ 4) * 16, b->rows[i] + 4);
+        }
+    } else {
+        b->x = hopper_operand(x);
     }
 }
 
@@ -263,25 +280,55 @@ static __device__ __forceinline__ void decode_step(const packed_block<S> &b, int
 }
 
 // Half a block, 32 k. Where products may stay under way (PENDING 1), registers of the halves take
-// turns: a product reads one while the other is decoded.
+// turns: a product reads one while the other is decoded. SYNC: fresh sums are 0.
 template <class S, int PENDING>
 static __device__ __forceinline__ void multiply_half(const packed_block<S> &b, int half, bool plain,
-                                                     bool fresh, uint64_t x, uint32_t (&a)[2][4],
+                                                     bool fresh, uint32_t (&a)[2][4],
                                                      float (&acc)[S::BN / 2])
 {
     decode_step<S>(b, 2 * half, plain, a[0]);
     decode_step<S>(b, 2 * half + 1, plain, a[1]);
-    hopper_mma_begin();
-    hopper_mma_registers<S::BN>(acc, a[0], x + 4 * half, !fresh);
-    hopper_mma_registers<S::BN>(acc, a[1], x + 4 * half + 2, 1);
-    hopper_mma_commit();
-    hopper_mma_wait<PENDING>();
+    if constexpr (S::SYNC) {
+#pragma unroll
+        for (int i = 0; i < S::BN / 8; i++) {
+            hopper_mma_sync(acc + 4 * i, a[0], b.rows[i] + 4 * half);
+        }
+#pragma unroll
+        for (int i = 0; i < S::BN / 8; i++) {
+            hopper_mma_sync(acc + 4 * i, a[1], b.rows[i] + 4 * half + 2);
+        }
+    } else {
+        hopper_mma_begin();
+        hopper_mma_registers<S::BN>(acc, a[0], b.x + 4 * half, !fresh);
+        hopper_mma_registers<S::BN>(acc, a[1], b.x + 4 * half + 2, 1);
+        hopper_mma_commit();
+        hopper_mma_wait<PENDING>();
+    }
+}
+
+// A whole stage of plain codes, without branches: a block is loaded and decoded while the products
+// of the one before are under way.
+template <class S>
+static __device__ __forceinline__ void multiply_stage(uint32_t stage, int group, uint32_t zeros,
+                                                      float (&acc)[S::BN / 2])
+{
+#pragma unroll
+    for (int d = 0; d < S::DEPTH; d++) {
+        packed_block<S> b;
+        uint32_t a[2][4];
+        load_block<S>(stage, group, d, true, zeros, &b);
+        multiply_half<S, 0>(b, 0, true, false, a, acc);
+        multiply_half<S, 0>(b, 1, true, false, a, acc);
+    }
 }
 
 // Flags of an expert's packed weights.
 template <class S>
 static __device__ __forceinline__ bool is_plain(const moei_matrices *w, int32_t e)
 {
+    if (S::OPERAND != MOEI_OPERAND_MXFP4 && S::OPERAND != MOEI_OPERAND_E4M3) {
+        return true;
+    }
     const uint8_t *expert = w->values + e * w->value_e_stride;
     const uint32_t flags = *(const uint32_t *)(expert + moei_operand_flags_at(S::OPERAND, w));
     return (flags & MOEI_OPERAND_PLAIN) != 0;
@@ -314,25 +361,34 @@ static __device__ __forceinline__ void multiply_chunks(const moei_mma_args *g, b
             const uint32_t stage = ring.stages + r->stage * S::STAGE;
             stagger(g->delay, (uint32_t)kb);
             hopper_barrier_wait(ring.full + 8 * r->stage, r->parity);
+            const bool whole = S::SYNC && plain && k1 - kb >= S::DEPTH;
+            if (whole) {
+                multiply_stage<S>(stage, group, zeros, acc);
+            }
 #pragma unroll 1
-            for (int d = 0; d < S::DEPTH; d++) {
+            for (int d = 0; d < S::DEPTH && !whole; d++) {
                 if (d > 0 && kb + d >= k1) {
                     break;
                 }
                 packed_block<S> b;
-                load_block<S>(stage + (group * S::DEPTH + d) * S::BLOCK, plain, zeros, &b);
-                const uint64_t x = hopper_operand(stage + S::WEIGHTS + d * S::BN * STAGE_K);
-                multiply_half<S, 1>(b, 0, plain, false, x, a[0], acc);
+                load_block<S>(stage, group, d, plain, zeros, &b);
+                multiply_half<S, 1>(b, 0, plain, false, a[0], acc);
                 if (d == 0) {
                     release<S>(r, ring); // the stage before: its last products are done
                 }
-                multiply_half<S, 1>(b, 1, plain, false, x, a[1], acc);
+                multiply_half<S, 1>(b, 1, plain, false, a[1], acc);
             }
             advance(r, g->stages);
+            if constexpr (S::SYNC) {
+                __syncwarp();
+                release<S>(r, ring); // all lanes have read it
+            }
         }
-        hopper_mma_wait<0>();
-        hopper_mma_keep(acc);
-        release<S>(r, ring);
+        if constexpr (!S::SYNC) {
+            hopper_mma_wait<0>();
+            hopper_mma_keep(acc);
+            release<S>(r, ring);
+        }
 #pragma unroll
         for (int i = 0; i < S::BN / 2; i++) {
             total[i] = total[i] + acc[i];
@@ -347,25 +403,38 @@ static __device__ __forceinline__ void multiply_chunks(const moei_mma_args *g, b
 // What belongs to a group of k, for this thread's two outputs.
 typedef struct group_terms {
     float low, high; // scales
-    uint32_t zeros;  // the pair of addends
+    uint32_t zero_low, zero_high;
 } group_terms;
 
+// Where those of the next group lie.
+typedef struct group_place {
+    const float *scales;
+    const uint8_t *zeros; // NULL: all the same
+    int64_t pitch;
+    uint32_t zero_point;
+} group_place;
+
 template <class S>
-static __device__ __forceinline__ group_terms terms_of_group(const moei_mma_args *g, int32_t e,
-                                                             int64_t row, int64_t group)
+static __device__ __forceinline__ group_place first_group(const moei_mma_args *g, int32_t e,
+                                                          int64_t row)
 {
     const moei_matrices *w = &g->a.w;
-    const int64_t at = group * moei_operand_pitch(w) + row;
-    const float *scales = packed_scales<S>(w, e) + at;
-    uint32_t low = (uint32_t)g->zero_point;
-    uint32_t high = low;
-    if (w->zero_e_stride > 0) {
-        const uint8_t *zeros =
-            w->values + e * w->value_e_stride + moei_operand_zeros_at(S::OPERAND, w) + at;
-        low = zeros[0];
-        high = zeros[8];
+    const uint8_t *expert = w->values + e * w->value_e_stride;
+    return {packed_scales<S>(w, e) + row,
+            w->zero_e_stride > 0 ? expert + moei_operand_zeros_at(S::OPERAND, w) + row : NULL,
+            moei_operand_pitch(w), (uint32_t)g->zero_point};
+}
+
+static __device__ __forceinline__ group_terms next_group(group_place *p)
+{
+    group_terms terms = {p->scales[0], p->scales[8], p->zero_point, p->zero_point};
+    p->scales += p->pitch;
+    if (p->zeros != NULL) {
+        terms.zero_low = p->zeros[0];
+        terms.zero_high = p->zeros[8];
+        p->zeros += p->pitch;
     }
-    return {scales[0], scales[8], decode_zeros(low, high)};
+    return terms;
 }
 
 // Packed weights whose scales change along k: a chain per group, total = fma(chain, s_w, total).
@@ -381,8 +450,8 @@ multiply_groups(const moei_mma_args *g, const moei_tile *t, bool plain, int warp
                         (int)threadIdx.x % 32 / 4;
     const int all = (int)((g->a.w.k + 31) / 32);
     int done = 0; // halves of the group
-    int64_t group = 0;
-    group_terms now = terms_of_group<S>(g, t->e, row, 0);
+    group_place place = first_group<S>(g, t->e, row);
+    group_terms now = next_group(&place);
     group_terms next = now;
     uint32_t a[2][4];
     float acc[S::BN / 2];
@@ -402,37 +471,37 @@ multiply_groups(const moei_mma_args *g, const moei_tile *t, bool plain, int warp
                 break;
             }
             packed_block<S> b;
-            load_block<S>(stage + ((warp / 4) * S::DEPTH + d) * S::BLOCK, plain, 0, &b);
-            const uint64_t x = hopper_operand(stage + S::WEIGHTS + d * S::BN * STAGE_K);
+            load_block<S>(stage, warp / 4, d, plain, 0, &b);
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const int h = 2 * (kb + d) + half;
                 if (h >= all) {
                     break;
                 }
-                if (AHEAD && done == 0 && h + halves < all) { // nobody waits for it
-                    next = terms_of_group<S>(g, t->e, row, group + 1);
+                if (AHEAD && done == 0 && h + halves < all) { // nobody waits for them
+                    next = next_group(&place);
                 }
-                b.with[2 * half] = b.with[2 * half + 1] = now.zeros;
-                multiply_half<S, 0>(b, half, plain, done == 0, x, a, acc);
+                b.with[2 * half] = b.with[2 * half + 1] = decode_zeros(now.zero_low, now.zero_high);
+                multiply_half<S, 0>(b, half, plain, done == 0, a, acc);
                 hopper_mma_keep(acc);
                 if (++done == halves || h + 1 == all) {
 #pragma unroll
                     for (int i = 0; i < S::BN / 2; i++) {
                         total[i] = __fmaf_rn(acc[i] * MOEI_OPERAND_UP(S::OPERAND),
                                              i % 4 < 2 ? now.low : now.high, total[i]);
+                        acc[i] = S::SYNC ? 0.0f : acc[i]; // fresh
                     }
                     done = 0;
-                    group++;
                     if (AHEAD) {
                         now = next;
                     } else if (h + 1 < all) {
-                        now = terms_of_group<S>(g, t->e, row, group);
+                        now = next_group(&place);
                     }
                 }
             }
         }
         advance(r, g->stages);
+        __syncwarp();
         release<S>(r, ring);
     }
 }

@@ -32,6 +32,7 @@ template <int KIND_, int BN_, int PIPES_, int GROUPS_, int DEPTH_, int CLUSTER_>
     static constexpr bool APART = PACKED && MOEI_OPERAND_APART(OPERAND); // scales after the blocks
     static constexpr bool SCALED = KIND == KIND_E4M3;                    // scales of x, too
     static constexpr int X_BYTES = KIND == KIND_E4M3 ? 1 : 2;            // of an element of x
+    static constexpr bool SYNC = PACKED && BN < 32; // products of warps, not of warpgroups
     static constexpr int BM = 64 * GROUPS;
     static constexpr int TEAM = 128 * GROUPS; // math threads of a pipe
     static constexpr int MATH = PIPES * TEAM;
