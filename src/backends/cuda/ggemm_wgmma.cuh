@@ -26,7 +26,7 @@
 #ifndef MOEI_CUDA_GGEMM_WGMMA_CUH
 #define MOEI_CUDA_GGEMM_WGMMA_CUH
 
-#include "backends/cuda/wgmma_finish.cuh"
+#include "backends/cuda/wgmma_finish_rows.cuh"
 #include "backends/cuda/wgmma_multiply.cuh"
 #include "backends/cuda/wgmma_produce.cuh"
 
@@ -42,7 +42,7 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
         ring.empty = hopper_fixed(ring.empty);
     }
     ring_place r = {0, 0, -1};
-    float sums[S::BN / 2];
+    float sums[S::SUMS];
     int32_t told = -1; // block of outputs of the tile before, which is told of a tile later
     for (uint32_t i = 0;; i++) {
         const tile_note<S> *note = hopper_pointer<const tile_note<S>>(ring.notes) + i % 2;
@@ -63,13 +63,12 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
                 multiply_chunks<S>(g, plain, warp / 4, blocks_k, ring, &r, sums);
             }
         } else if constexpr (S::KIND == KIND_E4M3) {
-            constexpr bool PAIRS = S::SCALE_WARPS > 0;
-            if (PAIRS ? g->scales_by_tile : g->scale_copies && g->a.x.scale_dtype == MOE_E8M0) {
-                multiply_folds<S, PAIRS ? FOLD_TILE : FOLD_CODES>(g, &t, warp, blocks_k, ring, &r,
-                                                                  sums);
+            if constexpr (S::ROWS_M) {
+                multiply_rows<S>(g, warp, blocks_k, ring, &r, sums);
+            } else if (S::SCALE_WARPS == 0 && g->scale_copies && g->a.x.scale_dtype == MOE_E8M0) {
+                multiply_folds<S, true>(g, &t, warp, blocks_k, ring, &r, sums);
             } else {
-                multiply_folds<S, PAIRS ? FOLD_ROWS : FOLD_F32>(g, &t, warp, blocks_k, ring, &r,
-                                                                sums);
+                multiply_folds<S, false>(g, &t, warp, blocks_k, ring, &r, sums);
             }
         } else {
             multiply_chain<S>(g, warp / 4, blocks_k, ring, &r, sums);
@@ -212,6 +211,12 @@ template <int KIND, int BN, int PIPES, int DEPTH> static moei_mma_variant few_ro
 template <int KIND, int BN, int DEPTH> static moei_mma_variant many_rows(void)
 {
     return variant_of<shape<KIND, BN, 1, 2, DEPTH, BN >= 128 ? 2 : 1>>();
+}
+
+// 128 rows, which are the M operand, and BM outputs.
+template <int KIND, int BM> static moei_mma_variant rows_first(void)
+{
+    return variant_of<shape<KIND, 128, 1, 2, 1, 2, BM>>();
 }
 
 #endif

@@ -412,7 +412,15 @@ HOPPER_FN void hopper_load_matrices(uint32_t at, uint32_t *to)
                  : "memory");
 }
 
-/// Four 8 x 8 matrices of 16-bit elements, one row address a lane, transposed on the way.
+/// Four 8 x 8 matrices of 16-bit elements, one row address a lane.
+HOPPER_FN void hopper_store_matrices(uint32_t to, uint32_t a, uint32_t b, uint32_t c, uint32_t d)
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(a),
+                 "r"(b), "r"(c), "r"(d)
+                 : "memory");
+}
+
+/// The same, transposed on the way.
 HOPPER_FN void hopper_store_transposed(uint32_t to, uint32_t a, uint32_t b, uint32_t c, uint32_t d)
 {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(to),

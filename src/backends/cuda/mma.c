@@ -220,17 +220,6 @@ static bool scales_are_words(const moei_operand *x, int64_t k, bool batched)
                0;
 }
 
-// Whether the outputs of a part that a tile of bm has share their scales of the weights.
-static bool scales_are_of_tiles(const moei_mma_args *g, int bm)
-{
-    const moei_matrices *w = &g->a.w;
-    const int64_t span = g->paired ? bm / 2 * g->step : bm; // rows of the weights
-    return w->block_k == 0 ||
-           (w->block_n > 0 && w->block_n % span == 0 &&
-            (w->part_rows >= w->n || (g->paired && g->step == 1 && w->part_rows == g->second) ||
-             w->part_rows % span == 0));
-}
-
 moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
                          const moek_ggemm_args *ggemm, const moei_mma_extra *extra)
 {
@@ -281,7 +270,6 @@ moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
     g.scale_copies = scales_are_words(&ggemm->x, w->k, batched);
     g.scales_by_eights = w->block_n % 8 == 0 && w->block_n > 0 && w->part_rows % 8 == 0 &&
                          !(w->interleaved_parts && !g.paired);
-    g.scales_by_tile = scales_are_of_tiles(&g, v->bm);
     g.weights_stay = v->pipes == 1 && ggemm->rows > (int64_t)v->bn * w->count;
     const size_t pitch = (size_t)v->pipes * (size_t)(v->stage_bytes + v->scale_bytes);
     const size_t rest = 1024 + (size_t)v->turn_bytes + ((size_t)w->count + 1) * sizeof(int32_t);

@@ -35,7 +35,6 @@ typedef struct moei_mma_args {
     int32_t vector;           // rows of the output begin at multiples of 16 bytes
     int32_t scale_copies;     // scales of x come by 4-byte copies: f32, or words of four e8m0
     int32_t scales_by_eights; // eight outputs that begin at a multiple of 8 share their scales
-    int32_t scales_by_tile;   // the outputs of a part that a tile has do, too
     int32_t weights_stay;     // several tiles read the same weights
     int32_t early;            // weights and offsets do not depend on the launch before this one
     int32_t combines;         // the last tile of a block of outputs combines

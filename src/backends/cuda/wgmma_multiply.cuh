@@ -37,17 +37,19 @@ static __device__ __forceinline__ void advance(ring_place *r, int stages)
     }
 }
 
-// The products of a stage's block d for this warpgroup and N rows of x from `first` on, both operands
-// in shared memory.
-template <class S, int N>
-static __device__ __forceinline__ void multiply_block(uint32_t stage, int group, int d, int first,
-                                                      bool fresh, float (&acc)[N / 2])
+// The products of a stage's block d for this warpgroup, both operands in shared memory.
+template <class S>
+static __device__ __forceinline__ void multiply_block(uint32_t stage, int group, int d, bool fresh,
+                                                      float (&acc)[S::SUMS])
 {
-    const uint64_t w = hopper_operand(stage + (d * S::BM + group * 64) * STAGE_K);
-    const uint64_t x = hopper_operand(stage + S::WEIGHTS + (d * S::BN + first) * STAGE_K);
+    const int own = group * 64 * STAGE_K; // of the M operand
+    const uint64_t w = hopper_operand(stage + d * S::BM * STAGE_K + (S::ROWS_M ? 0 : own));
+    const uint64_t x =
+        hopper_operand(stage + S::WEIGHTS + d * S::BN * STAGE_K + (S::ROWS_M ? own : 0));
 #pragma unroll
     for (int j = 0; j < 4; j++) {
-        hopper_mma<N, S::KIND>(acc, w + 2 * j, x + 2 * j, !fresh || j != 0);
+        hopper_mma<2 * S::SUMS, S::KIND>(acc, (S::ROWS_M ? x : w) + 2 * j,
+                                         (S::ROWS_M ? w : x) + 2 * j, !fresh || j != 0);
     }
 }
 
@@ -66,7 +68,7 @@ static __device__ __forceinline__ void multiply_chain(const moei_mma_args *g, in
 #pragma unroll 1
         for (int d = 0; d < depth; d++) {
             hopper_mma_begin();
-            multiply_block<S, S::BN>(stage, group, d, 0, kb + d == 0, acc);
+            multiply_block<S>(stage, group, d, kb + d == 0, acc);
             hopper_mma_commit();
             hopper_mma_wait<1>();
             release<S>(r, ring); // the stage before, once: its last products are done
@@ -102,56 +104,32 @@ static __device__ __forceinline__ float next_scale(const moei_mma_args *g, block
     return __shfl_sync(~0u, s->of_lane, kb % 32);
 }
 
-// How scales come to a fold: as words of x's, f32 or four e8m0; as pairs of x's; or as pairs that are
-// multiplied by those of the outputs already.
-enum { FOLD_F32, FOLD_CODES, FOLD_ROWS, FOLD_TILE };
-
-// What a block of 128 k is folded with: where scales of a thread's first rows of x lie, and those
-// of its two outputs.
-struct fold_terms {
-    const float *of_x;
-    int code; // FOLD_CODES: which of the four
-    float low, high;
-};
-
-// total = fma(acc, s_x * s_w, total), for N rows of the tile's from `first` on.
-template <int N, int HOW, int COUNT>
-static __device__ __forceinline__ void fold(const float (&acc)[N / 2], fold_terms s, int first,
-                                            float (&total)[COUNT])
+// total = fma(acc * s_x, s_w, total); CODES: scales of x are four e8m0 in a word.
+template <class S, bool CODES>
+static __device__ __forceinline__ void fold(const float (&acc)[S::BN / 2], const float *of_x,
+                                            int kb, float s_low, float s_high,
+                                            float (&total)[S::BN / 2])
 {
 #pragma unroll
-    for (int b = 0; b < N / 8; b++) {
-        float4 both; // of a row with both outputs, then of the next row
-        if (HOW == FOLD_TILE || HOW == FOLD_ROWS) {
-            both = *(const float4 *)(s.of_x + 2 * (first + 8 * b));
-        } else {
-            const float2 of_x = *(const float2 *)(s.of_x + first + 8 * b);
-            both = {of_x.x, of_x.x, of_x.y, of_x.y};
+    for (int b = 0; b < S::BN / 8; b++) {
+        float2 s_x = *(const float2 *)(of_x + 8 * b);
+        if (CODES) {
+            s_x.x = moei_e8m0_to_f32((uint8_t)(__float_as_uint(s_x.x) >> kb % 4 * 8));
+            s_x.y = moei_e8m0_to_f32((uint8_t)(__float_as_uint(s_x.y) >> kb % 4 * 8));
         }
-        if (HOW == FOLD_CODES) {
-            both.x = both.y = moei_e8m0_to_f32((uint8_t)(__float_as_uint(both.x) >> s.code * 8));
-            both.z = both.w = moei_e8m0_to_f32((uint8_t)(__float_as_uint(both.z) >> s.code * 8));
-        }
-        if (HOW != FOLD_TILE) {
-            both = {both.x * s.low, both.y * s.high, both.z * s.low, both.w * s.high};
-        }
-        float *t = &total[first / 2 + 4 * b];
-        t[0] = __fmaf_rn(acc[4 * b], both.x, t[0]);
-        t[1] = __fmaf_rn(acc[4 * b + 1], both.z, t[1]);
-        t[2] = __fmaf_rn(acc[4 * b + 2], both.y, t[2]);
-        t[3] = __fmaf_rn(acc[4 * b + 3], both.w, t[3]);
+        total[4 * b] = __fmaf_rn(acc[4 * b] * s_x.x, s_low, total[4 * b]);
+        total[4 * b + 1] = __fmaf_rn(acc[4 * b + 1] * s_x.y, s_low, total[4 * b + 1]);
+        total[4 * b + 2] = __fmaf_rn(acc[4 * b + 2] * s_x.x, s_high, total[4 * b + 2]);
+        total[4 * b + 3] = __fmaf_rn(acc[4 * b + 3] * s_x.y, s_high, total[4 * b + 3]);
     }
 }
 
-// FP8: a chain per block of 128 k, total = fma(chain, s_x * s_w, total). A tile of two parts folds
-// the first while the matrix unit has the second.
-template <class S, int HOW>
+// FP8: a chain per block of 128 k, total = fma(chain * s_x, s_w, total).
+template <class S, bool CODES>
 static __device__ __forceinline__ void multiply_folds(const moei_mma_args *g, const moei_tile *t,
                                                       int warp, int blocks_k, ring_of ring,
-                                                      ring_place *r, float (&total)[S::BN / 2])
+                                                      ring_place *r, float (&total)[S::SUMS])
 {
-    constexpr int N = S::BN / S::PARTS;
-    constexpr int WORDS = S::SCALES / 4 / S::BN; // of a row's scales
     const moei_matrices *w = &g->a.w;
     const int lane = (int)threadIdx.x % 32;
     const int eight = g->scales_by_eights ? 0 : lane / 4; // of eight outputs
@@ -159,41 +137,73 @@ static __device__ __forceinline__ void multiply_folds(const moei_mma_args *g, co
                                   : (int64_t)t->m * S::BM + warp * 16 + eight;
     const int64_t n_low = own * g->step;
     const int64_t n_high = g->paired ? g->second + own * g->step : own + 8;
-    const bool scaled = HOW != FOLD_TILE && w->block_k > 0 && own < g->outputs;
+    const bool scaled = w->block_k > 0 && own < g->outputs;
     block_scales low = {scaled ? moei_w_scale_at(w, t->e, n_low, 0) : -1, 1.0f};
     block_scales high = {scaled && n_high < w->n ? moei_w_scale_at(w, t->e, n_high, 0) : -1, 1.0f};
-    float acc[S::PARTS][N / 2];
 #pragma unroll
-    for (int i = 0; i < S::BN / 2; i++) {
+    for (int i = 0; i < S::SUMS; i++) {
         total[i] = 0.0f;
     }
 #pragma unroll 1
     for (int kb = 0; kb < blocks_k; kb++) {
         const uint32_t stage = ring.stages + r->stage * S::STAGE;
-        fold_terms s;
-        s.of_x = hopper_pointer<const float>(ring.scales + r->stage * S::SCALES) +
-                 lane % 4 * 2 * WORDS;
-        s.code = kb % 4;
-        s.low = HOW != FOLD_TILE ? next_scale(g, &low, kb, blocks_k) : 1.0f;
-        s.high = HOW != FOLD_TILE ? next_scale(g, &high, kb, blocks_k) : 1.0f;
+        float acc[S::SUMS];
+        const float s_low = next_scale(g, &low, kb, blocks_k);
+        const float s_high = next_scale(g, &high, kb, blocks_k);
         stagger(g->delay, (uint32_t)kb);
         hopper_barrier_wait(ring.full + 8 * r->stage, r->parity);
         hopper_mma_begin();
-#pragma unroll
-        for (int p = 0; p < S::PARTS; p++) {
-            multiply_block<S, N>(stage, warp / 4, 0, p * N, true, acc[p]);
-            hopper_mma_commit();
-        }
-        hopper_mma_wait<S::PARTS - 1>();
-        hopper_mma_keep(acc[0]);
-        fold<N, HOW>(acc[0], s, 0, total);
-        if (S::PARTS == 2) {
-            hopper_mma_wait<0>();
-            hopper_mma_keep(acc[S::PARTS - 1]);
-            fold<N, HOW>(acc[S::PARTS - 1], s, N, total);
-        }
+        multiply_block<S>(stage, warp / 4, 0, true, acc);
+        hopper_mma_commit();
+        const float *of_x =
+            hopper_pointer<const float>(ring.scales + r->stage * S::SCALES) + lane % 4 * 2;
+        hopper_mma_wait<0>();
+        hopper_mma_keep(acc);
+        fold<S, CODES>(acc, of_x, kb, s_low, s_high, total);
         advance(r, g->stages);
         release<S>(r, ring); // its scales have been read, too
+    }
+}
+
+// The same where rows of x are the M operand: a thread has two of them, and two of each eight
+// outputs. Scales take a sixth of the shared memory's time that they take the other way round,
+// which bounds the products of many rows: operands come at 128 bytes a cycle, and FP8 needs them
+// twice as fast as bf16.
+template <class S>
+static __device__ __forceinline__ void multiply_rows(const moei_mma_args *g, int warp, int blocks_k,
+                                                     ring_of ring, ring_place *r,
+                                                     float (&total)[S::SUMS])
+{
+    const int row = warp * 16 + (int)threadIdx.x % 32 / 4;
+#pragma unroll
+    for (int i = 0; i < S::SUMS; i++) {
+        total[i] = 0.0f;
+    }
+#pragma unroll 1
+    for (int kb = 0; kb < blocks_k; kb++) {
+        const uint32_t stage = ring.stages + r->stage * S::STAGE;
+        const float *scales = hopper_pointer<const float>(ring.scales + r->stage * S::SCALES);
+        float acc[S::SUMS];
+        stagger(g->delay, (uint32_t)kb);
+        hopper_barrier_wait(ring.full + 8 * r->stage, r->parity);
+        hopper_mma_begin();
+        multiply_block<S>(stage, warp / 4, 0, true, acc);
+        hopper_mma_commit();
+        const float x0 = scales[row];
+        const float x1 = scales[row + 8];
+        hopper_mma_wait<0>();
+        hopper_mma_keep(acc);
+#pragma unroll
+        for (int b = 0; b < S::BM / 8; b += 4) {
+            const float4 four = *(const float4 *)(scales + S::BN + b);
+            const float s_w[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+            for (int i = 4 * b; i < 4 * b + 16; i++) {
+                total[i] = __fmaf_rn(acc[i] * (i % 4 < 2 ? x0 : x1), s_w[i / 4 - b], total[i]);
+            }
+        }
+        advance(r, g->stages);
+        release<S>(r, ring);
     }
 }
 

@@ -242,51 +242,52 @@ template <class S> static __device__ __forceinline__ int depth_at(int kb, int bl
     return S::DEPTH == 1 || blocks_k - kb >= S::DEPTH ? S::DEPTH : blocks_k - kb;
 }
 
-// Where the scales of the tile's outputs of a part begin, where they share them; -1: they are 1, or
-// do not.
+// Where the scales of the tile's eight outputs number `eight` begin; -1: they are 1.
 template <class S>
-static __device__ __forceinline__ int64_t find_tile_scale(const moei_mma_args *g,
-                                                          const moei_tile *t, int part)
+static __device__ __forceinline__ int64_t find_w_scale(const moei_mma_args *g, const moei_tile *t,
+                                                       int eight)
 {
     const moei_matrices *w = &g->a.w;
-    const int64_t own = (int64_t)t->m * (g->paired ? S::BM / 2 : S::BM);
-    return !g->scales_by_tile || w->block_k == 0 || own >= g->outputs
-               ? -1
-               : moei_w_scale_at(w, t->e, own * g->step + (g->paired ? part * g->second : 0), 0);
+    const int64_t own = (int64_t)t->m * (g->paired ? S::BM / 2 : S::BM) +
+                        (g->paired ? eight / 2 : eight) * 8;
+    const int64_t n = own * g->step + (g->paired && eight % 2 == 1 ? g->second : 0);
+    return w->block_k > 0 && own < g->outputs ? moei_w_scale_at(w, t->e, n, 0) : -1;
 }
 
-// Warps that do nothing but bring scales, as pairs: of a row of x, times those of both parts of the
-// tile's outputs, where they share them. They are read a block of k ahead.
+// Warps that do nothing but bring scales: of rows of x, and, ROWS_M, of outputs by eights. They are
+// read a block of k ahead.
 template <class S>
 static __device__ __forceinline__ void produce_scales(const moei_mma_args *g, uint32_t prefix,
                                                       int at, ring_of ring)
 {
     using rows = row_scales<S>;
-    const moei_matrices *w = &g->a.w;
-    const int blocks_k = (int)((S::X_BYTES * w->k + STAGE_K - 1) / STAGE_K);
+    static_assert(!S::ROWS_M || S::BM / 8 <= rows::LANES, "a lane for each eight outputs");
+    const int blocks_k = (int)((S::X_BYTES * g->a.w.k + STAGE_K - 1) / STAGE_K);
     fill_place f = {0, 1};
     moei_tile t;
     hopper_grid_wait();
     for (uint32_t i = 0; tile_of<S>(g, prefix, 0, i, &t); i++) {
         rows scales;
         find_scales<S>(g, &t, at, &scales);
-        const int64_t low_at = find_tile_scale<S>(g, &t, 0);
-        const int64_t high_at = find_tile_scale<S>(g, &t, 1);
+        const bool has_eight = S::ROWS_M && at < S::BM / 8;
+        const int64_t of_eight = has_eight ? find_w_scale<S>(g, &t, at) : -1;
         float of_x[rows::ROWS];
-        float low = 1.0f;
-        float high = 1.0f;
+        float of_w = 1.0f;
 #pragma unroll 1
         for (int kb = -1; kb < blocks_k; kb++) {
             if (kb >= 0) {
                 stagger(g->delay, (uint32_t)kb);
                 hopper_barrier_wait(ring.empty + 8 * f.stage, f.parity);
-                float2 *to = hopper_pointer<float2>(ring.scales + f.stage * S::SCALES);
+                float *to = hopper_pointer<float>(ring.scales + f.stage * S::SCALES);
 #pragma unroll
                 for (int j = 0; j < rows::ROWS; j++) {
                     const int r = at + j * rows::LANES;
                     if (r < S::BN) {
-                        to[r] = {of_x[j] * low, of_x[j] * high};
+                        to[r] = of_x[j];
                     }
+                }
+                if (has_eight) {
+                    to[S::BN + at] = of_w;
                 }
                 hopper_barrier_arrive(ring.full + 8 * f.stage);
                 advance(&f, g->stages);
@@ -296,8 +297,7 @@ static __device__ __forceinline__ void produce_scales(const moei_mma_args *g, ui
                 for (int j = 0; j < rows::ROWS; j++) {
                     of_x[j] = load_x_scale(&g->a.x, scales.from[j], kb + 1);
                 }
-                low = load_w_scale(w, low_at, kb + 1);
-                high = load_w_scale(w, high_at, kb + 1);
+                of_w = load_w_scale(&g->a.w, of_eight, kb + 1);
             }
         }
     }

@@ -18,8 +18,10 @@
 enum { KIND_BF16 = HOPPER_BF16, KIND_F16 = HOPPER_F16, KIND_E4M3 = HOPPER_E4M3, KIND_PACKED };
 
 // What a kernel is when it is compiled. DEPTH: blocks of k in a stage. CLUSTER: blocks that multiply
-// the same rows of x, each by weights of its own, and bring each other a share of the rows.
-template <int KIND_, int BN_, int PIPES_, int GROUPS_, int DEPTH_, int CLUSTER_> struct shape {
+// the same rows of x, each by weights of its own, and bring each other a share of the rows. The M
+// operand of a math warpgroup is 64 outputs, or, where BM_ outputs are given, 64 rows of x.
+template <int KIND_, int BN_, int PIPES_, int GROUPS_, int DEPTH_, int CLUSTER_, int BM_ = 0>
+struct shape {
     static constexpr int KIND = KIND_;
     static constexpr int BN = BN_;
     static constexpr int PIPES = PIPES_;
@@ -33,19 +35,19 @@ template <int KIND_, int BN_, int PIPES_, int GROUPS_, int DEPTH_, int CLUSTER_>
     static constexpr bool SCALED = KIND == KIND_E4M3;                    // scales of x, too
     static constexpr int X_BYTES = KIND == KIND_E4M3 ? 1 : 2;            // of an element of x
     static constexpr bool SYNC = PACKED && BN < 32; // products of warps, not of warpgroups
-    static constexpr int BM = 64 * GROUPS;
+    static constexpr bool ROWS_M = BM_ > 0;
+    static constexpr int BM = ROWS_M ? BM_ : 64 * GROUPS;
+    static constexpr int SUMS = ROWS_M ? BM / 2 : BN / 2; // of a math thread
     static constexpr int TEAM = 128 * GROUPS; // math threads of a pipe
     static constexpr int MATH = PIPES * TEAM;
     static constexpr int THREADS = MATH + 128;
     static constexpr int WEIGHTS = // bytes in a stage, up to where rows of x begin
         ((PACKED ? GROUPS * BLOCK : BM * STAGE_K) * DEPTH + 1023) / 1024 * 1024;
     static constexpr int STAGE = WEIGHTS + DEPTH * BN * STAGE_K;
-    // Warps that bring scales, as pairs of f32; 0: the producer brings x's, as words. Bytes that
-    // they have beside a stage. And parts of a tile's rows that have sums of their own, so that one
-    // is folded while the next is multiplied.
+    // Warps that bring scales as f32: of the rows of x and, ROWS_M, then of every eight outputs. 0:
+    // the producer brings x's as they are. And bytes that they have beside a stage.
     static constexpr int SCALE_WARPS = SCALED && PIPES == 1 ? 3 : 0;
-    static constexpr int SCALES = !SCALED ? 0 : SCALE_WARPS > 0 ? BN * 8 : BN * 4;
-    static constexpr int PARTS = SCALED && BN >= 128 ? 2 : 1;
+    static constexpr int SCALES = SCALED ? (BN + (ROWS_M ? BM / 8 : 0)) * 4 : 0;
     // Registers of a thread. One pipe: two math warpgroups and the producer's share 3 * 168, what
     // the launch allots; four: four and the producers' 5 * 96. Others take what they get.
     static constexpr bool REGISTERS = PIPES == 1 || PIPES == 4;
