@@ -44,6 +44,7 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
         if (t.e < 0) {
             break;
         }
+        const tile_terms terms = ask_terms<S>(g, &t, warp);
         if constexpr (S::PACKED) {
             const bool plain = is_plain<S>(&g->a.w, t.e);
             if (S::APART && g->a.w.block_k > 0) {
@@ -60,7 +61,7 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
         if (combines && told >= 0) {
             tell<S>(g, prefix, told, pipe, &last[pipe]);
         }
-        finish_tile<S>(g, note, warp, sums, turn);
+        finish_tile<S>(g, note, terms, warp, sums, turn);
         if (combines && told >= 0) {
             combine_if_last<S>(g, told, pipe, &last[pipe]);
         }
