@@ -204,9 +204,9 @@ static __device__ __forceinline__ int32_t canonical(float v)
 // Where 16 bytes number i of a warp's turn lie: eight that are one after the other, every second
 // and every fourth of their lines lie in different banks. Linear: at(i ^ j) = at(i) ^ at(j), and
 // from 32 on as they come.
-static constexpr __device__ __forceinline__ uint32_t turn_at(int i)
+static constexpr __device__ __forceinline__ uint32_t turn_at(uint32_t i)
 {
-    return (uint32_t)(i ^ i / 8 % 4 * 2 ^ i / 8 % 2) * 16;
+    return (i ^ i / 8 % 4 * 2 ^ i / 8 % 2) * 16;
 }
 
 // Where a warp's results go: y of the product, or h of glu.
@@ -229,7 +229,7 @@ static __device__ __forceinline__ uint8_t *row_at(const output *o, int32_t row)
 template <int COUNT>
 static __device__ __forceinline__ void turn_f32(const float (&v)[COUNT], int b, uint32_t turn)
 {
-    const int lane = (int)threadIdx.x % 32;
+    const uint32_t lane = threadIdx.x % 32;
     const uint32_t base = turn + (turn_at(lane % 4 * 8 + lane / 16) | lane / 4 % 4 * 4);
 #pragma unroll
     for (int i = 0; i < 8 && 4 * b + i < COUNT; i++) {
@@ -241,7 +241,7 @@ static __device__ __forceinline__ void turn_f32(const float (&v)[COUNT], int b, 
 template <int COUNT>
 static __device__ __forceinline__ void turn_f32_glu(const float (&h)[COUNT], uint32_t turn)
 {
-    const int lane = (int)threadIdx.x % 32;
+    const uint32_t lane = threadIdx.x % 32;
     const uint32_t base = turn + (turn_at(lane % 4 * 4 + lane / 16) | lane / 4 % 4 * 4);
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
@@ -254,7 +254,7 @@ static __device__ __forceinline__ void turn_f32_glu(const float (&h)[COUNT], uin
 template <moe_dtype DTYPE, int COUNT>
 static __device__ __forceinline__ void turn_16(const float (&v)[COUNT], uint32_t turn)
 {
-    const int lane = (int)threadIdx.x % 32;
+    const uint32_t lane = threadIdx.x % 32;
     const uint32_t base = turn + turn_at(lane / 16 * 16 + lane % 8 * 2 + lane / 8 % 2);
 #pragma unroll
     for (int b = 0; b < (COUNT + 7) / 8; b++) {
@@ -275,7 +275,7 @@ static __device__ __forceinline__ void turn_16_glu(const float (&h)[COUNT], uint
     for (int b = 0; b < COUNT / 2; b++) {
         p[b] = pack<DTYPE>(h[2 * b], h[2 * b + 1]);
     }
-    hopper_store_transposed(turn + turn_at((int)threadIdx.x % 32), p[0], p[1], p[2], p[3]);
+    hopper_store_transposed(turn + turn_at(threadIdx.x % 32), p[0], p[1], p[2], p[3]);
 }
 
 // The turn's pieces of 16 bytes, ACROSS to a row, to rows of the output from `first` of the tile
@@ -284,18 +284,26 @@ template <class S, int ACROSS, int ROWS>
 static __device__ __forceinline__ void store_turn(const tile_note<S> *note, const output *o,
                                                   int first, uint32_t turn)
 {
-    const int lane = (int)threadIdx.x % 32;
+    const uint32_t lane = threadIdx.x % 32;
+    constexpr int PIECES = (ROWS * ACROSS + 31) / 32; // of a lane
     const uint32_t from = turn + turn_at(lane);
+    uint4 pieces[PIECES];
+    int32_t to[PIECES];
     __syncwarp();
 #pragma unroll
-    for (int j = 0; j < (ROWS * ACROSS + 31) / 32; j++) {
-        const int r = (lane + 32 * j) / ACROSS;
+    for (int j = 0; j < PIECES; j++) {
+        const int r = first + (int)((lane + 32 * j) / ACROSS);
+        pieces[j] = *hopper_pointer<const uint4>(from + j * 512);
+        to[j] = note->row[S::BN % 32 == 0 || r < S::BN ? r : 0];
+    }
+    __syncwarp(); // what comes next may be written already
+#pragma unroll
+    for (int j = 0; j < PIECES; j++) {
+        const int r = (int)((lane + 32 * j) / ACROSS);
         if (r < ROWS && first + r < o->count) {
-            *(uint4 *)row_at(o, note->row[first + r]) =
-                *hopper_pointer<const uint4>(from + j * 512);
+            *(uint4 *)row_at(o, to[j]) = pieces[j];
         }
     }
-    __syncwarp();
 }
 
 // f32 results in the turn, `across` to a row, one by one: to the end of a row, to any address, or
@@ -312,7 +320,7 @@ static __device__ __forceinline__ void scatter_turn(const moei_mma_args *g,
         const int r = first + (int)(i / across);
         const int64_t own = parts ? o->n / 2 + i % 8 : o->n + i % across;
         if (r < o->count && own < g->outputs) {
-            const float v = *hopper_pointer<const float>(turn + (turn_at((int)i / 4) | i % 4 * 4));
+            const float v = *hopper_pointer<const float>(turn + (turn_at(i / 4) | i % 4 * 4));
             moei_gpu_store(o->dtype, row_at(o, note->row[r]),
                            parts ? own * g->step + (i % 16 < 8 ? 0 : g->second) : own, v);
         }
