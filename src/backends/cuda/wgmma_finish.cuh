@@ -216,7 +216,10 @@ typedef struct output {
     bool whole;    // it has all of them, and they are stored 16 bytes at a time
     uint8_t *rows; // of the tile's batch; whole: the lane's 16 bytes there
     int64_t row_stride;
-    int count; // of the tile's rows
+    int count;     // of the tile's rows
+    int row;       // of the lane's first 16 bytes in the turn
+    uint32_t to;   // the lane's first place in the turn: where it writes,
+    uint32_t from; // and where it reads 16 bytes
 } output;
 
 static __device__ __forceinline__ uint8_t *row_at(const output *o, int32_t row)
@@ -227,35 +230,29 @@ static __device__ __forceinline__ uint8_t *row_at(const output *o, int32_t row)
 // f32 results of 16 rows from b * 8 on, 16 outputs each, or of 32 rows with glu, 8 each, to the
 // turn.
 template <int COUNT>
-static __device__ __forceinline__ void turn_f32(const float (&v)[COUNT], int b, uint32_t turn)
+static __device__ __forceinline__ void turn_f32(const float (&v)[COUNT], int b, uint32_t to)
 {
-    const uint32_t lane = threadIdx.x % 32;
-    const uint32_t base = turn + (turn_at(lane % 4 * 8 + lane / 16) | lane / 4 % 4 * 4);
 #pragma unroll
     for (int i = 0; i < 8 && 4 * b + i < COUNT; i++) {
-        *hopper_pointer<int32_t>((base ^ turn_at(i % 2 * 4 + i / 2 % 2 * 2)) + i / 4 * 512) =
+        *hopper_pointer<int32_t>((to ^ turn_at(i % 2 * 4 + i / 2 % 2 * 2)) + i / 4 * 512) =
             canonical(v[4 * b + i]);
     }
 }
 
 template <int COUNT>
-static __device__ __forceinline__ void turn_f32_glu(const float (&h)[COUNT], uint32_t turn)
+static __device__ __forceinline__ void turn_f32_glu(const float (&h)[COUNT], uint32_t to)
 {
-    const uint32_t lane = threadIdx.x % 32;
-    const uint32_t base = turn + (turn_at(lane % 4 * 4 + lane / 16) | lane / 4 % 4 * 4);
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
-        *hopper_pointer<int32_t>((base ^ turn_at(i % 2 * 2 + i / 2 % 2 * 16)) + i / 4 * 512) =
+        *hopper_pointer<int32_t>((to ^ turn_at(i % 2 * 2 + i / 2 % 2 * 16)) + i / 4 * 512) =
             canonical(h[i]);
     }
 }
 
 // 16-bit results of 32 rows, 16 outputs each, or 8 with glu.
 template <moe_dtype DTYPE, int COUNT>
-static __device__ __forceinline__ void turn_16(const float (&v)[COUNT], uint32_t turn)
+static __device__ __forceinline__ void turn_16(const float (&v)[COUNT], uint32_t to)
 {
-    const uint32_t lane = threadIdx.x % 32;
-    const uint32_t base = turn + turn_at(lane / 16 * 16 + lane % 8 * 2 + lane / 8 % 2);
 #pragma unroll
     for (int b = 0; b < (COUNT + 7) / 8; b++) {
         uint32_t p[4] = {0, 0, 0, 0};
@@ -263,44 +260,58 @@ static __device__ __forceinline__ void turn_16(const float (&v)[COUNT], uint32_t
         for (int j = 0; j < 4 && 8 * b + 2 * j < COUNT; j++) {
             p[j] = pack<DTYPE>(v[8 * b + 2 * j], v[8 * b + 2 * j + 1]);
         }
-        hopper_store_transposed(base + b * 512, p[0], p[1], p[2], p[3]);
+        hopper_store_transposed(to + b * 512, p[0], p[1], p[2], p[3]);
     }
 }
 
 template <moe_dtype DTYPE, int COUNT>
-static __device__ __forceinline__ void turn_16_glu(const float (&h)[COUNT], uint32_t turn)
+static __device__ __forceinline__ void turn_16_glu(const float (&h)[COUNT], uint32_t to)
 {
     uint32_t p[4] = {0, 0, 0, 0};
 #pragma unroll
     for (int b = 0; b < COUNT / 2; b++) {
         p[b] = pack<DTYPE>(h[2 * b], h[2 * b + 1]);
     }
-    hopper_store_transposed(turn + turn_at(threadIdx.x % 32), p[0], p[1], p[2], p[3]);
+    hopper_store_transposed(to, p[0], p[1], p[2], p[3]);
+}
+
+// The lane's places for that.
+static __device__ __forceinline__ void place_lane(output *o, bool glu, uint32_t turn)
+{
+    const uint32_t lane = threadIdx.x % 32;
+    const uint32_t across = (glu ? 8 : 16) * (o->dtype == MOE_F32 || !o->whole ? 4 : 2) / 16;
+    o->row = (int)(lane / across);
+    o->from = turn + turn_at(lane);
+    if (o->dtype == MOE_F32 || !o->whole) {
+        o->to = turn + (turn_at(lane % 4 * (glu ? 4 : 8) + lane / 16) | lane / 4 % 4 * 4);
+    } else {
+        o->to = turn + turn_at(glu ? lane : lane / 16 * 16 + lane % 8 * 2 + lane / 8 % 2);
+    }
+    asm volatile("" : "+r"(o->row), "+r"(o->to), "+r"(o->from)); // stay, not made again and again
+    if (o->whole) {
+        o->rows += o->n * (o->dtype == MOE_F32 ? 4 : 2) + lane % across * 16;
+    }
 }
 
 // The turn's pieces of 16 bytes, ACROSS to a row, to rows of the output from `first` of the tile
 // on.
 template <class S, int ACROSS, int ROWS>
 static __device__ __forceinline__ void store_turn(const tile_note<S> *note, const output *o,
-                                                  int first, uint32_t turn)
+                                                  int first)
 {
-    const uint32_t lane = threadIdx.x % 32;
     constexpr int PIECES = (ROWS * ACROSS + 31) / 32; // of a lane
-    const uint32_t from = turn + turn_at(lane);
     uint4 pieces[PIECES];
     int32_t to[PIECES];
     __syncwarp();
 #pragma unroll
     for (int j = 0; j < PIECES; j++) {
-        const int r = first + (int)((lane + 32 * j) / ACROSS);
-        pieces[j] = *hopper_pointer<const uint4>(from + j * 512);
-        to[j] = note->row[S::BN % 32 == 0 || r < S::BN ? r : 0];
+        pieces[j] = *hopper_pointer<const uint4>(o->from + j * 512);
+        to[j] = note->row[first + o->row + 32 / ACROSS * j];
     }
     __syncwarp(); // what comes next may be written already
 #pragma unroll
     for (int j = 0; j < PIECES; j++) {
-        const int r = (int)((lane + 32 * j) / ACROSS);
-        if (r < ROWS && first + r < o->count) {
+        if (first + o->row + 32 / ACROSS * j < o->count) {
             *(uint4 *)row_at(o, to[j]) = pieces[j];
         }
     }
@@ -335,18 +346,18 @@ static __device__ __forceinline__ void store_rows(const moei_mma_args *g, const 
                                                   const float (&v)[COUNT], uint32_t turn)
 {
     if (o->whole && o->dtype == MOE_BF16) {
-        turn_16<MOE_BF16>(v, turn);
-        store_turn<S, 2, COUNT * 2>(note, o, first, turn);
+        turn_16<MOE_BF16>(v, o->to);
+        store_turn<S, 2, COUNT * 2>(note, o, first);
     } else if (o->whole && o->dtype == MOE_F16) {
-        turn_16<MOE_F16>(v, turn);
-        store_turn<S, 2, COUNT * 2>(note, o, first, turn);
+        turn_16<MOE_F16>(v, o->to);
+        store_turn<S, 2, COUNT * 2>(note, o, first);
     } else {
         constexpr int ROWS = COUNT < 8 ? COUNT * 2 : 16;
 #pragma unroll
         for (int b = 0; b < COUNT / 4; b += 2) {
-            turn_f32(v, b, turn);
+            turn_f32(v, b, o->to);
             if (o->whole) {
-                store_turn<S, 4, ROWS>(note, o, first + 8 * b, turn);
+                store_turn<S, 4, ROWS>(note, o, first + 8 * b);
             } else {
                 scatter_turn<S>(g, note, o, first + 8 * b, 16, turn);
             }
@@ -361,15 +372,15 @@ store_rows_glu(const moei_mma_args *g, const tile_note<S> *note, const output *o
                const float (&h)[COUNT], uint32_t turn)
 {
     if (o->whole && o->dtype == MOE_BF16) {
-        turn_16_glu<MOE_BF16>(h, turn);
-        store_turn<S, 1, COUNT * 4>(note, o, first, turn);
+        turn_16_glu<MOE_BF16>(h, o->to);
+        store_turn<S, 1, COUNT * 4>(note, o, first);
     } else if (o->whole && o->dtype == MOE_F16) {
-        turn_16_glu<MOE_F16>(h, turn);
-        store_turn<S, 1, COUNT * 4>(note, o, first, turn);
+        turn_16_glu<MOE_F16>(h, o->to);
+        store_turn<S, 1, COUNT * 4>(note, o, first);
     } else {
-        turn_f32_glu(h, turn);
+        turn_f32_glu(h, o->to);
         if (o->whole) {
-            store_turn<S, 2, COUNT * 4>(note, o, first, turn);
+            store_turn<S, 2, COUNT * 4>(note, o, first);
         } else {
             scatter_turn<S>(g, note, o, first, 8, turn);
         }
@@ -378,7 +389,7 @@ store_rows_glu(const moei_mma_args *g, const tile_note<S> *note, const output *o
 
 template <class S>
 static __device__ __forceinline__ output output_of(const moei_mma_args *g, const moei_tile *t,
-                                                   int warp)
+                                                   int warp, uint32_t turn)
 {
     const bool batched = g->a.offsets == NULL;
     const int64_t n = (int64_t)t->m * S::BM + warp * 16;
@@ -396,11 +407,7 @@ static __device__ __forceinline__ output output_of(const moei_mma_args *g, const
     }
     o.count = (int)(t->i1 - t->i0);
     o.whole = g->vector && g->fused == g->paired && o.n + (g->fused ? 8 : 16) <= g->outputs;
-    if (o.whole) {
-        const int bytes = o.dtype == MOE_F32 ? 4 : 2;
-        const uint32_t across = (g->fused ? 8 : 16) * bytes / 16; // pieces of 16 bytes
-        o.rows += o.n * bytes + (threadIdx.x & (across - 1)) * 16;
-    }
+    place_lane(&o, g->fused, turn);
     return o;
 }
 
@@ -412,7 +419,7 @@ static __device__ __forceinline__ void finish_tile(const moei_mma_args *g, const
 {
     const moek_ggemm_args *a = &g->a;
     const moei_tile t = note->tile;
-    const output o = output_of<S>(g, &t, warp);
+    const output o = output_of<S>(g, &t, warp, turn);
     const float low = bias_of(&a->w, terms.bias[0]);
     const float high = bias_of(&a->w, terms.bias[1]);
     const bool x_scale = S::SCALED && a->x.scales != NULL && a->x.group == 0;
