@@ -62,6 +62,16 @@ MOE_HD float moei_fmaf(float a, float b, float c)
 #endif
 }
 
+/// |x|; device compilers fold it into the instruction that reads it.
+MOE_HD float moei_absf(float x)
+{
+#if defined(__CUDA_ARCH__)
+    return fabsf(x);
+#else
+    return moei_f32_from_bits(moei_f32_bits(x) & 0x7FFFFFFFu);
+#endif
+}
+
 /// a / b, correctly rounded, also where a device compiler's `/` may be approximate.
 MOE_HD float moei_divf(float a, float b)
 {
