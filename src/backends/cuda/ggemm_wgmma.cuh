@@ -53,7 +53,7 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
             break;
         }
         tile_terms terms;
-        if constexpr (!LATER) {
+        if constexpr (!LATER && !S::ROWS_M) {
             terms = ask_terms<S>(g, &t, warp);
         }
         if constexpr (S::PACKED) {
@@ -69,7 +69,7 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
             }
         } else if constexpr (S::KIND == KIND_E4M3) {
             if constexpr (S::ROWS_M) {
-                multiply_rows<S>(g, warp, blocks_k, ring, &r, sums);
+                multiply_rows_first<S>(g, warp, blocks_k, ring, &r, sums);
             } else if (S::SCALE_WARPS == 0 && g->scale_copies && g->a.x.scale_dtype == MOE_E8M0) {
                 multiply_folds<S, true>(g, &t, warp, blocks_k, ring, &r, sums);
             } else {
@@ -85,7 +85,11 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
         if (combines && told >= 0) {
             tell<S>(g, prefix, told, pipe, &last[pipe]);
         }
-        finish_tile<S>(g, note, terms, warp, sums, turn);
+        if constexpr (S::ROWS_M) {
+            finish_rows<S>(g, note, warp, sums, turn);
+        } else {
+            finish_tile<S>(g, note, terms, warp, sums, turn);
+        }
         if (combines && told >= 0) {
             combine_if_last<S>(g, told, pipe, &last[pipe]);
         }

@@ -70,7 +70,7 @@ static __device__ __forceinline__ tile_terms ask_terms(const moei_mma_args *g, c
 // a thread's outputs add. Registers have no index: whoever asks for rows FROM to TO * 32 goes down
 // to theirs.
 template <class S, int COUNT, int FROM, int TO>
-static __device__ __forceinline__ void pick(const float (&acc)[S::BN / 2], int r, float low,
+static __device__ __forceinline__ void pick(const float (&acc)[S::SUMS], int r, float low,
                                             float high, float (&v)[COUNT])
 {
     constexpr int MID = (FROM + TO) / 2;
@@ -78,7 +78,7 @@ static __device__ __forceinline__ void pick(const float (&acc)[S::BN / 2], int r
         __syncwarp(); // keeps this a branch: else all sums are read, and selected
 #pragma unroll
         for (int c = 0; c < COUNT; c++) {
-            const float sum = FROM * 16 + c < S::BN / 2 ? acc[FROM * 16 + c] : 0.0f;
+            const float sum = FROM * 16 + c < S::SUMS ? acc[FROM * 16 + c] : 0.0f;
             asm volatile("add.rn.f32 %0, %1, %2; // %3" // or they are added behind the branches
                          : "=f"(v[c])
                          : "f"(sum), "f"(c % 4 < 2 ? low : high), "n"(FROM));
@@ -415,7 +415,7 @@ static __device__ __forceinline__ output output_of(const moei_mma_args *g, const
 template <class S>
 static __device__ __forceinline__ void finish_tile(const moei_mma_args *g, const tile_note<S> *note,
                                                    const tile_terms &terms, int warp,
-                                                   const float (&acc)[S::BN / 2], uint32_t turn)
+                                                   const float (&acc)[S::SUMS], uint32_t turn)
 {
     const moek_ggemm_args *a = &g->a;
     const moei_tile t = note->tile;

@@ -170,9 +170,10 @@ static __device__ __forceinline__ void multiply_folds(const moei_mma_args *g, co
 // which bounds the products of many rows: operands come at 128 bytes a cycle, and FP8 needs them
 // twice as fast as bf16.
 template <class S>
-static __device__ __forceinline__ void multiply_rows(const moei_mma_args *g, int warp, int blocks_k,
-                                                     ring_of ring, ring_place *r,
-                                                     float (&total)[S::SUMS])
+static __device__ __forceinline__ void multiply_rows_first(const moei_mma_args *g, int warp,
+                                                           int blocks_k, ring_of ring,
+                                                           ring_place *r,
+                                                           float (&total)[S::SUMS])
 {
     const int row = warp * 16 + (int)threadIdx.x % 32 / 4;
 #pragma unroll

@@ -72,7 +72,7 @@ static __device__ __forceinline__ void stagger(uint32_t delay, uint32_t step)
 // What the math warps need of a tile, as the producer leaves it for them: memory is far, and they
 // have nothing else to do while they wait for it.
 template <class S> struct tile_note {
-    static constexpr int ROWS = S::LANE_ROWS * 32; // as many as are read
+    static constexpr int ROWS = (S::BN + 31) / 32 * 32; // as many as are read
     moei_tile tile;                                // e -1: there is none, nor any after it
     int32_t row[ROWS];                             // of the output
     float weight[ROWS];                            // of each row; 1: none
