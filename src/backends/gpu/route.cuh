@@ -160,16 +160,22 @@ DEV_FN int32_t moei_route_mapped(const moek_route_args *a, int64_t t, int32_t id
     return id;
 }
 
-// `valid`: the token is there, else id is -1 and weight 0.
+// `valid`: the token is there, else id is -1 and weight 0. `keys`: NULL, or where place leaves the
+// keys that slots are sorted by.
 DEV_FN void moei_route_store(const moei_gpu_route_args *g, int64_t t, int32_t j, bool valid,
-                             int32_t id, float weight)
+                             int32_t id, float weight, uint32_t *keys)
 {
     const moek_route_args *a = &g->route;
     id = moei_route_mapped(a, t, id);
     moei_gpu_store_id(a->id_dtype, a->ids, t * a->id_token_stride + j, id);
     moei_gpu_store_weight(a->weight_dtype, a->weights, t * a->weight_token_stride + j, weight);
     if (g->places) { // weights are f32
-        moei_gpu_place_given(&g->place, t, j, valid, id, moei_nan_from(weight, weight));
+        const int32_t local =
+            moei_gpu_place_given(&g->place, t, j, valid, id, moei_nan_from(weight, weight));
+        if (keys != NULL) {
+            const uint32_t slot = (uint32_t)(t * g->place.top_k) + (uint32_t)j;
+            keys[slot] = moei_gpu_sort_key(local, slot);
+        }
     }
 }
 
@@ -287,7 +293,9 @@ template <int N> DEV_FN int32_t moei_route_select(uint32_t *key, int32_t k)
         }
     }
     int32_t id = -1;
-    for (int32_t j = 0; j < k; j++) {
+    MOEI_GPU_ROLL // a round waits for the one before: more code would only have to be fetched
+        for (int32_t j = 0; j < k; j++)
+    {
         uint32_t best = key[0];
         uint32_t own = 32 * (rows[0] & 15) + lane;
         MOEI_GPU_UNROLL
@@ -297,7 +305,11 @@ template <int N> DEV_FN int32_t moei_route_select(uint32_t *key, int32_t k)
             own = up ? 32 * (rows[r] & 15) + lane : own;
         }
         const uint32_t most = dev_warp_max_u32(best);
-        const uint32_t e = ~dev_warp_max_u32(best == most ? ~own : 0);
+        const uint32_t holders = dev_ballot(best == most);
+        uint32_t e = dev_shfl_u32(own, dev_ffs(holders) - 1);
+        if ((holders & (holders - 1)) != 0) { // for all lanes or none
+            e = ~dev_warp_max_u32(best == most ? ~own : 0);
+        }
         MOEI_GPU_UNROLL
         for (uint32_t r = 0; r < RUNS; r++) {
             const bool taken = e == 32 * (rows[r] & 15) + lane;
@@ -789,10 +801,11 @@ DEV_FN void moei_route_shared(const moei_gpu_route_args *g, int64_t t, void *mem
     }
     for (int32_t j = lane; j < n.k; j += 32) { // too few groups: equal weights, not scaled
         moei_route_store(g, t, j, true, usual ? w.id[j] : j,
-                         usual ? moei_route_scaled(a, w.weight[j]) : moei_divf(1.0f, (float)n.k));
+                         usual ? moei_route_scaled(a, w.weight[j]) : moei_divf(1.0f, (float)n.k),
+                         NULL);
     }
     for (int32_t j = lane; j < a->desc.append_shared; j += 32) {
-        moei_route_store(g, t, n.k + j, true, n.keyed + j, moei_route_gate(a, t, j, true));
+        moei_route_store(g, t, n.k + j, true, n.keyed + j, moei_route_gate(a, t, j, true), NULL);
     }
     for (int32_t j = lane; j < n.rows - n.keyed; j += 32) {
         moei_route_store_shared(a, t, j, moei_route_scaled(a, w.value[n.keyed + j]));
@@ -806,8 +819,8 @@ DEV_FN bool moei_route_is_absent(const moek_route_args *a, int64_t t)
     return a->num_valid != NULL && t >= a->num_valid[0];
 }
 
-/// A token that fits into registers, by the warp in hand.
-DEV_FN void moei_gpu_route_small(const moei_gpu_route_args *g, int64_t t)
+/// A token that fits into registers, by the warp in hand; `keys` as in moei_route_store.
+DEV_FN void moei_gpu_route_small(const moei_gpu_route_args *g, int64_t t, uint32_t *keys)
 {
     const moek_route_args *a = &g->route;
     const moei_route_sizes n = moei_route_size(a);
@@ -821,7 +834,7 @@ DEV_FN void moei_gpu_route_small(const moei_gpu_route_args *g, int64_t t)
         const bool appended = j >= n.k;
         const int32_t id = appended && valid ? n.keyed + j - n.k : appended ? -1 : s.id;
         moei_route_store(g, t, j, valid, id,
-                         appended ? moei_route_gate(a, t, j - n.k, valid) : s.weight);
+                         appended ? moei_route_gate(a, t, j - n.k, valid) : s.weight, keys);
     }
     if (lane < n.rows - n.keyed) {
         moei_route_store_shared(a, t, lane, s.shared);
@@ -837,7 +850,7 @@ DEV_FN void moei_gpu_route(const moei_gpu_route_args *g)
 {
     const int64_t t = moei_route_token_of_warp();
     if (t < g->route.tokens) { // for all lanes or none
-        moei_gpu_route_small(g, t);
+        moei_gpu_route_small(g, t, NULL);
     }
 }
 
@@ -846,7 +859,7 @@ DEV_FN void moei_route_absent(const moei_gpu_route_args *g, int64_t t)
 {
     const moek_route_args *a = &g->route;
     for (int32_t j = (int32_t)dev_lane(); j < a->top_k + a->desc.append_shared; j += 32) {
-        moei_route_store(g, t, j, false, -1, 0.0f);
+        moei_route_store(g, t, j, false, -1, 0.0f, NULL);
     }
     for (int32_t j = (int32_t)dev_lane(); j < a->desc.shared_scores; j += 32) {
         moei_route_store_shared(a, t, j, 0.0f);
