@@ -100,17 +100,34 @@ DEV_FN void moei_route_rank_two(uint32_t key, uint32_t *first, uint32_t *second)
     *second = low > *second ? low : *second;
 }
 
-// The order of a group's score from the two largest keys of each lane, -inf where there are fewer.
-DEV_FN uint32_t moei_route_group_score(const moek_route_args *a, uint32_t first, uint32_t second)
+// The orders of S groups' scores from the two largest keys of each lane, -inf where there are
+// fewer. Maxima of different groups stand together: none waits for another.
+template <int S>
+DEV_FN void moei_route_group_scores(const moek_route_args *a, const uint32_t *first,
+                                    const uint32_t *second, uint32_t *score)
 {
-    const uint32_t most = dev_warp_max_u32(first);
-    if (a->desc.group_score == MOE_GROUP_SCORE_MAX) {
-        return most;
+    uint32_t next[S];
+    MOEI_GPU_UNROLL
+    for (int i = 0; i < S; i++) {
+        score[i] = dev_warp_max_u32(first[i]);
     }
-    const bool twice = dev_popc(dev_ballot(first == most)) > 1;
-    const uint32_t next = dev_warp_max_u32(twice || first != most ? first : second);
-    return moei_route_order(
-        moei_route_ranked(moei_route_from_order(most) + moei_route_from_order(next)));
+    if (a->desc.group_score == MOE_GROUP_SCORE_MAX) {
+        return;
+    }
+    MOEI_GPU_UNROLL
+    for (int i = 0; i < S; i++) {
+        const bool twice = dev_popc(dev_ballot(first[i] == score[i])) > 1;
+        next[i] = twice || first[i] != score[i] ? first[i] : second[i];
+    }
+    MOEI_GPU_UNROLL
+    for (int i = 0; i < S; i++) {
+        next[i] = dev_warp_max_u32(next[i]);
+    }
+    MOEI_GPU_UNROLL
+    for (int i = 0; i < S; i++) {
+        score[i] = moei_route_order(
+            moei_route_ranked(moei_route_from_order(score[i]) + moei_route_from_order(next[i])));
+    }
 }
 
 // Entry j of a token's row of the hash table; -1 where either names nothing.
@@ -305,11 +322,7 @@ template <int N> DEV_FN int32_t moei_route_select(uint32_t *key, int32_t k)
             own = up ? 32 * (rows[r] & 15) + lane : own;
         }
         const uint32_t most = dev_warp_max_u32(best);
-        const uint32_t holders = dev_ballot(best == most);
-        uint32_t e = dev_shfl_u32(own, dev_ffs(holders) - 1);
-        if ((holders & (holders - 1)) != 0) { // for all lanes or none
-            e = ~dev_warp_max_u32(best == most ? ~own : 0);
-        }
+        const uint32_t e = ~dev_warp_max_u32(best == most ? ~own : 0);
         MOEI_GPU_UNROLL
         for (uint32_t r = 0; r < RUNS; r++) {
             const bool taken = e == 32 * (rows[r] & 15) + lane;
@@ -346,20 +359,25 @@ DEV_FN bool moei_route_choose_groups(const moek_route_args *a, const float *logi
             key[i] = none;
         }
     }
-    if (size % 32 == 0) { // groups of whole registers
-        uint32_t first = none;
-        uint32_t second = none;
+    if (size % 32 == 0) {                                // groups of whole registers
+        constexpr uint32_t S = N == 8 || N == 4 ? 4 : 2; // groups at once, as registers allow
+        uint32_t first[S];
+        uint32_t second[S];
+        uint32_t score[S]; // of the rows of a group so far
         MOEI_GPU_UNROLL
         for (uint32_t i = 0; i < N; i++) {
-            if (32 * i < experts) {
-                moei_route_rank_two(key[i], &first, &second);
+            const bool begins = i == 0 || 32 * i * inverse >> 20 != (32 * i - 32) * inverse >> 20;
+            first[i % S] = begins ? none : first[(i + S - 1) % S];
+            second[i % S] = begins ? none : second[(i + S - 1) % S];
+            moei_route_rank_two(key[i], &first[i % S], &second[i % S]);
+            if (i % S < S - 1) {
+                continue;
             }
-            const uint32_t group = 32 * i * inverse >> 20;
-            if (32 * i < experts && group != (32 * i + 32) * inverse >> 20) { // its last one
-                const uint32_t score = moei_route_group_score(a, first, second);
-                order = lane == group ? score : order;
-                first = none;
-                second = none;
+            moei_route_group_scores<S>(a, first, second, score);
+            MOEI_GPU_UNROLL
+            for (uint32_t j = 0; j < S; j++) {
+                const uint32_t e = 32 * (i - i % S + j);
+                order = e < experts && lane == e * inverse >> 20 ? score[j] : order;
             }
         }
     } else {
@@ -371,12 +389,14 @@ DEV_FN bool moei_route_choose_groups(const moek_route_args *a, const float *logi
                 const bool has = 32 * i + lane - g * size < size;
                 moei_route_rank_two(has ? key[i] : none, &first, &second);
             }
-            const uint32_t score = moei_route_group_score(a, first, second);
+            uint32_t score;
+            moei_route_group_scores<1>(a, &first, &second, &score);
             order = lane == g ? score : order;
         }
     }
     uint32_t kept = 0;
     uint32_t least = none;
+    MOEI_GPU_ROLL
     for (int32_t i = 0; i < a->desc.top_groups; i++) {
         least = dev_warp_max_u32(order);
         const uint32_t group = (uint32_t)dev_ffs(dev_ballot(order == least)) - 1;
@@ -623,7 +643,8 @@ DEV_FN bool moei_route_mask_groups(const moek_route_args *a, int64_t t, moei_rou
         for (int32_t i = lane; i < size; i += 32) {
             moei_route_rank_two(w->key[(ptrdiff_t)g * size + i], &first, &second);
         }
-        const uint32_t score = moei_route_group_score(a, first, second);
+        uint32_t score;
+        moei_route_group_scores<1>(a, &first, &second, &score);
         if (g % 32 == lane) {
             order[g] = score;
         }

@@ -441,15 +441,15 @@ DEV_FN void moei_gpu_sort(const moei_gpu_sort_args *s)
 DEV_FN int32_t moei_sort_below(uint32_t slots, uint32_t bound)
 {
     const moei_sort_four *keys = (const moei_sort_four *)dev_shared();
-    int32_t count = 0;
+    uint32_t count[4] = {0};
     for (uint32_t i = 0; i < slots; i += 4) {
         const moei_sort_four four = keys[i / 4];
         MOEI_GPU_UNROLL
         for (int j = 0; j < 4; j++) {
-            count += four.key[j] < bound ? 1 : 0;
+            count[j] += (four.key[j] - bound) >> 31;
         }
     }
-    return count;
+    return (int32_t)(count[0] + count[1] + count[2] + count[3]);
 }
 
 /// Each thread has a slot or an expert: the place of either is the number of keys below its own,
