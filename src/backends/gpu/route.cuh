@@ -85,11 +85,15 @@ DEV_FN float moei_route_score(moe_scoring scoring, float logit)
                                          : moei_sigmoidf(logit));
 }
 
-// The key of a row, `base` its score or logit.
-DEV_FN float moei_route_key(const moek_route_args *a, int32_t e, float base)
+// The order of a row's key, `base` its score or logit; a bias of 0 changes nothing.
+DEV_FN uint32_t moei_route_key(float base, float bias)
 {
-    const float key = moei_route_ranked(base);
-    return a->correction_bias == NULL ? key : moei_route_ranked(key + a->correction_bias[e]);
+    return moei_route_order(moei_route_ranked(moei_route_ranked(base) + bias));
+}
+
+DEV_FN float moei_route_bias(const moek_route_args *a, int32_t e)
+{
+    return a->correction_bias != NULL ? a->correction_bias[e] : 0.0f;
 }
 
 // Keeps the two largest keys of a lane.
@@ -239,6 +243,17 @@ DEV_FN void moei_route_load(const moek_route_args *a, int64_t t, int32_t rows, f
     }
 }
 
+// Those of 256 rows at most: registers do not suffice for more.
+template <int N>
+DEV_FN void moei_route_load_bias(const moek_route_args *a, int32_t keyed, float *bias)
+{
+    MOEI_GPU_UNROLL
+    for (int i = 0; i < N && N <= 8; i++) {
+        const int32_t e = 32 * i + (int32_t)dev_lane();
+        bias[i] = e < keyed ? moei_route_bias(a, e) : 0.0f;
+    }
+}
+
 // Over all rows, none of which is a shared one; what lies past them is -inf and adds 0.
 template <int N> DEV_FN void moei_route_softmax(const float *logit, float *score)
 {
@@ -359,8 +374,8 @@ DEV_FN bool moei_route_choose_groups(const moek_route_args *a, const float *logi
             key[i] = none;
         }
     }
-    if (size % 32 == 0) {                                // groups of whole registers
-        constexpr uint32_t S = N == 8 || N == 4 ? 4 : 2; // groups at once, as registers allow
+    if (size % 32 == 0) {                                 // groups of whole registers
+        constexpr uint32_t S = N > 8 ? 1 : N < 4 ? N : 4; // groups at once, as registers allow
         uint32_t first[S];
         uint32_t second[S];
         uint32_t score[S]; // of the rows of a group so far
@@ -468,7 +483,7 @@ DEV_FN void moei_route_values(const moek_route_args *a, const moei_route_sizes *
 // The id of a lane's slot. False where too few groups have anything to choose.
 template <int N>
 DEV_FN bool moei_route_choose_id(const moek_route_args *a, int64_t t, const moei_route_sizes *n,
-                                 const float *logit, float *value, int32_t *id)
+                                 const float *logit, const float *bias, float *value, int32_t *id)
 {
     const int32_t lane = (int32_t)dev_lane();
     if (a->hash_table != NULL) {
@@ -480,7 +495,7 @@ DEV_FN bool moei_route_choose_id(const moek_route_args *a, int64_t t, const moei
     for (int i = 0; i < N; i++) {
         const int32_t e = 32 * i + lane;
         const float base = a->desc.select_on == MOE_SELECT_LOGITS ? logit[i] : value[i];
-        key[i] = e < n->keyed ? moei_route_order(moei_route_key(a, e, base)) : 0;
+        key[i] = e >= n->keyed ? 0 : moei_route_key(base, N <= 8 ? bias[i] : moei_route_bias(a, e));
     }
     if (a->desc.num_groups > 1 && !moei_route_choose_groups<N>(a, logit, value, key)) {
         *id = lane < n->k ? lane : -1;
@@ -506,11 +521,13 @@ DEV_FN moei_route_slot moei_route_rows(const moek_route_args *a, int64_t t,
     const int32_t shared_rows = n->rows - n->keyed;
     const int32_t lane = (int32_t)dev_lane();
     float logit[N];
+    float bias[N];
     float value[N];
     moei_route_slot s;
+    moei_route_load_bias<N>(a, n->keyed, bias); // neither load waits for the other
     moei_route_load<N>(a, t, n->rows, logit);
     moei_route_values<N>(a, n, logit, value);
-    s.usual = moei_route_choose_id<N>(a, t, n, logit, value, &s.id);
+    s.usual = moei_route_choose_id<N>(a, t, n, logit, bias, value, &s.id);
     s.weight = moei_route_gather<N>(value, s.id < 0 ? 0 : s.id);
     s.shared = 0.0f;
     if (shared_rows > 0) {
@@ -684,7 +701,7 @@ DEV_FN bool moei_route_choose(const moek_route_args *a, int64_t t, const moei_ro
     for (int32_t e = lane; e < n->keyed; e += 32) {
         const float base =
             a->desc.select_on == MOE_SELECT_LOGITS ? moei_route_logit(a, t, e) : w->value[e];
-        w->key[e] = moei_route_order(moei_route_key(a, e, base));
+        w->key[e] = moei_route_key(base, moei_route_bias(a, e));
     }
     if (a->desc.num_groups > 1 && !moei_route_mask_groups(a, t, w)) {
         return false;
