@@ -91,9 +91,10 @@ static moe_status launch_few(const moei_exec *exec, const moei_gpu_route_args *r
     const moei_gpu_sort_plan plan =
         moei_gpu_plan_few(sort->tokens * sort->top_k, sort->num_experts);
     const moei_gpu_prologue_args args = {*route, {*sort, plan}};
-    const uint32_t threads = 32 * (uint32_t)sort->tokens; // a warp for each token
-    const moei_gpu_grid grid = {1, threads > plan.threads ? threads : plan.threads, plan.shared,
-                                false};
+    const uint32_t warps = // one for each token, where there are so many
+        sort->tokens < MOEI_GPU_FEW_WARPS ? (uint32_t)sort->tokens : MOEI_GPU_FEW_WARPS;
+    const uint32_t threads = 32 * warps > plan.threads ? 32 * warps : plan.threads;
+    const moei_gpu_grid grid = {1, threads, plan.shared, false};
     return moei_gpu_launch(exec, MOEI_GPU_prologue_few, grid, &args);
 }
 

@@ -103,8 +103,9 @@ MOE_HD moei_gpu_sort_plan moei_gpu_plan_sort(int64_t slots, int32_t num_experts,
 }
 
 // A block that counts smaller keys puts few slots in order sooner. No padding lies between them.
-#define MOEI_GPU_FEW_SLOTS 128
-#define MOEI_GPU_FEW_WARPS 20
+#define MOEI_GPU_FEW_SLOTS  256
+#define MOEI_GPU_FEW_WARPS  20
+#define MOEI_GPU_FEW_TOKENS 32 // that a block routes, too
 
 MOE_HD bool moei_gpu_sorts_few(const moek_sort_args *a)
 {
@@ -173,11 +174,10 @@ MOE_HD bool moei_gpu_hands_keys(const moek_place_args *place, const moek_sort_ar
            (sort->num_valid == NULL || sort->num_valid == place->num_valid);
 }
 
-/// True where one block does that without counters, a warp for each token; route and place as in
-/// moei_gpu_is_small.
+/// True where one block does that without counters; route and place as in moei_gpu_is_small.
 MOE_HD bool moei_gpu_is_few(const moek_place_args *place, const moek_sort_args *sort)
 {
-    return place->tokens <= MOEI_GPU_FEW_WARPS && moei_gpu_sorts_few(sort) &&
+    return place->tokens <= MOEI_GPU_FEW_TOKENS && moei_gpu_sorts_few(sort) &&
            moei_gpu_hands_keys(place, sort);
 }
 

@@ -23,8 +23,8 @@ DEV_FN void moei_gpu_prologue_few(const moei_gpu_prologue_args *p)
 {
     const uint32_t slots = (uint32_t)(p->sort.a.tokens * p->sort.a.top_k);
     uint32_t *keys = (uint32_t *)dev_shared();
-    if (dev_warp() < (uint32_t)p->route.route.tokens) { // for all lanes or none
-        moei_gpu_route_small(&p->route, dev_warp(), keys);
+    for (int64_t t = dev_warp(); t < p->route.route.tokens; t += dev_warps()) {
+        moei_gpu_route_small(&p->route, t, keys);
     }
     if (dev_thread() < moei_gpu_few_keys(slots) - slots) {
         keys[slots + dev_thread()] = moei_gpu_sort_key(-1, slots + dev_thread());
