@@ -23,9 +23,18 @@ DEV_FN void moei_gpu_prologue_few(const moei_gpu_prologue_args *p)
 {
     const uint32_t slots = (uint32_t)(p->sort.a.tokens * p->sort.a.top_k);
     uint32_t *keys = (uint32_t *)dev_shared();
-    for (int64_t t = dev_warp(); t < p->route.route.tokens; t += dev_warps()) {
-        moei_gpu_route_small(&p->route, t, keys);
-    }
+    const int64_t tokens = p->route.route.tokens;
+    int64_t t = -1; // first a rehearsal, while the launch before this one ends: code is near then
+    MOEI_GPU_ROLL
+    do {
+        if (dev_warp() < tokens) {
+            moei_gpu_route_small(&p->route, t, keys);
+        }
+        if (t < 0) {
+            dev_follow();
+        }
+        t = t < 0 ? dev_warp() : t + dev_warps();
+    } while (t < tokens);
     if (dev_thread() < moei_gpu_few_keys(slots) - slots) {
         keys[slots + dev_thread()] = moei_gpu_sort_key(-1, slots + dev_thread());
     }

@@ -154,10 +154,16 @@ DEV_FN float moei_route_divisor(const moek_route_args *a, float sum)
     return d > 0.0f ? d : 1.0f;
 }
 
-DEV_FN float moei_route_scaled(const moek_route_args *a, float weight)
+// `scale`: moei_route_scale.
+DEV_FN float moei_route_scaled(const moek_route_args *a, float scale, float weight)
 {
     weight = weight * a->desc.scale;
-    return a->scale_tensor != NULL ? weight * a->scale_tensor[0] : weight;
+    return a->scale_tensor != NULL ? weight * scale : weight;
+}
+
+DEV_FN float moei_route_scale(const moek_route_args *a)
+{
+    return a->scale_tensor != NULL ? a->scale_tensor[0] : 1.0f;
 }
 
 // Router id to what `ids` holds; counts load. Ids of zero and appended experts stay.
@@ -486,7 +492,7 @@ DEV_FN bool moei_route_choose_id(const moek_route_args *a, int64_t t, const moei
                                  const float *logit, const float *bias, float *value, int32_t *id)
 {
     const int32_t lane = (int32_t)dev_lane();
-    if (a->hash_table != NULL) {
+    if (a->hash_table != NULL && t >= 0) {
         *id = lane < n->k ? moei_route_looked_up(a, t, lane, n->keyed) : -1;
         return true;
     }
@@ -524,8 +530,8 @@ DEV_FN moei_route_slot moei_route_rows(const moek_route_args *a, int64_t t,
     float bias[N];
     float value[N];
     moei_route_slot s;
-    moei_route_load_bias<N>(a, n->keyed, bias); // neither load waits for the other
-    moei_route_load<N>(a, t, n->rows, logit);
+    moei_route_load_bias<N>(a, t < 0 ? 0 : n->keyed, bias); // neither load waits for the other
+    moei_route_load<N>(a, t, t < 0 ? 0 : n->rows, logit);
     moei_route_values<N>(a, n, logit, value);
     s.usual = moei_route_choose_id<N>(a, t, n, logit, bias, value, &s.id);
     s.weight = moei_route_gather<N>(value, s.id < 0 ? 0 : s.id);
@@ -539,6 +545,7 @@ DEV_FN moei_route_slot moei_route_rows(const moek_route_args *a, int64_t t,
 DEV_FN moei_route_slot moei_route_registers(const moek_route_args *a, int64_t t,
                                             const moei_route_sizes *n)
 {
+    const float scale = t < 0 ? 1.0f : moei_route_scale(a);
     moei_route_slot s = n->rows <= 64    ? moei_route_rows<2>(a, t, n)
                         : n->rows <= 128 ? moei_route_rows<4>(a, t, n)
                         : n->rows <= 256 ? moei_route_rows<8>(a, t, n)
@@ -556,8 +563,8 @@ DEV_FN moei_route_slot moei_route_registers(const moek_route_args *a, int64_t t,
         s.shared = joined > 0 ? moei_divf(s.shared, d) : s.shared;
     }
     // Too few groups: equal weights, not scaled.
-    s.weight = s.usual ? moei_route_scaled(a, s.weight) : moei_divf(1.0f, (float)n->k);
-    s.shared = moei_route_scaled(a, s.shared);
+    s.weight = s.usual ? moei_route_scaled(a, scale, s.weight) : moei_divf(1.0f, (float)n->k);
+    s.shared = moei_route_scaled(a, scale, s.shared);
     return s;
 }
 
@@ -812,6 +819,7 @@ DEV_FN void moei_route_shared(const moei_gpu_route_args *g, int64_t t, void *mem
     const moei_route_sizes n = moei_route_size(a);
     const int32_t lane = (int32_t)dev_lane();
     const int32_t slots = n.k > a->desc.num_groups ? n.k : a->desc.num_groups;
+    const float scale = moei_route_scale(a);
     moei_route_token w;
     w.value = (float *)memory;
     w.key = (uint32_t *)memory + n.rows;
@@ -838,15 +846,15 @@ DEV_FN void moei_route_shared(const moei_gpu_route_args *g, int64_t t, void *mem
         moei_route_normalise(a, &n, &w);
     }
     for (int32_t j = lane; j < n.k; j += 32) { // too few groups: equal weights, not scaled
-        moei_route_store(g, t, j, true, usual ? w.id[j] : j,
-                         usual ? moei_route_scaled(a, w.weight[j]) : moei_divf(1.0f, (float)n.k),
-                         NULL);
+        moei_route_store(
+            g, t, j, true, usual ? w.id[j] : j,
+            usual ? moei_route_scaled(a, scale, w.weight[j]) : moei_divf(1.0f, (float)n.k), NULL);
     }
     for (int32_t j = lane; j < a->desc.append_shared; j += 32) {
         moei_route_store(g, t, n.k + j, true, n.keyed + j, moei_route_gate(a, t, j, true), NULL);
     }
     for (int32_t j = lane; j < n.rows - n.keyed; j += 32) {
-        moei_route_store_shared(a, t, j, moei_route_scaled(a, w.value[n.keyed + j]));
+        moei_route_store_shared(a, t, j, moei_route_scaled(a, scale, w.value[n.keyed + j]));
     }
 }
 
@@ -857,16 +865,20 @@ DEV_FN bool moei_route_is_absent(const moek_route_args *a, int64_t t)
     return a->num_valid != NULL && t >= a->num_valid[0];
 }
 
-/// A token that fits into registers, by the warp in hand; `keys` as in moei_route_store.
+/// A token that fits into registers, by the warp in hand; `keys` as in moei_route_store. t < 0: a
+/// rehearsal, which computes as for any token, but reads and writes no memory.
 DEV_FN void moei_gpu_route_small(const moei_gpu_route_args *g, int64_t t, uint32_t *keys)
 {
     const moek_route_args *a = &g->route;
     const moei_route_sizes n = moei_route_size(a);
     const int32_t lane = (int32_t)dev_lane();
-    const bool valid = !moei_route_is_absent(a, t);
+    const bool valid = t < 0 || !moei_route_is_absent(a, t);
     moei_route_slot s = {-1, 0.0f, 0.0f, true};
     if (valid) {
         s = moei_route_registers(a, t, &n);
+    }
+    if (t < 0) {
+        return;
     }
     for (int32_t j = lane; j < n.k + a->desc.append_shared; j += 32) { // n.k <= 32
         const bool appended = j >= n.k;
