@@ -12,7 +12,7 @@ DEV_FN void moei_gpu_prologue(const moei_gpu_prologue_args *p)
 {
     const int64_t warps = (int64_t)dev_blocks() * dev_warps();
     for (int64_t t = moei_route_token_of_warp(); t < p->route.route.tokens; t += warps) {
-        moei_gpu_route_small(&p->route, t, NULL);
+        moei_gpu_route_small<false>(&p->route, t);
     }
     dev_sync_cluster();
     moei_gpu_sort(&p->sort);
@@ -28,7 +28,7 @@ DEV_FN void moei_gpu_prologue_few(const moei_gpu_prologue_args *p)
     MOEI_GPU_ROLL
     do {
         if (dev_warp() < tokens) {
-            moei_gpu_route_small(&p->route, t, keys);
+            moei_gpu_route_small<true>(&p->route, t);
         }
         if (t < 0) {
             dev_follow();

@@ -187,23 +187,17 @@ DEV_FN int32_t moei_route_mapped(const moek_route_args *a, int64_t t, int32_t id
     return id;
 }
 
-// `valid`: the token is there, else id is -1 and weight 0. `keys`: NULL, or where place leaves the
-// keys that slots are sorted by.
-DEV_FN void moei_route_store(const moei_gpu_route_args *g, int64_t t, int32_t j, bool valid,
-                             int32_t id, float weight, uint32_t *keys)
+// `valid`: the token is there, else id is -1 and weight 0. Returns the local id where places.
+DEV_FN int32_t moei_route_store(const moei_gpu_route_args *g, int64_t t, int32_t j, bool valid,
+                                int32_t id, float weight)
 {
     const moek_route_args *a = &g->route;
     id = moei_route_mapped(a, t, id);
     moei_gpu_store_id(a->id_dtype, a->ids, t * a->id_token_stride + j, id);
     moei_gpu_store_weight(a->weight_dtype, a->weights, t * a->weight_token_stride + j, weight);
-    if (g->places) { // weights are f32
-        const int32_t local =
-            moei_gpu_place_given(&g->place, t, j, valid, id, moei_nan_from(weight, weight));
-        if (keys != NULL) {
-            const uint32_t slot = (uint32_t)(t * g->place.top_k) + (uint32_t)j;
-            keys[slot] = moei_gpu_sort_key(local, slot);
-        }
-    }
+    return g->places // weights are f32
+               ? moei_gpu_place_given(&g->place, t, j, valid, id, moei_nan_from(weight, weight))
+               : -1;
 }
 
 DEV_FN void moei_route_store_shared(const moek_route_args *a, int64_t t, int32_t j, float weight)
@@ -545,11 +539,11 @@ DEV_FN moei_route_slot moei_route_rows(const moek_route_args *a, int64_t t,
 DEV_FN moei_route_slot moei_route_registers(const moek_route_args *a, int64_t t,
                                             const moei_route_sizes *n)
 {
-    const float scale = t < 0 ? 1.0f : moei_route_scale(a);
     moei_route_slot s = n->rows <= 64    ? moei_route_rows<2>(a, t, n)
                         : n->rows <= 128 ? moei_route_rows<4>(a, t, n)
                         : n->rows <= 256 ? moei_route_rows<8>(a, t, n)
                                          : moei_route_rows<16>(a, t, n);
+    const float scale = t < 0 ? 1.0f : moei_route_scale(a);
     s.weight = moei_route_on_chosen(a->desc.scoring)
                    ? moei_route_weigh_logit(a->desc.scoring, s.weight, s.id, n->k)
                : s.id < 0 ? 0.0f
@@ -846,12 +840,12 @@ DEV_FN void moei_route_shared(const moei_gpu_route_args *g, int64_t t, void *mem
         moei_route_normalise(a, &n, &w);
     }
     for (int32_t j = lane; j < n.k; j += 32) { // too few groups: equal weights, not scaled
-        moei_route_store(
-            g, t, j, true, usual ? w.id[j] : j,
-            usual ? moei_route_scaled(a, scale, w.weight[j]) : moei_divf(1.0f, (float)n.k), NULL);
+        (void)moei_route_store(g, t, j, true, usual ? w.id[j] : j,
+                               usual ? moei_route_scaled(a, scale, w.weight[j])
+                                     : moei_divf(1.0f, (float)n.k));
     }
     for (int32_t j = lane; j < a->desc.append_shared; j += 32) {
-        moei_route_store(g, t, n.k + j, true, n.keyed + j, moei_route_gate(a, t, j, true), NULL);
+        (void)moei_route_store(g, t, n.k + j, true, n.keyed + j, moei_route_gate(a, t, j, true));
     }
     for (int32_t j = lane; j < n.rows - n.keyed; j += 32) {
         moei_route_store_shared(a, t, j, moei_route_scaled(a, scale, w.value[n.keyed + j]));
@@ -865,26 +859,37 @@ DEV_FN bool moei_route_is_absent(const moek_route_args *a, int64_t t)
     return a->num_valid != NULL && t >= a->num_valid[0];
 }
 
-/// A token that fits into registers, by the warp in hand; `keys` as in moei_route_store. t < 0: a
-/// rehearsal, which computes as for any token, but reads and writes no memory.
-DEV_FN void moei_gpu_route_small(const moei_gpu_route_args *g, int64_t t, uint32_t *keys)
+/// A token that fits into registers, by the warp in hand. FEW: of few slots, which place; the keys
+/// that they are sorted by begin the shared memory. Such a token does not wait for num_valid, and
+/// t < 0 is a rehearsal, which computes as for any token, but reads and writes no memory.
+template <bool FEW> DEV_FN void moei_gpu_route_small(const moei_gpu_route_args *g, int64_t t)
 {
     const moek_route_args *a = &g->route;
     const moei_route_sizes n = moei_route_size(a);
     const int32_t lane = (int32_t)dev_lane();
-    const bool valid = t < 0 || !moei_route_is_absent(a, t);
+    const bool rehearses = FEW && t < 0;
+    const int32_t end = !FEW || t < 0 || a->num_valid == NULL ? INT32_MAX : a->num_valid[0];
+    bool valid = FEW || !moei_route_is_absent(a, t);
     moei_route_slot s = {-1, 0.0f, 0.0f, true};
     if (valid) {
         s = moei_route_registers(a, t, &n);
     }
-    if (t < 0) {
+    if (rehearses) {
         return;
+    }
+    if (FEW && (int32_t)t >= end) {
+        valid = false;
+        s = {-1, 0.0f, 0.0f, true};
     }
     for (int32_t j = lane; j < n.k + a->desc.append_shared; j += 32) { // n.k <= 32
         const bool appended = j >= n.k;
         const int32_t id = appended && valid ? n.keyed + j - n.k : appended ? -1 : s.id;
-        moei_route_store(g, t, j, valid, id,
-                         appended ? moei_route_gate(a, t, j - n.k, valid) : s.weight, keys);
+        const int32_t local = moei_route_store(
+            g, t, j, valid, id, appended ? moei_route_gate(a, t, j - n.k, valid) : s.weight);
+        if (FEW) {
+            const uint32_t slot = (uint32_t)(t * g->place.top_k) + (uint32_t)j;
+            ((uint32_t *)dev_shared())[slot] = moei_gpu_sort_key(local, slot);
+        }
     }
     if (lane < n.rows - n.keyed) {
         moei_route_store_shared(a, t, lane, s.shared);
@@ -899,8 +904,8 @@ DEV_FN int64_t moei_route_token_of_warp(void)
 DEV_FN void moei_gpu_route(const moei_gpu_route_args *g)
 {
     const int64_t t = moei_route_token_of_warp();
-    if (t < g->route.tokens) { // for all lanes or none
-        moei_gpu_route_small(g, t, NULL);
+    if (t >= 0 && t < g->route.tokens) { // for all lanes or none; no rehearsal
+        moei_gpu_route_small<false>(g, t);
     }
 }
 
@@ -909,7 +914,7 @@ DEV_FN void moei_route_absent(const moei_gpu_route_args *g, int64_t t)
 {
     const moek_route_args *a = &g->route;
     for (int32_t j = (int32_t)dev_lane(); j < a->top_k + a->desc.append_shared; j += 32) {
-        moei_route_store(g, t, j, false, -1, 0.0f, NULL);
+        (void)moei_route_store(g, t, j, false, -1, 0.0f);
     }
     for (int32_t j = (int32_t)dev_lane(); j < a->desc.shared_scores; j += 32) {
         moei_route_store_shared(a, t, j, 0.0f);
