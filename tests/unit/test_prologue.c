@@ -13,6 +13,7 @@
 
 static int launches;
 static int seen[4];      // problems by their number of launches
+static int few;          // launches of the body for few slots
 static uint32_t cluster; // blocks, at most
 
 uint32_t moei_gpu_cluster_blocks(const moei_exec *exec)
@@ -27,6 +28,7 @@ moe_status moei_gpu_launch(const moei_exec *exec, moei_gpu_body body, moei_gpu_g
     char text[256];
     (void)exec;
     launches++;
+    few += body == MOEI_GPU_prologue_few;
     return CHECK(moei_sim_launch(&moei_sim_bodies[body], grid, args, 0, text, sizeof text), "%s",
                  text)
                ? MOE_OK
@@ -222,5 +224,6 @@ int main(void)
     compare_groups(&rng);
     CHECK(seen[1] > 100 && seen[2] > 50 && seen[3] > 5, "problems of 1, 2 and 3 launches: %d %d %d",
           seen[1], seen[2], seen[3]);
+    CHECK(few > 50 && few < seen[1] - 50, "%d of %d launches of few slots", few, seen[1]);
     return test_summary();
 }

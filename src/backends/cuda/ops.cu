@@ -11,20 +11,12 @@
 #include "backends/gpu/route.cuh"
 #include "backends/gpu/sort.cuh"
 
-// Where a launch may overlap the one before it (moei_gpu_launch): waits for that one to be
-// complete, then lets the next one begin, which does the same.
-static __device__ __forceinline__ void follow(void)
-{
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
 #define MOE_GPU_BODY(name, args, threads)                                                          \
     static __global__ void __launch_bounds__(threads) run_##name(const __grid_constant__ args a)   \
     {                                                                                              \
-        follow();                                                                                  \
+        if (MOEI_GPU_##name != MOEI_GPU_prologue_few) { /* which does it */                        \
+            dev_follow();                                                                          \
+        }                                                                                          \
         moei_gpu_##name(&a);                                                                       \
     }
 #include "backends/gpu/bodies.def"

@@ -18,6 +18,9 @@
 //                                  (moei_gpu_grid); of one block, dev_sync
 //   dev_shared_of(block)           the shared memory of another block of it, which must have begun
 //                                  and not have ended: between two dev_sync_cluster
+//   dev_follow()                   waits for the launches before this one, which it may have begun
+//                                  beside, and lets the next begin. Before it nothing is read but
+//                                  arguments, and nothing written but shared memory
 //   dev_shfl_u32(v, lane) dev_shfl_f32, dev_shfl_xor_u32(v, mask) dev_shfl_xor_f32; lane and mask
 //                                  in 0 .. 31
 //   dev_warp_max_u32(v)            largest of the lanes, on every lane

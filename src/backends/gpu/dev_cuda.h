@@ -83,6 +83,14 @@ DEV_FN void *dev_shared_of(uint32_t block)
     return p;
 }
 
+DEV_FN void dev_follow(void)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 DEV_FN uint32_t dev_shfl_u32(uint32_t v, int lane)
 {
     return __shfl_sync(~0u, v, lane);

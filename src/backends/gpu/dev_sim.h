@@ -88,6 +88,10 @@ DEV_FN void *dev_shared_of(uint32_t block)
     return moei_sim_shared_of(block);
 }
 
+DEV_FN void dev_follow(void) // launches end before the next begins
+{
+}
+
 DEV_FN void dev_sync_warp(void)
 {
     (void)moei_sim_exchange("dev_sync_warp", 0);

@@ -68,6 +68,12 @@ moe_status moei_gpu_sort(const moei_exec *exec, const moei_kernel *kernel,
                          const moek_sort_args *args)
 {
     const int64_t slots = args->tokens * args->top_k;
+    (void)kernel;
+    if (moei_gpu_sorts_few(args)) {
+        const moei_gpu_sort_args few = {*args, moei_gpu_plan_few(slots, args->num_experts)};
+        const moei_gpu_grid grid = {1, few.plan.threads, few.plan.shared, false};
+        return moei_gpu_launch(exec, MOEI_GPU_sort_few, grid, &few);
+    }
     const uint32_t blocks =
         slots <= MOEI_GPU_SORT_ONE
             ? 1
@@ -75,8 +81,21 @@ moe_status moei_gpu_sort(const moei_exec *exec, const moei_kernel *kernel,
     const moei_gpu_sort_args sort = {
         *args, moei_gpu_plan_sort(slots, args->num_experts, 32 * MOEI_GPU_SORT_WARPS, blocks)};
     const moei_gpu_grid grid = {blocks, sort.plan.threads, sort.plan.shared, blocks > 1};
-    (void)kernel;
     return moei_gpu_launch(exec, MOEI_GPU_sort, grid, &sort);
+}
+
+// All three by one block, without counters.
+static moe_status launch_few(const moei_exec *exec, const moei_gpu_route_args *route,
+                             const moek_sort_args *sort)
+{
+    const moei_gpu_sort_plan plan =
+        moei_gpu_plan_few(sort->tokens * sort->top_k, sort->num_experts);
+    const moei_gpu_prologue_args args = {*route, {*sort, plan}};
+    const uint32_t warps = // one for each token, where there are so many
+        sort->tokens < MOEI_GPU_FEW_WARPS ? (uint32_t)sort->tokens : MOEI_GPU_FEW_WARPS;
+    const uint32_t threads = 32 * warps > plan.threads ? 32 * warps : plan.threads;
+    const moei_gpu_grid grid = {1, threads, plan.shared, false};
+    return moei_gpu_launch(exec, MOEI_GPU_prologue_few, grid, &args);
 }
 
 // All three by one cluster: a warp for each token that a block has, and those of the sort.
@@ -101,7 +120,8 @@ moe_status moei_gpu_prologue(const moei_exec *exec, const moek_route_args *route
 {
     const moei_gpu_route_args both = {*route, *place, moei_gpu_hands_over(route, place)};
     if (moei_gpu_is_small(route, place, moei_gpu_cluster_blocks(exec))) {
-        return launch_prologue(exec, &both, sort);
+        return moei_gpu_is_few(place, sort) ? launch_few(exec, &both, sort)
+                                            : launch_prologue(exec, &both, sort);
     }
     moe_status status = launch_route(exec, &both);
     if (status == MOE_OK && !both.places) {

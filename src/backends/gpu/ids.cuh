@@ -23,6 +23,12 @@ DEV_FN void moei_gpu_store_id(moe_dtype dtype, void *base, int64_t i, int64_t id
     }
 }
 
+/// What few slots are sorted by, below 2^31; absent ones, expert -1, lie behind every expert.
+DEV_FN uint32_t moei_gpu_sort_key(int32_t expert, uint32_t slot)
+{
+    return ((uint32_t)expert & 0x7FFFu) << 16 | slot;
+}
+
 /// f32, bf16 or f16, aligned to its elements; exact.
 DEV_FN float moei_gpu_load_aligned(moe_dtype dtype, const void *base, int64_t i)
 {

@@ -8,9 +8,9 @@
 #include "ops/replica.h"
 
 /// Slot j of token t, its id and weight as `ids` and `weights` hold them; `valid`: the token is
-/// there, else the id is -1.
-DEV_FN void moei_gpu_place_given(const moek_place_args *a, int64_t t, int32_t j, bool valid,
-                                 int64_t given, float weight)
+/// there, else the id is -1. Returns the local id.
+DEV_FN int32_t moei_gpu_place_given(const moek_place_args *a, int64_t t, int32_t j, bool valid,
+                                    int64_t given, float weight)
 {
     const int64_t slot = t * a->top_k + j;
     const bool named = given >= 0 && given < (int64_t)a->num_experts + a->num_identity;
@@ -20,9 +20,10 @@ DEV_FN void moei_gpu_place_given(const moek_place_args *a, int64_t t, int32_t j,
     if (local >= 0 && a->expert_map != NULL) {
         local = a->expert_map[local];
     }
+    local = local >= 0 && local < a->num_local ? local : -1;
     weight = named ? weight : 0.0f;
     a->router_ids[slot] = id;
-    a->local_ids[slot] = local >= 0 && local < a->num_local ? local : -1;
+    a->local_ids[slot] = local;
     a->local_weights[slot] = weight;
     if (valid && a->out_ids != NULL) {
         moei_gpu_store_id(a->out_id_dtype, a->out_ids, t * a->out_id_stride + j, id);
@@ -34,6 +35,7 @@ DEV_FN void moei_gpu_place_given(const moek_place_args *a, int64_t t, int32_t j,
     if (physical >= 0 && a->load != NULL) {
         (void)dev_add_i32(&a->load[physical], 1);
     }
+    return local;
 }
 
 DEV_FN void moei_gpu_place(const moek_place_args *a)
@@ -51,7 +53,7 @@ DEV_FN void moei_gpu_place(const moek_place_args *a)
         id < 0 || a->weights == NULL
             ? 1.0f
             : moei_gpu_load_aligned(a->weight_dtype, a->weights, t * a->weight_token_stride + j);
-    moei_gpu_place_given(a, t, j, valid, id, weight);
+    (void)moei_gpu_place_given(a, t, j, valid, id, weight);
 }
 
 #endif

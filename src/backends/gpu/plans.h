@@ -102,6 +102,37 @@ MOE_HD moei_gpu_sort_plan moei_gpu_plan_sort(int64_t slots, int32_t num_experts,
     return p;
 }
 
+// A block that counts smaller keys puts few slots in order sooner. No padding lies between them.
+#define MOEI_GPU_FEW_SLOTS  256
+#define MOEI_GPU_FEW_WARPS  20
+#define MOEI_GPU_FEW_TOKENS 32 // that a block routes, too
+
+MOE_HD bool moei_gpu_sorts_few(const moek_sort_args *a)
+{
+    return a->block == 0 && a->tokens * a->top_k <= MOEI_GPU_FEW_SLOTS;
+}
+
+/// Keys in shared memory: those of the slots, read by fours.
+MOE_HD uint32_t moei_gpu_few_keys(uint32_t slots)
+{
+    return (slots + 3) / 4 * 4;
+}
+
+/// A thread for each slot and each end of an expert, where there are so many. All slots are one
+/// tile, 32 to a warp.
+MOE_HD moei_gpu_sort_plan moei_gpu_plan_few(int64_t slots, int32_t num_experts)
+{
+    const uint32_t n = (uint32_t)slots;
+    const uint32_t warps = (n + (uint32_t)num_experts + 32) / 32;
+    moei_gpu_sort_plan p;
+    p.threads = 32 * (warps < MOEI_GPU_FEW_WARPS ? warps : MOEI_GPU_FEW_WARPS);
+    p.counting = (n + 31) / 32;
+    p.segment = 32;
+    p.tiles = 1;
+    p.shared = 4 * moei_gpu_few_keys(n);
+    return p;
+}
+
 // ---- ggemm -------------------------------------------------------------------------------------
 
 #define MOEI_GGEMM_TILE  64                    // rows, and outputs, of a block
@@ -131,6 +162,23 @@ MOE_HD bool moei_gpu_hands_over(const moek_route_args *route, const moek_place_a
            place->tokens == route->tokens &&
            place->top_k == route->top_k + route->desc.append_shared &&
            place->num_valid == route->num_valid;
+}
+
+/// True where sort reads what place stores: route may leave the keys of few slots in shared memory.
+MOE_HD bool moei_gpu_hands_keys(const moek_place_args *place, const moek_sort_args *sort)
+{
+    return sort->ids == place->local_ids && sort->id_dtype == MOE_I32 &&
+           sort->id_token_stride == place->top_k && sort->top_k == place->top_k &&
+           sort->tokens == place->tokens && sort->expert_map == NULL &&
+           sort->num_experts >= place->num_local &&
+           (sort->num_valid == NULL || sort->num_valid == place->num_valid);
+}
+
+/// True where one block does that without counters; route and place as in moei_gpu_is_small.
+MOE_HD bool moei_gpu_is_few(const moek_place_args *place, const moek_sort_args *sort)
+{
+    return place->tokens <= MOEI_GPU_FEW_TOKENS && moei_gpu_sorts_few(sort) &&
+           moei_gpu_hands_keys(place, sort);
 }
 
 /// True where one cluster of at most `most` blocks does route, place and sort at once.

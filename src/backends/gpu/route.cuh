@@ -85,11 +85,15 @@ DEV_FN float moei_route_score(moe_scoring scoring, float logit)
                                          : moei_sigmoidf(logit));
 }
 
-// The key of a row, `base` its score or logit.
-DEV_FN float moei_route_key(const moek_route_args *a, int32_t e, float base)
+// The order of a row's key, `base` its score or logit; a bias of 0 changes nothing.
+DEV_FN uint32_t moei_route_key(float base, float bias)
 {
-    const float key = moei_route_ranked(base);
-    return a->correction_bias == NULL ? key : moei_route_ranked(key + a->correction_bias[e]);
+    return moei_route_order(moei_route_ranked(moei_route_ranked(base) + bias));
+}
+
+DEV_FN float moei_route_bias(const moek_route_args *a, int32_t e)
+{
+    return a->correction_bias != NULL ? a->correction_bias[e] : 0.0f;
 }
 
 // Keeps the two largest keys of a lane.
@@ -100,17 +104,34 @@ DEV_FN void moei_route_rank_two(uint32_t key, uint32_t *first, uint32_t *second)
     *second = low > *second ? low : *second;
 }
 
-// The order of a group's score from the two largest keys of each lane, -inf where there are fewer.
-DEV_FN uint32_t moei_route_group_score(const moek_route_args *a, uint32_t first, uint32_t second)
+// The orders of S groups' scores from the two largest keys of each lane, -inf where there are
+// fewer. Maxima of different groups stand together: none waits for another.
+template <int S>
+DEV_FN void moei_route_group_scores(const moek_route_args *a, const uint32_t *first,
+                                    const uint32_t *second, uint32_t *score)
 {
-    const uint32_t most = dev_warp_max_u32(first);
-    if (a->desc.group_score == MOE_GROUP_SCORE_MAX) {
-        return most;
+    uint32_t next[S];
+    MOEI_GPU_UNROLL
+    for (int i = 0; i < S; i++) {
+        score[i] = dev_warp_max_u32(first[i]);
     }
-    const bool twice = dev_popc(dev_ballot(first == most)) > 1;
-    const uint32_t next = dev_warp_max_u32(twice || first != most ? first : second);
-    return moei_route_order(
-        moei_route_ranked(moei_route_from_order(most) + moei_route_from_order(next)));
+    if (a->desc.group_score == MOE_GROUP_SCORE_MAX) {
+        return;
+    }
+    MOEI_GPU_UNROLL
+    for (int i = 0; i < S; i++) {
+        const bool twice = dev_popc(dev_ballot(first[i] == score[i])) > 1;
+        next[i] = twice || first[i] != score[i] ? first[i] : second[i];
+    }
+    MOEI_GPU_UNROLL
+    for (int i = 0; i < S; i++) {
+        next[i] = dev_warp_max_u32(next[i]);
+    }
+    MOEI_GPU_UNROLL
+    for (int i = 0; i < S; i++) {
+        score[i] = moei_route_order(
+            moei_route_ranked(moei_route_from_order(score[i]) + moei_route_from_order(next[i])));
+    }
 }
 
 // Entry j of a token's row of the hash table; -1 where either names nothing.
@@ -133,10 +154,16 @@ DEV_FN float moei_route_divisor(const moek_route_args *a, float sum)
     return d > 0.0f ? d : 1.0f;
 }
 
-DEV_FN float moei_route_scaled(const moek_route_args *a, float weight)
+// `scale`: moei_route_scale.
+DEV_FN float moei_route_scaled(const moek_route_args *a, float scale, float weight)
 {
     weight = weight * a->desc.scale;
-    return a->scale_tensor != NULL ? weight * a->scale_tensor[0] : weight;
+    return a->scale_tensor != NULL ? weight * scale : weight;
+}
+
+DEV_FN float moei_route_scale(const moek_route_args *a)
+{
+    return a->scale_tensor != NULL ? a->scale_tensor[0] : 1.0f;
 }
 
 // Router id to what `ids` holds; counts load. Ids of zero and appended experts stay.
@@ -160,17 +187,17 @@ DEV_FN int32_t moei_route_mapped(const moek_route_args *a, int64_t t, int32_t id
     return id;
 }
 
-// `valid`: the token is there, else id is -1 and weight 0.
-DEV_FN void moei_route_store(const moei_gpu_route_args *g, int64_t t, int32_t j, bool valid,
-                             int32_t id, float weight)
+// `valid`: the token is there, else id is -1 and weight 0. Returns the local id where places.
+DEV_FN int32_t moei_route_store(const moei_gpu_route_args *g, int64_t t, int32_t j, bool valid,
+                                int32_t id, float weight)
 {
     const moek_route_args *a = &g->route;
     id = moei_route_mapped(a, t, id);
     moei_gpu_store_id(a->id_dtype, a->ids, t * a->id_token_stride + j, id);
     moei_gpu_store_weight(a->weight_dtype, a->weights, t * a->weight_token_stride + j, weight);
-    if (g->places) { // weights are f32
-        moei_gpu_place_given(&g->place, t, j, valid, id, moei_nan_from(weight, weight));
-    }
+    return g->places // weights are f32
+               ? moei_gpu_place_given(&g->place, t, j, valid, id, moei_nan_from(weight, weight))
+               : -1;
 }
 
 DEV_FN void moei_route_store_shared(const moek_route_args *a, int64_t t, int32_t j, float weight)
@@ -213,6 +240,17 @@ DEV_FN void moei_route_load(const moek_route_args *a, int64_t t, int32_t rows, f
         const float x =
             a->logit_dtype == MOE_BF16 ? moei_bf16_to_f32(bits[i]) : moei_f16_to_f32(bits[i]);
         v[i] = 32 * i + lane < rows ? x : MOEI_MINUS_INFINITY;
+    }
+}
+
+// Those of 256 rows at most: registers do not suffice for more.
+template <int N>
+DEV_FN void moei_route_load_bias(const moek_route_args *a, int32_t keyed, float *bias)
+{
+    MOEI_GPU_UNROLL
+    for (int i = 0; i < N && N <= 8; i++) {
+        const int32_t e = 32 * i + (int32_t)dev_lane();
+        bias[i] = e < keyed ? moei_route_bias(a, e) : 0.0f;
     }
 }
 
@@ -287,7 +325,9 @@ template <int N> DEV_FN int32_t moei_route_select(uint32_t *key, int32_t k)
         }
     }
     int32_t id = -1;
-    for (int32_t j = 0; j < k; j++) {
+    MOEI_GPU_ROLL // a round waits for the one before: more code would only have to be fetched
+        for (int32_t j = 0; j < k; j++)
+    {
         uint32_t best = key[0];
         uint32_t own = 32 * (rows[0] & 15) + lane;
         MOEI_GPU_UNROLL
@@ -334,20 +374,25 @@ DEV_FN bool moei_route_choose_groups(const moek_route_args *a, const float *logi
             key[i] = none;
         }
     }
-    if (size % 32 == 0) { // groups of whole registers
-        uint32_t first = none;
-        uint32_t second = none;
+    if (size % 32 == 0) {                                 // groups of whole registers
+        constexpr uint32_t S = N > 8 ? 1 : N < 4 ? N : 4; // groups at once, as registers allow
+        uint32_t first[S];
+        uint32_t second[S];
+        uint32_t score[S]; // of the rows of a group so far
         MOEI_GPU_UNROLL
         for (uint32_t i = 0; i < N; i++) {
-            if (32 * i < experts) {
-                moei_route_rank_two(key[i], &first, &second);
+            const bool begins = i == 0 || 32 * i * inverse >> 20 != (32 * i - 32) * inverse >> 20;
+            first[i % S] = begins ? none : first[(i + S - 1) % S];
+            second[i % S] = begins ? none : second[(i + S - 1) % S];
+            moei_route_rank_two(key[i], &first[i % S], &second[i % S]);
+            if (i % S < S - 1) {
+                continue;
             }
-            const uint32_t group = 32 * i * inverse >> 20;
-            if (32 * i < experts && group != (32 * i + 32) * inverse >> 20) { // its last one
-                const uint32_t score = moei_route_group_score(a, first, second);
-                order = lane == group ? score : order;
-                first = none;
-                second = none;
+            moei_route_group_scores<S>(a, first, second, score);
+            MOEI_GPU_UNROLL
+            for (uint32_t j = 0; j < S; j++) {
+                const uint32_t e = 32 * (i - i % S + j);
+                order = e < experts && lane == e * inverse >> 20 ? score[j] : order;
             }
         }
     } else {
@@ -359,12 +404,14 @@ DEV_FN bool moei_route_choose_groups(const moek_route_args *a, const float *logi
                 const bool has = 32 * i + lane - g * size < size;
                 moei_route_rank_two(has ? key[i] : none, &first, &second);
             }
-            const uint32_t score = moei_route_group_score(a, first, second);
+            uint32_t score;
+            moei_route_group_scores<1>(a, &first, &second, &score);
             order = lane == g ? score : order;
         }
     }
     uint32_t kept = 0;
     uint32_t least = none;
+    MOEI_GPU_ROLL
     for (int32_t i = 0; i < a->desc.top_groups; i++) {
         least = dev_warp_max_u32(order);
         const uint32_t group = (uint32_t)dev_ffs(dev_ballot(order == least)) - 1;
@@ -436,10 +483,10 @@ DEV_FN void moei_route_values(const moek_route_args *a, const moei_route_sizes *
 // The id of a lane's slot. False where too few groups have anything to choose.
 template <int N>
 DEV_FN bool moei_route_choose_id(const moek_route_args *a, int64_t t, const moei_route_sizes *n,
-                                 const float *logit, float *value, int32_t *id)
+                                 const float *logit, const float *bias, float *value, int32_t *id)
 {
     const int32_t lane = (int32_t)dev_lane();
-    if (a->hash_table != NULL) {
+    if (a->hash_table != NULL && t >= 0) {
         *id = lane < n->k ? moei_route_looked_up(a, t, lane, n->keyed) : -1;
         return true;
     }
@@ -448,7 +495,7 @@ DEV_FN bool moei_route_choose_id(const moek_route_args *a, int64_t t, const moei
     for (int i = 0; i < N; i++) {
         const int32_t e = 32 * i + lane;
         const float base = a->desc.select_on == MOE_SELECT_LOGITS ? logit[i] : value[i];
-        key[i] = e < n->keyed ? moei_route_order(moei_route_key(a, e, base)) : 0;
+        key[i] = e >= n->keyed ? 0 : moei_route_key(base, N <= 8 ? bias[i] : moei_route_bias(a, e));
     }
     if (a->desc.num_groups > 1 && !moei_route_choose_groups<N>(a, logit, value, key)) {
         *id = lane < n->k ? lane : -1;
@@ -474,11 +521,13 @@ DEV_FN moei_route_slot moei_route_rows(const moek_route_args *a, int64_t t,
     const int32_t shared_rows = n->rows - n->keyed;
     const int32_t lane = (int32_t)dev_lane();
     float logit[N];
+    float bias[N];
     float value[N];
     moei_route_slot s;
-    moei_route_load<N>(a, t, n->rows, logit);
+    moei_route_load_bias<N>(a, t < 0 ? 0 : n->keyed, bias); // neither load waits for the other
+    moei_route_load<N>(a, t, t < 0 ? 0 : n->rows, logit);
     moei_route_values<N>(a, n, logit, value);
-    s.usual = moei_route_choose_id<N>(a, t, n, logit, value, &s.id);
+    s.usual = moei_route_choose_id<N>(a, t, n, logit, bias, value, &s.id);
     s.weight = moei_route_gather<N>(value, s.id < 0 ? 0 : s.id);
     s.shared = 0.0f;
     if (shared_rows > 0) {
@@ -494,6 +543,7 @@ DEV_FN moei_route_slot moei_route_registers(const moek_route_args *a, int64_t t,
                         : n->rows <= 128 ? moei_route_rows<4>(a, t, n)
                         : n->rows <= 256 ? moei_route_rows<8>(a, t, n)
                                          : moei_route_rows<16>(a, t, n);
+    const float scale = t < 0 ? 1.0f : moei_route_scale(a);
     s.weight = moei_route_on_chosen(a->desc.scoring)
                    ? moei_route_weigh_logit(a->desc.scoring, s.weight, s.id, n->k)
                : s.id < 0 ? 0.0f
@@ -507,8 +557,8 @@ DEV_FN moei_route_slot moei_route_registers(const moek_route_args *a, int64_t t,
         s.shared = joined > 0 ? moei_divf(s.shared, d) : s.shared;
     }
     // Too few groups: equal weights, not scaled.
-    s.weight = s.usual ? moei_route_scaled(a, s.weight) : moei_divf(1.0f, (float)n->k);
-    s.shared = moei_route_scaled(a, s.shared);
+    s.weight = s.usual ? moei_route_scaled(a, scale, s.weight) : moei_divf(1.0f, (float)n->k);
+    s.shared = moei_route_scaled(a, scale, s.shared);
     return s;
 }
 
@@ -611,7 +661,8 @@ DEV_FN bool moei_route_mask_groups(const moek_route_args *a, int64_t t, moei_rou
         for (int32_t i = lane; i < size; i += 32) {
             moei_route_rank_two(w->key[(ptrdiff_t)g * size + i], &first, &second);
         }
-        const uint32_t score = moei_route_group_score(a, first, second);
+        uint32_t score;
+        moei_route_group_scores<1>(a, &first, &second, &score);
         if (g % 32 == lane) {
             order[g] = score;
         }
@@ -651,7 +702,7 @@ DEV_FN bool moei_route_choose(const moek_route_args *a, int64_t t, const moei_ro
     for (int32_t e = lane; e < n->keyed; e += 32) {
         const float base =
             a->desc.select_on == MOE_SELECT_LOGITS ? moei_route_logit(a, t, e) : w->value[e];
-        w->key[e] = moei_route_order(moei_route_key(a, e, base));
+        w->key[e] = moei_route_key(base, moei_route_bias(a, e));
     }
     if (a->desc.num_groups > 1 && !moei_route_mask_groups(a, t, w)) {
         return false;
@@ -762,6 +813,7 @@ DEV_FN void moei_route_shared(const moei_gpu_route_args *g, int64_t t, void *mem
     const moei_route_sizes n = moei_route_size(a);
     const int32_t lane = (int32_t)dev_lane();
     const int32_t slots = n.k > a->desc.num_groups ? n.k : a->desc.num_groups;
+    const float scale = moei_route_scale(a);
     moei_route_token w;
     w.value = (float *)memory;
     w.key = (uint32_t *)memory + n.rows;
@@ -788,14 +840,15 @@ DEV_FN void moei_route_shared(const moei_gpu_route_args *g, int64_t t, void *mem
         moei_route_normalise(a, &n, &w);
     }
     for (int32_t j = lane; j < n.k; j += 32) { // too few groups: equal weights, not scaled
-        moei_route_store(g, t, j, true, usual ? w.id[j] : j,
-                         usual ? moei_route_scaled(a, w.weight[j]) : moei_divf(1.0f, (float)n.k));
+        (void)moei_route_store(g, t, j, true, usual ? w.id[j] : j,
+                               usual ? moei_route_scaled(a, scale, w.weight[j])
+                                     : moei_divf(1.0f, (float)n.k));
     }
     for (int32_t j = lane; j < a->desc.append_shared; j += 32) {
-        moei_route_store(g, t, n.k + j, true, n.keyed + j, moei_route_gate(a, t, j, true));
+        (void)moei_route_store(g, t, n.k + j, true, n.keyed + j, moei_route_gate(a, t, j, true));
     }
     for (int32_t j = lane; j < n.rows - n.keyed; j += 32) {
-        moei_route_store_shared(a, t, j, moei_route_scaled(a, w.value[n.keyed + j]));
+        moei_route_store_shared(a, t, j, moei_route_scaled(a, scale, w.value[n.keyed + j]));
     }
 }
 
@@ -806,22 +859,37 @@ DEV_FN bool moei_route_is_absent(const moek_route_args *a, int64_t t)
     return a->num_valid != NULL && t >= a->num_valid[0];
 }
 
-/// A token that fits into registers, by the warp in hand.
-DEV_FN void moei_gpu_route_small(const moei_gpu_route_args *g, int64_t t)
+/// A token that fits into registers, by the warp in hand. FEW: of few slots, which place; the keys
+/// that they are sorted by begin the shared memory. Such a token does not wait for num_valid, and
+/// t < 0 is a rehearsal, which computes as for any token, but reads and writes no memory.
+template <bool FEW> DEV_FN void moei_gpu_route_small(const moei_gpu_route_args *g, int64_t t)
 {
     const moek_route_args *a = &g->route;
     const moei_route_sizes n = moei_route_size(a);
     const int32_t lane = (int32_t)dev_lane();
-    const bool valid = !moei_route_is_absent(a, t);
+    const bool rehearses = FEW && t < 0;
+    const int32_t end = !FEW || t < 0 || a->num_valid == NULL ? INT32_MAX : a->num_valid[0];
+    bool valid = FEW || !moei_route_is_absent(a, t);
     moei_route_slot s = {-1, 0.0f, 0.0f, true};
     if (valid) {
         s = moei_route_registers(a, t, &n);
     }
+    if (rehearses) {
+        return;
+    }
+    if (FEW && (int32_t)t >= end) {
+        valid = false;
+        s = {-1, 0.0f, 0.0f, true};
+    }
     for (int32_t j = lane; j < n.k + a->desc.append_shared; j += 32) { // n.k <= 32
         const bool appended = j >= n.k;
         const int32_t id = appended && valid ? n.keyed + j - n.k : appended ? -1 : s.id;
-        moei_route_store(g, t, j, valid, id,
-                         appended ? moei_route_gate(a, t, j - n.k, valid) : s.weight);
+        const int32_t local = moei_route_store(
+            g, t, j, valid, id, appended ? moei_route_gate(a, t, j - n.k, valid) : s.weight);
+        if (FEW) {
+            const uint32_t slot = (uint32_t)(t * g->place.top_k) + (uint32_t)j;
+            ((uint32_t *)dev_shared())[slot] = moei_gpu_sort_key(local, slot);
+        }
     }
     if (lane < n.rows - n.keyed) {
         moei_route_store_shared(a, t, lane, s.shared);
@@ -836,8 +904,8 @@ DEV_FN int64_t moei_route_token_of_warp(void)
 DEV_FN void moei_gpu_route(const moei_gpu_route_args *g)
 {
     const int64_t t = moei_route_token_of_warp();
-    if (t < g->route.tokens) { // for all lanes or none
-        moei_gpu_route_small(g, t);
+    if (t >= 0 && t < g->route.tokens) { // for all lanes or none; no rehearsal
+        moei_gpu_route_small<false>(g, t);
     }
 }
 
@@ -846,7 +914,7 @@ DEV_FN void moei_route_absent(const moei_gpu_route_args *g, int64_t t)
 {
     const moek_route_args *a = &g->route;
     for (int32_t j = (int32_t)dev_lane(); j < a->top_k + a->desc.append_shared; j += 32) {
-        moei_route_store(g, t, j, false, -1, 0.0f);
+        (void)moei_route_store(g, t, j, false, -1, 0.0f);
     }
     for (int32_t j = (int32_t)dev_lane(); j < a->desc.shared_scores; j += 32) {
         moei_route_store_shared(a, t, j, 0.0f);

@@ -7,6 +7,8 @@
 // stored side by side.
 //
 // A share that does not fit is sorted tile by tile, after a walk that only counts.
+//
+// Few slots are sorted without counters, by one block: moei_sort_few.
 #ifndef MOEI_GPU_SORT_CUH
 #define MOEI_GPU_SORT_CUH
 
@@ -29,6 +31,11 @@ struct moei_sort_block {
     int32_t *shift;    // [experts]: from a place in that order to a position
     uint32_t *order;   // [tile]: expert << 16 | slot of the tile
     int32_t *sums;     // [2][warps]
+};
+
+// Keys of few slots that are read at once.
+struct alignas(16) moei_sort_four {
+    uint32_t key[4];
 };
 
 // S times 32 slots of a warp: lane l has first + l, first + 32 + l, ..
@@ -392,20 +399,27 @@ template <int S> DEV_FN void moei_sort_tiles(const moei_sort_block *b)
     }
 }
 
+DEV_FN moei_sort_block moei_sort_begin(const moei_gpu_sort_args *s)
+{
+    const moek_sort_args *a = &s->a;
+    const int64_t limit = a->num_valid == NULL ? a->tokens : a->num_valid[0];
+    const int64_t tokens = limit < a->tokens ? limit : a->tokens;
+    moei_sort_block b = {};
+    b.a = a;
+    b.p = &s->plan;
+    b.experts = (uint32_t)a->num_experts;
+    b.slots = (uint32_t)(a->tokens * a->top_k);
+    b.valid = tokens > 0 ? (uint32_t)(tokens * a->top_k) : 0;
+    return b;
+}
+
 /// The grid is one cluster; plan.shared bytes of shared memory.
 DEV_FN void moei_gpu_sort(const moei_gpu_sort_args *s)
 {
     const moek_sort_args *a = &s->a;
     const moei_gpu_sort_plan *p = &s->plan;
-    const int64_t limit = a->num_valid == NULL ? a->tokens : a->num_valid[0];
-    const int64_t tokens = limit < a->tokens ? limit : a->tokens;
-    moei_sort_block b;
-    b.a = a;
-    b.p = p;
-    b.experts = (uint32_t)a->num_experts;
+    moei_sort_block b = moei_sort_begin(s);
     b.pitch = moei_gpu_sort_pitch(a->num_experts);
-    b.slots = (uint32_t)(a->tokens * a->top_k);
-    b.valid = tokens > 0 ? (uint32_t)(tokens * a->top_k) : 0;
     b.counters = (int32_t *)dev_shared();
     b.count = b.counters + p->counting * b.pitch;
     b.shift = b.count + b.experts;
@@ -419,6 +433,66 @@ DEV_FN void moei_gpu_sort(const moei_gpu_sort_args *s)
     } else {
         moei_sort_tiles<MOEI_GPU_SORT_SEGMENT / 32>(&b);
     }
+}
+
+// ---- few slots ---------------------------------------------------------------------------------
+
+// Keys below `bound`.
+DEV_FN int32_t moei_sort_below(uint32_t slots, uint32_t bound)
+{
+    const moei_sort_four *keys = (const moei_sort_four *)dev_shared();
+    uint32_t count[4] = {0};
+    for (uint32_t i = 0; i < slots; i += 4) {
+        const moei_sort_four four = keys[i / 4];
+        MOEI_GPU_UNROLL
+        for (int j = 0; j < 4; j++) {
+            count[j] += (four.key[j] - bound) >> 31;
+        }
+    }
+    return (int32_t)(count[0] + count[1] + count[2] + count[3]);
+}
+
+/// Each thread has a slot or an expert: the place of either is the number of keys below its own,
+/// absent slots after the others. Begins after a barrier, the keys in shared memory.
+DEV_FN void moei_sort_few(const moek_sort_args *a)
+{
+    const uint32_t *keys = (const uint32_t *)dev_shared();
+    const uint32_t slots = (uint32_t)(a->tokens * a->top_k);
+    const uint32_t experts = (uint32_t)a->num_experts;
+    for (uint32_t i = dev_thread(); i <= slots + experts; i += dev_threads()) {
+        const uint32_t e = i - slots;
+        const uint32_t key = i < slots ? keys[i] : moei_gpu_sort_key((int32_t)e, 0);
+        const int32_t at = moei_sort_below(slots, key);
+        if (i < slots) {
+            const bool absent = key >= moei_gpu_sort_key(-1, 0);
+            a->slots[at] = (int32_t)(absent ? slots : i);
+            if (a->positions != NULL) {
+                a->positions[i] = absent ? -1 : at;
+            }
+            continue;
+        }
+        a->offsets[e] = at;
+        if (a->counts != NULL && e < experts) {
+            const uint32_t next = moei_gpu_sort_key((int32_t)e + 1, 0);
+            moei_gpu_store_id(a->count_dtype, a->counts, e, moei_sort_below(slots, next) - at);
+        }
+    }
+}
+
+/// A thread for each key.
+DEV_FN void moei_gpu_sort_few(const moei_gpu_sort_args *s)
+{
+    const moei_sort_block b = moei_sort_begin(s);
+    uint32_t *keys = (uint32_t *)dev_shared();
+    moei_sort_step<1> step = {{-1}, {0}};
+    if (dev_warp() < b.p->counting) {
+        moei_sort_load<1>(&b, 0, &step);
+    }
+    if (dev_thread() < moei_gpu_few_keys(b.slots)) {
+        keys[dev_thread()] = moei_gpu_sort_key(step.expert[0], dev_thread());
+    }
+    dev_sync();
+    moei_sort_few(b.a);
 }
 
 #endif
