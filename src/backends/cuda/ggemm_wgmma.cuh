@@ -41,42 +41,47 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
         const tile_note<S> *note = hopper_pointer<const tile_note<S>>(ring.notes) + i % 2;
         hopper_barrier_wait(ring.notes_full + 8 * (i % 2), i / 2 % 2);
         const moei_tile t = note->tile;
-        if (t.e < 0) {
-            break;
-        }
-        if constexpr (S::PACKED) {
-            const bool plain = is_plain<S>(&g->a.w, t.e);
-            if (S::APART && g->a.w.block_k > 0) {
-                multiply_groups<S>(g, &t, plain, warp, blocks_k, ring, &r, sums);
+        const bool more = t.e >= 0;
+        if (more) {
+            if constexpr (S::PACKED) {
+                const bool plain = is_plain<S>(&g->a.w, t.e);
+                if (S::APART && g->a.w.block_k > 0) {
+                    multiply_groups<S>(g, &t, plain, warp, blocks_k, ring, &r, sums);
+                } else {
+                    multiply_chunks<S>(g, plain, warp / 4, blocks_k, ring, &r, sums);
+                }
+            } else if constexpr (S::KIND == KIND_E4M3) {
+                multiply_folds<S>(g, &t, warp, blocks_k, ring, &r, sums);
             } else {
-                multiply_chunks<S>(g, plain, warp / 4, blocks_k, ring, &r, sums);
+                multiply_chain<S>(g, warp / 4, blocks_k, ring, &r, sums);
             }
-        } else if constexpr (S::KIND == KIND_E4M3) {
-            multiply_folds<S>(g, &t, warp, blocks_k, ring, &r, sums);
-        } else {
-            multiply_chain<S>(g, warp / 4, blocks_k, ring, &r, sums);
+            stagger(g->delay, 0x10000);
         }
-        stagger(g->delay, 0x10000);
         if (combines && told >= 0) {
             tell<S>(g, prefix, told, pipe, &last[pipe]);
         }
-        finish_tile<S>(g, note, warp, sums, turn);
-        if (combines && told >= 0) {
-            combine_if_last<S>(g, told, pipe, &last[pipe]);
+        if (more) {
+            finish_tile<S>(g, note, warp, sums, turn);
+        }
+        if (combines) { // the code stands here once: it is long, and runs where no cache has it
+            const bool none = i == 0 && !more && pipe == 0 &&
+                              hopper_pointer<const int32_t>(prefix)[g->a.w.count] == 0;
+            int32_t m = none ? (int32_t)blockIdx.x : told; // no expert has a row: all blocks share
+            const int32_t end = none                                         ? g->m_blocks
+                                : told >= 0 && is_last<S>(pipe, &last[pipe]) ? told + 1
+                                                                             : told;
+#pragma unroll 1
+            for (; m < end; m += (int32_t)gridDim.x) {
+                combine_block<S>(&g->combine, m, (int)threadIdx.x % S::TEAM);
+            }
+        }
+        if (!more) {
+            return;
         }
         told = note->tile.m;
         __syncwarp();
         if (threadIdx.x % 32 == 0) {
             hopper_barrier_arrive(ring.notes_empty + 8 * (i % 2));
-        }
-    }
-    if (combines && told >= 0) {
-        tell<S>(g, prefix, told, pipe, &last[pipe]);
-        combine_if_last<S>(g, told, pipe, &last[pipe]);
-    }
-    if (combines && pipe == 0 && hopper_pointer<const int32_t>(prefix)[g->a.w.count] == 0) {
-        for (int32_t m = (int32_t)blockIdx.x; m < g->m_blocks; m += (int32_t)gridDim.x) {
-            combine_block<S>(&g->combine, m, (int)threadIdx.x); // no expert has a row
         }
     }
 }
