@@ -126,6 +126,7 @@ static __global__ void __launch_bounds__(S::THREADS, 1)
         hopper_grid_wait();
         hopper_grid_launch();
     }
+#pragma unroll 1
     for (int i = thread; i < g.clears && blockIdx.x == 0; i += S::THREADS) {
         g.clear[i] = 0;
     }

@@ -132,9 +132,10 @@ static __device__ __forceinline__ void write_note(const moei_mma_args *g, const 
     hopper_barrier_wait(ring.notes_empty + 8 * (i % 2), (i / 2 + 1) % 2);
 #pragma unroll 1
     for (int r = (int)threadIdx.x % 32; there && r < S::BN && t->i0 + r < t->i1; r += 32) {
-        const int64_t row = t->i0 + r;
-        note->row[r] = (int32_t)(g->fused ? row : moei_y_row(a, row));
-        note->weight[r] = a->row_weight != NULL ? moei_row_weight(a, t->e, row) : 1.0f;
+        const int64_t row = g->fused ? t->i0 + r : moei_y_row(a, t->i0 + r);
+        const float weight = a->row_weight != NULL ? moei_y_row_weight(a, t->e, row) : 1.0f;
+        note->row[r] = (int32_t)row;
+        note->weight[r] = weight;
     }
     if (threadIdx.x % 32 == 0) {
         note->tile = *t;
@@ -160,20 +161,24 @@ static __device__ __forceinline__ void produce(const moei_mma_args *g, uint32_t 
     uint32_t parity = 1; // of "empty": a fresh ring is
     int early = 0;       // stages whose weights have been asked for
     moei_tile t;
-    if (g->early) {
-        if (lane == 0 && tile_of<S>(g, prefix, pipe, 0, &t)) {
-            // Neither weights nor offsets depend on the launch before this one.
+    for (uint32_t i = 0;; i++) {
+        const bool more = tile_of<S>(g, prefix, pipe, i, &t);
+        const bool ahead = i == 0 && g->early; // of the end of the launch before this one
+        if (ahead && !more) {
+            hopper_grid_wait();
+        }
+        if (ahead && more && lane == 0) {
+            // Neither weights nor what a note says depend on that launch.
             for (int kb = 0; kb < blocks_k && early < stages; kb += S::DEPTH, early++) {
                 fetch_weights<S>(g, &t, kb, blocks_k, ring.stages + early * S::STAGE,
                                  ring.full + 8 * early, policy);
             }
         }
-        hopper_grid_wait();
-        hopper_grid_launch();
-    }
-    for (uint32_t i = 0;; i++) {
-        const bool more = tile_of<S>(g, prefix, pipe, i, &t);
         write_note<S>(g, &t, more, i, ring);
+        if (ahead) {
+            hopper_grid_wait();
+            hopper_grid_launch();
+        }
         if (!more) {
             return;
         }
