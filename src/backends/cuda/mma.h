@@ -81,9 +81,9 @@ bool moei_cuda_mma_wants_rows(const moek_ggemm_args *ggemm);
 typedef struct moei_mma_extra {
     const moek_glu_args *glu;         // h = glu of the result, and ggemm->y is not written
     const moek_combine_args *combine; // of ggemm->y, where moei_cuda_mma_combines
-    bool early;       // all but x was there before the launch before this one began
-    int32_t *arrived; // with combine: moei_cuda_mma_counters of them, 0
-    int32_t *clear;   // counters of a later product that are set to 0; NULL: none
+    bool early;                       // all but x was there before the launch before this one began
+    int32_t *arrived;                 // with combine: moei_cuda_mma_counters of them, 0
+    int32_t *clear;                   // counters of a later product that are set to 0; NULL: none
     int32_t clears;
 } moei_mma_extra;
 
