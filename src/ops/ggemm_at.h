@@ -29,10 +29,16 @@ MOE_HD uint8_t *moei_y_at(const moek_ggemm_args *a, int32_t e, int64_t i)
     return a->y + batch + moei_y_row(a, i) * a->y_row_stride;
 }
 
-MOE_HD float moei_row_weight(const moek_ggemm_args *a, int32_t e, int64_t i)
+/// Of row `row` of y.
+MOE_HD float moei_y_row_weight(const moek_ggemm_args *a, int32_t e, int64_t row)
 {
     const int64_t batch = a->offsets == NULL ? e * a->weight_batch_stride : 0;
-    return a->row_weight[batch + moei_y_row(a, i) * a->weight_row_stride];
+    return a->row_weight[batch + row * a->weight_row_stride];
+}
+
+MOE_HD float moei_row_weight(const moek_ggemm_args *a, int32_t e, int64_t i)
+{
+    return moei_y_row_weight(a, e, moei_y_row(a, i));
 }
 
 /// Part (gate or up) of row n of the matrix, where scales differ between the two.

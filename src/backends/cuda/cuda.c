@@ -459,8 +459,10 @@ ON_DEVICE(combine, moei_gpu_combine)
 
 static const moei_backend backend;
 
-// A product may ask for its weights before the launch before it is complete, if that one has not
-// written where groups begin: then its blocks have waited for the one that has.
+// A product may ask for its weights, and look up where its rows go and what they weigh, before the
+// launch before it is complete, if that one has not written where groups begin: then its blocks
+// have waited for the one that has. Nor does the launch before a product write weights of its rows:
+// only second products have them, and the first one lies between.
 static bool may_begin_early(const moei_step *before)
 {
     return before != NULL && before->op != MOEI_OP_ROUTE && before->op != MOEI_OP_PLACE &&

@@ -30,6 +30,34 @@
 #include "backends/cuda/wgmma_multiply.cuh"
 #include "backends/cuda/wgmma_produce.cuh"
 
+// The products of a tile, by the kind of its weights.
+template <class S>
+static __device__ __forceinline__ void multiply_tile(const moei_mma_args *g, const moei_tile *t,
+                                                     int warp, int blocks_k, ring_of ring,
+                                                     ring_place *r, float (&sums)[S::SUMS])
+{
+    if constexpr (S::PACKED) {
+        const bool plain = is_plain<S>(&g->a.w, t->e);
+        if (!S::APART || g->a.w.block_k == 0) {
+            multiply_chunks<S>(g, plain, warp / 4, blocks_k, ring, r, sums);
+        } else if (S::SYNC && plain) { // a loop of its own: no branch at each step
+            multiply_groups<S>(g, t, true, warp, blocks_k, ring, r, sums);
+        } else {
+            multiply_groups<S>(g, t, plain, warp, blocks_k, ring, r, sums);
+        }
+    } else if constexpr (S::ROWS_M) {
+        multiply_rows_first<S>(g, warp, blocks_k, ring, r, sums);
+    } else if constexpr (S::KIND == KIND_E4M3) {
+        if (S::SCALE_WARPS == 0 && g->scale_copies && g->a.x.scale_dtype == MOE_E8M0) {
+            multiply_folds<S, true>(g, t, warp, blocks_k, ring, r, sums);
+        } else {
+            multiply_folds<S, false>(g, t, warp, blocks_k, ring, r, sums);
+        }
+    } else {
+        multiply_chain<S>(g, warp / 4, blocks_k, ring, r, sums);
+    }
+}
+
 template <class S>
 static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t prefix, int pipe,
                                                 int warp, ring_of ring, uint32_t turn)
@@ -49,63 +77,49 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
         const tile_note<S> *note = hopper_pointer<const tile_note<S>>(ring.notes) + i % 2;
         hopper_barrier_wait(ring.notes_full + 8 * (i % 2), i / 2 % 2);
         const moei_tile t = note->tile;
-        if (t.e < 0) {
-            break;
-        }
+        const bool more = t.e >= 0;
         tile_terms terms;
-        if constexpr (!LATER && !S::ROWS_M) {
-            terms = ask_terms<S>(g, &t, warp);
-        }
-        if constexpr (S::PACKED) {
-            const bool plain = is_plain<S>(&g->a.w, t.e);
-            if (S::APART && g->a.w.block_k > 0) {
-                if (S::SYNC && plain) { // a loop of its own: no branch at each step
-                    multiply_groups<S>(g, &t, true, warp, blocks_k, ring, &r, sums);
-                } else {
-                    multiply_groups<S>(g, &t, plain, warp, blocks_k, ring, &r, sums);
-                }
-            } else {
-                multiply_chunks<S>(g, plain, warp / 4, blocks_k, ring, &r, sums);
+        if (more) {
+            if constexpr (!LATER && !S::ROWS_M) {
+                terms = ask_terms<S>(g, &t, warp);
             }
-        } else if constexpr (S::KIND == KIND_E4M3) {
-            if constexpr (S::ROWS_M) {
-                multiply_rows_first<S>(g, warp, blocks_k, ring, &r, sums);
-            } else if (S::SCALE_WARPS == 0 && g->scale_copies && g->a.x.scale_dtype == MOE_E8M0) {
-                multiply_folds<S, true>(g, &t, warp, blocks_k, ring, &r, sums);
-            } else {
-                multiply_folds<S, false>(g, &t, warp, blocks_k, ring, &r, sums);
+            multiply_tile<S>(g, &t, warp, blocks_k, ring, &r, sums);
+            if constexpr (LATER) {
+                terms = ask_terms<S>(g, &t, warp);
             }
-        } else {
-            multiply_chain<S>(g, warp / 4, blocks_k, ring, &r, sums);
+            stagger(g->delay, 0x10000);
         }
-        if constexpr (LATER) {
-            terms = ask_terms<S>(g, &t, warp);
-        }
-        stagger(g->delay, 0x10000);
         if (combines && told >= 0) {
             tell<S>(g, prefix, told, pipe, &last[pipe]);
         }
-        if constexpr (S::ROWS_M) {
-            finish_rows<S>(g, note, warp, sums, turn);
-        } else {
-            finish_tile<S>(g, note, terms, warp, sums, turn);
+        if (more) {
+            if constexpr (S::ROWS_M) {
+                finish_rows<S>(g, note, warp, sums, turn);
+            } else {
+                finish_tile<S>(g, note, terms, warp, sums, turn);
+            }
         }
-        if (combines && told >= 0) {
-            combine_if_last<S>(g, told, pipe, &last[pipe]);
+        if constexpr (S::PIPES > 1) {
+            if (combines) { // the code stands here once: it is long, and runs where no cache has it
+                const bool none = i == 0 && !more && pipe == 0 &&
+                                  hopper_pointer<const int32_t>(prefix)[g->a.w.count] == 0;
+                int32_t m = none ? (int32_t)blockIdx.x : told; // no expert has a row: all share
+                const int32_t end = none                                         ? g->m_blocks
+                                    : told >= 0 && is_last<S>(pipe, &last[pipe]) ? told + 1
+                                                                                 : told;
+#pragma unroll 1
+                for (; m < end; m += (int32_t)gridDim.x) {
+                    combine_block<S>(&g->combine, m, (int)threadIdx.x % S::TEAM);
+                }
+            }
+        }
+        if (!more) {
+            return;
         }
         told = note->tile.m;
         __syncwarp();
         if (threadIdx.x % 32 == 0) {
             hopper_barrier_arrive(ring.notes_empty + 8 * (i % 2));
-        }
-    }
-    if (combines && told >= 0) {
-        tell<S>(g, prefix, told, pipe, &last[pipe]);
-        combine_if_last<S>(g, told, pipe, &last[pipe]);
-    }
-    if (combines && pipe == 0 && hopper_pointer<const int32_t>(prefix)[g->a.w.count] == 0) {
-        for (int32_t m = (int32_t)blockIdx.x; m < g->m_blocks; m += (int32_t)gridDim.x) {
-            combine_block<S>(&g->combine, m, (int)threadIdx.x); // no expert has a row
         }
     }
 }
@@ -151,6 +165,7 @@ static __global__ void __launch_bounds__(S::THREADS, 1)
         hopper_grid_wait();
         hopper_grid_launch();
     }
+#pragma unroll 1
     for (int i = thread; i < g.clears && blockIdx.x == 0; i += S::THREADS) {
         g.clear[i] = 0;
     }

@@ -36,7 +36,7 @@ typedef struct moei_mma_args {
     int32_t scale_copies;     // scales of x come by 4-byte copies: f32, or words of four e8m0
     int32_t scales_by_eights; // eight outputs that begin at a multiple of 8 share their scales
     int32_t weights_stay;     // several tiles read the same weights
-    int32_t early;            // weights and offsets do not depend on the launch before this one
+    int32_t early;            // but for x, nothing depends on the launch before this one
     int32_t combines;         // the last tile of a block of outputs combines
     moek_combine_args combine;
     int32_t *arrived; // tiles of each block of outputs that are complete; 0 at first
@@ -82,9 +82,9 @@ bool moei_cuda_mma_wants_rows(const moek_ggemm_args *ggemm);
 typedef struct moei_mma_extra {
     const moek_glu_args *glu;         // h = glu of the result, and ggemm->y is not written
     const moek_combine_args *combine; // of ggemm->y, where moei_cuda_mma_combines
-    bool early;       // weights and offsets were there before the launch before this one began
-    int32_t *arrived; // with combine: moei_cuda_mma_counters of them, 0
-    int32_t *clear;   // counters of a later product that are set to 0; NULL: none
+    bool early;                       // all but x was there before the launch before this one began
+    int32_t *arrived;                 // with combine: moei_cuda_mma_counters of them, 0
+    int32_t *clear;                   // counters of a later product that are set to 0; NULL: none
     int32_t clears;
 } moei_mma_extra;
 

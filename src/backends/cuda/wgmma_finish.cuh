@@ -474,9 +474,13 @@ static __device__ __forceinline__ void combine_block(const moek_combine_args *c,
                                                      int thread)
 {
     constexpr int PIECE = 4;
-    constexpr int PIECES = S::BM / PIECE;
-    for (int64_t i = thread; i < c->tokens * PIECES; i += S::TEAM) {
-        moei_gpu_combine_piece<PIECE>(c, i / PIECES, (int64_t)m * S::BM + i % PIECES * PIECE);
+    constexpr int LANES_LOG2 = S::GROUPS == 1 ? 4 : 5;
+    constexpr int LANES = S::BM / PIECE; // of a token
+    static_assert(LANES == 1 << LANES_LOG2, "a warp has whole tokens");
+    asm volatile("" : "+r"(thread)); // nothing of this is computed before the loop over tiles
+    const int h = m * S::BM + thread % LANES * PIECE;
+    for (int t = thread / LANES; t - thread % 32 / LANES < c->tokens; t += S::TEAM / LANES) {
+        moei_gpu_combine_pieces<PIECE, false>(c, LANES_LOG2, t, h, 0, 1);
     }
 }
 
@@ -494,15 +498,15 @@ static __device__ __forceinline__ void tell(const moei_mma_args *g, uint32_t pre
     }
 }
 
-template <class S>
-static __device__ __forceinline__ void combine_if_last(const moei_mma_args *g, int32_t m, int pipe,
-                                                       const int32_t *last)
+// True where what was told completed its block of outputs; then all of the block can be read.
+template <class S> static __device__ __forceinline__ bool is_last(int pipe, const int32_t *last)
 {
     hopper_sync(1 + pipe, S::TEAM);
-    if (*last) {
-        __threadfence();
-        combine_block<S>(&g->combine, m, (int)threadIdx.x % S::TEAM);
+    if (*last == 0) {
+        return false;
     }
+    __threadfence();
+    return true;
 }
 
 #endif

@@ -101,6 +101,12 @@ template <class S> static __device__ __forceinline__ bool scales_move(const moei
     return S::SCALED && g->a.x.scales != NULL && g->a.x.group > 0;
 }
 
+// Whether a row of x has one scale for all of k.
+template <class S> static __device__ __forceinline__ bool scales_rows_of_x(const moei_mma_args *g)
+{
+    return S::SCALED && g->a.x.scales != NULL && g->a.x.group == 0;
+}
+
 // `at`: this lane, of LANES.
 template <class S>
 static __device__ __forceinline__ void find_scales(const moei_mma_args *g, const moei_tile *t,
@@ -173,12 +179,13 @@ static __device__ __forceinline__ void write_note(const moei_mma_args *g, const 
     hopper_barrier_wait(ring.notes_empty + 8 * (i % 2), (i / 2 + 1) % 2);
 #pragma unroll 1
     for (int r = (int)threadIdx.x % 32; there && r < S::BN && t->i0 + r < t->i1; r += 32) {
-        const int64_t row = t->i0 + r;
-        note->row[r] = (int32_t)(g->fused ? row : moei_y_row(a, row));
-        note->weight[r] = a->row_weight != NULL ? moei_row_weight(a, t->e, row) : 1.0f;
-        if (S::SCALED && a->x.scales != NULL && a->x.group == 0) {
-            note->scale[r] = moei_gpu_x_scale(a, t->e, row, 0);
+        const int64_t row = g->fused ? t->i0 + r : moei_y_row(a, t->i0 + r);
+        const float weight = a->row_weight != NULL ? moei_y_row_weight(a, t->e, row) : 1.0f;
+        if (scales_rows_of_x<S>(g)) {
+            note->scale[r] = moei_gpu_x_scale(a, t->e, t->i0 + r, 0);
         }
+        note->row[r] = (int32_t)row;
+        note->weight[r] = weight;
     }
     if (threadIdx.x % 32 == 0) {
         note->tile = *t;
@@ -319,26 +326,29 @@ static __device__ __forceinline__ void produce(const moei_mma_args *g, uint32_t 
         g->weights_stay ? hopper_policy_evict_last() : hopper_policy_evict_first();
     fill_place f = {0, 1};
     int early = 0; // stages whose weights have been asked for
-    moei_tile t;
-    if (g->early) {
-        if (tile_of<S>(g, prefix, pipe, 0, &t)) {
-            // Neither weights nor offsets depend on the launch before this one.
-            const weights_of<S> weights = find_weights<S>(g, &t, blocks_k);
+    moei_tile t = {0, 0, 0, 0};
+    for (uint32_t i = 0;; i++) {
+        const bool more = tile_of<S>(g, prefix, pipe, i, &t);
+        const bool ahead = i == 0 && g->early; // of the end of the launch before this one
+        const weights_of<S> weights = find_weights<S>(g, &t, blocks_k);
+        if (ahead && more) {
+            // Neither weights nor what a note says, but for scales of x, depend on that launch.
             for (int kb = 0; kb < blocks_k && early < stages; kb += S::DEPTH, early++) {
                 fetch_weights<S>(g, &t, weights, kb, depth_at<S>(kb, blocks_k),
                                  ring.stages + early * S::STAGE, ring.full + 8 * early, policy);
             }
         }
-        hopper_grid_wait();
-        hopper_grid_launch();
-    }
-    for (uint32_t i = 0;; i++) {
-        const bool more = tile_of<S>(g, prefix, pipe, i, &t);
+        if (ahead && (!more || scales_rows_of_x<S>(g))) {
+            hopper_grid_wait();
+        }
         write_note<S>(g, &t, more, i, ring);
+        if (ahead) {
+            hopper_grid_wait();
+            hopper_grid_launch();
+        }
         if (!more) {
             return;
         }
-        const weights_of<S> weights = find_weights<S>(g, &t, blocks_k);
         const int there = t.i1 - t.i0 < S::BN ? (int)(t.i1 - t.i0) : S::BN;
         const int rows_of_x = g->x_engine == MOEI_MMA_BOX      ? S::BN
                               : g->x_engine == MOEI_MMA_GATHER ? there

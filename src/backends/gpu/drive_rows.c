@@ -11,7 +11,6 @@
 #define MAX_BLOCKS  (1 << 20) // bodies stride over what is left
 #define AMAX_BLOCKS 1024      // each ends in one atomic per warp
 #define THREADS     128
-#define SLOT_BYTES  8 // moei_gpu_slot
 
 static uint32_t blocks_for(int64_t tiles, int64_t most)
 {
@@ -31,11 +30,10 @@ moe_status moei_gpu_combine(const moei_exec *exec, const moei_kernel *kernel,
                             const moek_combine_args *args)
 {
     (void)kernel;
-    const moei_gpu_tiles tiles = moei_gpu_tiles_of(
-        args->tokens, args->width, MOEI_GPU_COMBINE_PIECE, THREADS, MOEI_GPU_COMBINE_LANES);
-    const moei_gpu_grid grid = {blocks_for(tiles.count, MAX_BLOCKS), THREADS,
-                                (uint32_t)(MOEI_GPU_COMBINE_SLOTS * SLOT_BYTES) << tiles.rows_log2,
-                                false};
+    int32_t steps;
+    const moei_gpu_tiles tiles = moei_gpu_combine_tiles(args->tokens, args->width, &steps);
+    const int64_t blocks = moei_i64_ceil_div(tiles.count, THREADS / 32); // a warp takes a tile
+    const moei_gpu_grid grid = {blocks_for(blocks, MAX_BLOCKS), THREADS, 0, false};
     return moei_gpu_launch(exec, MOEI_GPU_combine, grid, args);
 }
 

@@ -28,6 +28,31 @@ DEV_FN int64_t moei_group_rows(const moek_ggemm_args *a, int32_t e, int64_t *fir
     return a->counts != NULL ? a->counts[e] : a->rows;
 }
 
+/// Rows of N experts from `first` on, 0 past the last: all of them are asked for at the same time.
+template <int N>
+DEV_FN void moei_rows_of_some(const moek_ggemm_args *a, int32_t first, int32_t *rows)
+{
+    const int32_t count = a->w.count;
+    if (a->offsets != NULL) {
+        int32_t at[N + 1];
+        MOEI_GPU_UNROLL
+        for (int j = 0; j <= N; j++) {
+            at[j] = a->offsets[first + j < count ? first + j : count];
+        }
+        MOEI_GPU_UNROLL
+        for (int j = 0; j < N; j++) {
+            rows[j] = at[j + 1] - at[j];
+        }
+        return;
+    }
+    MOEI_GPU_UNROLL
+    for (int j = 0; j < N; j++) {
+        rows[j] = first + j >= count  ? 0
+                  : a->counts != NULL ? a->counts[first + j]
+                                      : (int32_t)a->rows;
+    }
+}
+
 /// Fills prefix[0 .. count]: blocks of rows before each expert. Every thread of the block calls it.
 DEV_FN void moei_tiles_begin(const moek_ggemm_args *a, int32_t bn, int32_t *prefix)
 {
@@ -39,12 +64,10 @@ DEV_FN void moei_tiles_begin(const moek_ggemm_args *a, int32_t bn, int32_t *pref
             const int32_t first = e0 + lane * AT_ONCE;
             int32_t blocks[AT_ONCE];
             int32_t sum = 0;
+            moei_rows_of_some<AT_ONCE>(a, first, blocks);
             MOEI_GPU_UNROLL
             for (int j = 0; j < AT_ONCE; j++) {
-                int64_t start;
-                const int32_t e = first + j;
-                const int64_t rows = e < a->w.count ? moei_group_rows(a, e, &start) : 0;
-                blocks[j] = (int32_t)(((uint32_t)rows + (uint32_t)bn - 1u) / (uint32_t)bn);
+                blocks[j] = (int32_t)(((uint32_t)blocks[j] + (uint32_t)bn - 1u) / (uint32_t)bn);
             }
             MOEI_GPU_UNROLL
             for (int j = 0; j < AT_ONCE; j++) {
@@ -75,7 +98,8 @@ DEV_FN bool moei_tile_at(const moek_ggemm_args *a, const int32_t *prefix, int32_
     if (tile >= (int64_t)prefix[a->w.count] * m_blocks) {
         return false;
     }
-    const int32_t block = (int32_t)moei_divide(tile, m_blocks); // of rows, were they outermost
+    // Of rows, were they outermost. 32 bits hold as many tiles as any memory holds outputs.
+    const int32_t block = (int32_t)((uint32_t)tile / (uint32_t)m_blocks);
     int32_t low = 0;
     int32_t high = a->w.count;
     while (high - low > 1) { // prefix[low] <= block < prefix[high]

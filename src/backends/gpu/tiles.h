@@ -9,11 +9,8 @@
 #define MOEI_GPU_COMBINE_PIECE  8
 #define MOEI_GPU_QUANTIZE_PIECE 8
 
-// A token's threads of combine at least, which bounds its shared memory.
-#define MOEI_GPU_COMBINE_LANES 4
-
-// Slots of a token that combine keeps in shared memory at a time.
-#define MOEI_GPU_COMBINE_SLOTS 32
+// A token's lanes of combine at least.
+#define MOEI_GPU_COMBINE_LANES 8
 
 /// Each thread takes a piece of a row, neighbours take neighbouring ones. A tile is what a block
 /// does at a time: pieces of `rows` whole rows, or of a part of one.
@@ -42,6 +39,22 @@ MOE_HD moei_gpu_tiles moei_gpu_tiles_of(int64_t rows, int64_t width, int32_t pie
     }
     t.parts = (uint32_t)((pieces + (1u << t.lanes_log2) - 1) >> t.lanes_log2);
     t.count = ((rows + (1 << t.rows_log2) - 1) >> t.rows_log2) * t.parts;
+    return t;
+}
+
+/// The tiles of combine, which warps take. Where there are many, lanes have several pieces of a
+/// token each, a tile's width apart: what its slots are is looked up once.
+///
+/// @param[out] steps  pieces of a lane
+MOE_HD moei_gpu_tiles moei_gpu_combine_tiles(int64_t tokens, int64_t width, int32_t *steps)
+{
+    enum { MOST = 4, ENOUGH = 8192 }; // pieces of a lane; warps
+    moei_gpu_tiles t =
+        moei_gpu_tiles_of(tokens, width, MOEI_GPU_COMBINE_PIECE, 32, MOEI_GPU_COMBINE_LANES);
+    const int64_t over = t.count / ENOUGH;
+    *steps = over < 1 ? 1 : over < MOST ? (int32_t)over : MOST;
+    t.parts = (t.parts + (uint32_t)*steps - 1) / (uint32_t)*steps;
+    t.count = ((tokens + (1 << t.rows_log2) - 1) >> t.rows_log2) * t.parts;
     return t;
 }
 
