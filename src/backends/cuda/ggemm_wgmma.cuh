@@ -219,6 +219,7 @@ template <class S> static moei_mma_variant variant_of(void)
 {
     return {S::BM,
             S::BN,
+            S::ROWS_M,
             S::PIPES,
             S::CLUSTER,
             S::THREADS,

@@ -6,6 +6,8 @@
 
 #include "backends/cuda/operand.h"
 #include "numerics/activation.h"
+#include <stdlib.h>
+#define ROWS_FIRST (getenv("RF") ? atoi(getenv("RF")) : 80)
 
 // Rows of the table of kernels, by kind.
 typedef const moei_mma_variant *(*variants_fn)(int *count);
@@ -65,9 +67,15 @@ static int64_t root(int64_t n)
     return r;
 }
 
+// Whether eight outputs that begin at a multiple of 8 share their scales of blocks.
+static bool scales_are_of_eights(const moei_matrices *w)
+{
+    return w->block_n > 0 && w->block_n % 8 == 0 && w->part_rows % 8 == 0 && !w->interleaved_parts;
+}
+
 // The kernel for rows that spread over the experts as they come. A tile costs its rows, and what
-// every tile costs: its weights. Experts of the mean's size, and of up to two standard deviations
-// (those of random routing) around it, are asked what they would cost.
+// every tile costs: its weights; both by its outputs. Experts of the mean's size, and of up to two
+// standard deviations (those of random routing) around it, are asked what they would cost.
 static const moei_mma_variant *variant_for(const moek_ggemm_args *a)
 {
     enum { WEIGHTS = 96 }; // what a tile costs besides its rows, in rows; measured
@@ -79,11 +87,15 @@ static const moei_mma_variant *variant_for(const moek_ggemm_args *a)
     const moei_mma_variant *best = v;
     int64_t least = INT64_MAX;
     for (int i = 0; i < count; i++) {
+        if (v[i].rows_first && a->w.block_k > 0 && !scales_are_of_eights(&a->w)) {
+            continue;
+        }
+        const int64_t each = (v[i].bn + WEIGHTS) * (v[i].rows_first ? ROWS_FIRST : 128);
         int64_t cost = 0;
         for (int s = -4; s <= 4; s++) { // halves of a standard deviation; the middle ones twice
             const int64_t rows = mean + spread * s / 2 > 1 ? mean + spread * s / 2 : 1;
             const int64_t tiles = (rows + v[i].bn - 1) / v[i].bn;
-            cost += (s >= -2 && s <= 2 ? 2 : 1) * tiles * (v[i].bn + WEIGHTS);
+            cost += (s >= -2 && s <= 2 ? 2 : 1) * tiles * each;
         }
         if (cost <= least) {
             least = cost;
@@ -268,8 +280,7 @@ moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
                    ? rows_aligned(glu->y, glu->y_row_stride, glu->y_batch_stride, batched)
                    : rows_aligned(ggemm->y, ggemm->y_row_stride, ggemm->y_batch_stride, batched);
     g.scale_copies = scales_are_words(&ggemm->x, w->k, batched);
-    g.scales_by_eights = w->block_n % 8 == 0 && w->block_n > 0 && w->part_rows % 8 == 0 &&
-                         !(w->interleaved_parts && !g.paired);
+    g.scales_by_eights = scales_are_of_eights(w) && (g.step == 1 || w->block_n % 16 == 0);
     g.weights_stay = v->pipes == 1 && ggemm->rows > (int64_t)v->bn * w->count;
     const size_t pitch = (size_t)v->pipes * (size_t)(v->stage_bytes + v->scale_bytes);
     const size_t rest = 1024 + (size_t)v->turn_bytes + ((size_t)w->count + 1) * sizeof(int32_t);

@@ -49,6 +49,7 @@ typedef struct moei_mma_args {
 /// One compiled kernel.
 typedef struct moei_mma_variant {
     int bm, bn;      // outputs and rows of a tile
+    int rows_first;  // rows of x are the M operand: scales of the weights come by eights of outputs
     int pipes;       // tiles at work at the same time in a block
     int cluster;     // blocks that share rows of x
     int threads;     // of a block
