@@ -14,13 +14,25 @@
 /// min(x, limit), NaN kept.
 MOE_HD float moei_clamp_above(float x, float limit)
 {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 860
+    float y; // one instruction instead of two
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(x), "f"(limit));
+    return y;
+#else
     return x > limit ? limit : x;
+#endif
 }
 
-/// x limited to [-limit, limit], NaN kept.
+/// x limited to [-limit, limit] for a positive limit, NaN kept.
 MOE_HD float moei_clamp_both(float x, float limit)
 {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 860
+    float y; // the smaller magnitude with the sign of x
+    asm("min.NaN.xorsign.abs.f32 %0, %1, %2;" : "=f"(y) : "f"(x), "f"(limit));
+    return y;
+#else
     return x > limit ? limit : (x < -limit ? -limit : x);
+#endif
 }
 
 /// g sigmoid(z + z_lost), where z_lost is what the rounding of z dropped: the sigmoid multiplies
@@ -46,10 +58,41 @@ MOE_HD float moei_swish(float g, float z, float z_lost)
     return moei_mul_pow2(q, factor, negative * k);
 }
 
+/// moei_swish near zero, where nothing has to be kept from underflow: e^-|z| = (p + p_lost) 2^k
+/// with k >= -47, so the scaling, which is exact, comes first. The same bits in two thirds of the
+/// operations.
+MOE_HD float moei_swish_near(float g, int negative, float p, float p_lost, int32_t k)
+{
+    const float scale = moei_f32_from_bits((uint32_t)(k + 127) << 23);
+    const float v = p * scale;
+    const float v_lost = p_lost * scale;
+    const float d = 1.0f + v;
+    const float d_lost = v_lost + (v - (d - 1.0f));
+    const float n = moei_selectf(negative, v, 1.0f);
+    const float n_lost = moei_selectf(negative, v_lost, 0.0f);
+    const float y = moei_rcp_seed(d);
+    const float q = n * y;
+    const float rest = moei_fmaf(-q, d, n) + moei_fmaf(-q, d_lost, n_lost);
+    return moei_fmaf(rest, y, q) * g;
+}
+
+/// Where the functions for arguments near zero begin.
+#define MOEI_FAR (-32.0f)
+
 /// g sigmoid(g).
 MOE_HD float moei_silu(float g)
 {
     return moei_swish(g, g, 0.0f);
+}
+
+/// moei_silu for g >= MOEI_FAR, and for NaN.
+MOE_HD float moei_silu_near(float g)
+{
+    const float a = -moei_clamp_above(moei_absf(g), -MOEI_FAR); // beyond, the sigmoid is 1
+    int32_t k;
+    float p_lost;
+    const float p = moei_exp_parts(a, &k, &p_lost);
+    return moei_swish_near(g, g < 0.0f, p, p_lost, k);
 }
 
 /// SiLU with the clamp before it (limit MOEI_NO_LIMIT: none).
@@ -115,6 +158,25 @@ MOE_HD float moei_swigluoai(float g, float u, float alpha, float beta, float lim
     const float up = moei_clamp_both(u, limit);
     const float z = alpha * gate;
     const float glu = moei_swish(gate, z, moei_fmaf(alpha, gate, -z));
+    return glu * (up + beta);
+}
+
+/// The argument of moei_swigluoai's exponential, -|alpha g|, for alpha > 0 and a clamped gate.
+MOE_HD float moei_swigluoai_exponent(float gate, float alpha)
+{
+    return alpha * -moei_absf(gate);
+}
+
+/// moei_swigluoai for alpha > 0, a gate and an up that are clamped, and an exponent that is not
+/// below MOEI_FAR (or NaN).
+MOE_HD float moei_swigluoai_near(float gate, float up, float alpha, float beta)
+{
+    const float a = moei_swigluoai_exponent(gate, alpha);
+    const float a_lost = moei_fmaf(alpha, -moei_absf(gate), -a);
+    int32_t k;
+    float p_lost;
+    const float p = moei_exp_parts(a, &k, &p_lost);
+    const float glu = moei_swish_near(gate, gate < 0.0f, p, moei_fmaf(a_lost, p, p_lost), k);
     return glu * (up + beta);
 }
 

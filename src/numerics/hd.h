@@ -7,7 +7,8 @@
 // -ffp-contract=off (nvcc: -fmad=false, and -ftz=false, its default) and never with -ffast-math.
 // The floating-point environment is the default one: round to nearest even, subnormals kept. Under
 // these conditions a function gives the same bits on every compiler and every device. A conversion
-// may be a device's own instruction where test_numerics_cuda.cu finds it equal for every argument.
+// or a limit may be a device's own instruction where test_numerics_cuda.cu finds it equal for every
+// argument.
 #ifndef MOEI_NUMERICS_HD_H
 #define MOEI_NUMERICS_HD_H
 
@@ -59,6 +60,16 @@ MOE_HD float moei_fmaf(float a, float b, float c)
     return __fmaf_rn(a, b, c);
 #else
     return __builtin_fmaf(a, b, c);
+#endif
+}
+
+/// |x|; device compilers fold it into the instruction that reads it.
+MOE_HD float moei_absf(float x)
+{
+#if defined(__CUDA_ARCH__)
+    return fabsf(x);
+#else
+    return moei_f32_from_bits(moei_f32_bits(x) & 0x7FFFFFFFu);
 #endif
 }
 
