@@ -33,6 +33,7 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
 {
     const int blocks_k = (int)((S::X_BYTES * g->a.w.k + STAGE_K - 1) / STAGE_K);
     __shared__ int32_t last[S::PIPES];
+    constexpr bool LATER = S::APART && S::PIPES > 1; // no registers to keep terms in
     const bool combines = S::PIPES > 1 && g->combines;
     ring_place r = {0, 0, -1};
     float sums[S::BN / 2];
@@ -43,6 +44,10 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
         const moei_tile t = note->tile;
         if (t.e < 0) {
             break;
+        }
+        tile_terms terms;
+        if constexpr (!LATER) {
+            terms = ask_terms<S>(g, &t, warp);
         }
         if constexpr (S::PACKED) {
             const bool plain = is_plain<S>(&g->a.w, t.e);
@@ -56,11 +61,14 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
         } else {
             multiply_chain<S>(g, warp / 4, blocks_k, ring, &r, sums);
         }
+        if constexpr (LATER) {
+            terms = ask_terms<S>(g, &t, warp);
+        }
         stagger(g->delay, 0x10000);
         if (combines && told >= 0) {
             tell<S>(g, prefix, told, pipe, &last[pipe]);
         }
-        finish_tile<S>(g, note, warp, sums, turn);
+        finish_tile<S>(g, note, terms, warp, sums, turn);
         if (combines && told >= 0) {
             combine_if_last<S>(g, told, pipe, &last[pipe]);
         }

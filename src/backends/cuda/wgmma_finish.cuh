@@ -9,253 +9,466 @@
 #include "backends/gpu/scales.cuh"
 #include "numerics/activation.h"
 
-// Two results as 16-bit floats, the first in the low half; NaN canonical.
-static __device__ __forceinline__ uint32_t pack(moe_dtype dtype, float low, float high)
+// What belongs to the two outputs of a thread: the low one, and the high one, which lies eight
+// after it or is of the other part. As it lies in memory, which is far: who asks before the
+// products waits for nothing after them.
+typedef struct tile_terms {
+    uint32_t bias[2];
+    float scale[2];  // of the whole row of the weights
+    float scale2[2]; // the second level
+} tile_terms;
+
+static __device__ __forceinline__ uint32_t ask_bias(const moei_matrices *w, int64_t at)
 {
-    uint32_t both;
-    if (dtype == MOE_BF16) {
-        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-        both = low == low ? both : (both & 0xFFFF0000u) | 0x7FC0u;
-        return high == high ? both : (both & 0xFFFFu) | 0x7FC00000u;
-    }
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-    both = low == low ? both : (both & 0xFFFF0000u) | 0x7E00u;
-    return high == high ? both : (both & 0xFFFFu) | 0x7E000000u;
+    const uint8_t *bias = (const uint8_t *)w->bias;
+    return w->bias_dtype == MOE_F32 ? moei_gpu_read_u32(bias + 4 * at)
+                                    : moei_gpu_read_u16(bias + 2 * at);
 }
 
-// Where rows of the output go: y of the product, or h of glu.
-typedef struct output {
-    moe_dtype dtype;
-    int64_t width;
-} output;
-
-static __device__ __forceinline__ uint8_t *output_at(const moei_mma_args *g, int32_t e, int32_t row)
+// -0 where there is none: it changes no sum.
+static __device__ __forceinline__ float bias_of(const moei_matrices *w, uint32_t bits)
 {
-    const bool batched = g->a.offsets == NULL;
-    return g->fused
-               ? g->glu.y + (batched ? e * g->glu.y_batch_stride : 0) + row * g->glu.y_row_stride
-               : g->a.y + (batched ? e * g->a.y_batch_stride : 0) + row * g->a.y_row_stride;
+    return w->bias == NULL             ? -0.0f
+           : w->bias_dtype == MOE_F32  ? __uint_as_float(bits)
+           : w->bias_dtype == MOE_BF16 ? moei_bf16_to_f32((uint16_t)bits)
+                                       : moei_f16_to_f32((uint16_t)bits);
 }
 
-// Rows of the output may lie anywhere.
-static __device__ __forceinline__ void store_f32(uint8_t *to, float v)
+template <class S> static __device__ __forceinline__ bool scales_rows(const moei_matrices *w)
 {
-    const uint32_t bits = v == v ? __float_as_uint(v) : 0x7FC00000u;
-    if ((uintptr_t)to % 4 == 0) {
-        *(uint32_t *)to = bits;
-    } else {
-        for (int i = 0; i < 4; i++) {
-            to[i] = (uint8_t)(bits >> 8 * i);
-        }
-    }
+    return (S::SCALED || S::APART) && w->block_k == 0;
 }
 
-// Results of 32 rows (or the BN that there are) x 16 outputs of this warp, or 8 with glu.
-template <class S, int COUNT>
-static __device__ __forceinline__ void store_rows(const moei_mma_args *g, const tile_note<S> *note,
-                                                  const output *o, int first, int64_t n,
-                                                  const float (&v)[COUNT], uint32_t turn)
-{
-    const int lane = (int)threadIdx.x % 32;
-    const int span = g->fused ? 8 : 16; // outputs
-    const int32_t e = note->tile.e;
-    const int rows = (int)(note->tile.i1 - note->tile.i0);
-    const bool there = lane < COUNT * 2 && first + lane < rows;
-    if (g->paired && !g->fused) {
-        const int64_t own = n / 2 + lane / 4;
-#pragma unroll
-        for (int c = 0; c < COUNT; c++) {
-            const int r = first + c / 4 * 8 + lane % 4 * 2 + c % 2;
-            if (r < rows && own < g->outputs) {
-                moei_gpu_store(o->dtype, output_at(g, e, note->row[r]),
-                               own * g->step + (c % 4 < 2 ? 0 : g->second), v[c]);
-            }
-        }
-        return;
-    }
-    if (o->dtype == MOE_F32) {
-        // Eight lanes hold eight outputs of a row: whole sectors as they are.
-#pragma unroll
-        for (int c = 0; c < COUNT; c++) {
-            const int r = first + c / 4 * 8 + lane % 4 * 2 + c % 2;
-            const int64_t at = n + lane / 4 + c % 4 / 2 * 8;
-            if (r < rows && at < o->width && (!g->fused || c % 4 < 2)) {
-                store_f32(output_at(g, e, note->row[r]) + 4 * at, v[c]);
-            }
-        }
-        return;
-    }
-    __syncwarp();
-    if (g->fused) {
-        uint32_t p[4] = {0, 0, 0, 0};
-#pragma unroll
-        for (int b = 0; b < COUNT / 4; b++) {
-            p[b] = pack(o->dtype, v[4 * b], v[4 * b + 1]);
-        }
-        hopper_store_transposed(turn + lane * 16, p[0], p[1], p[2], p[3]);
-    } else {
-#pragma unroll
-        for (int b = 0; b < (COUNT + 7) / 8; b++) {
-            uint32_t p[4] = {0, 0, 0, 0};
-#pragma unroll
-            for (int j = 0; j < 4 && 8 * b + 2 * j < COUNT; j++) {
-                p[j] = pack(o->dtype, v[8 * b + 2 * j], v[8 * b + 2 * j + 1]);
-            }
-            const int row = (2 * b + lane / 16) * 8 + lane % 8;
-            hopper_store_transposed(turn + row * 32 + lane / 8 % 2 * 16, p[0], p[1], p[2], p[3]);
-        }
-    }
-    __syncwarp();
-    if (!there) {
-        return;
-    }
-    uint8_t *to = output_at(g, e, note->row[first + lane]) + 2 * n;
-    const uint8_t *from = hopper_pointer<const uint8_t>(turn + lane * 2 * span);
-    if (g->vector && n + span <= o->width) {
-        *(uint4 *)to = *(const uint4 *)from;
-        if (span == 16) {
-            *(uint4 *)(to + 16) = *(const uint4 *)(from + 16);
-        }
-    } else {
-        for (int j = 0; j < span && n + j < o->width; j++) {
-            const uint16_t bits = ((const uint16_t *)from)[j];
-            to[2 * j] = (uint8_t)bits;
-            to[2 * j + 1] = (uint8_t)(bits >> 8);
-        }
-    }
-}
-
-// What belongs to an output: the low one of a thread, or the high one, which lies eight after it or
-// is of the other part.
-typedef struct output_terms {
-    float scale;  // of the whole row of the weights; 1: none
-    float scale2; // the second level
-    float bias;   // -0: none; it changes no sum
-} output_terms;
-
-// Of output n; r: the same as it is packed.
 template <class S>
-static __device__ __forceinline__ output_terms terms_of(const moek_ggemm_args *a, int32_t e,
-                                                        int64_t n, int64_t r)
+static __device__ __forceinline__ tile_terms ask_terms(const moei_mma_args *g, const moei_tile *t,
+                                                       int warp)
 {
-    const moei_matrices *w = &a->w;
-    output_terms o = {1.0f, 1.0f, -0.0f};
-    if (n < w->n) {
-        o.bias = w->bias != NULL
-                     ? moei_gpu_load_float(w->bias_dtype, w->bias, e * w->bias_e_stride + n)
-                     : -0.0f;
-        if (S::SCALED || S::PACKED) {
-            o.scale2 = w->scale2 != NULL ? moei_w_scale2(w, e, n) : 1.0f;
+    const moei_matrices *w = &g->a.w;
+    const int64_t r = (int64_t)t->m * S::BM + warp * 16 + (int)threadIdx.x % 32 / 4; // as packed
+    const int64_t own =
+        g->paired ? (int64_t)t->m * (S::BM / 2) + warp * 8 + (int)threadIdx.x % 32 / 4 : r;
+    tile_terms terms = {{0, 0}, {1.0f, 1.0f}, {1.0f, 1.0f}};
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int64_t n = i == 0 ? own * g->step : g->paired ? g->second + own * g->step : own + 8;
+        const bool there = own < g->outputs && n < w->n; // else any other's: no one stores it
+        if (w->bias != NULL) {
+            terms.bias[i] = ask_bias(w, t->e * w->bias_e_stride + (there ? n : 0));
         }
-        if ((S::SCALED || S::APART) && w->block_k == 0) {
-            o.scale = S::SCALED ? moei_gpu_w_scale(w, e, n, 0) : packed_scales<S>(w, e)[r];
+        if (scales_rows<S>(w)) {
+            terms.scale[i] = S::SCALED ? moei_gpu_w_scale(w, t->e, there ? n : 0, 0)
+                                       : packed_scales<S>(w, t->e)[there ? r + 8 * i : 0];
+        }
+        if ((S::SCALED || S::PACKED) && w->scale2 != NULL) {
+            terms.scale2[i] = moei_w_scale2(w, t->e, there ? n : 0);
         }
     }
-    return o;
+    return terms;
 }
 
-// v[c] = v[c] * what a lane holds for row c of the 32.
+// Sums of 32 rows, from row r of the tile on (a tile of 144 rows ends with half of them), plus what
+// a thread's outputs add. Registers have no index: whoever asks for rows FROM to TO * 32 goes down
+// to theirs.
+template <class S, int COUNT, int FROM, int TO>
+static __device__ __forceinline__ void pick(const float (&acc)[S::BN / 2], int r, float low,
+                                            float high, float (&v)[COUNT])
+{
+    constexpr int MID = (FROM + TO) / 2;
+    if constexpr (MID == FROM) {
+        __syncwarp(); // keeps this a branch: else all sums are read, and selected
+#pragma unroll
+        for (int c = 0; c < COUNT; c++) {
+            const float sum = FROM * 16 + c < S::BN / 2 ? acc[FROM * 16 + c] : 0.0f;
+            asm volatile("add.rn.f32 %0, %1, %2; // %3" // or they are added behind the branches
+                         : "=f"(v[c])
+                         : "f"(sum), "f"(c % 4 < 2 ? low : high), "n"(FROM));
+        }
+    } else if (r < MID * 32) {
+        pick<S, COUNT, FROM, MID>(acc, r, low, high, v);
+    } else {
+        pick<S, COUNT, MID, TO>(acc, r, low, high, v);
+    }
+}
+
+// v[c] = v[c] * what belongs to its row; of: that of the 32's first.
 template <int COUNT>
-static __device__ __forceinline__ void multiply_rows(float (&v)[COUNT], float of_lane)
+static __device__ __forceinline__ void multiply_rows(float (&v)[COUNT], const float *of)
+{
+#pragma unroll
+    for (int c = 0; c < COUNT; c += 4) {
+        const float2 rows = *(const float2 *)(of + c * 2 + (int)threadIdx.x % 4 * 2);
+        v[c] = v[c] * rows.x;
+        v[c + 1] = v[c + 1] * rows.y;
+        v[c + 2] = v[c + 2] * rows.x;
+        v[c + 3] = v[c + 3] * rows.y;
+    }
+}
+
+template <int COUNT>
+static __device__ __forceinline__ void multiply_outputs(float (&v)[COUNT], const float (&of)[2])
 {
 #pragma unroll
     for (int c = 0; c < COUNT; c++) {
-        v[c] = v[c] * __shfl_sync(~0u, of_lane, c / 4 * 8 + (int)threadIdx.x % 4 * 2 + c % 2);
+        v[c] = v[c] * of[c % 4 / 2];
     }
 }
 
-// Gates and ups of a thread to h, in the gates' places.
+// Gates and ups of a thread to h; not more: 16 rows suffice. Few gates are far from zero: all of a
+// warp are near, or all take the long way.
 template <int COUNT>
-static __device__ __forceinline__ void activate(const moei_mma_args *g, float (&v)[COUNT])
+static __device__ __forceinline__ void activate(const moei_mma_args *g, bool more,
+                                                const float (&v)[COUNT], float (&h)[COUNT / 2])
 {
     const float limit = g->limit;
-    if (g->up_first) {
+    float gate[COUNT / 2];
+    float up[COUNT / 2];
 #pragma unroll
-        for (int c = 0; c < COUNT; c += 4) {
-            const float up0 = v[c];
-            const float up1 = v[c + 1];
-            v[c] = v[c + 2];
-            v[c + 1] = v[c + 3];
-            v[c + 2] = up0;
-            v[c + 3] = up1;
+    for (int i = 0; i < COUNT / 2; i++) {
+        gate[i] = v[i / 2 * 4 + i % 2];
+        up[i] = v[i / 2 * 4 + i % 2 + 2];
+    }
+    if (g->up_first) {
+        __syncwarp(); // keeps this a branch
+#pragma unroll
+        for (int i = 0; i < COUNT / 2; i++) {
+            asm volatile("{.reg .f32 t; mov.f32 t, %0; mov.f32 %0, %1; mov.f32 %1, t;}"
+                         : "+f"(gate[i]), "+f"(up[i]));
         }
     }
-    if (g->glu.act.activation == MOE_ACT_SILU) { // a loop of its own each: both at once cost twice
+    if (limit < MOEI_NO_LIMIT) {
 #pragma unroll
-        for (int c = 0; c < COUNT; c++) {
-            v[c] = c % 4 < 2 ? moei_silu_mul(v[c], v[c + 2], limit) : v[c];
+        for (int i = 0; i < COUNT / 2; i++) {
+            gate[i] = moei_clamp_above(gate[i], limit);
+            up[i] = moei_clamp_both(up[i], limit);
+        }
+    }
+    // Loops of their own: what is not wanted would be issued all the same.
+    if (g->glu.act.activation == MOE_ACT_SILU) {
+        bool far = false;
+#pragma unroll
+        for (int i = 0; i < COUNT / 2; i++) {
+            far = far | (gate[i] < MOEI_FAR);
+        }
+        if (!__any_sync(~0u, far)) {
+#pragma unroll
+            for (int i = 0; i < COUNT / 2; i++) {
+                if (i == 4 && !more) { // rows from 16 on
+                    return;
+                }
+                h[i] = moei_silu_near(gate[i]) * up[i];
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < COUNT / 2; i++) {
+                h[i] = moei_silu(gate[i]) * up[i];
+            }
         }
     } else {
         const float alpha = g->glu.act.alpha;
         const float beta = g->glu.act.beta;
+        bool far = !(alpha > 0.0f);
 #pragma unroll
-        for (int c = 0; c < COUNT; c++) {
-            v[c] = c % 4 < 2 ? moei_swigluoai(v[c], v[c + 2], alpha, beta, limit) : v[c];
+        for (int i = 0; i < COUNT / 2; i++) {
+            far = far | (moei_swigluoai_exponent(gate[i], alpha) < MOEI_FAR);
+        }
+        if (!__any_sync(~0u, far)) {
+#pragma unroll
+            for (int i = 0; i < COUNT / 2; i++) {
+                if (i == 4 && !more) { // rows from 16 on
+                    return;
+                }
+                h[i] = moei_swigluoai_near(gate[i], up[i], alpha, beta);
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < COUNT / 2; i++) {
+                h[i] = moei_swigluoai(gate[i], up[i], alpha, beta, limit);
+            }
         }
     }
+}
+
+// Two results as 16-bit floats, the first in the low half. A conversion makes 0x7FFF of every NaN,
+// an integer larger than the canonical ones; those of numbers are smaller.
+template <moe_dtype DTYPE> static __device__ __forceinline__ uint32_t pack(float low, float high)
+{
+    uint32_t both;
+    if (DTYPE == MOE_BF16) {
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    } else {
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    }
+    asm("min.s16x2 %0, %0, %1;" : "+r"(both) : "r"(DTYPE == MOE_BF16 ? 0x7FC07FC0 : 0x7E007E00));
+    return both;
+}
+
+// The same for f32: arithmetic makes 0x7FFFFFFF of every NaN.
+static __device__ __forceinline__ int32_t canonical(float v)
+{
+    return min(__float_as_int(v), 0x7FC00000);
+}
+
+// Where 16 bytes number i of a warp's turn lie: eight that are one after the other, every second
+// and every fourth of their lines lie in different banks. Linear: at(i ^ j) = at(i) ^ at(j), and
+// from 32 on as they come.
+static constexpr __device__ __forceinline__ uint32_t turn_at(uint32_t i)
+{
+    return (i ^ i / 8 % 4 * 2 ^ i / 8 % 2) * 16;
+}
+
+// Where a warp's results go: y of the product, or h of glu.
+typedef struct output {
+    moe_dtype dtype;
+    int64_t n;     // the first of its outputs
+    bool whole;    // it has all of them, and they are stored 16 bytes at a time
+    uint8_t *rows; // of the tile's batch; whole: the lane's 16 bytes there
+    int64_t row_stride;
+    int count;     // of the tile's rows
+    int row;       // of the lane's first 16 bytes in the turn
+    uint32_t to;   // the lane's first place in the turn: where it writes,
+    uint32_t from; // and where it reads 16 bytes
+} output;
+
+static __device__ __forceinline__ uint8_t *row_at(const output *o, int32_t row)
+{
+    return o->rows + (uint32_t)row * o->row_stride;
+}
+
+// f32 results of 16 rows from b * 8 on, 16 outputs each, or of 32 rows with glu, 8 each, to the
+// turn.
+template <int COUNT>
+static __device__ __forceinline__ void turn_f32(const float (&v)[COUNT], int b, uint32_t to)
+{
+#pragma unroll
+    for (int i = 0; i < 8 && 4 * b + i < COUNT; i++) {
+        *hopper_pointer<int32_t>((to ^ turn_at(i % 2 * 4 + i / 2 % 2 * 2)) + i / 4 * 512) =
+            canonical(v[4 * b + i]);
+    }
+}
+
+template <int COUNT>
+static __device__ __forceinline__ void turn_f32_glu(const float (&h)[COUNT], uint32_t to)
+{
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+        *hopper_pointer<int32_t>((to ^ turn_at(i % 2 * 2 + i / 2 % 2 * 16)) + i / 4 * 512) =
+            canonical(h[i]);
+    }
+}
+
+// 16-bit results of 32 rows, 16 outputs each, or 8 with glu.
+template <moe_dtype DTYPE, int COUNT>
+static __device__ __forceinline__ void turn_16(const float (&v)[COUNT], uint32_t to)
+{
+#pragma unroll
+    for (int b = 0; b < (COUNT + 7) / 8; b++) {
+        uint32_t p[4] = {0, 0, 0, 0};
+#pragma unroll
+        for (int j = 0; j < 4 && 8 * b + 2 * j < COUNT; j++) {
+            p[j] = pack<DTYPE>(v[8 * b + 2 * j], v[8 * b + 2 * j + 1]);
+        }
+        hopper_store_transposed(to + b * 512, p[0], p[1], p[2], p[3]);
+    }
+}
+
+template <moe_dtype DTYPE, int COUNT>
+static __device__ __forceinline__ void turn_16_glu(const float (&h)[COUNT], uint32_t to)
+{
+    uint32_t p[4] = {0, 0, 0, 0};
+#pragma unroll
+    for (int b = 0; b < COUNT / 2; b++) {
+        p[b] = pack<DTYPE>(h[2 * b], h[2 * b + 1]);
+    }
+    hopper_store_transposed(to, p[0], p[1], p[2], p[3]);
+}
+
+// Where the lane writes and reads, for all groups of the tile.
+static __device__ __forceinline__ void place_lane(output *o, bool glu, uint32_t turn)
+{
+    const uint32_t lane = threadIdx.x % 32;
+    const uint32_t across = (glu ? 8 : 16) * (o->dtype == MOE_F32 || !o->whole ? 4 : 2) / 16;
+    o->row = (int)(lane / across);
+    o->from = turn + turn_at(lane);
+    if (o->dtype == MOE_F32 || !o->whole) {
+        o->to = turn + (turn_at(lane % 4 * (glu ? 4 : 8) + lane / 16) | lane / 4 % 4 * 4);
+    } else {
+        o->to = turn + turn_at(glu ? lane : lane / 16 * 16 + lane % 8 * 2 + lane / 8 % 2);
+    }
+    asm volatile("" : "+r"(o->row), "+r"(o->to), "+r"(o->from)); // stay, not made again and again
+    if (o->whole) {
+        o->rows += o->n * (o->dtype == MOE_F32 ? 4 : 2) + lane % across * 16;
+    }
+}
+
+// The turn's pieces of 16 bytes, ACROSS to a row, to rows of the output from `first` of the tile
+// on.
+template <class S, int ACROSS, int ROWS>
+static __device__ __forceinline__ void store_turn(const tile_note<S> *note, const output *o,
+                                                  int first)
+{
+    constexpr int PIECES = (ROWS * ACROSS + 31) / 32; // of a lane
+    uint4 pieces[PIECES];
+    int32_t to[PIECES];
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < PIECES; j++) {
+        pieces[j] = *hopper_pointer<const uint4>(o->from + j * 512);
+        to[j] = note->row[first + o->row + 32 / ACROSS * j];
+    }
+    __syncwarp(); // what comes next may be written already
+#pragma unroll
+    for (int j = 0; j < PIECES; j++) {
+        if (first + o->row + 32 / ACROSS * j < o->count) {
+            *(uint4 *)row_at(o, to[j]) = pieces[j];
+        }
+    }
+}
+
+// f32 results in the turn, `across` to a row, one by one: to the end of a row, to any address, or
+// to two parts.
+template <class S>
+static __device__ __forceinline__ void scatter_turn(const moei_mma_args *g,
+                                                    const tile_note<S> *note, const output *o,
+                                                    int first, uint32_t across, uint32_t turn)
+{
+    const bool parts = g->paired && !g->fused;
+    __syncwarp();
+#pragma unroll 1
+    for (uint32_t i = threadIdx.x % 32; i < TURN_BYTES / 4; i += 32) {
+        const int r = first + (int)(i / across);
+        const int64_t own = parts ? o->n / 2 + i % 8 : o->n + i % across;
+        if (r < o->count && own < g->outputs) {
+            const float v = *hopper_pointer<const float>(turn + (turn_at(i / 4) | i % 4 * 4));
+            moei_gpu_store(o->dtype, row_at(o, note->row[r]),
+                           parts ? own * g->step + (i % 16 < 8 ? 0 : g->second) : own, v);
+        }
+    }
+    __syncwarp();
+}
+
+// Results of 32 rows (or the BN that there are) x 16 outputs of this warp.
+template <class S, int COUNT>
+static __device__ __forceinline__ void store_rows(const moei_mma_args *g, const tile_note<S> *note,
+                                                  const output *o, int first,
+                                                  const float (&v)[COUNT], uint32_t turn)
+{
+    if (o->whole && o->dtype == MOE_BF16) {
+        turn_16<MOE_BF16>(v, o->to);
+        store_turn<S, 2, COUNT * 2>(note, o, first);
+    } else if (o->whole && o->dtype == MOE_F16) {
+        turn_16<MOE_F16>(v, o->to);
+        store_turn<S, 2, COUNT * 2>(note, o, first);
+    } else {
+        constexpr int ROWS = COUNT < 8 ? COUNT * 2 : 16;
+#pragma unroll
+        for (int b = 0; b < COUNT / 4; b += 2) {
+            turn_f32(v, b, o->to);
+            if (o->whole) {
+                store_turn<S, 4, ROWS>(note, o, first + 8 * b);
+            } else {
+                scatter_turn<S>(g, note, o, first + 8 * b, 16, turn);
+            }
+        }
+    }
+}
+
+// The same for h, 8 outputs.
+template <class S, int COUNT>
+static __device__ __forceinline__ void
+store_rows_glu(const moei_mma_args *g, const tile_note<S> *note, const output *o, int first,
+               const float (&h)[COUNT], uint32_t turn)
+{
+    if (o->whole && o->dtype == MOE_BF16) {
+        turn_16_glu<MOE_BF16>(h, o->to);
+        store_turn<S, 1, COUNT * 4>(note, o, first);
+    } else if (o->whole && o->dtype == MOE_F16) {
+        turn_16_glu<MOE_F16>(h, o->to);
+        store_turn<S, 1, COUNT * 4>(note, o, first);
+    } else {
+        turn_f32_glu(h, o->to);
+        if (o->whole) {
+            store_turn<S, 2, COUNT * 4>(note, o, first);
+        } else {
+            scatter_turn<S>(g, note, o, first, 8, turn);
+        }
+    }
+}
+
+template <class S>
+static __device__ __forceinline__ output output_of(const moei_mma_args *g, const moei_tile *t,
+                                                   int warp, uint32_t turn)
+{
+    const bool batched = g->a.offsets == NULL;
+    const int64_t n = (int64_t)t->m * S::BM + warp * 16;
+    output o;
+    if (g->fused) {
+        o.dtype = g->glu.y_dtype;
+        o.n = n / 2;
+        o.rows = g->glu.y + (batched ? t->e * g->glu.y_batch_stride : 0);
+        o.row_stride = g->glu.y_row_stride;
+    } else {
+        o.dtype = g->a.y_dtype;
+        o.n = n;
+        o.rows = g->a.y + (batched ? t->e * g->a.y_batch_stride : 0);
+        o.row_stride = g->a.y_row_stride;
+    }
+    o.count = (int)(t->i1 - t->i0);
+    o.whole = g->vector && g->fused == g->paired && o.n + (g->fused ? 8 : 16) <= g->outputs;
+    place_lane(&o, g->fused, turn);
+    return o;
 }
 
 // Sums of a tile to the output, 32 rows at a time; `warp` counts in the pipe.
 template <class S>
 static __device__ __forceinline__ void finish_tile(const moei_mma_args *g, const tile_note<S> *note,
-                                                   int warp, const float (&acc)[S::BN / 2],
-                                                   uint32_t turn)
+                                                   const tile_terms &terms, int warp,
+                                                   const float (&acc)[S::BN / 2], uint32_t turn)
 {
-    const moei_tile *t = &note->tile;
     const moek_ggemm_args *a = &g->a;
-    const int lane = (int)threadIdx.x % 32;
-    const output o = g->fused ? output{g->glu.y_dtype, g->glu.inter} : output{a->y_dtype, a->w.n};
-    const int64_t n = (int64_t)t->m * (g->fused ? S::BM / 2 : S::BM) + warp * (g->fused ? 8 : 16);
-    const int64_t own =
-        g->paired ? (int64_t)t->m * (S::BM / 2) + warp * 8 + lane / 4 : n + lane / 4;
-    const int64_t r0 = (int64_t)t->m * S::BM + warp * 16 + lane / 4;
-    const int64_t none = a->w.n;
-    const bool inside = own < g->outputs;
-    const output_terms low = terms_of<S>(a, t->e, inside ? own * g->step : none, r0);
-    const output_terms high = terms_of<S>(a, t->e,
-                                          !inside     ? none
-                                          : g->paired ? g->second + own * g->step
-                                                      : own + 8,
-                                          r0 + 8);
+    const moei_tile t = note->tile;
+    const output o = output_of<S>(g, &t, warp, turn);
+    const float low = bias_of(&a->w, terms.bias[0]);
+    const float high = bias_of(&a->w, terms.bias[1]);
     const bool x_scale = S::SCALED && a->x.scales != NULL && a->x.group == 0;
+    const bool scale = scales_rows<S>(&a->w);
+    const bool scale2 = (S::SCALED || S::PACKED) && a->w.scale2 != NULL;
+    const bool scaled = x_scale || scale || scale2; // before the bias
+    if ((g->paired && !g->fused ? o.n / 2 : o.n) >= g->outputs) {
+        return;
+    }
 #pragma unroll 1
-    for (int r = 0; r < S::BN; r += 32) { // not unrolled: the code of all groups fills no cache
+    for (int r = 0; r < o.count; r += 32) { // not unrolled: the code of all groups fills no cache
         constexpr int COUNT = S::BN < 32 ? S::BN / 2 : 16; // sums of a thread for 32 rows
-        if (t->i0 + r >= t->i1) {
-            return;
-        }
         float v[COUNT];
-#pragma unroll
-        for (int q = 0; q < S::BN; q += 32) {
-            if (q == r) { // the sums stay in registers, which have no index
-#pragma unroll
-                for (int c = 0; c < COUNT; c++) { // a tile of 144 rows ends with half of the 32
-                    v[c] = q / 2 + c < S::BN / 2 ? acc[q / 2 + c] : 0.0f;
+        pick<S, COUNT, 0, (S::BN + 31) / 32>(acc, r, scaled ? -0.0f : low, scaled ? -0.0f : high,
+                                             v);
+        if (scaled) {
+            if constexpr (S::SCALED) {
+                if (x_scale) {
+                    multiply_rows(v, note->scale + r);
                 }
             }
-        }
-        if (x_scale) {
-            const int64_t i = t->i0 + r + lane;
-            multiply_rows<COUNT>(v, i < t->i1 ? moei_gpu_x_scale(a, t->e, i, 0) : 1.0f);
-        }
-#pragma unroll
-        for (int c = 0; c < COUNT; c++) {
-            const output_terms *of = c % 4 < 2 ? &low : &high;
-            if (S::SCALED || S::PACKED) {
-                v[c] = v[c] * of->scale * of->scale2;
+            if (scale) {
+                multiply_outputs(v, terms.scale);
             }
-            v[c] = v[c] + of->bias;
-        }
-        if (a->row_weight != NULL) {
+            if (scale2) {
+                multiply_outputs(v, terms.scale2);
+            }
 #pragma unroll
             for (int c = 0; c < COUNT; c++) {
-                v[c] = v[c] * note->weight[r + c / 4 * 8 + lane % 4 * 2 + c % 2];
+                v[c] = v[c] + (c % 4 < 2 ? low : high);
             }
         }
-        if (g->fused) {
-            activate<COUNT>(g, v);
+        if (a->row_weight != NULL) {
+            multiply_rows(v, note->weight + r);
         }
-        store_rows<S, COUNT>(g, note, &o, r, n, v, turn);
+        if (g->fused) {
+            float h[COUNT / 2] = {};
+            activate<COUNT>(g, S::BN % 32 == 0 || r + 16 < o.count, v, h);
+            store_rows_glu<S>(g, note, &o, r, h, turn);
+        } else {
+            store_rows<S>(g, note, &o, r, v, turn);
+        }
     }
 }
 

@@ -135,6 +135,9 @@ static __device__ __forceinline__ void write_note(const moei_mma_args *g, const 
         const int64_t row = t->i0 + r;
         note->row[r] = (int32_t)(g->fused ? row : moei_y_row(a, row));
         note->weight[r] = a->row_weight != NULL ? moei_row_weight(a, t->e, row) : 1.0f;
+        if (S::SCALED && a->x.scales != NULL && a->x.group == 0) {
+            note->scale[r] = moei_gpu_x_scale(a, t->e, row, 0);
+        }
     }
     if (threadIdx.x % 32 == 0) {
         note->tile = *t;

@@ -62,9 +62,11 @@ static __device__ __forceinline__ void stagger(uint32_t delay, uint32_t step)
 // What the math warps need of a tile, as the producer leaves it for them: memory is far, and they
 // have nothing else to do while they wait for it.
 template <class S> struct tile_note {
-    moei_tile tile;      // e -1: there is none, nor any after it
-    int32_t row[S::BN];  // of the output
-    float weight[S::BN]; // of each row; 1: none
+    static constexpr int ROWS = S::LANE_ROWS * 32; // as many as are read
+    moei_tile tile;                                // e -1: there is none, nor any after it
+    int32_t row[ROWS];                             // of the output
+    float weight[ROWS];                            // of each row; 1: none
+    float scale[S::SCALED ? ROWS : 2];             // of each row of x, where it has one
 };
 
 // The ring of a pipe, as addresses of shared memory.
