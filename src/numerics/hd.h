@@ -7,7 +7,8 @@
 // -ffp-contract=off (nvcc: -fmad=false, and -ftz=false, its default) and never with -ffast-math.
 // The floating-point environment is the default one: round to nearest even, subnormals kept. Under
 // these conditions a function gives the same bits on every compiler and every device. A conversion
-// may be a device's own instruction where test_numerics_cuda.cu finds it equal for every argument.
+// or a limit may be a device's own instruction where test_numerics_cuda.cu finds it equal for every
+// argument.
 #ifndef MOEI_NUMERICS_HD_H
 #define MOEI_NUMERICS_HD_H
 

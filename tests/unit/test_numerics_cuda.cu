@@ -16,6 +16,7 @@
 #include <thread>
 #include <vector>
 
+#include "numerics/activation.h"
 #include "numerics/bf16.h"
 #include "numerics/e8m0.h"
 #include "numerics/f16.h"
@@ -70,6 +71,15 @@ BOTH(e5m2fnuz)
 BOTH(e2m3)
 BOTH(e3m2)
 BOTH(e2m1)
+// Activations, as they are stored: NaN canonical.
+#define ACTIVATION(name, result) ENCODE(name, moei_f32_bits(moei_nan_from(result, result)))
+ACTIVATION(silu_mul, moei_silu_mul(x, 3.0f, MOEI_NO_LIMIT))
+ACTIVATION(silu_mul_of_up, moei_silu_mul(3.0f, x, 7.0f))
+ACTIVATION(silu_near, x < MOEI_FAR ? 0.0f : moei_silu_near(x))
+ACTIVATION(swigluoai, moei_swigluoai(x, 3.0f, 1.702f, 1.0f, 7.0f))
+ACTIVATION(swigluoai_near, moei_swigluoai_exponent(x, 1.702f) < MOEI_FAR
+                               ? 0.0f
+                               : moei_swigluoai_near(x, 3.0f, 1.702f, 1.0f))
 ENCODE(f32_to_bf16, moei_f32_to_bf16(x))
 ENCODE(f32_to_f16, moei_f32_to_f16(x))
 ENCODE(f32_to_e8m0, moei_f32_to_e8m0(x))
@@ -205,6 +215,11 @@ int main(int argc, char **argv)
     compare<fn_erff>(stride, 1.1f);
     compare<fn_erfcf>(stride, 1.3f);
     compare<fn_rcpf>(stride, 1.1f);
+    compare<fn_silu_mul>(stride, 0.0f);
+    compare<fn_silu_mul_of_up>(stride, 0.0f);
+    compare<fn_silu_near>(stride, 0.0f);
+    compare<fn_swigluoai>(stride, 0.0f);
+    compare<fn_swigluoai_near>(stride, 0.0f);
     compare<fn_f32_to_e4m3fn>(stride, 0.0f);
     compare<fn_f32_to_e4m3fnuz>(stride, 0.0f);
     compare<fn_f32_to_e5m2>(stride, 0.0f);

@@ -113,10 +113,11 @@ static __device__ __forceinline__ void multiply_outputs(float (&v)[COUNT], const
     }
 }
 
-// Gates and ups of a thread to h. Few are far from zero: all are near, or all take the long way.
+// Gates and ups of a thread to h; not more: 16 rows suffice. Few gates are far from zero: all of a
+// warp are near, or all take the long way.
 template <int COUNT>
-static __device__ __forceinline__ void activate(const moei_mma_args *g, const float (&v)[COUNT],
-                                                float (&h)[COUNT / 2])
+static __device__ __forceinline__ void activate(const moei_mma_args *g, bool more,
+                                                const float (&v)[COUNT], float (&h)[COUNT / 2])
 {
     const float limit = g->limit;
     float gate[COUNT / 2];
@@ -151,6 +152,9 @@ static __device__ __forceinline__ void activate(const moei_mma_args *g, const fl
         if (!__any_sync(~0u, far)) {
 #pragma unroll
             for (int i = 0; i < COUNT / 2; i++) {
+                if (i == 4 && !more) { // rows from 16 on
+                    return;
+                }
                 h[i] = moei_silu_near(gate[i]) * up[i];
             }
         } else {
@@ -170,6 +174,9 @@ static __device__ __forceinline__ void activate(const moei_mma_args *g, const fl
         if (!__any_sync(~0u, far)) {
 #pragma unroll
             for (int i = 0; i < COUNT / 2; i++) {
+                if (i == 4 && !more) { // rows from 16 on
+                    return;
+                }
                 h[i] = moei_swigluoai_near(gate[i], up[i], alpha, beta);
             }
         } else {
@@ -275,7 +282,7 @@ static __device__ __forceinline__ void turn_16_glu(const float (&h)[COUNT], uint
     hopper_store_transposed(to, p[0], p[1], p[2], p[3]);
 }
 
-// The lane's places for that.
+// Where the lane writes and reads, for all groups of the tile.
 static __device__ __forceinline__ void place_lane(output *o, bool glu, uint32_t turn)
 {
     const uint32_t lane = threadIdx.x % 32;
@@ -456,8 +463,8 @@ static __device__ __forceinline__ void finish_tile(const moei_mma_args *g, const
             multiply_rows(v, note->weight + r);
         }
         if (g->fused) {
-            float h[COUNT / 2];
-            activate<COUNT>(g, v, h);
+            float h[COUNT / 2] = {};
+            activate<COUNT>(g, S::BN % 32 == 0 || r + 16 < o.count, v, h);
             store_rows_glu<S>(g, note, &o, r, h, turn);
         } else {
             store_rows<S>(g, note, &o, r, v, turn);

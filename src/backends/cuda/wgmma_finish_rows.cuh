@@ -127,7 +127,7 @@ static __device__ __forceinline__ void finish_rows(const moei_mma_args *g, const
             for (int c = 0; c < 16; c++) {
                 pairs[c] = v[c / 8 * 8 + c % 4 / 2 * 4 + c / 4 % 2 * 2 + c % 2];
             }
-            activate<16>(g, pairs, h);
+            activate<16>(g, true, pairs, h);
 #pragma unroll
             for (int c = 0; c < 8; c++) {
                 v[c] = h[c];
