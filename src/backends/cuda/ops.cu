@@ -21,8 +21,9 @@ static __device__ __forceinline__ void follow(void)
 #endif
 }
 
-#define MOE_GPU_BODY(name, args, threads)                                                          \
-    static __global__ void __launch_bounds__(threads) run_##name(const __grid_constant__ args a)   \
+#define MOE_GPU_BODY(name, args, threads, blocks)                                                  \
+    static __global__ void __launch_bounds__(threads, blocks)                                      \
+        run_##name(const __grid_constant__ args a)                                                 \
     {                                                                                              \
         follow();                                                                                  \
         moei_gpu_##name(&a);                                                                       \
@@ -31,7 +32,7 @@ static __device__ __forceinline__ void follow(void)
 #undef MOE_GPU_BODY
 
 static const void *const bodies[MOEI_GPU_NUM_BODIES] = {
-#define MOE_GPU_BODY(name, args, threads) (const void *)run_##name,
+#define MOE_GPU_BODY(name, args, threads, blocks) (const void *)run_##name,
 #include "backends/gpu/bodies.def"
 #undef MOE_GPU_BODY
 };
