@@ -11,7 +11,7 @@
 #include "backends/gpu/sort.cuh"
 #include "sim/sim.h"
 
-#define MOE_GPU_BODY(name, args, threads)                                                          \
+#define MOE_GPU_BODY(name, args, threads, blocks)                                                  \
     static void run_##name(const void *a)                                                          \
     {                                                                                              \
         moei_gpu_##name((const args *)a);                                                          \
@@ -20,7 +20,7 @@
 #undef MOE_GPU_BODY
 
 const moei_sim_body moei_sim_bodies[MOEI_GPU_NUM_BODIES] = {
-#define MOE_GPU_BODY(name, args, threads) {#name, run_##name, sizeof(args), threads},
+#define MOE_GPU_BODY(name, args, threads, blocks) {#name, run_##name, sizeof(args), threads},
 #include "backends/gpu/bodies.def"
 #undef MOE_GPU_BODY
 };

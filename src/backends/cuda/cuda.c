@@ -382,7 +382,7 @@ moe_status moei_gpu_launch(const moei_exec *exec, moei_gpu_body body, moei_gpu_g
                            const void *args)
 {
     static const char *const names[MOEI_GPU_NUM_BODIES] = {
-#define MOE_GPU_BODY(name, args, threads) #name,
+#define MOE_GPU_BODY(name, args, threads, blocks) #name,
 #include "backends/gpu/bodies.def"
 #undef MOE_GPU_BODY
     };

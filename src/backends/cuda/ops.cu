@@ -11,8 +11,9 @@
 #include "backends/gpu/route.cuh"
 #include "backends/gpu/sort.cuh"
 
-#define MOE_GPU_BODY(name, args, threads)                                                          \
-    static __global__ void __launch_bounds__(threads) run_##name(const __grid_constant__ args a)   \
+#define MOE_GPU_BODY(name, args, threads, blocks)                                                  \
+    static __global__ void __launch_bounds__(threads, blocks)                                      \
+        run_##name(const __grid_constant__ args a)                                                 \
     {                                                                                              \
         if (MOEI_GPU_##name != MOEI_GPU_prologue_few) { /* which does it */                        \
             dev_follow();                                                                          \
@@ -23,7 +24,7 @@
 #undef MOE_GPU_BODY
 
 static const void *const bodies[MOEI_GPU_NUM_BODIES] = {
-#define MOE_GPU_BODY(name, args, threads) (const void *)run_##name,
+#define MOE_GPU_BODY(name, args, threads, blocks) (const void *)run_##name,
 #include "backends/gpu/bodies.def"
 #undef MOE_GPU_BODY
 };

@@ -106,40 +106,30 @@ DEV_FN void moei_gpu_add_any(const moek_combine_args *a, int64_t t, int64_t j0, 
     }
 }
 
-template <int N>
-DEV_FN void moei_gpu_add_piece(moe_dtype dtype, const uint8_t *row, int64_t h, int n, float *sum)
+/// Rows that are added after the slots.
+DEV_FN int32_t moei_gpu_rest_rows(const moek_combine_args *a)
 {
-    float v[N];
-    moei_gpu_load_piece<N>(dtype, row + h * moei_gpu_float_bytes(dtype), n, v);
-    MOEI_GPU_UNROLL
-    for (int i = 0; i < N; i++) {
-        sum[i] += v[i];
-    }
+    return (a->bias != NULL) + a->num_shared + a->accumulate;
 }
 
-/// Elements [h, h + n) of token t after its slots.
-template <int N>
-DEV_FN void moei_gpu_combine_rest(const moek_combine_args *a, int64_t t, int64_t h, int n,
-                                  float *sum)
+/// Element h of row i of them for token t.
+DEV_FN const uint8_t *moei_gpu_rest_at(const moek_combine_args *a, int64_t t, int32_t i, int64_t h,
+                                       moe_dtype *dtype)
 {
-    uint8_t *out = a->out + t * a->out_token_stride;
-    const int rows = (a->bias != NULL) + a->num_shared + a->accumulate;
-    MOEI_GPU_ROLL
-    for (int i = 0; i < rows; i++) {
-        const int s = i - (a->bias != NULL);
-        const moe_dtype dtype = s < 0               ? a->bias_dtype
-                                : s < a->num_shared ? a->shared_dtype
-                                                    : a->out_dtype;
-        const uint8_t *row = s < 0 ? a->bias
-                             : s < a->num_shared
-                                 ? a->shared + t * a->shared_token_stride + s * a->shared_stride
-                                 : out;
-        moei_gpu_add_piece<N>(dtype, row, h, n, sum);
+    const int32_t s = i - (a->bias != NULL);
+    const uint8_t *row = a->bias;
+    *dtype = a->bias_dtype;
+    if (s >= a->num_shared) {
+        row = a->out + t * a->out_token_stride;
+        *dtype = a->out_dtype;
+    } else if (s >= 0) {
+        row = a->shared + t * a->shared_token_stride + s * a->shared_stride;
+        *dtype = a->shared_dtype;
     }
-    moei_gpu_store_piece<N>(a->out_dtype, out + h * moei_gpu_float_bytes(a->out_dtype), n, sum);
+    return row + h * moei_gpu_float_bytes(*dtype);
 }
 
-/// @param valid  of num_valid, where there is one
+/// @param valid  what num_valid holds, where there is one
 DEV_FN bool moei_gpu_combine_has(const moek_combine_args *a, int64_t t, int32_t valid)
 {
     if (t >= a->tokens || (a->num_valid != NULL && t >= valid)) {
@@ -165,13 +155,25 @@ DEV_FN void moei_gpu_combine_pieces(const moek_combine_args *a, uint32_t lanes_l
     const int own = (int)dev_lane() & (lanes - 1);
     const int first = (int)dev_lane() - own;
     const int32_t all = a->slots_per_token;
+    const int32_t rest = moei_gpu_rest_rows(a);
     moei_gpu_slot mine = {};
     bool known = false;
     bool here = t < a->tokens;
     MOEI_GPU_ROLL
     for (; steps > 0; steps--, h += stride) {
+        const int64_t left = a->width - h;
         int n = 0;
         float sum[N];
+        // The first row after the slots, before anything that is waited for; small pieces alone,
+        // whose registers suffice.
+        moe_dtype dtype = MOE_F32;
+        const uint8_t *row = rest > 0 ? moei_gpu_rest_at(a, t, 0, h, &dtype) : NULL;
+        const bool ahead =
+            N < 8 && rest > 0 && t < a->tokens && left >= N && moei_gpu_is_wide<N>(dtype, row);
+        moei_gpu_bits<N> bits = {};
+        if (ahead) {
+            moei_gpu_fetch<N>(dtype, row, &bits);
+        }
         MOEI_GPU_UNROLL
         for (int i = 0; i < N; i++) {
             sum[i] = 0.0f;
@@ -190,7 +192,6 @@ DEV_FN void moei_gpu_combine_pieces(const moek_combine_args *a, uint32_t lanes_l
                 mine.there = here && mine.there;
                 known = all <= lanes; // a lane has its only slot
             }
-            const int64_t left = a->width - h;
             n = left <= 0 || !here ? 0 : left < N ? (int)left : N;
             const uint32_t there = dev_ballot(mine.there) >> first;
             if (a->convert && (there & 1u) != 0) { // the only slot: -0 changes no term
@@ -199,27 +200,43 @@ DEV_FN void moei_gpu_combine_pieces(const moek_combine_args *a, uint32_t lanes_l
                     sum[i] = -0.0f;
                 }
             }
-            const uint8_t *row = moei_gpu_slot_at(a, t, j0, h);
+            const uint8_t *slot = moei_gpu_slot_at(a, t, j0, h);
             const bool wide = (WEIGHED || a->weights == NULL) && n == N &&
-                              moei_gpu_is_wide<N>(a->slot_dtype, row) &&
-                              moei_gpu_is_wide<N>(a->slot_dtype, row + a->slot_stride);
+                              moei_gpu_is_wide<N>(a->slot_dtype, slot) &&
+                              moei_gpu_is_wide<N>(a->slot_dtype, slot + a->slot_stride);
             const uint32_t read = n > 0 ? there : 0;
             if (dev_ballot((n > 0 && !wide) || (mine.there && mine.identity)) != 0) {
                 moei_gpu_add_any<N>(a, t, j0, n > 0 ? count : 0, h, n, sum);
             } else if (a->slot_dtype == MOE_F32) {
-                moei_gpu_add_wide<N, WEIGHED>(a, MOE_F32, row, count, read, mine.weight, first,
+                moei_gpu_add_wide<N, WEIGHED>(a, MOE_F32, slot, count, read, mine.weight, first,
                                               sum);
             } else if (a->slot_dtype == MOE_BF16) {
-                moei_gpu_add_wide<N, WEIGHED>(a, MOE_BF16, row, count, read, mine.weight, first,
+                moei_gpu_add_wide<N, WEIGHED>(a, MOE_BF16, slot, count, read, mine.weight, first,
                                               sum);
             } else {
-                moei_gpu_add_wide<N, WEIGHED>(a, MOE_F16, row, count, read, mine.weight, first,
+                moei_gpu_add_wide<N, WEIGHED>(a, MOE_F16, slot, count, read, mine.weight, first,
                                               sum);
             }
             j0 += lanes;
         } while (j0 < all);
+        MOEI_GPU_ROLL
+        for (int32_t i = 0; i < rest && n > 0; i++) {
+            float after[N];
+            if (i == 0 && ahead) {
+                moei_gpu_decode<N>(dtype, &bits, after);
+            } else {
+                row = moei_gpu_rest_at(a, t, i, h, &dtype);
+                moei_gpu_load_piece<N>(dtype, row, n, after);
+            }
+            MOEI_GPU_UNROLL
+            for (int q = 0; q < N; q++) {
+                sum[q] += after[q];
+            }
+        }
         if (n > 0) {
-            moei_gpu_combine_rest<N>(a, t, h, n, sum);
+            moei_gpu_store_piece<N>(
+                a->out_dtype,
+                a->out + t * a->out_token_stride + h * moei_gpu_float_bytes(a->out_dtype), n, sum);
         }
     }
 }

@@ -11,7 +11,7 @@ extern "C" {
 #endif
 
 typedef enum moei_gpu_body {
-#define MOE_GPU_BODY(name, args, threads) MOEI_GPU_##name,
+#define MOE_GPU_BODY(name, args, threads, blocks) MOEI_GPU_##name,
 #include "backends/gpu/bodies.def"
 #undef MOE_GPU_BODY
     MOEI_GPU_NUM_BODIES
