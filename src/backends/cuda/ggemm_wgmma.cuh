@@ -235,16 +235,18 @@ template <int KIND, int BN, int PIPES, int DEPTH> static moei_mma_variant few_ro
     return variant_of<shape<KIND, BN, PIPES, 1, DEPTH, 1>>();
 }
 
-// One pipe of two; from 128 rows on blocks share them, since L2 would not keep up.
+// One pipe of two. From 128 rows of 16 bits on blocks share them: L2 would be the limit. (Others
+// were 2 to 3 % slower with it.)
 template <int KIND, int BN, int DEPTH> static moei_mma_variant many_rows(void)
 {
-    return variant_of<shape<KIND, BN, 1, 2, DEPTH, BN >= 128 ? 2 : 1>>();
+    constexpr bool shares = BN >= 128 && (KIND == KIND_BF16 || KIND == KIND_F16);
+    return variant_of<shape<KIND, BN, 1, 2, DEPTH, shares ? 2 : 1>>();
 }
 
 // 128 rows, which are the M operand, and BM outputs.
 template <int KIND, int BM> static moei_mma_variant rows_first(void)
 {
-    return variant_of<shape<KIND, 128, 1, 2, 1, 2, BM>>();
+    return variant_of<shape<KIND, 128, 1, 2, 1, 1, BM>>();
 }
 
 #endif

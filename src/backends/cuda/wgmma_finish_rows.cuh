@@ -48,22 +48,53 @@ static __device__ __forceinline__ void store_eights(const tile_note<S> *note, ui
     }
 }
 
-// What outputs n and n + step add and are multiplied by, to the four sums of a thread.
+typedef struct rows_output {
+    moe_dtype dtype;
+    uint8_t *rows;
+    int64_t row_stride;
+    int64_t width;
+} rows_output;
+
+// Results of 16 rows x 16 outputs from n on, one by one: to the end of a row, or to any address.
 template <class S>
-static __device__ __forceinline__ void apply_terms(const moek_ggemm_args *a, int32_t e, int64_t n,
-                                                   int64_t step, float *v)
+static __device__ __forceinline__ void scatter_eights(const tile_note<S> *note,
+                                                      const rows_output *o, int64_t n, int warp,
+                                                      int count, const float *v, uint32_t turn)
 {
-    const moei_matrices *w = &a->w;
+    const int lane = (int)threadIdx.x % 32;
+    float *all = hopper_pointer<float>(turn);
+    __syncwarp();
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        const int64_t at = n + i * step < w->n ? n + i * step : 0; // else no one stores it
-        const float scale = w->block_k == 0 ? moei_gpu_w_scale(w, e, at, 0) : 1.0f;
-        const float scale2 = w->scale2 != NULL ? moei_w_scale2(w, e, at) : 1.0f;
-        const float bias = w->bias != NULL ? moei_gpu_load_float(w->bias_dtype, w->bias,
-                                                                 e * w->bias_e_stride + at)
-                                           : -0.0f; // changes no sum
-        v[i] = v[i] * scale * scale2 + bias;
-        v[i + 2] = v[i + 2] * scale * scale2 + bias;
+    for (int c = 0; c < 8; c++) {
+        all[(lane / 4 + c % 4 / 2 * 8) * 16 + c / 4 * 8 + lane % 4 * 2 + c % 2] = v[c];
+    }
+    __syncwarp();
+#pragma unroll 1
+    for (int i = lane; i < 256; i += 32) {
+        const int r = warp * 16 + i / 16;
+        if (r < count && n + i % 16 < o->width) {
+            moei_gpu_store(o->dtype, o->rows + note->row[r] * o->row_stride, n + i % 16, all[i]);
+        }
+    }
+}
+
+// What outputs add and are multiplied by, to 16 sums of a thread: a lane looks up one of the 32, as
+// row n of the weights.
+static __device__ __forceinline__ void apply_terms(const moei_mma_args *g, int32_t e, int64_t n,
+                                                   float (&v)[16])
+{
+    const moei_matrices *w = &g->a.w;
+    const int64_t at = n < w->n ? n : 0; // else no one stores it
+    const float scale = w->block_k == 0 ? moei_gpu_w_scale(w, e, at, 0) : 1.0f;
+    const float scale2 = w->scale2 != NULL ? moei_w_scale2(w, e, at) : 1.0f;
+    const float bias = w->bias != NULL ? moei_gpu_load_float(w->bias_dtype, w->bias,
+                                                             e * w->bias_e_stride + at)
+                                       : -0.0f; // changes no sum
+#pragma unroll
+    for (int c = 0; c < 16; c++) {
+        const int of = c / 4 * 8 + (int)threadIdx.x % 4 * 2 + c % 2;
+        v[c] = v[c] * __shfl_sync(~0u, scale, of) * __shfl_sync(~0u, scale2, of) +
+               __shfl_sync(~0u, bias, of);
     }
 }
 
@@ -89,6 +120,7 @@ static __device__ __forceinline__ void finish_rows(const moei_mma_args *g, const
     const bool x_scale = a->x.scales != NULL && a->x.group == 0;
     const bool terms = w->bias != NULL || w->scale2 != NULL || w->block_k == 0;
     const float weight[2] = {note->weight[r0], note->weight[r0 + 8]};
+    uint8_t *const rows[2] = {y + note->row[r0] * row_stride, y + note->row[r0 + 8] * row_stride};
 #pragma unroll 1
     for (int b = 0; b < S::BM / 8; b += 4) { // not unrolled: the code of all would fill no cache
         const int64_t n = g->fused ? (int64_t)t->m * (S::BM / 2) + b * 4
@@ -107,12 +139,9 @@ static __device__ __forceinline__ void finish_rows(const moei_mma_args *g, const
             }
         }
         if (terms) {
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                const int64_t own = n + (g->fused ? e / 2 : e) * 8 + lane % 4 * 2;
-                apply_terms<S>(a, t->e, own * g->step + (g->fused && e % 2 == 1 ? g->second : 0),
-                               g->step, v + 4 * e);
-            }
+            const int64_t own = n + (g->fused ? lane / 16 * 8 + lane % 8 : lane);
+            apply_terms(g, t->e, own * g->step + (g->fused && lane / 8 % 2 == 1 ? g->second : 0),
+                        v);
         }
         if (a->row_weight != NULL) {
 #pragma unroll
@@ -141,21 +170,16 @@ static __device__ __forceinline__ void finish_rows(const moei_mma_args *g, const
         } else if (whole && dtype == MOE_F32) {
 #pragma unroll
             for (int c = 0; c < 16; c += 2) { // the lanes of a row store whole sectors
-                const int r = r0 + c % 4 * 4;
-                if (c < 4 * across && r < count) {
-                    *(int2 *)(y + note->row[r] * row_stride +
-                              4 * (n + c / 4 * 8 + lane % 4 * 2)) = {canonical(v[c]),
-                                                                     canonical(v[c + 1])};
+                if (c < 4 * across && r0 + c % 4 * 4 < count) {
+                    *(int2 *)(rows[c % 4 / 2] + 4 * (n + c / 4 * 8 + lane % 4 * 2)) = {
+                        canonical(v[c]), canonical(v[c + 1])};
                 }
             }
         } else {
-#pragma unroll
-            for (int c = 0; c < 16; c++) {
-                const int r = r0 + c % 4 / 2 * 8;
-                const int64_t at = n + c / 4 * 8 + lane % 4 * 2 + c % 2;
-                if (c < 4 * across && r < count && at < g->outputs) {
-                    moei_gpu_store(dtype, y + note->row[r] * row_stride, at, v[c]);
-                }
+            const rows_output o = {dtype, y, row_stride, g->outputs};
+            scatter_eights<S>(note, &o, n, warp, count, v, turn);
+            if (!g->fused) {
+                scatter_eights<S>(note, &o, n + 16, warp, count, v + 8, turn);
             }
         }
     }
