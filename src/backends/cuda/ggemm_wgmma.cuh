@@ -63,60 +63,39 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
                                                 int warp, ring_of ring, uint32_t turn)
 {
     const int blocks_k = (int)((S::X_BYTES * g->a.w.k + STAGE_K - 1) / STAGE_K);
-    __shared__ int32_t last[S::PIPES];
     constexpr bool LATER = S::APART && S::PIPES > 1; // no registers to keep terms in
-    const bool combines = S::PIPES > 1 && g->combines;
     if constexpr (S::SYNC) {
         ring.full = hopper_fixed(ring.full);
         ring.empty = hopper_fixed(ring.empty);
     }
     ring_place r = {0, 0, -1};
     float sums[S::SUMS];
-    int32_t told = -1; // block of outputs of the tile before, which is told of a tile later
     for (uint32_t i = 0;; i++) {
         const tile_note<S> *note = hopper_pointer<const tile_note<S>>(ring.notes) + i % 2;
         hopper_barrier_wait(ring.notes_full + 8 * (i % 2), i / 2 % 2);
         const moei_tile t = note->tile;
-        const bool more = t.e >= 0;
-        tile_terms terms;
-        if (more) {
-            if constexpr (!LATER && !S::ROWS_M) {
-                terms = ask_terms<S>(g, &t, warp);
-            }
-            multiply_tile<S>(g, &t, warp, blocks_k, ring, &r, sums);
-            if constexpr (LATER) {
-                terms = ask_terms<S>(g, &t, warp);
-            }
-            stagger(g->delay, 0x10000);
-        }
-        if (combines && told >= 0) {
-            tell<S>(g, prefix, told, pipe, &last[pipe]);
-        }
-        if (more) {
-            if constexpr (S::ROWS_M) {
-                finish_rows<S>(g, note, warp, sums, turn);
-            } else {
-                finish_tile<S>(g, note, terms, warp, sums, turn);
-            }
-        }
-        if constexpr (S::PIPES > 1) {
-            if (combines) { // the code stands here once: it is long, and runs where no cache has it
-                const bool none = i == 0 && !more && pipe == 0 &&
-                                  hopper_pointer<const int32_t>(prefix)[g->a.w.count] == 0;
-                int32_t m = none ? (int32_t)blockIdx.x : told; // no expert has a row: all share
-                const int32_t end = none                                         ? g->m_blocks
-                                    : told >= 0 && is_last<S>(pipe, &last[pipe]) ? told + 1
-                                                                                 : told;
-#pragma unroll 1
-                for (; m < end; m += (int32_t)gridDim.x) {
-                    combine_block<S>(&g->combine, m, (int)threadIdx.x % S::TEAM);
+        if (t.e < 0) {
+            if constexpr (S::PIPES > 1) {
+                if (g->combines) {
+                    combine_finished<S>(g, prefix, pipe, i);
                 }
             }
-        }
-        if (!more) {
             return;
         }
-        told = note->tile.m;
+        tile_terms terms;
+        if constexpr (!LATER && !S::ROWS_M) {
+            terms = ask_terms<S>(g, &t, warp);
+        }
+        multiply_tile<S>(g, &t, warp, blocks_k, ring, &r, sums);
+        if constexpr (LATER) {
+            terms = ask_terms<S>(g, &t, warp);
+        }
+        stagger(g->delay, 0x10000);
+        if constexpr (S::ROWS_M) {
+            finish_rows<S>(g, note, warp, sums, turn);
+        } else {
+            finish_tile<S>(g, note, terms, warp, sums, turn);
+        }
         __syncwarp();
         if (threadIdx.x % 32 == 0) {
             hopper_barrier_arrive(ring.notes_empty + 8 * (i % 2));
@@ -175,8 +154,8 @@ static __global__ void __launch_bounds__(S::THREADS, 1)
     }
     const int warp =
         __shfl_sync(~0u, thread / 32, 0); // the same in all lanes, as the compiler sees
-    const bool produces = warp >= S::MATH / 32;
-    const int pipe = S::PIPES == 1 ? 0 : produces ? warp - S::MATH / 32 : warp / (S::TEAM / 32);
+    const int role = warp - S::MATH / 32; // of those that do not multiply
+    const int pipe = S::PIPES == 1 || role >= S::PIPES ? 0 : role >= 0 ? role : warp / (S::TEAM / 32);
     ring_of ring = {rings + pipe * g.stages * S::STAGE,
                     scales + pipe * g.stages * S::SCALES,
                     hopper_smem(full[pipe]),
@@ -193,15 +172,16 @@ static __global__ void __launch_bounds__(S::THREADS, 1)
                                                     : lane < S::CLUSTER ? lane
                                                                         : 0);
     }
-    if (produces) {
+    if (role >= 0) {
         if constexpr (S::REGISTERS) {
             hopper_registers_shrink<S::PRODUCER_REGISTERS>();
         }
-        const int role = warp - S::MATH / 32;
         if (role < S::PIPES) {
             produce<S>(&g, prefix, pipe, ring);
+        } else if (role == S::PIPES) {
+            produce_notes<S>(&g, prefix, ring);
         } else if constexpr (S::SCALE_WARPS > 0) {
-            produce_scales<S>(&g, prefix, thread - S::MATH - 32 * S::PIPES, ring);
+            produce_scales<S>(&g, prefix, thread - S::MATH - 32 * (S::PIPES + 1), ring);
         }
     } else {
         if constexpr (S::REGISTERS) {

@@ -491,29 +491,43 @@ static __device__ __forceinline__ void combine_block(const moek_combine_args *c,
     }
 }
 
-// What a pipe has finished last and not told yet: telling waits for its stores, which are complete
-// when the next tile's products are.
+// After a pipe's last tile: its `tiles` are told of, and what they complete is combined. Once: a fence
+// costs a microsecond, and the last blocks of outputs are complete at the end anyway.
 template <class S>
-static __device__ __forceinline__ void tell(const moei_mma_args *g, uint32_t prefix, int32_t m,
-                                            int pipe, int32_t *last)
+static __device__ __forceinline__ void combine_finished(const moei_mma_args *g, uint32_t prefix,
+                                                        int pipe, uint32_t tiles)
 {
+    __shared__ int32_t complete[S::PIPES][33]; // how many of 32 blocks, then they
+    const int32_t of_block = hopper_pointer<const int32_t>(prefix)[g->a.w.count];
+    const int thread = (int)threadIdx.x % S::TEAM;
+    const bool none = of_block == 0; // no expert has a row: all blocks share
     __threadfence();
-    hopper_sync(1 + pipe, S::TEAM);
-    if (threadIdx.x % S::TEAM == 0) {
-        const int32_t tiles = hopper_pointer<const int32_t>(prefix)[g->a.w.count];
-        *last = atomicAdd(&g->arrived[m], 1) + 1 == tiles;
+    for (uint32_t first = 0; none ? first == 0 && pipe == 0 : first < tiles; first += 32) {
+        hopper_sync(1 + pipe, S::TEAM);
+        if (thread < 32) {
+            moei_tile t = {0, 0, 0, 0};
+            const bool told = first + thread < tiles &&
+                              tile_of<S>(g, prefix, pipe, first + (uint32_t)thread, &t) &&
+                              atomicAdd(&g->arrived[t.m], 1) + 1 == of_block;
+            const uint32_t all = __ballot_sync(~0u, told);
+            if (told) {
+                complete[pipe][1 + __popc(all & ((1u << thread) - 1))] = t.m;
+            }
+            complete[pipe][0] = __popc(all);
+        }
+        hopper_sync(1 + pipe, S::TEAM);
+        const int32_t count = complete[pipe][0];
+        if (count > 0) {
+            __threadfence();
+        }
+        // The code stands here once: it is long, and runs where no cache has it.
+        int32_t m = none ? (int32_t)blockIdx.x : 0;
+#pragma unroll 1
+        for (const int32_t end = none ? g->m_blocks : count; m < end;
+             m += none ? (int32_t)gridDim.x : 1) {
+            combine_block<S>(&g->combine, none ? m : complete[pipe][1 + m], thread);
+        }
     }
-}
-
-// True where what was told completed its block of outputs; then all of the block can be read.
-template <class S> static __device__ __forceinline__ bool is_last(int pipe, const int32_t *last)
-{
-    hopper_sync(1 + pipe, S::TEAM);
-    if (*last == 0) {
-        return false;
-    }
-    __threadfence();
-    return true;
 }
 
 #endif

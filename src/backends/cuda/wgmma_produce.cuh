@@ -177,15 +177,34 @@ static __device__ __forceinline__ void write_note(const moei_mma_args *g, const 
     const moek_ggemm_args *a = &g->a;
     tile_note<S> *note = hopper_pointer<tile_note<S>>(ring.notes) + i % 2;
     hopper_barrier_wait(ring.notes_empty + 8 * (i % 2), (i / 2 + 1) % 2);
+    constexpr int AT_ONCE = S::BN <= 32 ? 1 : 4; // rows of a lane that are looked up together
 #pragma unroll 1
-    for (int r = (int)threadIdx.x % 32; there && r < S::BN && t->i0 + r < t->i1; r += 32) {
-        const int64_t row = g->fused ? t->i0 + r : moei_y_row(a, t->i0 + r);
-        const float weight = a->row_weight != NULL ? moei_y_row_weight(a, t->e, row) : 1.0f;
-        if (scales_rows_of_x<S>(g)) {
-            note->scale[r] = moei_gpu_x_scale(a, t->e, t->i0 + r, 0);
+    for (int first = (int)threadIdx.x % 32; there && first < S::BN; first += 32 * AT_ONCE) {
+        int64_t row[AT_ONCE];
+        float weight[AT_ONCE];
+        float scale[AT_ONCE];
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            const int64_t i = t->i0 + first + 32 * j;
+            row[j] = g->fused || i >= t->i1 ? i : moei_y_row(a, i);
+            scale[j] = scales_rows_of_x<S>(g) && i < t->i1 ? moei_gpu_x_scale(a, t->e, i, 0) : 1.0f;
         }
-        note->row[r] = (int32_t)row;
-        note->weight[r] = weight;
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            const bool has = a->row_weight != NULL && t->i0 + first + 32 * j < t->i1;
+            weight[j] = has ? moei_y_row_weight(a, t->e, row[j]) : 1.0f;
+        }
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            const int r = first + 32 * j;
+            if (r < note->ROWS) {
+                note->row[r] = (int32_t)row[j];
+                note->weight[r] = weight[j];
+                if (S::SCALED) {
+                    note->scale[r] = scale[j];
+                }
+            }
+        }
     }
     if (threadIdx.x % 32 == 0) {
         note->tile = *t;
@@ -195,6 +214,34 @@ static __device__ __forceinline__ void write_note(const moei_mma_args *g, const 
     __syncwarp();
     if (threadIdx.x % 32 == 0) {
         hopper_barrier_arrive(ring.notes_full + 8 * (i % 2));
+    }
+}
+
+// A warp that writes the notes of all pipes, `ring` being the first one's. They say nothing that
+// depends on the launch before this one, but for scales of x; where there are no rows, math warps
+// may combine as soon as they know.
+template <class S>
+static __device__ __forceinline__ void produce_notes(const moei_mma_args *g, uint32_t prefix,
+                                                     ring_of ring)
+{
+    uint32_t open = (1u << S::PIPES) - 1; // pipes that have tiles left
+    moei_tile t = {0, 0, 0, 0};
+    for (uint32_t i = 0; open != 0; i++) {
+#pragma unroll 1
+        for (int pipe = 0; pipe < S::PIPES; pipe++) {
+            ring_of own = ring;
+            own.notes += pipe * 2 * (uint32_t)sizeof(tile_note<S>);
+            own.notes_full += pipe * 16;
+            own.notes_empty += pipe * 16;
+            if ((open >> pipe & 1) != 0) {
+                const bool more = tile_of<S>(g, prefix, pipe, i, &t);
+                if (i == 0 && (!more || scales_rows_of_x<S>(g))) {
+                    hopper_grid_wait();
+                }
+                write_note<S>(g, &t, more, i, own);
+                open &= ~((more ? 0u : 1u) << pipe);
+            }
+        }
     }
 }
 
@@ -338,10 +385,12 @@ static __device__ __forceinline__ void produce(const moei_mma_args *g, uint32_t 
                                  ring.stages + early * S::STAGE, ring.full + 8 * early, policy);
             }
         }
-        if (ahead && (!more || scales_rows_of_x<S>(g))) {
-            hopper_grid_wait();
+        if constexpr (!S::NOTES_APART) {
+            if (ahead && (!more || scales_rows_of_x<S>(g))) {
+                hopper_grid_wait();
+            }
+            write_note<S>(g, &t, more, i, ring);
         }
-        write_note<S>(g, &t, more, i, ring);
         if (ahead) {
             hopper_grid_wait();
             hopper_grid_launch();

@@ -46,7 +46,9 @@ struct shape {
     static constexpr int STAGE = WEIGHTS + DEPTH * BN * STAGE_K;
     // Warps that bring scales as f32: of the rows of x and, ROWS_M, then of every eight outputs. 0:
     // the producer brings x's as they are. And bytes that they have beside a stage.
-    static constexpr int SCALE_WARPS = SCALED && PIPES == 1 ? 3 : 0;
+    static constexpr int SCALE_WARPS = SCALED && PIPES == 1 ? 2 : 0;
+    // Whether a warp beside the producers writes the notes of all pipes; where none is left, they do.
+    static constexpr bool NOTES_APART = PIPES < 4;
     static constexpr int SCALES = SCALED ? (BN + (ROWS_M ? BM / 8 : 0)) * 4 : 0;
     // Registers of a thread. One pipe: two math warpgroups and the producer's share 3 * 168, what
     // the launch allots; four: four and the producers' 5 * 96. Others take what they get.
