@@ -65,7 +65,7 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
     const int blocks_k = (int)((S::X_BYTES * g->a.w.k + STAGE_K - 1) / STAGE_K);
     __shared__ int32_t last[S::PIPES];
     constexpr bool LATER = S::APART && S::PIPES > 1; // no registers to keep terms in
-    const bool combines = S::PIPES > 1 && g->combines;
+    const bool combines = S::COMBINES && g->combines;
     if constexpr (S::SYNC) {
         ring.full = hopper_fixed(ring.full);
         ring.empty = hopper_fixed(ring.empty);
@@ -99,7 +99,7 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
                 finish_tile<S>(g, note, terms, warp, sums, turn);
             }
         }
-        if constexpr (S::PIPES > 1) {
+        if constexpr (S::COMBINES) {
             if (combines) { // the code stands here once: it is long, and runs where no cache has it
                 const bool none = i == 0 && !more && pipe == 0 &&
                                   hopper_pointer<const int32_t>(prefix)[g->a.w.count] == 0;
@@ -229,10 +229,11 @@ template <class S> static moei_mma_variant variant_of(void)
             (const void *)ggemm_wgmma<S>};
 }
 
-// Pipes of one math warpgroup each.
-template <int KIND, int BN, int PIPES, int DEPTH> static moei_mma_variant few_rows(void)
+// Pipes of one math warpgroup each, or of GROUPS.
+template <int KIND, int BN, int PIPES, int DEPTH, int GROUPS = 1>
+static moei_mma_variant few_rows(void)
 {
-    return variant_of<shape<KIND, BN, PIPES, 1, DEPTH, 1>>();
+    return variant_of<shape<KIND, BN, PIPES, GROUPS, DEPTH, 1>>();
 }
 
 // One pipe of two; from 128 rows on blocks share them, since L2 would not keep up.

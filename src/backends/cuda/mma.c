@@ -73,12 +73,19 @@ static bool scales_are_of_eights(const moei_matrices *w)
     return w->block_n > 0 && w->block_n % 8 == 0 && w->part_rows % 8 == 0 && !w->interleaved_parts;
 }
 
-// The kernel for rows that spread over the experts as they come. A tile costs its rows, and what
-// every tile costs: its weights; both by its outputs. Experts of the mean's size, and of up to two
-// standard deviations (those of random routing) around it, are asked what they would cost.
+// What a tile costs a block of outputs and of k: its rows, and what every tile costs, its weights.
+// In rows of those kernels that multiply by warpgroups: some three cycles for 64 outputs. Packed
+// weights multiplied by warps are decoded at 90 cycles, while rows come out of shared memory at
+// five cycles each, once for each of four warps.
+static int64_t cost_of_tile(const moek_ggemm_args *a, const moei_mma_variant *v)
+{
+    return a->w.layout == MOEI_LAYOUT_PACKED && v->pipes > 1 ? 24 + v->bn * 7 / 4 : v->bn + 96;
+}
+
+// The kernel for rows that spread over the experts as they come. Experts of the mean's size, and of
+// up to two standard deviations (those of random routing) around it, are asked for their costs.
 static const moei_mma_variant *variant_for(const moek_ggemm_args *a)
 {
-    enum { WEIGHTS = 96 }; // what a tile costs besides its rows, in rows; measured
     int count;
     const moei_mma_variant *v = variants_of(a)(&count);
     const int64_t groups = a->w.count > 0 ? a->w.count : 1;
@@ -90,7 +97,7 @@ static const moei_mma_variant *variant_for(const moek_ggemm_args *a)
         if (v[i].rows_first && a->w.block_k > 0 && !scales_are_of_eights(&a->w)) {
             continue;
         }
-        const int64_t each = (v[i].bn + WEIGHTS) * (v[i].rows_first ? ROWS_FIRST : 128);
+        const int64_t each = cost_of_tile(a, &v[i]) * (v[i].rows_first ? ROWS_FIRST : 128);
         int64_t cost = 0;
         for (int s = -4; s <= 4; s++) { // halves of a standard deviation; the middle ones twice
             const int64_t rows = mean + spread * s / 2 > 1 ? mean + spread * s / 2 : 1;
@@ -105,9 +112,26 @@ static const moei_mma_variant *variant_for(const moek_ggemm_args *a)
     return best;
 }
 
-bool moei_cuda_mma_wants_rows(const moek_ggemm_args *ggemm)
+// Few rows come one by one while memory brings the weights. Where they take longer than that, by
+// more than the launch that copies them, they had better lie side by side.
+bool moei_cuda_mma_wants_rows(const moei_exec *exec, const moek_ggemm_args *ggemm)
 {
-    return ggemm->row_index != NULL && variant_for(ggemm)->pipes == 1;
+    enum {
+        ROW = 40,     // cycles of the copy engine for 128 bytes of k of a row
+        WEIGHTS = 24, // bytes in the time of a cycle, less the engine's for them
+        LAUNCH = 8000
+    };
+    if (ggemm->row_index == NULL) {
+        return false;
+    }
+    const moei_mma_variant *v = variant_for(ggemm);
+    const moei_matrices *w = &ggemm->w;
+    const int64_t k = w->k * moei_cuda_host->dtype_bits(ggemm->x.dtype) / 8 / 128;
+    const int64_t experts = ggemm->rows < w->count ? ggemm->rows : w->count;
+    const int64_t rows = ggemm->rows * ROW * (w->n / v->bm) * k;
+    const int64_t weights =
+        experts * w->n * w->k * moei_cuda_host->dtype_bits(w->format->elem) / 8 / WEIGHTS;
+    return v->pipes == 1 || rows - weights > LAUNCH * (int64_t)moei_cuda_device_of(exec)->sms;
 }
 
 static int32_t blocks_of_outputs(const moek_ggemm_args *ggemm, bool paired, int bm)
@@ -123,7 +147,7 @@ bool moei_cuda_mma_combines(const moek_ggemm_args *ggemm, const moek_combine_arg
 {
     return combine->slots == ggemm->y && combine->width == ggemm->w.n &&
            combine->tokens <= FEW_TOKENS && ggemm->offsets != NULL &&
-           variant_for(ggemm)->pipes > 1 &&
+           variant_for(ggemm)->bn <= MOEI_MMA_COMBINES &&
            !(ggemm->w.layout == MOEI_LAYOUT_PACKED && moei_operand_parts(&ggemm->w) == 2);
 }
 

@@ -69,6 +69,7 @@ const moei_mma_variant *moei_mma_packed_u4(int *count);
 const moei_mma_variant *moei_mma_packed_u8(int *count);
 const moei_mma_variant *moei_mma_packed_e4m3(int *count);
 
+#define MOEI_MMA_COMBINES   16 // rows of the tiles of those kernels that can combine
 #define MOEI_MMA_MAX_STAGES 16
 #define MOEI_MMA_SHARED     (221 * 1024) // of 227 KiB; barriers and notes have the rest
 
@@ -76,8 +77,8 @@ const moei_mma_variant *moei_mma_packed_e4m3(int *count);
 /// outputs each lie in the same threads.
 bool moei_cuda_mma_fuses(const moek_ggemm_args *ggemm, const moek_glu_args *glu);
 
-/// True where many rows of x come from a list: they had better lie side by side (moei_gpu_gather).
-bool moei_cuda_mma_wants_rows(const moek_ggemm_args *ggemm);
+/// True where rows of x come from a list and had better lie side by side (moei_gpu_gather).
+bool moei_cuda_mma_wants_rows(const moei_exec *exec, const moek_ggemm_args *ggemm);
 
 /// What a launch does besides its product.
 typedef struct moei_mma_extra {

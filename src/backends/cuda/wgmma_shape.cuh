@@ -34,7 +34,8 @@ struct shape {
     static constexpr bool APART = PACKED && MOEI_OPERAND_APART(OPERAND); // scales after the blocks
     static constexpr bool SCALED = KIND == KIND_E4M3;                    // scales of x, too
     static constexpr int X_BYTES = KIND == KIND_E4M3 ? 1 : 2;            // of an element of x
-    static constexpr bool SYNC = PACKED && BN < 32; // products of warps, not of warpgroups
+    static constexpr bool SYNC = PACKED && PIPES > 1; // products of warps, not of warpgroups
+    static constexpr bool COMBINES = BN <= MOEI_MMA_COMBINES;
     static constexpr bool ROWS_M = BM_ > 0;
     static constexpr int BM = ROWS_M ? BM_ : 64 * GROUPS;
     static constexpr int SUMS = ROWS_M ? BM / 2 : BN / 2; // of a math thread
@@ -48,11 +49,12 @@ struct shape {
     // the producer brings x's as they are. And bytes that they have beside a stage.
     static constexpr int SCALE_WARPS = SCALED && PIPES == 1 ? 3 : 0;
     static constexpr int SCALES = SCALED ? (BN + (ROWS_M ? BM / 8 : 0)) * 4 : 0;
-    // Registers of a thread. One pipe: two math warpgroups and the producer's share 3 * 168, what
-    // the launch allots; four: four and the producers' 5 * 96. Others take what they get.
-    static constexpr bool REGISTERS = PIPES == 1 || PIPES == 4;
-    static constexpr int PRODUCER_REGISTERS = PIPES == 4 ? 48 : 56;
-    static constexpr int MATH_REGISTERS = PIPES == 4 ? 104 : (3 * 168 - PRODUCER_REGISTERS) / 2;
+    // Registers of a thread. Two math warpgroups and the producer's share 3 * 168, what the launch
+    // allots; four and the producers' 5 * 96. Others take what they get.
+    static constexpr bool FOUR = MATH == 4 * 128;
+    static constexpr bool REGISTERS = PIPES == 1 || FOUR;
+    static constexpr int PRODUCER_REGISTERS = FOUR ? 48 : 56;
+    static constexpr int MATH_REGISTERS = FOUR ? 104 : (3 * 168 - PRODUCER_REGISTERS) / 2;
 };
 
 // Random waits of a role, to test that every role waits for what it needs.
