@@ -33,13 +33,14 @@
 // The products of a tile, by the kind of its weights.
 template <class S>
 static __device__ __forceinline__ void multiply_tile(const moei_mma_args *g, const moei_tile *t,
-                                                     int warp, int blocks_k, ring_of ring,
+                                                     int warp, int blocks_k,
+                                                     const chunk_share &share, ring_of ring,
                                                      ring_place *r, float (&sums)[S::SUMS])
 {
     if constexpr (S::PACKED) {
         const bool plain = is_plain<S>(&g->a.w, t->e);
         if (!S::APART || g->a.w.block_k == 0) {
-            multiply_chunks<S>(g, plain, warp / 4, blocks_k, ring, r, sums);
+            multiply_chunks<S>(g, plain, warp / 4, blocks_k, share, ring, r, sums);
         } else if (S::SYNC && plain) { // a loop of its own: no branch at each step
             multiply_groups<S>(g, t, true, warp, blocks_k, ring, r, sums);
         } else {
@@ -60,7 +61,8 @@ static __device__ __forceinline__ void multiply_tile(const moei_mma_args *g, con
 
 template <class S>
 static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t prefix, int pipe,
-                                                int warp, ring_of ring, uint32_t turn)
+                                                const chunk_share &share, int warp, ring_of ring,
+                                                uint32_t turn)
 {
     const int blocks_k = (int)((S::X_BYTES * g->a.w.k + STAGE_K - 1) / STAGE_K);
     __shared__ int32_t last[S::PIPES];
@@ -83,7 +85,7 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
             if constexpr (!LATER && !S::ROWS_M) {
                 terms = ask_terms<S>(g, &t, warp);
             }
-            multiply_tile<S>(g, &t, warp, blocks_k, ring, &r, sums);
+            multiply_tile<S>(g, &t, warp, blocks_k, share, ring, &r, sums);
             if constexpr (LATER) {
                 terms = ask_terms<S>(g, &t, warp);
             }
@@ -92,7 +94,7 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
         if (combines && told >= 0) {
             tell<S>(g, prefix, told, pipe, &last[pipe]);
         }
-        if (more) {
+        if (more && share.first == 0) {
             if constexpr (S::ROWS_M) {
                 finish_rows<S>(g, note, warp, sums, turn);
             } else {
@@ -116,7 +118,7 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
         if (!more) {
             return;
         }
-        told = note->tile.m;
+        told = share.first == 0 ? note->tile.m : -1;
         __syncwarp();
         if (threadIdx.x % 32 == 0) {
             hopper_barrier_arrive(ring.notes_empty + 8 * (i % 2));
@@ -138,6 +140,7 @@ static __global__ void __launch_bounds__(S::THREADS, 1)
     const uint32_t turns = rings + S::PIPES * g.stages * S::STAGE;
     const uint32_t scales = turns + S::MATH / 32 * TURN_BYTES;
     const uint32_t prefix = scales + S::PIPES * g.stages * S::SCALES;
+    const uint32_t sums = (prefix + (g.a.w.count + 1) * 4 + 15) / 16 * 16;
     const int thread = (int)threadIdx.x;
     if (thread < S::PIPES * g.stages) {
         const int pipe = thread / g.stages;
@@ -207,7 +210,8 @@ static __global__ void __launch_bounds__(S::THREADS, 1)
         if constexpr (S::REGISTERS) {
             hopper_registers_grow<S::MATH_REGISTERS>();
         }
-        multiply<S>(&g, prefix, pipe, warp % (S::TEAM / 32), ring, turns + warp * TURN_BYTES);
+        multiply<S>(&g, prefix, pipe, share_of<S>(&g, pipe, sums), warp % (S::TEAM / 32), ring,
+                    turns + warp * TURN_BYTES);
     }
     if constexpr (S::CLUSTER > 1) {
         __syncwarp();

@@ -342,11 +342,33 @@ static __device__ __forceinline__ bool is_plain(const moei_matrices *w, int32_t 
     return (flags & MOEI_OPERAND_PLAIN) != 0;
 }
 
+// total += the chunks' sums, those of all pipes that share a tile, by the first of them.
+template <class S>
+static __device__ __forceinline__ void add_shared(const chunk_share &share, int blocks_k,
+                                                  float (&total)[S::BN / 2])
+{
+    const float4 *sums = hopper_pointer<const float4>(share.sums) + threadIdx.x % S::TEAM;
+    hopper_sync(1 + S::PIPES + share.team, share.step * S::TEAM);
+#pragma unroll 1
+    for (int k0 = 0; k0 < blocks_k && share.first == 0; k0 += CHUNK) {
+#pragma unroll
+        for (int i = 0; i < S::BN / 2; i += 4) {
+            const float4 four = *sums;
+            total[i] = total[i] + four.x;
+            total[i + 1] = total[i + 1] + four.y;
+            total[i + 2] = total[i + 2] + four.z;
+            total[i + 3] = total[i + 3] + four.w;
+            sums += S::TEAM;
+        }
+    }
+    hopper_sync(1 + S::PIPES + share.team, share.step * S::TEAM); // the next tile's may come
+}
+
 // Packed weights whose scales are in the blocks, or hold for all of k: a chain per chunk.
 template <class S>
-static __device__ __forceinline__ void multiply_chunks(const moei_mma_args *g, bool plain,
-                                                       int group, int blocks_k, ring_of ring,
-                                                       ring_place *r, float (&total)[S::BN / 2])
+static __device__ __forceinline__ void
+multiply_chunks(const moei_mma_args *g, bool plain, int group, int blocks_k,
+                const chunk_share &share, ring_of ring, ring_place *r, float (&total)[S::BN / 2])
 {
     static_assert(CHUNK % S::DEPTH == 0, "a stage lies in one chunk");
     const uint32_t zero = (uint32_t)g->zero_point;
@@ -357,7 +379,7 @@ static __device__ __forceinline__ void multiply_chunks(const moei_mma_args *g, b
         total[i] = -0.0f; // changes no sum
     }
 #pragma unroll 1
-    for (int k0 = 0; k0 < blocks_k; k0 += CHUNK) {
+    for (int k0 = share.first * CHUNK; k0 < blocks_k; k0 += share.step * CHUNK) {
         const int k1 = k0 + CHUNK < blocks_k ? k0 + CHUNK : blocks_k;
         float acc[S::BN / 2];
 #pragma unroll
@@ -397,10 +419,22 @@ static __device__ __forceinline__ void multiply_chunks(const moei_mma_args *g, b
             hopper_mma_keep(acc);
             release<S>(r, ring);
         }
+        if (S::SHARES && share.step > 1) {
+            float4 *sums = hopper_pointer<float4>(share.sums) + threadIdx.x % S::TEAM +
+                           k0 / CHUNK * (S::BN / 8 * S::TEAM);
+#pragma unroll
+            for (int i = 0; i < S::BN / 2; i += 4) {
+                sums[i / 4 * S::TEAM] = {acc[i], acc[i + 1], acc[i + 2], acc[i + 3]};
+            }
+            continue;
+        }
 #pragma unroll
         for (int i = 0; i < S::BN / 2; i++) {
             total[i] = total[i] + acc[i];
         }
+    }
+    if (S::SHARES && share.step > 1) {
+        add_shared<S>(share, blocks_k, total);
     }
 #pragma unroll
     for (int i = 0; i < S::BN / 2; i++) {
