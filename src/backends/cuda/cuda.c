@@ -518,7 +518,7 @@ static int32_t run_product(const moei_exec *exec, const moei_step *steps, int32_
             run->cleared = true;
         }
     }
-    if (moei_cuda_mma_wants_rows(ggemm) && exec->scratch != NULL &&
+    if (moei_cuda_mma_wants_rows(exec, ggemm) && exec->scratch != NULL &&
         moei_gpu_gather(moei_cuda_host, exec, (uint8_t *)exec->scratch + COUNTER_BYTES, ggemm,
                         &gathered, status)) {
         ggemm = &gathered;

@@ -10,8 +10,8 @@ const moei_mma_variant *moei_mma_packed_e4m3(int *count)
 {
     constexpr int KIND = KIND_PACKED + MOEI_OPERAND_E4M3;
     static const moei_mma_variant variants[] = {
-        few_rows<KIND, 8, 3, 1>(), few_rows<KIND, 16, 3, 1>(), many_rows<KIND, 32, 1>(),
-        many_rows<KIND, 64, 1>(),  many_rows<KIND, 96, 1>(),
+        few_rows<KIND, 8, 3, 1>(),     few_rows<KIND, 16, 3, 1>(), few_rows<KIND, 24, 2, 1, 2>(),
+        few_rows<KIND, 32, 2, 1, 2>(), many_rows<KIND, 64, 1>(),   many_rows<KIND, 96, 1>(),
     };
     *count = sizeof variants / sizeof variants[0];
     return variants;

@@ -9,8 +9,8 @@ const moei_mma_variant *moei_mma_packed_u4(int *count)
 {
     constexpr int KIND = KIND_PACKED + MOEI_OPERAND_U4;
     static const moei_mma_variant variants[] = {
-        few_rows<KIND, 8, 4, 3>(), few_rows<KIND, 16, 4, 3>(), many_rows<KIND, 32, 1>(),
-        many_rows<KIND, 64, 1>(),  many_rows<KIND, 96, 1>(),
+        few_rows<KIND, 8, 4, 3>(),     few_rows<KIND, 16, 4, 3>(), few_rows<KIND, 24, 2, 3, 2>(),
+        few_rows<KIND, 32, 2, 3, 2>(), many_rows<KIND, 64, 1>(),   many_rows<KIND, 96, 1>(),
     };
     *count = sizeof variants / sizeof variants[0];
     return variants;

@@ -33,13 +33,14 @@
 // The products of a tile, by the kind of its weights.
 template <class S>
 static __device__ __forceinline__ void multiply_tile(const moei_mma_args *g, const moei_tile *t,
-                                                     int warp, int blocks_k, ring_of ring,
+                                                     int warp, int blocks_k,
+                                                     const chunk_share &share, ring_of ring,
                                                      ring_place *r, float (&sums)[S::SUMS])
 {
     if constexpr (S::PACKED) {
         const bool plain = is_plain<S>(&g->a.w, t->e);
         if (!S::APART || g->a.w.block_k == 0) {
-            multiply_chunks<S>(g, plain, warp / 4, blocks_k, ring, r, sums);
+            multiply_chunks<S>(g, plain, warp / 4, blocks_k, share, ring, r, sums);
         } else if (S::SYNC && plain) { // a loop of its own: no branch at each step
             multiply_groups<S>(g, t, true, warp, blocks_k, ring, r, sums);
         } else {
@@ -60,7 +61,8 @@ static __device__ __forceinline__ void multiply_tile(const moei_mma_args *g, con
 
 template <class S>
 static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t prefix, int pipe,
-                                                int warp, ring_of ring, uint32_t turn)
+                                                const chunk_share &share, int warp, ring_of ring,
+                                                uint32_t turn)
 {
     const int blocks_k = (int)((S::X_BYTES * g->a.w.k + STAGE_K - 1) / STAGE_K);
     constexpr bool LATER = S::APART && S::PIPES > 1; // no registers to keep terms in
@@ -75,9 +77,9 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
         hopper_barrier_wait(ring.notes_full + 8 * (i % 2), i / 2 % 2);
         const moei_tile t = note->tile;
         if (t.e < 0) {
-            if constexpr (S::PIPES > 1) {
+            if constexpr (S::COMBINES) {
                 if (g->combines) {
-                    combine_finished<S>(g, prefix, pipe, i);
+                    combine_finished<S>(g, prefix, pipe, share.first == 0 ? i : 0);
                 }
             }
             return;
@@ -86,14 +88,14 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
         if constexpr (!LATER && !S::ROWS_M) {
             terms = ask_terms<S>(g, &t, warp);
         }
-        multiply_tile<S>(g, &t, warp, blocks_k, ring, &r, sums);
+        multiply_tile<S>(g, &t, warp, blocks_k, share, ring, &r, sums);
         if constexpr (LATER) {
             terms = ask_terms<S>(g, &t, warp);
         }
         stagger(g->delay, 0x10000);
         if constexpr (S::ROWS_M) {
             finish_rows<S>(g, note, warp, sums, turn);
-        } else {
+        } else if (share.first == 0) {
             finish_tile<S>(g, note, terms, warp, sums, turn);
         }
         __syncwarp();
@@ -117,6 +119,7 @@ static __global__ void __launch_bounds__(S::THREADS, 1)
     const uint32_t turns = rings + S::PIPES * g.stages * S::STAGE;
     const uint32_t scales = turns + S::MATH / 32 * TURN_BYTES;
     const uint32_t prefix = scales + S::PIPES * g.stages * S::SCALES;
+    const uint32_t sums = (prefix + (g.a.w.count + 1) * 4 + 15) / 16 * 16;
     const int thread = (int)threadIdx.x;
     if (thread < S::PIPES * g.stages) {
         const int pipe = thread / g.stages;
@@ -187,7 +190,8 @@ static __global__ void __launch_bounds__(S::THREADS, 1)
         if constexpr (S::REGISTERS) {
             hopper_registers_grow<S::MATH_REGISTERS>();
         }
-        multiply<S>(&g, prefix, pipe, warp % (S::TEAM / 32), ring, turns + warp * TURN_BYTES);
+        multiply<S>(&g, prefix, pipe, share_of<S>(&g, pipe, sums), warp % (S::TEAM / 32), ring,
+                    turns + warp * TURN_BYTES);
     }
     if constexpr (S::CLUSTER > 1) {
         __syncwarp();
@@ -209,10 +213,11 @@ template <class S> static moei_mma_variant variant_of(void)
             (const void *)ggemm_wgmma<S>};
 }
 
-// Pipes of one math warpgroup each.
-template <int KIND, int BN, int PIPES, int DEPTH> static moei_mma_variant few_rows(void)
+// Pipes of one math warpgroup each, or of GROUPS.
+template <int KIND, int BN, int PIPES, int DEPTH, int GROUPS = 1>
+static moei_mma_variant few_rows(void)
 {
-    return variant_of<shape<KIND, BN, PIPES, 1, DEPTH, 1>>();
+    return variant_of<shape<KIND, BN, PIPES, GROUPS, DEPTH, 1>>();
 }
 
 // One pipe of two. From 128 rows of 16 bits on blocks share them: L2 would be the limit. (Others

@@ -71,14 +71,22 @@ static bool scales_are_of_eights(const moei_matrices *w)
     return w->block_n > 0 && w->block_n % 8 == 0 && w->part_rows % 8 == 0 && !w->interleaved_parts;
 }
 
-// The kernel for rows that spread over the experts as they come. A tile costs its rows, and what
-// every tile costs: its weights; both by its outputs. Experts of the mean's size, and of up to two
-// standard deviations (those of random routing) around it, are asked what they would cost.
+// What a tile costs a block of outputs and of k: its rows, and what every tile costs, its weights.
+// In rows of those kernels that multiply by warpgroups: some three cycles for 64 outputs. Packed
+// weights multiplied by warps are decoded at 90 cycles, while rows come out of shared memory at
+// five cycles each, once for each of four warps.
+static int64_t cost_of_tile(const moek_ggemm_args *a, const moei_mma_variant *v)
+{
+    return a->w.layout == MOEI_LAYOUT_PACKED && v->pipes > 1 ? 24 + v->bn * 7 / 4 : v->bn + 96;
+}
+
+// The kernel for rows that spread over the experts as they come. Experts of the mean's size, and of
+// up to two standard deviations (those of random routing) around it, are asked for their costs.
 static const moei_mma_variant *variant_for(const moek_ggemm_args *a)
 {
-    // Measured: what a tile costs besides its rows, in rows; and what all of it costs by 128 outputs,
-    // where rows come first, for what it does otherwise.
-    enum { WEIGHTS = 96, ROWS_FIRST = 104 };
+    // What all of a tile costs by 128 outputs, where rows come first, for what it does otherwise;
+    // measured.
+    enum { ROWS_FIRST = 104 };
     int count;
     const moei_mma_variant *v = variants_of(a)(&count);
     const int64_t groups = a->w.count > 0 ? a->w.count : 1;
@@ -90,7 +98,7 @@ static const moei_mma_variant *variant_for(const moek_ggemm_args *a)
         if (v[i].rows_first && a->w.block_k > 0 && !scales_are_of_eights(&a->w)) {
             continue;
         }
-        const int64_t each = (v[i].bn + WEIGHTS) * (v[i].rows_first ? ROWS_FIRST : 128);
+        const int64_t each = cost_of_tile(a, &v[i]) * (v[i].rows_first ? ROWS_FIRST : 128);
         int64_t cost = 0;
         for (int s = -4; s <= 4; s++) { // halves of a standard deviation; the middle ones twice
             const int64_t rows = mean + spread * s / 2 > 1 ? mean + spread * s / 2 : 1;
@@ -105,9 +113,26 @@ static const moei_mma_variant *variant_for(const moek_ggemm_args *a)
     return best;
 }
 
-bool moei_cuda_mma_wants_rows(const moek_ggemm_args *ggemm)
+// Few rows come one by one while memory brings the weights. Where they take longer than that, by
+// more than the launch that copies them, they had better lie side by side.
+bool moei_cuda_mma_wants_rows(const moei_exec *exec, const moek_ggemm_args *ggemm)
 {
-    return ggemm->row_index != NULL && variant_for(ggemm)->pipes == 1;
+    enum {
+        ROW = 40,     // cycles of the copy engine for 128 bytes of k of a row
+        WEIGHTS = 24, // bytes in the time of a cycle, less the engine's for them
+        LAUNCH = 8000
+    };
+    if (ggemm->row_index == NULL) {
+        return false;
+    }
+    const moei_mma_variant *v = variant_for(ggemm);
+    const moei_matrices *w = &ggemm->w;
+    const int64_t k = w->k * moei_cuda_host->dtype_bits(ggemm->x.dtype) / 8 / 128;
+    const int64_t experts = ggemm->rows < w->count ? ggemm->rows : w->count;
+    const int64_t rows = ggemm->rows * ROW * (w->n / v->bm) * k;
+    const int64_t weights =
+        experts * w->n * w->k * moei_cuda_host->dtype_bits(w->format->elem) / 8 / WEIGHTS;
+    return v->pipes == 1 || rows - weights > LAUNCH * (int64_t)moei_cuda_device_of(exec)->sms;
 }
 
 static int32_t blocks_of_outputs(const moek_ggemm_args *ggemm, bool paired, int bm)
@@ -123,7 +148,7 @@ bool moei_cuda_mma_combines(const moek_ggemm_args *ggemm, const moek_combine_arg
 {
     return combine->slots == ggemm->y && combine->width == ggemm->w.n &&
            combine->tokens <= FEW_TOKENS && ggemm->offsets != NULL &&
-           variant_for(ggemm)->pipes > 1 &&
+           variant_for(ggemm)->bn <= MOEI_MMA_COMBINES &&
            !(ggemm->w.layout == MOEI_LAYOUT_PACKED && moei_operand_parts(&ggemm->w) == 2);
 }
 
@@ -232,6 +257,36 @@ static bool scales_are_words(const moei_operand *x, int64_t k, bool batched)
                0;
 }
 
+// Pipes that share a tile, and the bytes of its chunks' sums. Where there are fewer tiles than pipes,
+// a launch lasts as long as the chunks of a tile one after the other: sharing is worth it where it
+// saves a fifth of them.
+static void share_tiles(const moei_mma_variant *v, int64_t sms, moei_mma_args *g)
+{
+    enum { BYTES = 48 * 1024 }; // of a block: rings would lack more
+    const moei_matrices *w = &g->a.w;
+    const int64_t chunks = (w->k + 64 * MOEI_MMA_CHUNK - 1) / (64 * MOEI_MMA_CHUNK);
+    const int64_t bytes = chunks * v->bm * v->bn * (int64_t)sizeof(float);
+    const int64_t experts = g->a.offsets != NULL && g->a.rows < w->count ? g->a.rows : w->count;
+    const bool has_chunks =
+        w->layout == MOEI_LAYOUT_PACKED && v->bn <= MOEI_MMA_COMBINES &&
+        !(MOEI_OPERAND_APART(moei_operand_kind_of(w->format)) && w->block_k > 0);
+    int64_t least = INT64_MAX;
+    g->share = 1;
+    for (int32_t share = 1; share <= (has_chunks ? v->pipes : 1); share++) {
+        const int64_t teams = v->pipes / share;
+        const int64_t at_once = teams * sms;
+        const int64_t cost = (experts * g->m_blocks + at_once - 1) / at_once *
+                             ((chunks + share - 1) / share); // chunks of a pipe
+        if (v->pipes % share == 0 && (share == 1 || teams * bytes <= BYTES) &&
+            cost + cost / 4 < least) {
+            g->share = share;
+            least = cost;
+        }
+    }
+    g->teams = v->pipes / g->share;
+    g->share_bytes = g->share > 1 ? (int32_t)bytes : 0;
+}
+
 moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
                          const moek_ggemm_args *ggemm, const moei_mma_extra *extra)
 {
@@ -283,7 +338,9 @@ moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
     g.scales_by_eights = scales_are_of_eights(w) && (g.step == 1 || w->block_n % 16 == 0);
     g.weights_stay = v->pipes == 1 && ggemm->rows > (int64_t)v->bn * w->count;
     const size_t pitch = (size_t)v->pipes * (size_t)(v->stage_bytes + v->scale_bytes);
-    const size_t rest = 1024 + (size_t)v->turn_bytes + ((size_t)w->count + 1) * sizeof(int32_t);
+    share_tiles(v, device->sms, &g);
+    const size_t rest = 1024 + (size_t)v->turn_bytes + 16 + (size_t)(g.teams * g.share_bytes) +
+                        ((size_t)w->count + 1) * sizeof(int32_t);
     const size_t stages = (MOEI_MMA_SHARED - rest) / pitch;
     g.stages = (int32_t)(stages < MOEI_MMA_MAX_STAGES ? stages : MOEI_MMA_MAX_STAGES);
     cudaLaunchAttribute attributes[2];

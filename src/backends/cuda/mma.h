@@ -43,7 +43,10 @@ typedef struct moei_mma_args {
     int32_t *clear;   // counters for a later launch, which this one sets to 0
     int32_t clears;   // how many
     int32_t stages;   // of each ring
-    uint32_t delay;   // moei_exec.delay
+    int32_t share;    // pipes of a team, which multiply a tile together, each some chunks of k
+    int32_t teams;    // of a block
+    int32_t share_bytes; // of a tile's chunks' sums; 0 where a team is one pipe
+    uint32_t delay;      // moei_exec.delay
 } moei_mma_args;
 
 /// One compiled kernel.
@@ -69,6 +72,8 @@ const moei_mma_variant *moei_mma_packed_u4(int *count);
 const moei_mma_variant *moei_mma_packed_u8(int *count);
 const moei_mma_variant *moei_mma_packed_e4m3(int *count);
 
+#define MOEI_MMA_COMBINES   16 // rows of the tiles of those kernels that can combine
+#define MOEI_MMA_CHUNK      9  // blocks of k of a chain of packed weights
 #define MOEI_MMA_MAX_STAGES 16
 #define MOEI_MMA_SHARED     (221 * 1024) // of 227 KiB; barriers and notes have the rest
 
@@ -76,8 +81,8 @@ const moei_mma_variant *moei_mma_packed_e4m3(int *count);
 /// outputs each lie in the same threads.
 bool moei_cuda_mma_fuses(const moek_ggemm_args *ggemm, const moek_glu_args *glu);
 
-/// True where many rows of x come from a list: they had better lie side by side (moei_gpu_gather).
-bool moei_cuda_mma_wants_rows(const moek_ggemm_args *ggemm);
+/// True where rows of x come from a list and had better lie side by side (moei_gpu_gather).
+bool moei_cuda_mma_wants_rows(const moei_exec *exec, const moek_ggemm_args *ggemm);
 
 /// What a launch does besides its product.
 typedef struct moei_mma_extra {

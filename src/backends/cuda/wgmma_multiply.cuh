@@ -208,13 +208,12 @@ static __device__ __forceinline__ void multiply_rows_first(const moei_mma_args *
     }
 }
 
-// A thread's codes of a block, and for each step what decodes them; rows of x.
+// A thread's codes of a block, and for each step what decodes them; where rows of x lie.
 template <class S> struct packed_block {
     static constexpr int WORDS = MOEI_OPERAND_CODES(S::OPERAND) / (128 * 4 * 4); // of a step
     uint32_t words[4 * WORDS];
-    uint32_t with[4];                          // factors, scales or zero points: decode.cuh
-    uint64_t x;                                // where the matrix unit reads rows
-    uint32_t rows[S::SYNC ? S::BN / 8 : 1][8]; // SYNC: of each eight of them, two for each step
+    uint32_t with[4]; // factors, scales or zero points: decode.cuh
+    uint64_t x;       // as the matrix unit reads them; SYNC: the lane's of the first eight
 };
 
 // Block d of a stage.
@@ -253,18 +252,9 @@ static __device__ __forceinline__ void load_block(uint32_t stage, int group, int
         b->with[0] = b->with[1] = b->with[2] = b->with[3] = zeros;
     }
     const uint32_t x = stage + S::WEIGHTS + d * S::BN * STAGE_K;
-    if constexpr (S::SYNC) {
-        const int row = thread % 8;
-        const int piece = thread % 32 / 8 ^ row; // of 16 bytes, as they are swizzled
-#pragma unroll
-        for (int i = 0; i < S::BN / 8; i++) {
-            const uint32_t from = x + (i * 8 + row) * STAGE_K;
-            hopper_load_matrices(from + piece * 16, b->rows[i]);
-            hopper_load_matrices(from + (piece ^ 4) * 16, b->rows[i] + 4);
-        }
-    } else {
-        b->x = hopper_operand(x);
-    }
+    const int row = thread % 8;
+    const int piece = thread % 32 / 8 ^ row; // of 16 bytes, as they are swizzled
+    b->x = S::SYNC ? x + row * STAGE_K + piece * 16 : hopper_operand(x);
 }
 
 template <class S>
@@ -297,18 +287,25 @@ static __device__ __forceinline__ void multiply_half(const packed_block<S> &b, i
                                                      bool fresh, uint32_t (&a)[2][4],
                                                      float (&acc)[S::BN / 2])
 {
-    decode_step<S>(b, 2 * half, plain, a[0]);
-    decode_step<S>(b, 2 * half + 1, plain, a[1]);
     if constexpr (S::SYNC) {
+        uint32_t rows[S::BN / 8][4]; // of each eight of them, two for each step
 #pragma unroll
         for (int i = 0; i < S::BN / 8; i++) {
-            hopper_mma_sync(acc + 4 * i, a[0], b.rows[i] + 4 * half);
+            hopper_load_matrices(((uint32_t)b.x ^ 64 * half) + i * 8 * STAGE_K, rows[i]);
         }
+        decode_step<S>(b, 2 * half, plain, a[0]);
 #pragma unroll
         for (int i = 0; i < S::BN / 8; i++) {
-            hopper_mma_sync(acc + 4 * i, a[1], b.rows[i] + 4 * half + 2);
+            hopper_mma_sync(acc + 4 * i, a[0], rows[i]);
+        }
+        decode_step<S>(b, 2 * half + 1, plain, a[1]);
+#pragma unroll
+        for (int i = 0; i < S::BN / 8; i++) {
+            hopper_mma_sync(acc + 4 * i, a[1], rows[i] + 2);
         }
     } else {
+        decode_step<S>(b, 2 * half, plain, a[0]);
+        decode_step<S>(b, 2 * half + 1, plain, a[1]);
         hopper_mma_begin();
         hopper_mma_registers<S::BN>(acc, a[0], b.x + 4 * half, !fresh);
         hopper_mma_registers<S::BN>(acc, a[1], b.x + 4 * half + 2, 1);
@@ -345,11 +342,33 @@ static __device__ __forceinline__ bool is_plain(const moei_matrices *w, int32_t 
     return (flags & MOEI_OPERAND_PLAIN) != 0;
 }
 
+// total += the chunks' sums, those of all pipes that share a tile, by the first of them.
+template <class S>
+static __device__ __forceinline__ void add_shared(const chunk_share &share, int blocks_k,
+                                                  float (&total)[S::BN / 2])
+{
+    const float4 *sums = hopper_pointer<const float4>(share.sums) + threadIdx.x % S::TEAM;
+    hopper_sync(1 + S::PIPES + share.team, share.step * S::TEAM);
+#pragma unroll 1
+    for (int k0 = 0; k0 < blocks_k && share.first == 0; k0 += CHUNK) {
+#pragma unroll
+        for (int i = 0; i < S::BN / 2; i += 4) {
+            const float4 four = *sums;
+            total[i] = total[i] + four.x;
+            total[i + 1] = total[i + 1] + four.y;
+            total[i + 2] = total[i + 2] + four.z;
+            total[i + 3] = total[i + 3] + four.w;
+            sums += S::TEAM;
+        }
+    }
+    hopper_sync(1 + S::PIPES + share.team, share.step * S::TEAM); // the next tile's may come
+}
+
 // Packed weights whose scales are in the blocks, or hold for all of k: a chain per chunk.
 template <class S>
-static __device__ __forceinline__ void multiply_chunks(const moei_mma_args *g, bool plain,
-                                                       int group, int blocks_k, ring_of ring,
-                                                       ring_place *r, float (&total)[S::BN / 2])
+static __device__ __forceinline__ void
+multiply_chunks(const moei_mma_args *g, bool plain, int group, int blocks_k,
+                const chunk_share &share, ring_of ring, ring_place *r, float (&total)[S::BN / 2])
 {
     static_assert(CHUNK % S::DEPTH == 0, "a stage lies in one chunk");
     const uint32_t zero = (uint32_t)g->zero_point;
@@ -360,7 +379,7 @@ static __device__ __forceinline__ void multiply_chunks(const moei_mma_args *g, b
         total[i] = -0.0f; // changes no sum
     }
 #pragma unroll 1
-    for (int k0 = 0; k0 < blocks_k; k0 += CHUNK) {
+    for (int k0 = share.first * CHUNK; k0 < blocks_k; k0 += share.step * CHUNK) {
         const int k1 = k0 + CHUNK < blocks_k ? k0 + CHUNK : blocks_k;
         float acc[S::BN / 2];
 #pragma unroll
@@ -400,10 +419,22 @@ static __device__ __forceinline__ void multiply_chunks(const moei_mma_args *g, b
             hopper_mma_keep(acc);
             release<S>(r, ring);
         }
+        if (S::SHARES && share.step > 1) {
+            float4 *sums = hopper_pointer<float4>(share.sums) + threadIdx.x % S::TEAM +
+                           k0 / CHUNK * (S::BN / 8 * S::TEAM);
+#pragma unroll
+            for (int i = 0; i < S::BN / 2; i += 4) {
+                sums[i / 4 * S::TEAM] = {acc[i], acc[i + 1], acc[i + 2], acc[i + 3]};
+            }
+            continue;
+        }
 #pragma unroll
         for (int i = 0; i < S::BN / 2; i++) {
             total[i] = total[i] + acc[i];
         }
+    }
+    if (S::SHARES && share.step > 1) {
+        add_shared<S>(share, blocks_k, total);
     }
 #pragma unroll
     for (int i = 0; i < S::BN / 2; i++) {

@@ -369,6 +369,7 @@ static __device__ __forceinline__ void produce(const moei_mma_args *g, uint32_t 
     const int blocks_k = (int)((S::X_BYTES * a->w.k + STAGE_K - 1) / STAGE_K);
     const int stages = g->stages;
     const bool brings_scales = S::SCALE_WARPS == 0 && scales_move<S>(g);
+    const chunk_share share = share_of<S>(g, pipe, 0);
     const uint64_t policy =
         g->weights_stay ? hopper_policy_evict_last() : hopper_policy_evict_first();
     fill_place f = {0, 1};
@@ -380,7 +381,8 @@ static __device__ __forceinline__ void produce(const moei_mma_args *g, uint32_t 
         const weights_of<S> weights = find_weights<S>(g, &t, blocks_k);
         if (ahead && more) {
             // Neither weights nor what a note says, but for scales of x, depend on that launch.
-            for (int kb = 0; kb < blocks_k && early < stages; kb += S::DEPTH, early++) {
+            for (int kb = share.first * CHUNK; kb < blocks_k && early < stages;
+                 kb = next_stage<S>(share, kb), early++) {
                 fetch_weights<S>(g, &t, weights, kb, depth_at<S>(kb, blocks_k),
                                  ring.stages + early * S::STAGE, ring.full + 8 * early, policy);
             }
@@ -411,7 +413,7 @@ static __device__ __forceinline__ void produce(const moei_mma_args *g, uint32_t 
                                 ? (int32_t)moei_x_row(a, t.i0 + lane)
                                 : 0;
 #pragma unroll 1
-        for (int kb = 0; kb < blocks_k; kb += S::DEPTH) {
+        for (int kb = share.first * CHUNK; kb < blocks_k; kb = next_stage<S>(share, kb)) {
             const int depth = depth_at<S>(kb, blocks_k);
             const uint32_t stage = ring.stages + f.stage * S::STAGE;
             const uint32_t full = ring.full + 8 * f.stage;

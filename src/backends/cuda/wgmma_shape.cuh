@@ -12,7 +12,7 @@
 
 #define STAGE_K    128  // bytes of k of a row in a block of k: one swizzle row
 #define TURN_BYTES 1024 // of a warp: 32 rows of y, 16 outputs each
-#define CHUNK      9    // blocks of k of a chain of packed weights
+#define CHUNK      MOEI_MMA_CHUNK
 
 // Kinds of weights: types of hopper_mma, and, from PACKED on, those of operand.h.
 enum { KIND_BF16 = HOPPER_BF16, KIND_F16 = HOPPER_F16, KIND_E4M3 = HOPPER_E4M3, KIND_PACKED };
@@ -34,7 +34,9 @@ struct shape {
     static constexpr bool APART = PACKED && MOEI_OPERAND_APART(OPERAND); // scales after the blocks
     static constexpr bool SCALED = KIND == KIND_E4M3;                    // scales of x, too
     static constexpr int X_BYTES = KIND == KIND_E4M3 ? 1 : 2;            // of an element of x
-    static constexpr bool SYNC = PACKED && BN < 32; // products of warps, not of warpgroups
+    static constexpr bool SYNC = PACKED && PIPES > 1; // products of warps, not of warpgroups
+    static constexpr bool COMBINES = BN <= MOEI_MMA_COMBINES;
+    static constexpr bool SHARES = SYNC && COMBINES; // pipes can share a tile: moei_mma_args.share
     static constexpr bool ROWS_M = BM_ > 0;
     static constexpr int BM = ROWS_M ? BM_ : 64 * GROUPS;
     static constexpr int SUMS = ROWS_M ? BM / 2 : BN / 2; // of a math thread
@@ -50,11 +52,12 @@ struct shape {
     // Whether a warp beside the producers writes the notes of all pipes; where none is left, they do.
     static constexpr bool NOTES_APART = PIPES < 4;
     static constexpr int SCALES = SCALED ? (BN + (ROWS_M ? BM / 8 : 0)) * 4 : 0;
-    // Registers of a thread. One pipe: two math warpgroups and the producer's share 3 * 168, what
-    // the launch allots; four: four and the producers' 5 * 96. Others take what they get.
-    static constexpr bool REGISTERS = PIPES == 1 || PIPES == 4;
-    static constexpr int PRODUCER_REGISTERS = PIPES == 4 ? 48 : 56;
-    static constexpr int MATH_REGISTERS = PIPES == 4 ? 104 : (3 * 168 - PRODUCER_REGISTERS) / 2;
+    // Registers of a thread. Two math warpgroups and the producer's share 3 * 168, what the launch
+    // allots; four and the producers' 5 * 96. Others take what they get.
+    static constexpr bool FOUR = MATH == 4 * 128;
+    static constexpr bool REGISTERS = PIPES == 1 || FOUR;
+    static constexpr int PRODUCER_REGISTERS = FOUR ? 48 : 56;
+    static constexpr int MATH_REGISTERS = FOUR ? 104 : (3 * 168 - PRODUCER_REGISTERS) / 2;
 };
 
 // Random waits of a role, to test that every role waits for what it needs.
@@ -125,6 +128,34 @@ template <class S> static __device__ __forceinline__ bool shares_x(const moei_mm
     return S::CLUSTER > 1 && g->x_engine == MOEI_MMA_BOX;
 }
 
+// Which chunks of a tile a pipe has, where those of a team share it: first, first + step and so on.
+// The first of these pipes adds their sums in order, and finishes.
+typedef struct chunk_share {
+    int first, step;
+    int team;      // of pipes
+    uint32_t sums; // in shared memory: [chunk][four of a thread][math thread]
+} chunk_share;
+
+template <class S>
+static __device__ __forceinline__ chunk_share share_of(const moei_mma_args *g, int pipe,
+                                                       uint32_t sums)
+{
+    if constexpr (S::SHARES) {
+        const int team = (int)((uint32_t)(pipe * g->teams) / S::PIPES);
+        return {pipe - team * g->share, g->share, team, sums + team * g->share_bytes};
+    }
+    return {0, 1, pipe, 0};
+}
+
+// The block of k where the stage begins that follows the one at kb.
+template <class S>
+static __device__ __forceinline__ int next_stage(const chunk_share &share, int kb)
+{
+    const int next = kb + S::DEPTH;
+    return S::SHARES && share.step > 1 && next % CHUNK == 0 ? next + (share.step - 1) * CHUNK
+                                                            : next;
+}
+
 // Tile number i of a pipe; false past its last one. Blocks take neighbouring tiles, their first
 // pipes before the others: few tiles spread over all multiprocessors. Blocks of a cluster take
 // neighbouring outputs of the same rows; where there are none left, the block only brings its rows.
@@ -134,7 +165,9 @@ static __device__ __forceinline__ bool tile_of(const moei_mma_args *g, uint32_t 
 {
     const int32_t *before = hopper_pointer<const int32_t>(prefix);
     if constexpr (S::CLUSTER == 1) {
-        const int64_t tile = blockIdx.x + (int64_t)gridDim.x * (i * S::PIPES + (uint32_t)pipe);
+        const uint32_t teams = S::SHARES ? (uint32_t)g->teams : S::PIPES;
+        const uint32_t team = (uint32_t)share_of<S>(g, pipe, 0).team;
+        const int64_t tile = blockIdx.x + (int64_t)gridDim.x * (i * teams + team);
         return moei_tile_at(&g->a, before, S::BN, g->m_blocks, tile, t);
     } else {
         static_assert(S::PIPES == 1, "pipes do not share rows");
