@@ -492,13 +492,22 @@ typedef struct run_state {
     bool cleared;
 } run_state;
 
+// True where the first two steps are a quantize and a product that one launch does.
+static bool quantizes(const moei_step *steps, int32_t count)
+{
+    return count >= 2 && steps[0].op == MOEI_OP_QUANTIZE && is_matrix_product(&steps[1]) &&
+           moei_cuda_mma_quantizes(&steps[1].args.ggemm, &steps[0].args.quantize);
+}
+
 // A product on the matrix units with what follows it, and counters for a product after it.
-static int32_t run_product(const moei_exec *exec, const moei_step *steps, int32_t count,
-                           run_state *run, moe_status *status)
+// @param quantize  what the product does first; NULL: nothing
+static int32_t run_product(const moei_exec *exec, const moek_quantize_args *quantize,
+                           const moei_step *steps, int32_t count, run_state *run,
+                           moe_status *status)
 {
     const moek_ggemm_args *ggemm = &steps[0].args.ggemm;
     moek_ggemm_args gathered;
-    moei_mma_extra extra = {.early = may_begin_early(run->before)};
+    moei_mma_extra extra = {.quantize = quantize, .early = may_begin_early(run->before)};
     int32_t done = 1;
     *status = MOE_OK;
     if (count >= 2 && steps[1].op == MOEI_OP_GLU &&
@@ -543,8 +552,10 @@ static int32_t run_first(const moei_exec *exec, const moei_step *steps, int32_t 
         run->before = &steps[2]; // which writes where groups begin
         return prologue;
     }
-    if (is_matrix_product(&steps[0])) {
-        const int32_t done = run_product(exec, steps, count, run, status);
+    const int32_t first = quantizes(steps, count) ? 1 : 0;
+    if (is_matrix_product(&steps[first])) {
+        const int32_t done = first + run_product(exec, first > 0 ? &steps[0].args.quantize : NULL,
+                                                 steps + first, count - first, run, status);
         run->before = &steps[done - 1];
         return done;
     }
