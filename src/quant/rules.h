@@ -271,6 +271,17 @@ MOE_HD moei_scale moei_scale_apply(const moei_quant_info *info, moe_dtype elem, 
     return r;
 }
 
+/// The scale of FP8 and integers.
+MOE_HD moei_scale moei_scale_by_float(const moei_quant_info *info, const moe_quant_desc *quant,
+                                      float amax)
+{
+    float s = moei_scale_float(info, quant, amax);
+    if (quant->scale_type != MOE_SCALE_F32) {
+        s = info->scale == MOEI_SCALE_BF16 ? moei_bf16_pow2_up(s) : moei_pow2_up(s);
+    }
+    return moei_scale_apply(info, quant->elem, s, amax);
+}
+
 /// The scale of elements that share one.
 /// @param[in] global  NVFP4's second level; read by the rules that have one
 MOE_HD moei_scale moei_scale_of(const moei_quant_info *info, const moe_quant_desc *quant,
@@ -292,11 +303,7 @@ MOE_HD moei_scale moei_scale_of(const moei_quant_info *info, const moe_quant_des
         const float r = amax == 0.0f ? 1.0f : moei_finite_factor(moei_divf(1.0f, amax) * max);
         return moei_scale_make(moei_divf(1.0f, r), 0, MOEI_USE_TIMES, r);
     }
-    float s = moei_scale_float(info, quant, amax);
-    if (quant->scale_type != MOE_SCALE_F32) {
-        s = info->scale == MOEI_SCALE_BF16 ? moei_bf16_pow2_up(s) : moei_pow2_up(s);
-    }
-    return moei_scale_apply(info, quant->elem, s, amax);
+    return moei_scale_by_float(info, quant, amax);
 }
 
 /// What a quantiser whose scale spans all rows derives from their amax: the global scale of
@@ -336,6 +343,22 @@ MOE_HD float moei_scale_use_on(const moei_scale *s, float x)
     default: // MOEI_USE_ZERO
         return 0.0f;
     }
+}
+
+#define MOEI_DIVISOR_LOW  0x1p-80f
+#define MOEI_DIVISOR_HIGH 0x1p80f
+
+/// x / s for a divisor between these two, without the branches of a division. Quotients from 2^-20
+/// to 2^20 are those of a division; smaller ones stay smaller, and have the sign of x: codes of
+/// eight bits are the same.
+/// @param[in] inverse  1 / s, rounded
+MOE_HD float moei_divide_many(float x, float s, float inverse)
+{
+    float q = x * inverse; // within two units in the last place; then within one
+    q = moei_fmaf(moei_fmaf(-q, s, x), inverse, q);
+    q = moei_fmaf(moei_fmaf(-q, s, x), inverse, q);
+    return moei_f32_from_bits((moei_f32_bits(q) & MOEI_ABS_MASK) |
+                              (moei_f32_bits(x) & ~MOEI_ABS_MASK)); // of 0, too
 }
 
 /// Clamps to [low, high]; NaN becomes `nan`: one of the bounds, or the NaN without a sign (which a

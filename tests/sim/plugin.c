@@ -161,13 +161,16 @@ static const moei_backend backend;
 static moe_status run_steps(const moei_exec *exec, const moei_step *steps, int32_t count)
 {
     moe_status status = MOE_OK;
-    for (int32_t i = 0; i < count && status == MOE_OK; i++) {
+    for (int32_t i = 0; i < count && status == MOE_OK;) {
         const moei_step *s = &steps[i];
-        if (moei_gpu_begins_with_prologue(s, count - i)) {
-            status = moei_gpu_prologue(exec, &s[0].args.route, &s[1].args.place, &s[2].args.sort);
-            i += 2;
+        const int32_t prologue = moei_gpu_prologue_steps(exec, s, count - i);
+        if (prologue > 0) {
+            status = moei_gpu_prologue(exec, &s[0].args.route, &s[1].args.place, &s[2].args.sort,
+                                       prologue > 3 ? &s[3].args.quantize : NULL);
+            i += prologue;
         } else {
             status = moei_step_run(&backend, exec, s);
+            i++;
         }
     }
     return status;

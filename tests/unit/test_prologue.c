@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// moei_gpu_prologue on the host: what one launch or two write is what route, place and sort write
-// one after the other. Their own rows are checked by `moe check --device ext`.
+// moei_gpu_prologue on the host: what one launch or two write is what route, place, sort and
+// quantize write one after the other. Their own rows are checked by `moe check --device ext`.
 #define _POSIX_C_SOURCE 200809L
 #include <stdlib.h>
 #include <string.h>
 
 #include "backends/gpu/plans.h"
 #include "checkmoe/route_problem.h"
+#include "ops/quantize.h"
 #include "ops/route.h"
 #include "sim/sim.h"
 #include "unit/test.h"
@@ -14,6 +15,7 @@
 static int launches;
 static int seen[4];      // problems by their number of launches
 static int few;          // launches of the body for few slots
+static int quantized;    // of the one that quantises, too
 static uint32_t cluster; // blocks, at most
 
 uint32_t moei_gpu_cluster_blocks(const moei_exec *exec)
@@ -29,6 +31,7 @@ moe_status moei_gpu_launch(const moei_exec *exec, moei_gpu_body body, moei_gpu_g
     (void)exec;
     launches++;
     few += body == MOEI_GPU_prologue_few;
+    quantized += body == MOEI_GPU_prologue_quantize;
     return CHECK(moei_sim_launch(&moei_sim_bodies[body], grid, args, 0, text, sizeof text), "%s",
                  text)
                ? MOE_OK
@@ -115,6 +118,79 @@ static void make(outputs *o, const problem *p, const moek_route_args *route, int
     }
 }
 
+// Rows to quantise beside routing; codes and scales are one piece of memory.
+static moek_quantize_args draw_rows(const problem *p, moec_rng *rng, const int32_t *total,
+                                    size_t *bytes)
+{
+    static const moe_quant_desc descs[] = {{.spec = MOE_QUANT_FP8_GROUP_DIV, .group = 128},
+                                           {.spec = MOE_QUANT_MX_CEIL},
+                                           {.spec = MOE_QUANT_FP8_GROUP_RECIP, .group = 128},
+                                           {.spec = MOE_QUANT_FP8_TOKEN}};
+    const moe_quant_desc *desc = &descs[moec_below(rng, 4)];
+    const int64_t k = 8 * (1 + (int64_t)moec_below(rng, 80));
+    const moei_scale_shape shape = moei_quant_scale_shape(desc, 1, p->tokens, k);
+    moek_quantize_args a = moei_quantize_args_make(desc);
+    float *x = problem_array(p->tokens * k, sizeof *x);
+    for (int64_t i = 0; i < p->tokens * k; i++) {
+        x[i] = (float)moec_below(rng, 2001) - 1000.0f;
+    }
+    a.rows = p->tokens;
+    a.k = k;
+    a.total = total;
+    a.x = (uint8_t *)x;
+    a.x_dtype = MOE_F32;
+    a.x_row_stride = k * (int64_t)sizeof *x;
+    a.q_row_stride = moei_quant_row_bytes(a.quant.elem, k);
+    a.scale_row_stride = shape.row_stride;
+    a.scale_k_stride = shape.k_stride;
+    a.zero_absent_scales = moec_below(rng, 2) == 0;
+    const size_t codes = ((size_t)(a.rows * a.q_row_stride) + 3) / 4 * 4;
+    *bytes = codes + 4 * shape.elems;
+    a.q = problem_array((int64_t)*bytes, 1);
+    memset(a.q, 0, *bytes);
+    a.scales = a.q + codes;
+    return a;
+}
+
+// One launch of all four, where it is one, beside a launch each.
+static void compare_rows(const outputs *one, problem *p, moec_rng *rng, const int32_t *num_valid,
+                         const char *what)
+{
+    size_t bytes;
+    const int32_t other = (int32_t)p->tokens;
+    const moek_quantize_args a =
+        draw_rows(p, rng, moec_below(rng, 8) == 0 ? &other : num_valid, &bytes);
+    const moei_step steps[] = {{.op = MOEI_OP_ROUTE, .args = {.route = one->route}},
+                               {.op = MOEI_OP_PLACE, .args = {.place = one->place}},
+                               {.op = MOEI_OP_SORT, .args = {.sort = one->sort}},
+                               {.op = MOEI_OP_QUANTIZE, .args = {.quantize = a}}};
+    const int32_t count = moei_gpu_prologue_steps(NULL, steps, 4);
+    CHECK(moei_gpu_prologue_steps(NULL, steps, 3) == 3 &&
+              moei_gpu_prologue_steps(NULL, steps + 1, 3) == 0,
+          "%s: steps", what);
+    CHECK(count == 3 || (a.total != &other && a.quant.spec != MOE_QUANT_FP8_TOKEN),
+          "%s: quantised beside what it waits for", what);
+    if (count == 4) {
+        unsigned char *all = problem_array((int64_t)one->bytes, 1);
+        unsigned char *codes = problem_array((int64_t)bytes, 1);
+        memcpy(all, one->memory, one->bytes);
+        memset(one->memory, 0, one->bytes); // loads count from 0
+        launches = 0;
+        CHECK(moei_gpu_prologue(NULL, &one->route, &one->place, &one->sort, &a) == MOE_OK &&
+                  launches == 1,
+              "%s: %d launches with quantize", what, launches);
+        memcpy(codes, a.q, bytes);
+        memset(a.q, 0, bytes);
+        CHECK(moei_gpu_quantize(NULL, NULL, &a) == MOE_OK, "%s: quantize", what);
+        CHECK(memcmp(all, one->memory, one->bytes) == 0 && memcmp(codes, a.q, bytes) == 0,
+              "%s, T %d, k %d: other bytes with quantize", what, (int)p->tokens, (int)a.k);
+        free(all);
+        free(codes);
+    }
+    free(a.x);
+    free(a.q);
+}
+
 static void compare(problem *p, const moek_route_args *route, moec_rng *rng, const char *what)
 {
     static const int32_t blocks[] = {0, 0, 1, 16};
@@ -136,7 +212,7 @@ static void compare(problem *p, const moek_route_args *route, moec_rng *rng, con
     }
     launches = 0;
     cluster = 1u << moec_below(rng, 4);
-    const moe_status status = moei_gpu_prologue(NULL, &one.route, &one.place, &one.sort);
+    const moe_status status = moei_gpu_prologue(NULL, &one.route, &one.place, &one.sort, NULL);
     const bool small = p->desc.num_groups <= 32 && p->desc.scoring != MOE_SCORING_SPARSEMIXER &&
                        p->rows <= 512 && p->top_k <= 32 && hands_over &&
                        p->tokens <= (cluster == 1 ? 32 : 16 * cluster);
@@ -144,6 +220,7 @@ static void compare(problem *p, const moek_route_args *route, moec_rng *rng, con
     CHECK(status == MOE_OK && launches == expected, "%s: status %d, %d launches", what, (int)status,
           launches);
     seen[expected]++;
+    compare_rows(&one, p, rng, num_valid, what);
     cluster = 1;
     CHECK(moei_gpu_route(NULL, NULL, &three.route) == MOE_OK &&
               moei_gpu_place(NULL, NULL, &three.place) == MOE_OK &&
@@ -224,6 +301,7 @@ int main(void)
     compare_groups(&rng);
     CHECK(seen[1] > 100 && seen[2] > 50 && seen[3] > 5, "problems of 1, 2 and 3 launches: %d %d %d",
           seen[1], seen[2], seen[3]);
+    CHECK(quantized > 20, "%d launches that quantise, too", quantized);
     CHECK(few > 50 && few < seen[1] - 50, "%d of %d launches of few slots", few, seen[1]);
     return test_summary();
 }

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The table of quantisers as data: names, defaults, refusals, shapes of scales; a row count that
-// only the device knows; and, over every argument, the two functions on which bf16 steps rest.
+// only the device knows; over every argument, the two functions on which bf16 steps rest; and the
+// division by one number of many.
 #include <inttypes.h>
 #include <math.h>
 #include <string.h>
 
+#include "checkmoe/checkmoe.h"
 #include "float64/quantize.h"
 #include "moe/quantize.h"
 #include "numerics/activation.h"
@@ -215,6 +217,32 @@ static void test_bf16_functions(void)
     CHECK(silus == 0, "silu: %u of 65536 differ from the correctly rounded silu", silus);
 }
 
+static void test_divide_many(void)
+{
+    moec_rng rng = {11};
+    int64_t wrong = 0;
+    for (int i = 0; i < 1 << 22; i++) {
+        const uint64_t draw = moec_next(&rng);
+        const int e = 127 - 80 + (int)moec_below(&rng, 160);
+        const float s = moei_f32_from_bits((uint32_t)e << 23 | (uint32_t)(draw & 0x7FFFFF));
+        float x = moei_f32_from_bits((uint32_t)(draw >> 32));
+        if (i % 4 != 0) { // quotients near those that round up or down, and ordinary ones
+            const float code = moei_e4m3fn_to_f32((uint8_t)(draw >> 24) & 0x7E);
+            x = (i % 4 == 1 ? code : i % 4 == 2 ? code * 1.0625f : code * (1.0f / 3.0f)) * s;
+        }
+        const float want = x / s;
+        if (!(moei_absf(want) <= 0x1p20f)) {
+            continue;
+        }
+        const float got = moei_divide_many(x, s, 1.0f / s);
+        const bool same = moei_f32_bits(got) == moei_f32_bits(want);
+        wrong += moei_absf(want) >= 0x1p-20f ? !same : !(moei_absf(got) < 0x1p-19f);
+        wrong += moei_f32_to_e4m3fn(got, MOEI_OVERFLOW_SATURATE) !=
+                 moei_f32_to_e4m3fn(want, MOEI_OVERFLOW_SATURATE);
+    }
+    CHECK(wrong == 0, "%" PRId64 " quotients differ", wrong);
+}
+
 int main(void)
 {
     if (CHECK(moe_context_create(NULL, &ctx) == MOE_OK, "%s", moe_last_error())) {
@@ -223,6 +251,7 @@ int main(void)
         test_shapes();
         test_total();
         test_bf16_functions();
+        test_divide_many();
         moe_context_destroy(ctx);
     }
     return test_summary();

@@ -484,20 +484,30 @@ static bool combines(const moei_exec *exec, const moei_step *steps, int32_t coun
            moei_cuda_mma_counters(&steps[0].args.ggemm) <= MAX_COUNTERS;
 }
 
-// A run as it is enqueued: the step before those that follow, NULL at first, and whether counters
-// have been set to 0 for the next product that combines.
+// A run as it is enqueued: what the launch before did, NULL at first (of several steps the one that
+// others wait for longest), and whether counters have been set to 0 for the next product that
+// combines.
 typedef struct run_state {
     const moei_step *before;
     bool cleared;
 } run_state;
 
+// True where the first two steps are a quantize and a product that one launch does.
+static bool quantizes(const moei_step *steps, int32_t count)
+{
+    return count >= 2 && steps[0].op == MOEI_OP_QUANTIZE && is_matrix_product(&steps[1]) &&
+           moei_cuda_mma_quantizes(&steps[1].args.ggemm, &steps[0].args.quantize);
+}
+
 // A product on the matrix units with what follows it, and counters for a product after it.
-static int32_t run_product(const moei_exec *exec, const moei_step *steps, int32_t count,
-                           run_state *run, moe_status *status)
+// @param quantize  what the product does first; NULL: nothing
+static int32_t run_product(const moei_exec *exec, const moek_quantize_args *quantize,
+                           const moei_step *steps, int32_t count, run_state *run,
+                           moe_status *status)
 {
     const moek_ggemm_args *ggemm = &steps[0].args.ggemm;
     moek_ggemm_args gathered;
-    moei_mma_extra extra = {.early = may_begin_early(run->before)};
+    moei_mma_extra extra = {.quantize = quantize, .early = may_begin_early(run->before)};
     int32_t done = 1;
     *status = MOE_OK;
     if (count >= 2 && steps[1].op == MOEI_OP_GLU &&
@@ -534,15 +544,23 @@ static int32_t run_product(const moei_exec *exec, const moei_step *steps, int32_
 static int32_t run_first(const moei_exec *exec, const moei_step *steps, int32_t count,
                          run_state *run, moe_status *status)
 {
-    if (moei_gpu_begins_with_prologue(steps, count)) {
-        *status = moei_gpu_prologue(exec, &steps[0].args.route, &steps[1].args.place,
-                                    &steps[2].args.sort);
-        return 3;
+    const int32_t prologue = moei_gpu_prologue_steps(exec, steps, count);
+    if (prologue > 0) {
+        *status =
+            moei_gpu_prologue(exec, &steps[0].args.route, &steps[1].args.place, &steps[2].args.sort,
+                              prologue > 3 ? &steps[3].args.quantize : NULL);
+        run->before = &steps[2]; // which writes where groups begin
+        return prologue;
     }
-    if (is_matrix_product(&steps[0])) {
-        return run_product(exec, steps, count, run, status);
+    const int32_t first = quantizes(steps, count) ? 1 : 0;
+    if (is_matrix_product(&steps[first])) {
+        const int32_t done = first + run_product(exec, first > 0 ? &steps[0].args.quantize : NULL,
+                                                 steps + first, count - first, run, status);
+        run->before = &steps[done - 1];
+        return done;
     }
     *status = moei_step_run(&backend, exec, &steps[0]);
+    run->before = &steps[0];
     return 1;
 }
 
@@ -561,7 +579,6 @@ static moe_status run_steps(const moei_exec *exec, const moei_step *steps, int32
     run_state run = {NULL, false};
     for (int32_t i = 0; i < count && status == MOE_OK;) {
         i += run_first(exec, steps + i, count - i, &run, &status);
-        run.before = &steps[i - 1];
     }
     leave(exec, before);
     return status;

@@ -152,6 +152,27 @@ bool moei_cuda_mma_combines(const moek_ggemm_args *ggemm, const moek_combine_arg
            !(ggemm->w.layout == MOEI_LAYOUT_PACKED && moei_operand_parts(&ggemm->w) == 2);
 }
 
+// Rows of an expert, on average, whose quantising takes less time than the weights' way: every tile
+// of 64 outputs does it again.
+#define QUANTIZE_ROWS 2
+
+bool moei_cuda_mma_quantizes(const moek_ggemm_args *ggemm, const moek_quantize_args *quantize)
+{
+    const moek_quantize_args *q = quantize;
+    const moei_quant_info *info = q->info;
+    const bool rule = // of those that the producers have code for
+        q->stage == MOEK_QUANTIZE_CODES && info->grain == MOEI_GRAIN_GROUP &&
+        q->quant.group == 128 && q->quant.elem == MOE_E4M3FN &&
+        (info->scale == MOEI_SCALE_DIV || info->scale == MOEI_SCALE_RECIP) &&
+        (info->code == MOEI_CODE_DIVIDE || info->code == MOEI_CODE_TIMES_INVERSE);
+    const bool rows = q->x_dtype == MOE_F32 && !q->silu_mul && q->batches == 1 &&
+                      ((uintptr_t)q->x | (uintptr_t)q->x_row_stride) % 16 == 0;
+    return rule && rows && ggemm->x.data == q->q && ggemm->x.scales == q->scales &&
+           ggemm->w.layout != MOEI_LAYOUT_PACKED && ggemm->w.k == q->k && ggemm->offsets != NULL &&
+           ggemm->row_index == NULL && ggemm->rows <= (int64_t)QUANTIZE_ROWS * ggemm->w.count &&
+           variant_for(ggemm)->pipes > 1;
+}
+
 int32_t moei_cuda_mma_counters(const moek_ggemm_args *ggemm)
 {
     return blocks_of_outputs(ggemm, false, variant_for(ggemm)->bm);
@@ -331,10 +352,14 @@ moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
     const moei_mma_x engine = ggemm->row_index == NULL ? MOEI_MMA_BOX : MOEI_MMA_GATHER;
     const int box_rows = engine == MOEI_MMA_BOX ? v->bn / v->cluster : 1;
     g.x_engine = (int32_t)(encode_x(device, ggemm, box_rows, &g.x) ? engine : MOEI_MMA_STORES);
+    if (extra->quantize != NULL) {
+        g.quantize = (moei_gpu_quantize_args){*extra->quantize, *extra->quantize->info};
+        g.x_engine = MOEI_MMA_QUANTIZE;
+    }
     g.vector = glu != NULL
                    ? rows_aligned(glu->y, glu->y_row_stride, glu->y_batch_stride, batched)
                    : rows_aligned(ggemm->y, ggemm->y_row_stride, ggemm->y_batch_stride, batched);
-    g.scale_copies = scales_are_words(&ggemm->x, w->k, batched);
+    g.scale_copies = extra->quantize == NULL && scales_are_words(&ggemm->x, w->k, batched);
     g.scales_by_eights = scales_are_of_eights(w) && (g.step == 1 || w->block_n % 16 == 0);
     g.weights_stay = v->pipes == 1 && ggemm->rows > (int64_t)v->bn * w->count;
     const size_t pitch = (size_t)v->pipes * (size_t)(v->stage_bytes + v->scale_bytes);

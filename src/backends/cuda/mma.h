@@ -5,6 +5,7 @@
 #define MOEI_CUDA_MMA_H
 
 #include "backends/cuda/device.h"
+#include "backends/gpu/args.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -12,9 +13,10 @@ extern "C" {
 
 /// How rows of x come into shared memory.
 typedef enum moei_mma_x {
-    MOEI_MMA_STORES, // from anywhere, by loads and stores
-    MOEI_MMA_GATHER, // by the copy engine, one at a time: some 40 cycles each
-    MOEI_MMA_BOX     // by the copy engine, all rows of a tile at once: they lie side by side
+    MOEI_MMA_STORES,  // from anywhere, by loads and stores
+    MOEI_MMA_GATHER,  // by the copy engine, one at a time: some 40 cycles each
+    MOEI_MMA_BOX,     // by the copy engine, all rows of a tile at once: they lie side by side
+    MOEI_MMA_QUANTIZE // by loads of f32 and stores of codes: extra.quantize
 } moei_mma_x;
 
 /// Arguments of every kernel.
@@ -47,6 +49,7 @@ typedef struct moei_mma_args {
     int32_t teams;    // of a block
     int32_t share_bytes; // of a tile's chunks' sums; 0 where a team is one pipe
     uint32_t delay;      // moei_exec.delay
+    moei_gpu_quantize_args quantize; // where x_engine says so
 } moei_mma_args;
 
 /// One compiled kernel.
@@ -86,11 +89,12 @@ bool moei_cuda_mma_wants_rows(const moei_exec *exec, const moek_ggemm_args *ggem
 
 /// What a launch does besides its product.
 typedef struct moei_mma_extra {
-    const moek_glu_args *glu;         // h = glu of the result, and ggemm->y is not written
-    const moek_combine_args *combine; // of ggemm->y, where moei_cuda_mma_combines
-    bool early;                       // all but x was there before the launch before this one began
-    int32_t *arrived;                 // with combine: moei_cuda_mma_counters of them, 0
-    int32_t *clear;                   // counters of a later product that are set to 0; NULL: none
+    const moek_glu_args *glu;           // h = glu of the result, and ggemm->y is not written
+    const moek_combine_args *combine;   // of ggemm->y, where moei_cuda_mma_combines
+    const moek_quantize_args *quantize; // gives ggemm->x, which is not written
+    bool early;       // all but x was there before the launch before this one began
+    int32_t *arrived; // with combine: moei_cuda_mma_counters of them, 0
+    int32_t *clear;   // counters of a later product that are set to 0; NULL: none
     int32_t clears;
 } moei_mma_extra;
 
@@ -99,6 +103,10 @@ bool moei_cuda_mma_combines(const moek_ggemm_args *ggemm, const moek_combine_arg
 
 /// Counters that such a product needs.
 int32_t moei_cuda_mma_counters(const moek_ggemm_args *ggemm);
+
+/// True where quantize can precede the product in its own launch: few rows of f32, in the order of
+/// their slots, and a scale for every 128 k.
+bool moei_cuda_mma_quantizes(const moek_ggemm_args *ggemm, const moek_quantize_args *quantize);
 
 /// Enqueues a product.
 moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,

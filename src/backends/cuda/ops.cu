@@ -15,7 +15,8 @@
     static __global__ void __launch_bounds__(threads, blocks)                                      \
         run_##name(const __grid_constant__ args a)                                                 \
     {                                                                                              \
-        if (MOEI_GPU_##name != MOEI_GPU_prologue_few) { /* which does it */                        \
+        if (MOEI_GPU_##name != MOEI_GPU_prologue_few &&                                            \
+            MOEI_GPU_##name != MOEI_GPU_prologue_quantize) { /* which do it */                     \
             dev_follow();                                                                          \
         }                                                                                          \
         moei_gpu_##name(&a);                                                                       \

@@ -5,6 +5,7 @@
 #define MOEI_CUDA_WGMMA_PRODUCE_CUH
 
 #include "backends/cuda/wgmma_shape.cuh"
+#include "backends/gpu/quantize.cuh"
 #include "backends/gpu/scales.cuh"
 
 // 16 bytes of a row of x that need not be aligned, with those past the end as zeros.
@@ -360,6 +361,125 @@ static __device__ __forceinline__ void produce_scales(const moei_mma_args *g, ui
     }
 }
 
+// Rows of f32 that are quantised on their way, by halves of the warp: two neighbouring ones, or of
+// a single row two blocks of k. A lane has eight elements.
+struct rows_of_floats {
+    const uint8_t *from; // the tile's first one
+    int there;           // how many it has
+    int r, kb;           // row and block of k that the lane reads next
+    moei_gpu_bits<8> ahead[2];
+};
+
+// Reads what comes after the next, and moves on; 0 where there is no element.
+static __device__ __forceinline__ void read_ahead(const moei_mma_args *g, rows_of_floats *rows)
+{
+    const int k = rows->kb * STAGE_K + (int)threadIdx.x % 16 * 8;
+    moei_gpu_bits<8> *to = &rows->ahead[1];
+    rows->ahead[0] = rows->ahead[1];
+    *to = {};
+    if (rows->r < rows->there && k < g->a.w.k) {
+        moei_gpu_fetch<8>(MOE_F32, rows->from + rows->r * g->quantize.a.x_row_stride + 4 * k, to);
+    }
+    if (rows->there == 1) {
+        rows->kb += 2;
+    } else if ((rows->r += 2) / 2 * 2 >= rows->there) {
+        rows->r %= 2;
+        rows->kb++;
+    }
+}
+
+// The codes and the scale of what the lane has read, where it has, as row r of a stage.
+static __device__ __forceinline__ void quantize_next(const moei_mma_args *g, rows_of_floats *rows,
+                                                     bool there, int r, uint32_t x, uint32_t scales)
+{
+    const int lane = (int)threadIdx.x % 16;
+    moei_gpu_quantize_args q = g->quantize;
+    float v[8];
+    uint32_t codes[4];
+    q.a.quant.elem = MOE_E4M3FN; // as moei_cuda_mma_quantizes has seen: other code is left out
+    q.info.scale = q.info.scale == MOEI_SCALE_DIV ? MOEI_SCALE_DIV : MOEI_SCALE_RECIP;
+    q.info.code = q.info.code == MOEI_CODE_DIVIDE ? MOEI_CODE_DIVIDE : MOEI_CODE_TIMES_INVERSE;
+    moei_gpu_decode<8>(MOE_F32, &rows->ahead[0], v);
+    read_ahead(g, rows);
+    const moei_magnitude m = moei_gpu_group_magnitude(v, 16);
+    const moei_scale s = moei_scale_by_float(&q.info, &q.a.quant, moei_f32_from_bits(m.amax));
+    if (s.use == MOEI_USE_DIVIDE && s.by >= MOEI_DIVISOR_LOW && s.by <= MOEI_DIVISOR_HIGH) {
+        const float inverse = moei_divf(1.0f, s.by);
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            v[i] = moei_divide_many(v[i], s.by, inverse);
+        }
+    } else {
+        moei_gpu_scale_piece(&s, v);
+    }
+    moei_gpu_clamp_piece(&q, v);
+    moei_gpu_encode_piece(&q, v, codes);
+    if (there) {
+        *hopper_pointer<uint2>(x + r * STAGE_K + (lane / 2 ^ r % 8) * 16 +
+                               lane % 2 * 8) = {codes[0], codes[1]};
+        if (lane == 0) {
+            const moe_scale_type type = q.a.quant.scale_type;
+            *hopper_pointer<float>(scales + 4 * r) =
+                type == MOE_SCALE_F32 || type == MOE_SCALE_UE8M0_F32
+                    ? s.value
+                    : moei_scale_from_byte(&q.info, type, s.byte);
+        }
+    }
+}
+
+// The stages of a tile whose rows are quantised. Every tile of an expert does it again: of few rows
+// that costs less than a launch, and the weights are under way meanwhile.
+template <class S>
+static __device__ __forceinline__ void
+produce_quantized(const moei_mma_args *g, const moei_tile *t, const weights_of<S> &weights,
+                  int blocks_k, ring_of ring, fill_place *f, int *early, uint64_t policy)
+{
+    static_assert(S::DEPTH == 1, "a stage has one block of k");
+    const int lane = (int)threadIdx.x % 32;
+    const int half = lane / 16;
+    rows_of_floats rows;
+    rows.there = (int)(t->i1 - t->i0);
+    rows.from = g->quantize.a.x + t->i0 * g->quantize.a.x_row_stride;
+    rows.r = rows.there > 1 ? half : 0;
+    rows.kb = rows.there > 1 ? 0 : half;
+    read_ahead(g, &rows);
+    read_ahead(g, &rows);
+    const int wide = rows.there > 1 ? 1 : 2; // blocks of k at the same time
+#pragma unroll 1
+    for (int kb = 0; kb < blocks_k; kb += wide) {
+        const int count = blocks_k - kb < wide ? 1 : wide;
+        fill_place at = *f;
+        int own = f->stage; // where this lane's codes go
+#pragma unroll 1
+        for (int i = 0; i < count; i++, advance(&at, g->stages)) {
+            const uint32_t full = ring.full + 8 * at.stage;
+            stagger(g->delay, (uint32_t)(kb + i));
+            hopper_barrier_wait(ring.empty + 8 * at.stage, at.parity);
+            if (lane == 0) {
+                hopper_barrier_expect(full, (uint32_t)weights.bytes);
+            }
+            if (*early > 0) {
+                --*early;
+            } else {
+                fetch_weights<S>(g, t, weights, kb + i, 1, ring.stages + at.stage * S::STAGE, full,
+                                 policy);
+            }
+            own = i == half || wide == 1 ? at.stage : own;
+        }
+        const uint32_t x = ring.stages + own * S::STAGE + S::WEIGHTS;
+        const uint32_t scales = ring.scales + own * S::SCALES;
+#pragma unroll 1
+        for (int r = 0; r < rows.there; r += 2) {
+            const int mine = wide > 1 ? 0 : r + half;
+            quantize_next(g, &rows, wide > 1 ? half < count : mine < rows.there, mine, x, scales);
+        }
+        hopper_fence_async(); // before the matrix unit reads what was stored
+        for (int i = 0; i < count; i++, advance(f, g->stages)) {
+            hopper_barrier_arrive(ring.full + 8 * f->stage);
+        }
+    }
+}
+
 template <class S>
 static __device__ __forceinline__ void produce(const moei_mma_args *g, uint32_t prefix, int pipe,
                                                ring_of ring)
@@ -399,6 +519,12 @@ static __device__ __forceinline__ void produce(const moei_mma_args *g, uint32_t 
         }
         if (!more) {
             return;
+        }
+        if constexpr (S::SCALED && S::SCALE_WARPS == 0) {
+            if (g->x_engine == MOEI_MMA_QUANTIZE) {
+                produce_quantized<S>(g, &t, weights, blocks_k, ring, &f, &early, policy);
+                continue;
+            }
         }
         const int there = t.i1 - t.i0 < S::BN ? (int)(t.i1 - t.i0) : S::BN;
         const int rows_of_x = g->x_engine == MOEI_MMA_BOX      ? S::BN

@@ -28,6 +28,11 @@ typedef struct moei_gpu_prologue_args {
     moei_gpu_sort_args sort;
 } moei_gpu_prologue_args;
 
+typedef struct moei_gpu_prologue_quantize_args {
+    moei_gpu_prologue_args prologue;
+    moei_gpu_quantize_args quantize;
+} moei_gpu_prologue_quantize_args;
+
 typedef struct moei_gpu_ggemm_args {
     moek_ggemm_args a;
     moe_dtype elem;     // of a.w.format

@@ -43,17 +43,18 @@ moe_status moei_gpu_route_wide(const moei_exec *, const moek_route_args *);
 
 /// route, place and sort: one launch where they are small, else two where place reads what route
 /// stores.
+/// @param quantize  in the same launch, where moei_gpu_prologue_steps counts it; NULL: none
 moe_status moei_gpu_prologue(const moei_exec *, const moek_route_args *, const moek_place_args *,
-                             const moek_sort_args *);
+                             const moek_sort_args *, const moek_quantize_args *quantize);
 
-/// True where these three steps begin a list.
-static inline bool moei_gpu_begins_with_prologue(const moei_step *steps, int32_t count)
-{
-    return count >= 3 && steps[0].op == MOEI_OP_ROUTE && steps[1].op == MOEI_OP_PLACE &&
-           steps[2].op == MOEI_OP_SORT;
-}
+/// How many steps at the beginning of a list moei_gpu_prologue takes: 3, 4 with a quantize, or 0.
+int32_t moei_gpu_prologue_steps(const moei_exec *, const moei_step *steps, int32_t count);
 
 moe_status moei_gpu_quantize(const moei_exec *, const moei_kernel *, const moek_quantize_args *);
+
+/// True where quantize is one launch of warps that share nothing: any others may do it.
+bool moei_gpu_quantizes_by_warp(const moek_quantize_args *);
+
 moe_status moei_gpu_ggemm(const moei_exec *, const moei_kernel *, const moek_ggemm_args *);
 moe_status moei_gpu_glu(const moei_exec *, const moei_kernel *, const moek_glu_args *);
 moe_status moei_gpu_combine(const moei_exec *, const moei_kernel *, const moek_combine_args *);

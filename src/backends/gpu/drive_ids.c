@@ -3,6 +3,9 @@
 #include "backends/gpu/args.h"
 #include "backends/gpu/drive.h"
 #include "backends/gpu/plans.h"
+#include "backends/gpu/tiles.h"
+
+#define QUANTIZE_BLOCKS 256 // beside the one that routes; warps stride over what is left
 
 // Blocks for n items, `per_block` in each; more than any device has where they do not fit.
 static uint32_t blocks_for(int64_t n, int64_t per_block)
@@ -84,9 +87,9 @@ moe_status moei_gpu_sort(const moei_exec *exec, const moei_kernel *kernel,
     return moei_gpu_launch(exec, MOEI_GPU_sort, grid, &sort);
 }
 
-// All three by one block, without counters.
+// All three by one block, without counters; the others, where there are any, quantise.
 static moe_status launch_few(const moei_exec *exec, const moei_gpu_route_args *route,
-                             const moek_sort_args *sort)
+                             const moek_sort_args *sort, const moek_quantize_args *quantize)
 {
     const moei_gpu_sort_plan plan =
         moei_gpu_plan_few(sort->tokens * sort->top_k, sort->num_experts);
@@ -94,8 +97,16 @@ static moe_status launch_few(const moei_exec *exec, const moei_gpu_route_args *r
     const uint32_t warps = // one for each token, where there are so many
         sort->tokens < MOEI_GPU_FEW_WARPS ? (uint32_t)sort->tokens : MOEI_GPU_FEW_WARPS;
     const uint32_t threads = 32 * warps > plan.threads ? 32 * warps : plan.threads;
-    const moei_gpu_grid grid = {1, threads, plan.shared, false};
-    return moei_gpu_launch(exec, MOEI_GPU_prologue_few, grid, &args);
+    moei_gpu_grid grid = {1, threads, plan.shared, false};
+    if (quantize == NULL) {
+        return moei_gpu_launch(exec, MOEI_GPU_prologue_few, grid, &args);
+    }
+    const moei_gpu_prologue_quantize_args both = {args, {*quantize, *quantize->info}};
+    const moei_gpu_tiles tiles =
+        moei_gpu_quantize_tiles(quantize->rows * quantize->batches, quantize->k);
+    const uint32_t blocks = blocks_for(tiles.count, threads / 32);
+    grid.blocks += blocks < QUANTIZE_BLOCKS ? blocks : QUANTIZE_BLOCKS;
+    return moei_gpu_launch(exec, MOEI_GPU_prologue_quantize, grid, &both);
 }
 
 // All three by one cluster: a warp for each token that a block has, and those of the sort.
@@ -115,13 +126,44 @@ static moe_status launch_prologue(const moei_exec *exec, const moei_gpu_route_ar
     return moei_gpu_launch(exec, MOEI_GPU_prologue, grid, &args);
 }
 
+// True where one block does all three.
+static bool is_few(const moei_exec *exec, const moek_route_args *route,
+                   const moek_place_args *place, const moek_sort_args *sort)
+{
+    return moei_gpu_is_small(route, place, moei_gpu_cluster_blocks(exec)) &&
+           moei_gpu_is_few(place, sort);
+}
+
+int32_t moei_gpu_prologue_steps(const moei_exec *exec, const moei_step *steps, int32_t count)
+{
+    if (count < 3 || steps[0].op != MOEI_OP_ROUTE || steps[1].op != MOEI_OP_PLACE ||
+        steps[2].op != MOEI_OP_SORT) {
+        return 0;
+    }
+    if (count == 3 || steps[3].op != MOEI_OP_QUANTIZE) {
+        return 3;
+    }
+    // Rows of tokens, as many as routing is told of too: nothing of it waits for routing.
+    const moek_route_args *route = &steps[0].args.route;
+    const moek_quantize_args *quantize = &steps[3].args.quantize;
+    const bool apart = quantize->counts == NULL &&
+                       (quantize->total == NULL || quantize->total == route->num_valid);
+    return apart && moei_gpu_quantizes_by_warp(quantize) &&
+                   is_few(exec, route, &steps[1].args.place, &steps[2].args.sort)
+               ? 4
+               : 3;
+}
+
 moe_status moei_gpu_prologue(const moei_exec *exec, const moek_route_args *route,
-                             const moek_place_args *place, const moek_sort_args *sort)
+                             const moek_place_args *place, const moek_sort_args *sort,
+                             const moek_quantize_args *quantize)
 {
     const moei_gpu_route_args both = {*route, *place, moei_gpu_hands_over(route, place)};
+    if (is_few(exec, route, place, sort)) {
+        return launch_few(exec, &both, sort, quantize);
+    }
     if (moei_gpu_is_small(route, place, moei_gpu_cluster_blocks(exec))) {
-        return moei_gpu_is_few(place, sort) ? launch_few(exec, &both, sort)
-                                            : launch_prologue(exec, &both, sort);
+        return launch_prologue(exec, &both, sort);
     }
     moe_status status = launch_route(exec, &both);
     if (status == MOE_OK && !both.places) {

@@ -56,6 +56,19 @@ static moei_gpu_grid rows_grid(const moek_quantize_args *a, int32_t piece, uint3
     return (moei_gpu_grid){blocks_for(tiles.count, most), THREADS, 0, false};
 }
 
+static moei_gpu_grid warps_grid(const moek_quantize_args *a)
+{
+    const moei_gpu_tiles tiles = moei_gpu_quantize_tiles(a->rows * a->batches, a->k);
+    const int64_t blocks = moei_i64_ceil_div(tiles.count, THREADS / 32); // a warp takes a tile
+    return (moei_gpu_grid){blocks_for(blocks, MAX_BLOCKS), THREADS, 0, false};
+}
+
+bool moei_gpu_quantizes_by_warp(const moek_quantize_args *args)
+{
+    return args->stage == MOEK_QUANTIZE_CODES && !moei_quantize_is_global(args->info) &&
+           by_warp(args);
+}
+
 // A block per scale, as large as its elements ask for.
 static moei_gpu_grid spans_grid(const moek_quantize_args *a)
 {
@@ -103,8 +116,6 @@ moe_status moei_gpu_quantize(const moei_exec *exec, const moei_kernel *kernel,
             return status;
         }
     }
-    return by_warp(args)
-               ? moei_gpu_launch(exec, MOEI_GPU_quantize,
-                                 rows_grid(args, MOEI_GPU_QUANTIZE_PIECE, 32, MAX_BLOCKS), &a)
-               : moei_gpu_launch(exec, MOEI_GPU_quantize_spans, spans_grid(args), &a);
+    return by_warp(args) ? moei_gpu_launch(exec, MOEI_GPU_quantize, warps_grid(args), &a)
+                         : moei_gpu_launch(exec, MOEI_GPU_quantize_spans, spans_grid(args), &a);
 }

@@ -5,6 +5,7 @@
 #define MOEI_GPU_PROLOGUE_CUH
 
 #include "backends/gpu/args.h"
+#include "backends/gpu/quantize.cuh"
 #include "backends/gpu/route.cuh"
 #include "backends/gpu/sort.cuh"
 
@@ -40,6 +41,18 @@ DEV_FN void moei_gpu_prologue_few(const moei_gpu_prologue_args *p)
     }
     dev_sync();
     moei_sort_few(&p->sort.a);
+}
+
+/// The first block does that, the others quantise.
+DEV_FN void moei_gpu_prologue_quantize(const moei_gpu_prologue_quantize_args *p)
+{
+    if (dev_block() == 0) {
+        moei_gpu_prologue_few(&p->prologue);
+        return;
+    }
+    dev_follow();
+    moei_gpu_quantize_share(&p->quantize, (dev_block() - 1) * dev_warps() + dev_warp(),
+                            (dev_blocks() - 1) * dev_warps());
 }
 
 #endif

@@ -291,15 +291,15 @@ DEV_FN void moei_gpu_quantize_warp(const moei_gpu_quantize_args *g, int32_t b, i
     }
 }
 
-DEV_FN void moei_gpu_quantize(const moei_gpu_quantize_args *g)
+/// What warp number `warp` of `warps` has of it.
+DEV_FN void moei_gpu_quantize_share(const moei_gpu_quantize_args *g, uint32_t warp, uint32_t warps)
 {
     const moek_quantize_args *a = &g->a;
-    const moei_gpu_tiles tiles =
-        moei_gpu_tiles_of(a->rows * a->batches, a->k, MOEI_GPU_QN, dev_threads(), 32);
-    for (int64_t tile = dev_block(); tile < tiles.count; tile += dev_blocks()) {
-        int64_t row; // one for all lanes of a warp
+    const moei_gpu_tiles tiles = moei_gpu_quantize_tiles(a->rows * a->batches, a->k);
+    for (int64_t tile = warp; tile < tiles.count; tile += warps) {
+        int64_t row;
         int64_t k;
-        moei_gpu_tile_at(&tiles, tile, MOEI_GPU_QN, dev_thread(), &row, &k);
+        moei_gpu_tile_at(&tiles, tile, MOEI_GPU_QN, dev_lane(), &row, &k);
         const int32_t b = a->batches > 1 ? (int32_t)moei_divide(row, a->rows) : 0;
         const int64_t r = row - b * a->rows;
         if (b >= a->batches || r >= a->rows) {
@@ -311,6 +311,11 @@ DEV_FN void moei_gpu_quantize(const moei_gpu_quantize_args *g)
             moei_gpu_store_no_scale(a, b, r, moei_divide(k, a->quant.group));
         }
     }
+}
+
+DEV_FN void moei_gpu_quantize(const moei_gpu_quantize_args *g)
+{
+    moei_gpu_quantize_share(g, dev_block() * dev_warps() + dev_warp(), dev_blocks() * dev_warps());
 }
 
 // ------------------------------------------------------------------------------ a block per scale

@@ -42,6 +42,12 @@ MOE_HD moei_gpu_tiles moei_gpu_tiles_of(int64_t rows, int64_t width, int32_t pie
     return t;
 }
 
+/// The tiles of quantize, which warps take.
+MOE_HD moei_gpu_tiles moei_gpu_quantize_tiles(int64_t rows, int64_t width)
+{
+    return moei_gpu_tiles_of(rows, width, MOEI_GPU_QUANTIZE_PIECE, 32, 32);
+}
+
 /// The tiles of combine, which warps take. Where there are many, lanes have several pieces of a
 /// token each, a tile's width apart: what its slots are is looked up once.
 ///
