@@ -32,15 +32,20 @@
 
 // The products of a tile, by the kind of its weights.
 template <class S>
-static __device__ __forceinline__ void multiply_tile(const moei_mma_args *g, const moei_tile *t,
-                                                     int warp, int blocks_k,
-                                                     const chunk_share &share, ring_of ring,
-                                                     ring_place *r, float (&sums)[S::SUMS])
+static __device__ __forceinline__ void
+multiply_tile(const moei_mma_args *g, const moei_tile *t, int warp, int blocks_k,
+              const chunk_share &share, ring_of ring, ring_place *r, float (&sums)[S::SUMS])
 {
     if constexpr (S::PACKED) {
         const bool plain = is_plain<S>(&g->a.w, t->e);
         if (!S::APART || g->a.w.block_k == 0) {
-            multiply_chunks<S>(g, plain, warp / 4, blocks_k, share, ring, r, sums);
+            if constexpr (S::SYNC) {
+                multiply_chunks<S>(g, plain, warp / 4, blocks_k, share, ring, r, sums);
+            } else if (plain) {
+                multiply_ahead<S, true>(g, warp / 4, blocks_k, ring, r, sums);
+            } else {
+                multiply_ahead<S, false>(g, warp / 4, blocks_k, ring, r, sums);
+            }
         } else if (S::SYNC && plain) { // a loop of its own: no branch at each step
             multiply_groups<S>(g, t, true, warp, blocks_k, ring, r, sums);
         } else {
