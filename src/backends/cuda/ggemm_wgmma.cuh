@@ -73,7 +73,7 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
     __shared__ int32_t last[S::PIPES];
     constexpr bool LATER = S::APART && S::PIPES > 1; // no registers to keep terms in
     const bool combines = S::COMBINES && g->combines;
-    if constexpr (S::SYNC) {
+    if constexpr (S::PACKED) {
         ring.full = hopper_fixed(ring.full);
         ring.empty = hopper_fixed(ring.empty);
     }
