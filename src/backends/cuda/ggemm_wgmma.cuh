@@ -19,7 +19,9 @@
 //   its math warpgroups multiply, 64 outputs each, then finish in registers.
 // Many rows: one pipe of two math warpgroups, which share the rows. Few rows: three or four pipes
 // of one math warpgroup, so that an expert's outputs spread over the device and what one pipe
-// waits for the others hide.
+// waits for the others hide; packed weights and up to 32 rows: two pipes of two, as L2 would not
+// bring the rows for each 64 outputs. Where tiles are fewer than pipes, neighbouring pipes share
+// one, chunk by chunk of packed weights.
 //
 // With SiLU or gpt-oss's SwiGLU, the outputs of a tile are gates and ups in alternating eights (the
 // copy engine brings them in this order, or they are packed so): a thread holds a gate and its up.
@@ -32,15 +34,20 @@
 
 // The products of a tile, by the kind of its weights.
 template <class S>
-static __device__ __forceinline__ void multiply_tile(const moei_mma_args *g, const moei_tile *t,
-                                                     int warp, int blocks_k,
-                                                     const chunk_share &share, ring_of ring,
-                                                     ring_place *r, float (&sums)[S::SUMS])
+static __device__ __forceinline__ void
+multiply_tile(const moei_mma_args *g, const moei_tile *t, int warp, int blocks_k,
+              const chunk_share &share, ring_of ring, ring_place *r, float (&sums)[S::SUMS])
 {
     if constexpr (S::PACKED) {
         const bool plain = is_plain<S>(&g->a.w, t->e);
         if (!S::APART || g->a.w.block_k == 0) {
-            multiply_chunks<S>(g, plain, warp / 4, blocks_k, share, ring, r, sums);
+            if constexpr (S::SYNC) {
+                multiply_chunks<S>(g, plain, warp / 4, blocks_k, share, ring, r, sums);
+            } else if (plain) {
+                multiply_ahead<S, true>(g, warp / 4, blocks_k, ring, r, sums);
+            } else {
+                multiply_ahead<S, false>(g, warp / 4, blocks_k, ring, r, sums);
+            }
         } else if (S::SYNC && plain) { // a loop of its own: no branch at each step
             multiply_groups<S>(g, t, true, warp, blocks_k, ring, r, sums);
         } else {
@@ -66,7 +73,7 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
 {
     const int blocks_k = (int)((S::X_BYTES * g->a.w.k + STAGE_K - 1) / STAGE_K);
     constexpr bool LATER = S::APART && S::PIPES > 1; // no registers to keep terms in
-    if constexpr (S::SYNC) {
+    if constexpr (S::PACKED) {
         ring.full = hopper_fixed(ring.full);
         ring.empty = hopper_fixed(ring.empty);
     }

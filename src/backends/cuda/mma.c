@@ -278,9 +278,9 @@ static bool scales_are_words(const moei_operand *x, int64_t k, bool batched)
                0;
 }
 
-// Pipes that share a tile, and the bytes of its chunks' sums. Where there are fewer tiles than pipes,
-// a launch lasts as long as the chunks of a tile one after the other: sharing is worth it where it
-// saves a fifth of them.
+// Pipes that share a tile, and the bytes of its chunks' sums. Where there are fewer tiles than
+// pipes, a launch lasts as long as the chunks of a tile one after the other: sharing is worth it
+// where it saves a fifth of them.
 static void share_tiles(const moei_mma_variant *v, int64_t sms, moei_mma_args *g)
 {
     enum { BYTES = 48 * 1024 }; // of a block: rings would lack more

@@ -41,12 +41,12 @@ typedef struct moei_mma_args {
     int32_t early;            // but for x, nothing depends on the launch before this one
     int32_t combines;         // the last tile of a block of outputs combines
     moek_combine_args combine;
-    int32_t *arrived; // tiles of each block of outputs that are complete; 0 at first
-    int32_t *clear;   // counters for a later launch, which this one sets to 0
-    int32_t clears;   // how many
-    int32_t stages;   // of each ring
-    int32_t share;    // pipes of a team, which multiply a tile together, each some chunks of k
-    int32_t teams;    // of a block
+    int32_t *arrived;    // tiles of each block of outputs that are complete; 0 at first
+    int32_t *clear;      // counters for a later launch, which this one sets to 0
+    int32_t clears;      // how many
+    int32_t stages;      // of each ring
+    int32_t share;       // pipes of a team, which multiply a tile together, each some chunks of k
+    int32_t teams;       // of a block
     int32_t share_bytes; // of a tile's chunks' sums; 0 where a team is one pipe
     uint32_t delay;      // moei_exec.delay
     moei_gpu_quantize_args quantize; // where x_engine says so

@@ -280,8 +280,9 @@ static __device__ __forceinline__ void decode_step(const packed_block<S> &b, int
     }
 }
 
-// Half a block, 32 k. Where products may stay under way (PENDING 1), registers of the halves take
-// turns: a product reads one while the other is decoded. SYNC: fresh sums are 0.
+// Half a block, 32 k. Where products may stay under way (PENDING 1; -1: whoever calls waits),
+// registers of the halves take turns: a product reads one while the other is decoded. SYNC: fresh
+// sums are 0.
 template <class S, int PENDING>
 static __device__ __forceinline__ void multiply_half(const packed_block<S> &b, int half, bool plain,
                                                      bool fresh, uint32_t (&a)[2][4],
@@ -310,7 +311,9 @@ static __device__ __forceinline__ void multiply_half(const packed_block<S> &b, i
         hopper_mma_registers<S::BN>(acc, a[0], b.x + 4 * half, !fresh);
         hopper_mma_registers<S::BN>(acc, a[1], b.x + 4 * half + 2, 1);
         hopper_mma_commit();
-        hopper_mma_wait<PENDING>();
+        if constexpr (PENDING >= 0) {
+            hopper_mma_wait<PENDING>();
+        }
     }
 }
 
@@ -364,7 +367,66 @@ static __device__ __forceinline__ void add_shared(const chunk_share &share, int 
     hopper_sync(1 + S::PIPES + share.team, share.step * S::TEAM); // the next tile's may come
 }
 
-// Packed weights whose scales are in the blocks, or hold for all of k: a chain per chunk.
+// Packed weights whose scales are in the blocks, or hold for all of k: a chain per chunk. By
+// warpgroups: codes of the next block are asked for while products of this one are under way.
+template <class S, bool PLAIN>
+static __device__ __forceinline__ void multiply_ahead(const moei_mma_args *g, int group,
+                                                      int blocks_k, ring_of ring, ring_place *r,
+                                                      float (&total)[S::BN / 2])
+{
+    const uint32_t zero = (uint32_t)g->zero_point;
+    const uint32_t zeros = S::APART ? decode_zeros(zero, zero) : 0;
+    uint32_t a[2][2][4];
+    packed_block<S> b;
+    int d = 0; // of the blocks of a stage
+    stagger(g->delay, 0);
+    hopper_barrier_wait(ring.full + 8 * r->stage, r->parity);
+    load_block<S>(ring.stages + r->stage * S::STAGE, group, 0, PLAIN, zeros, &b);
+#pragma unroll
+    for (int i = 0; i < S::BN / 2; i++) {
+        total[i] = -0.0f; // changes no sum
+    }
+#pragma unroll 1
+    for (int k0 = 0; k0 < blocks_k; k0 += CHUNK) {
+        const int k1 = k0 + CHUNK < blocks_k ? k0 + CHUNK : blocks_k;
+        float acc[S::BN / 2];
+#pragma unroll
+        for (int i = 0; i < S::BN / 2; i++) {
+            acc[i] = 0.0f;
+        }
+#pragma unroll 1
+        for (int kb = k0; kb < k1; kb++) {
+            multiply_half<S, 1>(b, 0, PLAIN, false, a[0], acc);
+            release<S>(r, ring); // the stage before, once: its last products are done
+            multiply_half<S, -1>(b, 1, PLAIN, false, a[1], acc);
+            if (++d == S::DEPTH || kb + 1 == blocks_k) {
+                advance(r, g->stages);
+                d = 0;
+                if (kb + 1 < blocks_k) {
+                    stagger(g->delay, (uint32_t)kb);
+                    hopper_barrier_wait(ring.full + 8 * r->stage, r->parity);
+                }
+            }
+            if (kb + 1 < blocks_k) {
+                load_block<S>(ring.stages + r->stage * S::STAGE, group, d, PLAIN, zeros, &b);
+            }
+            hopper_mma_wait<1>();
+        }
+        hopper_mma_wait<0>();
+        hopper_mma_keep(acc);
+        release<S>(r, ring);
+#pragma unroll
+        for (int i = 0; i < S::BN / 2; i++) {
+            total[i] = total[i] + acc[i];
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < S::BN / 2; i++) {
+        total[i] = total[i] * MOEI_OPERAND_UP(S::OPERAND);
+    }
+}
+
+// The same by warps.
 template <class S>
 static __device__ __forceinline__ void
 multiply_chunks(const moei_mma_args *g, bool plain, int group, int blocks_k,
@@ -373,7 +435,7 @@ multiply_chunks(const moei_mma_args *g, bool plain, int group, int blocks_k,
     static_assert(CHUNK % S::DEPTH == 0, "a stage lies in one chunk");
     const uint32_t zero = (uint32_t)g->zero_point;
     const uint32_t zeros = S::APART ? decode_zeros(zero, zero) : 0;
-    uint32_t a[2][2][4];
+    uint32_t a[2][4];
 #pragma unroll
     for (int i = 0; i < S::BN / 2; i++) {
         total[i] = -0.0f; // changes no sum
@@ -391,7 +453,7 @@ multiply_chunks(const moei_mma_args *g, bool plain, int group, int blocks_k,
             const uint32_t stage = ring.stages + r->stage * S::STAGE;
             stagger(g->delay, (uint32_t)kb);
             hopper_barrier_wait(ring.full + 8 * r->stage, r->parity);
-            const bool whole = S::SYNC && plain && k1 - kb >= S::DEPTH;
+            const bool whole = plain && k1 - kb >= S::DEPTH;
             if (whole) {
                 multiply_stage<S>(stage, group, zeros, acc);
             }
@@ -402,22 +464,12 @@ multiply_chunks(const moei_mma_args *g, bool plain, int group, int blocks_k,
                 }
                 packed_block<S> b;
                 load_block<S>(stage, group, d, plain, zeros, &b);
-                multiply_half<S, 1>(b, 0, plain, false, a[0], acc);
-                if (d == 0) {
-                    release<S>(r, ring); // the stage before: its last products are done
-                }
-                multiply_half<S, 1>(b, 1, plain, false, a[1], acc);
+                multiply_half<S, 0>(b, 0, plain, false, a, acc);
+                multiply_half<S, 0>(b, 1, plain, false, a, acc);
             }
             advance(r, g->stages);
-            if constexpr (S::SYNC) {
-                __syncwarp();
-                release<S>(r, ring); // all lanes have read it
-            }
-        }
-        if constexpr (!S::SYNC) {
-            hopper_mma_wait<0>();
-            hopper_mma_keep(acc);
-            release<S>(r, ring);
+            __syncwarp();
+            release<S>(r, ring); // all lanes have read it
         }
         if (S::SHARES && share.step > 1) {
             float4 *sums = hopper_pointer<float4>(share.sums) + threadIdx.x % S::TEAM +
