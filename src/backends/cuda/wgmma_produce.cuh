@@ -412,6 +412,7 @@ produce_quantized(const moei_mma_args *g, const moei_tile *t, const weights_of<S
             quantize_next(g, &rows, wide > 1 ? half < count : mine < rows.there, mine, x, scales);
         }
         hopper_fence_async(); // before the matrix unit reads what was stored
+#pragma unroll 1
         for (int i = 0; i < count; i++, advance(f, g->stages)) {
             hopper_barrier_arrive(ring.full + 8 * f->stage);
         }
