@@ -484,9 +484,8 @@ static bool combines(const moei_exec *exec, const moei_step *steps, int32_t coun
            moei_cuda_mma_counters(&steps[0].args.ggemm) <= MAX_COUNTERS;
 }
 
-// A run as it is enqueued: what the launch before did, NULL at first (of several steps the one that
-// others wait for longest), and whether counters have been set to 0 for the next product that
-// combines.
+// A run as it is enqueued: the last step of the launch before, NULL at first (sort, where it also
+// quantised), and whether counters have been set to 0 for the next product that combines.
 typedef struct run_state {
     const moei_step *before;
     bool cleared;
@@ -549,7 +548,7 @@ static int32_t run_first(const moei_exec *exec, const moei_step *steps, int32_t 
         *status =
             moei_gpu_prologue(exec, &steps[0].args.route, &steps[1].args.place, &steps[2].args.sort,
                               prologue > 3 ? &steps[3].args.quantize : NULL);
-        run->before = &steps[2]; // which writes where groups begin
+        run->before = &steps[2];
         return prologue;
     }
     const int32_t first = quantizes(steps, count) ? 1 : 0;

@@ -156,21 +156,13 @@ bool moei_cuda_mma_combines(const moek_ggemm_args *ggemm, const moek_combine_arg
 // of 64 outputs does it again.
 #define QUANTIZE_ROWS 2
 
-bool moei_cuda_mma_quantizes(const moek_ggemm_args *ggemm, const moek_quantize_args *quantize)
+bool moei_cuda_mma_quantizes(const moek_ggemm_args *ggemm, const moek_quantize_args *q)
 {
-    const moek_quantize_args *q = quantize;
-    const moei_quant_info *info = q->info;
-    const bool rule = // of those that the producers have code for
-        q->stage == MOEK_QUANTIZE_CODES && info->grain == MOEI_GRAIN_GROUP &&
-        q->quant.group == 128 && q->quant.elem == MOE_E4M3FN &&
-        (info->scale == MOEI_SCALE_DIV || info->scale == MOEI_SCALE_RECIP) &&
-        (info->code == MOEI_CODE_DIVIDE || info->code == MOEI_CODE_TIMES_INVERSE);
-    const bool rows = q->x_dtype == MOE_F32 && !q->silu_mul && q->batches == 1 &&
-                      ((uintptr_t)q->x | (uintptr_t)q->x_row_stride) % 16 == 0;
-    return rule && rows && ggemm->x.data == q->q && ggemm->x.scales == q->scales &&
-           ggemm->w.layout != MOEI_LAYOUT_PACKED && ggemm->w.k == q->k && ggemm->offsets != NULL &&
-           ggemm->row_index == NULL && ggemm->rows <= (int64_t)QUANTIZE_ROWS * ggemm->w.count &&
-           variant_for(ggemm)->pipes > 1;
+    return moei_gpu_is_fp8_group(q) && q->batches == 1 &&
+           ((uintptr_t)q->x | (uintptr_t)q->x_row_stride) % 16 == 0 && ggemm->x.data == q->q &&
+           ggemm->x.scales == q->scales && ggemm->w.layout != MOEI_LAYOUT_PACKED &&
+           ggemm->w.k == q->k && ggemm->offsets != NULL && ggemm->row_index == NULL &&
+           ggemm->rows <= (int64_t)QUANTIZE_ROWS * ggemm->w.count && variant_for(ggemm)->pipes > 1;
 }
 
 int32_t moei_cuda_mma_counters(const moek_ggemm_args *ggemm)

@@ -106,7 +106,7 @@ int32_t moei_cuda_mma_counters(const moek_ggemm_args *ggemm);
 
 /// True where quantize can precede the product in its own launch: few rows of f32, in the order of
 /// their slots, and a scale for every 128 k.
-bool moei_cuda_mma_quantizes(const moek_ggemm_args *ggemm, const moek_quantize_args *quantize);
+bool moei_cuda_mma_quantizes(const moek_ggemm_args *ggemm, const moek_quantize_args *q);
 
 /// Enqueues a product.
 moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,

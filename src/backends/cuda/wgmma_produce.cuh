@@ -393,36 +393,21 @@ static __device__ __forceinline__ void quantize_next(const moei_mma_args *g, row
                                                      bool there, int r, uint32_t x, uint32_t scales)
 {
     const int lane = (int)threadIdx.x % 16;
-    moei_gpu_quantize_args q = g->quantize;
+    const moei_gpu_quantize_args *q = &g->quantize;
     float v[8];
-    uint32_t codes[4];
-    q.a.quant.elem = MOE_E4M3FN; // as moei_cuda_mma_quantizes has seen: other code is left out
-    q.info.scale = q.info.scale == MOEI_SCALE_DIV ? MOEI_SCALE_DIV : MOEI_SCALE_RECIP;
-    q.info.code = q.info.code == MOEI_CODE_DIVIDE ? MOEI_CODE_DIVIDE : MOEI_CODE_TIMES_INVERSE;
+    uint32_t codes[2];
     moei_gpu_decode<8>(MOE_F32, &rows->ahead[0], v);
     read_ahead(g, rows);
-    const moei_magnitude m = moei_gpu_group_magnitude(v, 16);
-    const moei_scale s = moei_scale_by_float(&q.info, &q.a.quant, moei_f32_from_bits(m.amax));
-    if (s.use == MOEI_USE_DIVIDE && s.by >= MOEI_DIVISOR_LOW && s.by <= MOEI_DIVISOR_HIGH) {
-        const float inverse = moei_divf(1.0f, s.by);
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            v[i] = moei_divide_many(v[i], s.by, inverse);
-        }
-    } else {
-        moei_gpu_scale_piece(&s, v);
-    }
-    moei_gpu_clamp_piece(&q, v);
-    moei_gpu_encode_piece(&q, v, codes);
+    const moei_scale s = moei_gpu_quantize_fp8(q, v, codes);
     if (there) {
         *hopper_pointer<uint2>(x + r * STAGE_K + (lane / 2 ^ r % 8) * 16 +
                                lane % 2 * 8) = {codes[0], codes[1]};
         if (lane == 0) {
-            const moe_scale_type type = q.a.quant.scale_type;
+            const moe_scale_type type = q->a.quant.scale_type;
             *hopper_pointer<float>(scales + 4 * r) =
                 type == MOE_SCALE_F32 || type == MOE_SCALE_UE8M0_F32
                     ? s.value
-                    : moei_scale_from_byte(&q.info, type, s.byte);
+                    : moei_scale_from_byte(&q->info, type, s.byte);
         }
     }
 }
@@ -474,6 +459,7 @@ produce_quantized(const moei_mma_args *g, const moei_tile *t, const weights_of<S
             quantize_next(g, &rows, wide > 1 ? half < count : mine < rows.there, mine, x, scales);
         }
         hopper_fence_async(); // before the matrix unit reads what was stored
+#pragma unroll 1
         for (int i = 0; i < count; i++, advance(f, g->stages)) {
             hopper_barrier_arrive(ring.full + 8 * f->stage);
         }

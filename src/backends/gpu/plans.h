@@ -145,6 +145,19 @@ MOE_HD uint32_t moei_gpu_ggemm_shared(int32_t experts)
     return 4u * (2u * MOEI_GGEMM_SLICE * MOEI_GGEMM_PITCH + (uint32_t)experts + 1u);
 }
 
+// ---- quantize ----------------------------------------------------------------------------------
+
+/// True where codes are e4m3fn and 128 f32 of a row share a scale, by rules that a product has code
+/// for.
+MOE_HD bool moei_gpu_is_fp8_group(const moek_quantize_args *a)
+{
+    const moei_quant_info *info = a->info;
+    return a->stage == MOEK_QUANTIZE_CODES && info->grain == MOEI_GRAIN_GROUP &&
+           a->quant.group == 128 && a->quant.elem == MOE_E4M3FN && a->x_dtype == MOE_F32 &&
+           !a->silu_mul && (info->scale == MOEI_SCALE_DIV || info->scale == MOEI_SCALE_RECIP) &&
+           (info->code == MOEI_CODE_DIVIDE || info->code == MOEI_CODE_TIMES_INVERSE);
+}
+
 // ---- prologue ----------------------------------------------------------------------------------
 
 #define MOEI_GPU_PROLOGUE_WARPS  16

@@ -268,6 +268,33 @@ DEV_FN moei_magnitude moei_gpu_group_magnitude(const float *x, uint32_t lanes)
     return m;
 }
 
+/// The codes of eight of 128 values that share a scale, which 16 neighbouring lanes have, where
+/// moei_gpu_is_fp8_group: as the functions above make them, of which little is left.
+DEV_FN moei_scale moei_gpu_quantize_fp8(const moei_gpu_quantize_args *g, float *x, uint32_t *codes)
+{
+    moei_gpu_quantize_args q = *g;
+    uint32_t w[4];
+    q.a.quant.elem = MOE_E4M3FN;
+    q.info.scale = q.info.scale == MOEI_SCALE_DIV ? MOEI_SCALE_DIV : MOEI_SCALE_RECIP;
+    q.info.code = q.info.code == MOEI_CODE_DIVIDE ? MOEI_CODE_DIVIDE : MOEI_CODE_TIMES_INVERSE;
+    const moei_magnitude m = moei_gpu_group_magnitude(x, 128 / MOEI_GPU_QN);
+    const moei_scale s = moei_scale_by_float(&q.info, &q.a.quant, moei_f32_from_bits(m.amax));
+    if (s.use == MOEI_USE_DIVIDE && s.by >= MOEI_DIVISOR_LOW && s.by <= MOEI_DIVISOR_HIGH) {
+        const float inverse = moei_divf(1.0f, s.by);
+        MOEI_GPU_UNROLL
+        for (int i = 0; i < MOEI_GPU_QN; i++) {
+            x[i] = moei_divide_many(x[i], s.by, inverse);
+        }
+    } else {
+        moei_gpu_scale_piece(&s, x);
+    }
+    moei_gpu_clamp_piece(&q, x);
+    moei_gpu_encode_piece(&q, x, w);
+    codes[0] = w[0];
+    codes[1] = w[1];
+    return s;
+}
+
 /// The codes of 256 elements of a row, of which this lane has those from k on.
 DEV_FN void moei_gpu_quantize_warp(const moei_gpu_quantize_args *g, int32_t b, int64_t r, int64_t k)
 {
