@@ -66,12 +66,14 @@ static bool by_rows(const moek_quantize_args *a)
     const uint64_t x = (uintptr_t)a->x | (uint64_t)a->x_row_stride | (uint64_t)a->x_batch_stride;
     const uint64_t q = (uintptr_t)a->q | (uint64_t)a->q_row_stride | (uint64_t)a->q_batch_stride;
     return info->grain == MOEI_GRAIN_GROUP && a->quant.elem == MOE_E4M3FN &&
-           a->quant.group == MOEI_GPU_QUANTIZE_GROUP && a->k % MOEI_GPU_QUANTIZE_GROUP == 0 &&
+           a->quant.group == MOEI_GPU_QUANTIZE_GROUP && a->k > 0 &&
+           a->k % MOEI_GPU_QUANTIZE_GROUP == 0 &&
            (info->scale == MOEI_SCALE_RECIP || info->scale == MOEI_SCALE_DIV) &&
            (info->code == MOEI_CODE_DIVIDE || info->code == MOEI_CODE_TIMES_INVERSE) &&
            (type == MOE_SCALE_F32 || type == MOE_SCALE_UE8M0_F32) && !a->silu_mul &&
-           (a->x_dtype == MOE_F32 || a->x_dtype == MOE_BF16) && x % bytes == 0 && q % 4 == 0 &&
-           a->x_row_stride >> 31 == 0 && a->q_row_stride >> 31 == 0 &&
+           !a->zero_absent_scales && (a->x_dtype == MOE_F32 || a->x_dtype == MOE_BF16) &&
+           x % bytes == 0 && q % 4 == 0 && a->x_row_stride >> 31 == 0 &&
+           a->q_row_stride >> 31 == 0 &&
            a->rows * a->batches <= INT32_MAX / (a->k / MOEI_GPU_QUANTIZE_GROUP);
 }
 

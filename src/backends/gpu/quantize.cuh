@@ -318,7 +318,7 @@ DEV_FN void moei_gpu_quantize(const moei_gpu_quantize_args *g)
 
 enum { MOEI_GPU_QR = MOEI_GPU_QUANTIZE_GROUP / 32 }; // elements of a lane
 
-/// The arguments, with what the driver has seen to as constants: rules fold into what is left.
+/// The arguments, with what the driver has seen to as constants: the rules fold to what is left.
 DEV_FN moei_gpu_quantize_args moei_gpu_quantize_rows_rules(const moei_gpu_quantize_args *g)
 {
     moei_gpu_quantize_args one = *g;
@@ -403,8 +403,7 @@ DEV_FN uint32_t moei_gpu_quantize_rows_tile(const moei_gpu_quantize_args *args, 
     }
     m.any = m.amax;
     const moei_scale s = moei_gpu_scale_of(&g, m);
-    const bool plain = m.amax < MOEI_INF_BITS && moei_gpu_is_plain_divisor(s.by);
-    const uint32_t rows = dev_ballot(plain) & all;
+    const uint32_t rows = dev_ballot(moei_gpu_is_plain_divisor(s.by)) & all;
     if ((rows >> dev_lane() & 1u) != 0) {
         moei_gpu_store_scale(a, b, r + dev_lane(), group, &s);
     }
@@ -456,11 +455,6 @@ DEV_FN void moei_gpu_quantize_rows(const moei_gpu_quantize_rows_args *p)
     const int32_t rows = (int32_t)a->rows - r < (int32_t)t.rows ? (int32_t)a->rows - r : t.rows;
     const int32_t count = (int32_t)moei_quantize_count(a, (int32_t)b) - r;
     const int32_t n = count < 0 ? 0 : count < rows ? count : rows;
-    const int32_t lane = (int32_t)dev_lane();
-    if (a->zero_absent_scales && lane >= n && lane < rows) {
-        moei_gpu_quantize_args none = moei_gpu_quantize_rows_rules(g);
-        moei_gpu_store_no_scale(&none.a, (int32_t)b, r + lane, group);
-    }
     if (n == 0) {
         return;
     }
@@ -471,7 +465,7 @@ DEV_FN void moei_gpu_quantize_rows(const moei_gpu_quantize_rows_args *p)
     rest.a.k = k + MOEI_GPU_QUANTIZE_GROUP; // where its rows end
     for (; left != 0; left &= left - 1u) {
         moei_gpu_quantize_warp(&rest, (int32_t)b, r + dev_ffs(left) - 1,
-                               k + (int64_t)lane * MOEI_GPU_QN);
+                               k + (int64_t)dev_lane() * MOEI_GPU_QN);
     }
 }
 
