@@ -3,11 +3,12 @@
 // neighbouring elements, whose codes begin and end on a byte.
 //   quantize        groups of 8 to 256 elements, a power of two, and scales that are there before
 //                   the codes: a warp takes 256 elements of a row and keeps them in registers
-//   quantize_rows   the same for FP8 in groups of 128: a warp takes a group of each of several rows
+//   quantize_rows   the same for FP8 in groups of 128, as layers have it: a warp takes a group of
+//                   each of several rows, a lane four elements of each
 //   quantize_spans  everything else: a block per scale, which reads its elements twice
 //   quantize_amax, quantize_scale   before quantize, where one scale spans all rows
 //   dequantize      back
-// Limiting resource: the encoders' integer operations, then memory bandwidth.
+// Limiting resource: of quantize_rows memory bandwidth, else the encoders' integer operations.
 #ifndef MOEI_GPU_QUANTIZE_CUH
 #define MOEI_GPU_QUANTIZE_CUH
 
@@ -438,6 +439,8 @@ DEV_FN uint32_t moei_gpu_quantize_rows_any(const moei_gpu_quantize_args *g, int3
                                    : moei_gpu_quantize_rows_tile<MOE_BF16, R>(g, b, r, n, group);
 }
 
+/// A tile per warp: the grid has as many. What is left of it is done by quantize's rules, which
+/// read it again.
 DEV_FN void moei_gpu_quantize_rows(const moei_gpu_quantize_rows_args *p)
 {
     enum { R = MOEI_GPU_QUANTIZE_ROWS };
