@@ -70,6 +70,23 @@ MOE_HD uint8_t moei_f32_to_e4m3fn(float x, moei_overflow overflow)
     return (uint8_t)(((u >> 24) & 0x80u) | code);
 }
 
+/// moei_f32_to_e4m3fn, saturating, of four values without NaN: a word, the first in its low byte.
+MOE_HD uint32_t moei_f32_to_e4m3fn_x4(float x0, float x1, float x2, float x3)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+    uint16_t low;
+    uint16_t high;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(x1), "f"(x0));
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(x3), "f"(x2));
+    return low | (uint32_t)high << 16;
+#else
+    return moei_f32_to_e4m3fn(x0, MOEI_OVERFLOW_SATURATE) |
+           (uint32_t)moei_f32_to_e4m3fn(x1, MOEI_OVERFLOW_SATURATE) << 8 |
+           (uint32_t)moei_f32_to_e4m3fn(x2, MOEI_OVERFLOW_SATURATE) << 16 |
+           (uint32_t)moei_f32_to_e4m3fn(x3, MOEI_OVERFLOW_SATURATE) << 24;
+#endif
+}
+
 /// Exact. NaN codes give the quiet NaN 0x7FC00000 with the sign of the code, whatever the fraction.
 MOE_HD float moei_e5m2_to_f32(uint8_t c)
 {

@@ -73,6 +73,20 @@ MOE_HD float moei_absf(float x)
 #endif
 }
 
+/// The larger of |a| and |b|; a NaN where one of them is.
+MOE_HD float moei_max_absf(float a, float b)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    float m;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(m) : "f"(fabsf(a)), "f"(fabsf(b)));
+    return m;
+#else
+    const uint32_t x = moei_f32_bits(a) & 0x7FFFFFFFu;
+    const uint32_t y = moei_f32_bits(b) & 0x7FFFFFFFu;
+    return moei_f32_from_bits(x > y ? x : y);
+#endif
+}
+
 /// a / b, correctly rounded, also where a device compiler's `/` may be approximate.
 MOE_HD float moei_divf(float a, float b)
 {

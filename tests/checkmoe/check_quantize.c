@@ -256,6 +256,35 @@ static void check_large(quantize_rows *q, moec_rng *rng)
     }
 }
 
+// FP8 in whole groups of 128, which devices take several rows at a time where there are many.
+static void check_whole_groups(quantize_rows *q, moec_rng *rng)
+{
+    static const int64_t ks[] = {128, 256, 640, 1024};
+    static const moe_scale_type types[] = {MOE_SCALE_F32, MOE_SCALE_UE8M0_F32};
+    static const moe_quant_spec specs[] = {MOE_QUANT_FP8_GROUP_DIV, MOE_QUANT_FP8_GROUP_RECIP,
+                                           MOE_QUANT_FP8_GROUP_DEEPGEMM};
+    const int fills = MOEC_QUANTIZE_MIXED + 1;
+    for (int i = 0; i < 3 * 2 * 2 * (fills + 1) && !enough(q); i++, q->number++) {
+        const bool many = i / 12 == fills;
+        moec_quantize_problem p = {
+            .quant = {.spec = specs[i % 3], .group = 128, .scale_type = types[i / 3 % 2]},
+            .x_dtype = i / 6 % 2 != 0 ? MOE_BF16 : MOE_F32,
+            .fill = many ? MOEC_QUANTIZE_MIXED : (moec_quantize_fill)(i / 12)};
+        moei_quant_resolve(&p.quant);
+        set_layout(&p, moei_quant_get(p.quant.spec), q->number, rng);
+        p.quant.group = 128;
+        p.k = ks[moec_below(rng, 4)];
+        if (many) {
+            p.rows = 517;
+            p.k = 1024;
+            p.batches = p.batched ? 2 : 1;
+            p.counts[0] = 517;
+            p.counts[1] = 131;
+        }
+        run_problem(q, &p, rng);
+    }
+}
+
 // The masked SiLU-mul-quantise form: rules that are scaled by groups, bf16.
 static void check_silu(quantize_rows *q, moec_rng *rng)
 {
@@ -293,6 +322,7 @@ void moec_check_quantize(moec_run *run, const moei_kernel *kernel)
     check_specs(&q, &rng);
     if (!enough(&q)) {
         check_large(&q, &rng);
+        check_whole_groups(&q, &rng);
         check_silu(&q, &rng);
     }
     for (size_t i = 0; i < NUM_CONTEXTS; i++) {

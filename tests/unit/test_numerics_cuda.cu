@@ -80,6 +80,9 @@ ACTIVATION(swigluoai, moei_swigluoai(x, 3.0f, 1.702f, 1.0f, 7.0f))
 ACTIVATION(swigluoai_near, moei_swigluoai_exponent(x, 1.702f) < MOEI_FAR
                                ? 0.0f
                                : moei_swigluoai_near(x, 3.0f, 1.702f, 1.0f))
+ENCODE(e4m3fn_x4, x == x ? moei_f32_to_e4m3fn_x4(x, -x, 0.5f * x, 3.0f) : 0u)
+ENCODE(max_absf, x == x ? moei_f32_bits(moei_max_absf(x, -0.5f))
+                        : moei_f32_bits(moei_max_absf(-0.5f, x)) > 0x7F800000u)
 ENCODE(f32_to_bf16, moei_f32_to_bf16(x))
 ENCODE(f32_to_f16, moei_f32_to_f16(x))
 ENCODE(f32_to_e8m0, moei_f32_to_e8m0(x))
@@ -227,6 +230,8 @@ int main(int argc, char **argv)
     compare<fn_f32_to_e2m3>(stride, 0.0f);
     compare<fn_f32_to_e3m2>(stride, 0.0f);
     compare<fn_f32_to_e2m1>(stride, 0.0f);
+    compare<fn_e4m3fn_x4>(stride, 0.0f);
+    compare<fn_max_absf>(stride, 0.0f);
     compare<fn_f32_to_bf16>(stride, 0.0f);
     compare<fn_f32_to_f16>(stride, 0.0f);
     compare<fn_f32_to_e8m0>(stride, 0.0f);

@@ -5,12 +5,18 @@
 #define MOEI_GPU_ARGS_H
 
 #include "backends/gpu/plans.h"
+#include "backends/gpu/tiles.h"
 #include "moe/backend.h"
 
 typedef struct moei_gpu_quantize_args {
     moek_quantize_args a;
     moei_quant_info info; // what a.info points to on the host
 } moei_gpu_quantize_args;
+
+typedef struct moei_gpu_quantize_rows_args {
+    moei_gpu_quantize_args quantize;
+    moei_gpu_bands bands;
+} moei_gpu_quantize_rows_args;
 
 typedef struct moei_gpu_route_args {
     moek_route_args route;

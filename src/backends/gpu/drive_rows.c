@@ -69,6 +69,38 @@ bool moei_gpu_quantizes_by_warp(const moek_quantize_args *args)
            by_warp(args);
 }
 
+// FP8 in groups of 128 by the rules of vLLM and DeepGEMM, and addresses that lanes may read and
+// write at once.
+static bool by_rows(const moek_quantize_args *a)
+{
+    const moei_quant_info *info = a->info;
+    const moe_scale_type type = a->quant.scale_type;
+    const uint64_t bytes = MOEI_GPU_QUANTIZE_GROUP / 32 * (a->x_dtype == MOE_F32 ? 4 : 2);
+    const uint64_t x = (uintptr_t)a->x | (uint64_t)a->x_row_stride | (uint64_t)a->x_batch_stride;
+    const uint64_t q = (uintptr_t)a->q | (uint64_t)a->q_row_stride | (uint64_t)a->q_batch_stride;
+    return info->grain == MOEI_GRAIN_GROUP && a->quant.elem == MOE_E4M3FN &&
+           a->quant.group == MOEI_GPU_QUANTIZE_GROUP && a->k > 0 &&
+           a->k % MOEI_GPU_QUANTIZE_GROUP == 0 &&
+           (info->scale == MOEI_SCALE_RECIP || info->scale == MOEI_SCALE_DIV) &&
+           (info->code == MOEI_CODE_DIVIDE || info->code == MOEI_CODE_TIMES_INVERSE) &&
+           (type == MOE_SCALE_F32 || type == MOE_SCALE_UE8M0_F32) && !a->silu_mul &&
+           !a->zero_absent_scales && (a->x_dtype == MOE_F32 || a->x_dtype == MOE_BF16) &&
+           x % bytes == 0 && q % 4 == 0 && a->x_row_stride >> 31 == 0 &&
+           a->q_row_stride >> 31 == 0 &&
+           a->rows * a->batches <= INT32_MAX / (a->k / MOEI_GPU_QUANTIZE_GROUP);
+}
+
+static moe_status launch_rows(const moei_exec *exec, const moei_gpu_quantize_args *args)
+{
+    const moek_quantize_args *a = &args->a;
+    const moei_gpu_bands bands = moei_gpu_quantize_bands(a->rows, a->batches, a->k);
+    const moei_gpu_quantize_rows_args rows = {*args, bands};
+    const int64_t tiles = (int64_t)bands.groups * bands.bands * a->batches;
+    const uint32_t blocks = (uint32_t)moei_i64_ceil_div(tiles, THREADS / 32); // a warp takes one
+    const moei_gpu_grid grid = {blocks, THREADS, 0, false};
+    return moei_gpu_launch(exec, MOEI_GPU_quantize_rows, grid, &rows);
+}
+
 // A block per scale, as large as its elements ask for.
 static moei_gpu_grid spans_grid(const moek_quantize_args *a)
 {
@@ -115,6 +147,9 @@ moe_status moei_gpu_quantize(const moei_exec *exec, const moei_kernel *kernel,
         if (status != MOE_OK) {
             return status;
         }
+    }
+    if (by_rows(args)) {
+        return launch_rows(exec, &a);
     }
     return by_warp(args) ? moei_gpu_launch(exec, MOEI_GPU_quantize, warps_grid(args), &a)
                          : moei_gpu_launch(exec, MOEI_GPU_quantize_spans, spans_grid(args), &a);

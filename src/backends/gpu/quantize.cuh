@@ -3,10 +3,12 @@
 // neighbouring elements, whose codes begin and end on a byte.
 //   quantize        groups of 8 to 256 elements, a power of two, and scales that are there before
 //                   the codes: a warp takes 256 elements of a row and keeps them in registers
+//   quantize_rows   the same for FP8 in groups of 128, as layers have it: a warp takes a group of
+//                   each of several rows, a lane four elements of each
 //   quantize_spans  everything else: a block per scale, which reads its elements twice
 //   quantize_amax, quantize_scale   before quantize, where one scale spans all rows
 //   dequantize      back
-// Limiting resource: the encoders' integer operations, then memory bandwidth.
+// Limiting resource: of quantize_rows memory bandwidth, else the encoders' integer operations.
 #ifndef MOEI_GPU_QUANTIZE_CUH
 #define MOEI_GPU_QUANTIZE_CUH
 
@@ -343,6 +345,163 @@ DEV_FN void moei_gpu_quantize_share(const moei_gpu_quantize_args *g, uint32_t wa
 DEV_FN void moei_gpu_quantize(const moei_gpu_quantize_args *g)
 {
     moei_gpu_quantize_share(g, dev_block() * dev_warps() + dev_warp(), dev_blocks() * dev_warps());
+}
+
+// ------------------------------------------------------------ FP8 in groups of 128, row after row
+
+enum { MOEI_GPU_QR = MOEI_GPU_QUANTIZE_GROUP / 32 }; // elements of a lane
+
+/// The arguments, with what the driver has seen to as constants: the rules fold to what is left.
+DEV_FN moei_gpu_quantize_args moei_gpu_quantize_rows_rules(const moei_gpu_quantize_args *g)
+{
+    moei_gpu_quantize_args one = *g;
+    const bool f32 = g->a.quant.scale_type == MOE_SCALE_F32;
+    one.a.silu_mul = false;
+    one.a.quant.elem = MOE_E4M3FN;
+    one.a.quant.group = MOEI_GPU_QUANTIZE_GROUP;
+    one.a.quant.scale_type = f32 ? MOE_SCALE_F32 : MOE_SCALE_UE8M0_F32;
+    one.info.grain = MOEI_GRAIN_GROUP;
+    one.info.rounding = MOEI_ROUND_EVEN;
+    one.info.scale = g->info.scale == MOEI_SCALE_RECIP ? MOEI_SCALE_RECIP : MOEI_SCALE_DIV;
+    one.info.code = g->info.code == MOEI_CODE_DIVIDE ? MOEI_CODE_DIVIDE : MOEI_CODE_TIMES_INVERSE;
+    return one;
+}
+
+/// True for scales by which moei_gpu_quotient divides.
+DEV_FN bool moei_gpu_is_plain_divisor(float s)
+{
+    return s >= 0x1p-64f && s <= 0x1p64f;
+}
+
+/// x / s, correctly rounded from 2^-20 on; below, where all codes are zero, with the sign of x and
+/// below 2^-19. s is a plain divisor, and its rounded inverse is given: so the first quotient is at
+/// most two units off, the second less than one, and the correction of that one is Markstein's,
+/// which is right. The rests are exact and those of a zero +0: they leave a quotient of -0 alone.
+DEV_FN float moei_gpu_quotient(float x, float s, float inverse)
+{
+    float q = x * inverse;
+    q = moei_fmaf(-inverse, moei_fmaf(s, q, -x), q);
+    return moei_fmaf(-inverse, moei_fmaf(s, q, -x), q);
+}
+
+/// The codes of a lane's elements of R rows; lane i has what scales row i.
+template <moe_dtype X, int R, bool DIVIDES>
+DEV_FN void moei_gpu_quantize_rows_codes(const moei_gpu_bits<MOEI_GPU_QR> *in, float by,
+                                         uint32_t *codes)
+{
+    const float inverse = DIVIDES ? moei_divf(1.0f, by) : 0.0f;
+    MOEI_GPU_UNROLL
+    for (int i = 0; i < R; i++) {
+        const float row_by = dev_shfl_f32(by, i);
+        const float row_inverse = DIVIDES ? dev_shfl_f32(inverse, i) : 0.0f;
+        float x[MOEI_GPU_QR];
+        moei_gpu_decode<MOEI_GPU_QR>(X, &in[i], x);
+        MOEI_GPU_UNROLL
+        for (int j = 0; j < MOEI_GPU_QR; j++) {
+            x[j] = DIVIDES ? moei_gpu_quotient(x[j], row_by, row_inverse) : x[j] * row_by;
+        }
+        codes[i] = moei_f32_to_e4m3fn_x4(x[0], x[1], x[2], x[3]);
+    }
+}
+
+/// A group of n rows (1 to R) from r on. The reads of all rows are under way at once; a lane
+/// computes the scale of one row. Returns the rows with a NaN, an infinity or a scale that is no
+/// plain divisor, as bits: they are left.
+template <moe_dtype X, int R>
+DEV_FN uint32_t moei_gpu_quantize_rows_tile(const moei_gpu_quantize_args *args, int32_t b,
+                                            int64_t r, int n, uint32_t group)
+{
+    const moei_gpu_quantize_args g = moei_gpu_quantize_rows_rules(args);
+    const moek_quantize_args *a = &g.a;
+    const int64_t k = (int64_t)group * MOEI_GPU_QUANTIZE_GROUP + dev_lane() * MOEI_GPU_QR;
+    const uint8_t *x = moei_gpu_x_row(a, b, r) + k * moei_gpu_float_bytes(X);
+    const uint32_t own = dev_lane() % R; // the row whose scale is this lane's
+    const uint32_t last = (uint32_t)n - 1u;
+    const uint32_t all = (1u << n) - 1u;
+    moei_gpu_bits<MOEI_GPU_QR> in[R];
+    uint32_t codes[R];
+    MOEI_GPU_UNROLL
+    for (uint32_t i = 0; i < R; i++) { // rows past the last repeat it
+        moei_gpu_fetch<MOEI_GPU_QR>(
+            X, x + (uint64_t)(i < last ? i : last) * (uint32_t)a->x_row_stride, &in[i]);
+    }
+    moei_magnitude m = {0, 0};
+    MOEI_GPU_UNROLL
+    for (uint32_t i = 0; i < R; i++) {
+        float v[MOEI_GPU_QR];
+        moei_gpu_decode<MOEI_GPU_QR>(X, &in[i], v);
+        const float most = moei_max_absf(moei_max_absf(v[0], v[1]), moei_max_absf(v[2], v[3]));
+        const uint32_t bits = dev_warp_max_u32(moei_f32_bits(most));
+        m.amax = own == i ? bits : m.amax;
+    }
+    m.any = m.amax;
+    const moei_scale s = moei_gpu_scale_of(&g, m);
+    const uint32_t rows = dev_ballot(moei_gpu_is_plain_divisor(s.by)) & all;
+    if ((rows >> dev_lane() & 1u) != 0) {
+        moei_gpu_store_scale(a, b, r + dev_lane(), group, &s);
+    }
+    if (g.info.code == MOEI_CODE_DIVIDE) {
+        moei_gpu_quantize_rows_codes<X, R, true>(in, s.by, codes);
+    } else {
+        moei_gpu_quantize_rows_codes<X, R, false>(in, s.by, codes);
+    }
+    uint8_t *q = moei_gpu_q_row(a, b, r) + k;
+    const uint32_t stride = (uint32_t)a->q_row_stride;
+    if (rows == (1u << R) - 1u) {
+        MOEI_GPU_UNROLL
+        for (uint32_t i = 0; i < R; i++) {
+            *(uint32_t *)(void *)(q + (uint64_t)i * stride) = codes[i];
+        }
+    } else {
+        MOEI_GPU_UNROLL
+        for (uint32_t i = 0; i < R; i++) {
+            if ((rows >> i & 1u) != 0) {
+                *(uint32_t *)(void *)(q + (uint64_t)i * stride) = codes[i];
+            }
+        }
+    }
+    return all & ~rows;
+}
+
+template <int R>
+DEV_FN uint32_t moei_gpu_quantize_rows_any(const moei_gpu_quantize_args *g, int32_t b, int64_t r,
+                                           int n, uint32_t group)
+{
+    return g->a.x_dtype == MOE_F32 ? moei_gpu_quantize_rows_tile<MOE_F32, R>(g, b, r, n, group)
+                                   : moei_gpu_quantize_rows_tile<MOE_BF16, R>(g, b, r, n, group);
+}
+
+/// A tile per warp: the grid has as many. What is left of it is done by quantize's rules, which
+/// read it again.
+DEV_FN void moei_gpu_quantize_rows(const moei_gpu_quantize_rows_args *p)
+{
+    enum { R = MOEI_GPU_QUANTIZE_ROWS };
+    const moei_gpu_quantize_args *g = &p->quantize;
+    const moek_quantize_args *a = &g->a;
+    const moei_gpu_bands t = p->bands;
+    const uint32_t tile = dev_block() * dev_warps() + dev_warp();
+    const uint32_t band = tile / t.groups;
+    const uint32_t group = tile - band * t.groups;
+    const uint32_t b = a->batches > 1 ? band / t.bands : 0;
+    const int32_t r = (int32_t)((band - b * t.bands) * t.rows);
+    if (band >= t.bands * (uint32_t)a->batches) {
+        return;
+    }
+    const int32_t rows = (int32_t)a->rows - r < (int32_t)t.rows ? (int32_t)a->rows - r : t.rows;
+    const int32_t count = (int32_t)moei_quantize_count(a, (int32_t)b) - r;
+    const int32_t n = count < 0 ? 0 : count < rows ? count : rows;
+    if (n == 0) {
+        return;
+    }
+    uint32_t left = t.rows > 1 ? moei_gpu_quantize_rows_any<R>(g, (int32_t)b, r, n, group)
+                               : moei_gpu_quantize_rows_any<1>(g, (int32_t)b, r, n, group);
+    moei_gpu_quantize_args rest = moei_gpu_quantize_rows_rules(g);
+    const int64_t k = (int64_t)group * MOEI_GPU_QUANTIZE_GROUP;
+    rest.a.k = k + MOEI_GPU_QUANTIZE_GROUP; // where its rows end
+    for (; left != 0; left &= left - 1u) {
+        moei_gpu_quantize_warp(&rest, (int32_t)b, r + dev_ffs(left) - 1,
+                               k + (int64_t)dev_lane() * MOEI_GPU_QN);
+    }
 }
 
 // ------------------------------------------------------------------------------ a block per scale

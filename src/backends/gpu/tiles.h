@@ -9,6 +9,10 @@
 #define MOEI_GPU_COMBINE_PIECE  8
 #define MOEI_GPU_QUANTIZE_PIECE 8
 
+// What quantize_rows takes at a time.
+#define MOEI_GPU_QUANTIZE_GROUP 128 // elements of a row
+#define MOEI_GPU_QUANTIZE_ROWS  8   // rows, where they are many
+
 // A token's lanes of combine at least.
 #define MOEI_GPU_COMBINE_LANES 8
 
@@ -61,6 +65,26 @@ MOE_HD moei_gpu_tiles moei_gpu_combine_tiles(int64_t tokens, int64_t width, int3
     *steps = over < 1 ? 1 : over < MOST ? (int32_t)over : MOST;
     t.parts = (t.parts + (uint32_t)*steps - 1) / (uint32_t)*steps;
     t.count = ((tokens + (1 << t.rows_log2) - 1) >> t.rows_log2) * t.parts;
+    return t;
+}
+
+/// The tiles of quantize_rows, which warps take: a group of 128 columns of neighbouring rows of a
+/// batch, one group after the other.
+typedef struct moei_gpu_bands {
+    uint32_t rows;   // of a tile, MOEI_GPU_QUANTIZE_ROWS or 1
+    uint32_t groups; // of a row
+    uint32_t bands;  // of a batch: tiles one below the other
+} moei_gpu_bands;
+
+/// @param[in] rows  of a batch; they, times batches and groups, are fewer than 2^31
+MOE_HD moei_gpu_bands moei_gpu_quantize_bands(int64_t rows, int32_t batches, int64_t width)
+{
+    enum { ENOUGH = 512 }; // warps that have several rows: about one for each scheduler
+    moei_gpu_bands t;
+    t.groups = (uint32_t)(width / MOEI_GPU_QUANTIZE_GROUP);
+    t.rows =
+        rows * batches * t.groups < ENOUGH * MOEI_GPU_QUANTIZE_ROWS ? 1 : MOEI_GPU_QUANTIZE_ROWS;
+    t.bands = (uint32_t)((rows + t.rows - 1) / t.rows);
     return t;
 }
 
