@@ -72,6 +72,24 @@ DEV_FN void dev_sync_cluster(void)
     __syncthreads();
 }
 
+DEV_FN void dev_leave_cluster(void)
+{
+#if __CUDA_ARCH__ >= 900
+    if (gridDim.x > 1) {
+        asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+    }
+#endif
+}
+
+DEV_FN void dev_left_cluster(void)
+{
+#if __CUDA_ARCH__ >= 900
+    if (gridDim.x > 1) {
+        asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+    }
+#endif
+}
+
 DEV_FN void *dev_shared_of(uint32_t block)
 {
     void *p = dev_shared();

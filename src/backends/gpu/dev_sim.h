@@ -83,6 +83,17 @@ DEV_FN void dev_sync_cluster(void)
     moei_sim_sync_cluster();
 }
 
+DEV_FN void dev_leave_cluster(void) // all leave in dev_left_cluster
+{
+}
+
+DEV_FN void dev_left_cluster(void)
+{
+    if (dev_blocks() > 1) {
+        moei_sim_sync_cluster();
+    }
+}
+
 DEV_FN void *dev_shared_of(uint32_t block)
 {
     return moei_sim_shared_of(block);

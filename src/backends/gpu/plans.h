@@ -13,6 +13,7 @@
 #define MOEI_GPU_SHARED_MAX (99 << 10)
 #endif
 #define MOEI_GPU_SHARED_PLAIN (48 << 10) // every machine has it without being asked
+#define MOEI_GPU_CLUSTER      16         // blocks of a cluster at most, on any machine
 
 // ---- route -------------------------------------------------------------------------------------
 

@@ -11,11 +11,13 @@
 DEV_FN void moei_gpu_prologue(const moei_gpu_prologue_args *p)
 {
     const int64_t warps = (int64_t)dev_blocks() * dev_warps();
+    moei_sort_prepare(&p->sort);
+    dev_follow();
     for (int64_t t = moei_route_token_of_warp(); t < p->route.route.tokens; t += warps) {
         moei_gpu_route_small<false>(&p->route, t);
     }
     dev_sync_cluster();
-    moei_gpu_sort(&p->sort);
+    moei_sort_all(&p->sort);
 }
 
 /// The same of few slots, by one block: route leaves the keys of the sort in shared memory.

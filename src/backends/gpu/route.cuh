@@ -385,7 +385,7 @@ DEV_FN bool moei_route_choose_groups(const moek_route_args *a, const float *logi
             first[i % S] = begins ? none : first[(i + S - 1) % S];
             second[i % S] = begins ? none : second[(i + S - 1) % S];
             moei_route_rank_two(key[i], &first[i % S], &second[i % S]);
-            if (i % S < S - 1) {
+            if (i % S + 1 < S) {
                 continue;
             }
             moei_route_group_scores<S>(a, first, second, score);
