@@ -90,15 +90,18 @@ DEV_FN void dev_left_cluster(void)
 #endif
 }
 
-DEV_FN void *dev_shared_of(uint32_t block)
+DEV_FN int32_t dev_get_i32(uint32_t block, const int32_t *p)
 {
-    void *p = dev_shared();
 #if __CUDA_ARCH__ >= 900
-    asm("mapa.u64 %0, %0, %1;" : "+l"(p) : "r"(block));
+    uint32_t at = (uint32_t)__cvta_generic_to_shared(p);
+    int32_t v;
+    asm("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(at) : "r"(block));
+    asm volatile("ld.shared::cluster.b32 %0, [%1];" : "=r"(v) : "r"(at));
+    return v;
 #else
     (void)block;
+    return *p;
 #endif
-    return p;
 }
 
 DEV_FN void dev_follow(void)

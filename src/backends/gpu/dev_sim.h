@@ -94,9 +94,9 @@ DEV_FN void dev_left_cluster(void)
     }
 }
 
-DEV_FN void *dev_shared_of(uint32_t block)
+DEV_FN int32_t dev_get_i32(uint32_t block, const int32_t *p)
 {
-    return moei_sim_shared_of(block);
+    return ((const int32_t *)moei_sim_shared_of(block))[p - (const int32_t *)dev_shared()];
 }
 
 DEV_FN void dev_follow(void) // launches end before the next begins

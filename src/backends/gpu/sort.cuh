@@ -282,7 +282,6 @@ DEV_FN void moei_sort_name_blocks(const moek_sort_args *a, uint32_t e, int32_t f
 // two blocks ask the same one at a time.
 DEV_FN int32_t moei_sort_gather(const moei_sort_block *b, uint32_t e, int32_t *before)
 {
-    const size_t at = (size_t)(b->count - (int32_t *)dev_shared()) + e;
     int32_t sum = 0;
     *before = 0;
     if (dev_blocks() == 1) {
@@ -291,7 +290,7 @@ DEV_FN int32_t moei_sort_gather(const moei_sort_block *b, uint32_t e, int32_t *b
     int32_t count[MOEI_GPU_CLUSTER];
     MOEI_GPU_UNROLL
     for (uint32_t i = 0; i < MOEI_GPU_CLUSTER; i++) {
-        count[i] = i < dev_blocks() ? ((const int32_t *)dev_shared_of(i ^ dev_block()))[at] : 0;
+        count[i] = i < dev_blocks() ? dev_get_i32(i ^ dev_block(), b->count + e) : 0;
     }
     MOEI_GPU_UNROLL
     for (uint32_t i = 0; i < MOEI_GPU_CLUSTER; i++) {
