@@ -423,10 +423,10 @@ void moei_sim_sync_cluster(void)
 void *moei_sim_shared_of(uint32_t block)
 {
     if (block >= m.running) {
-        moei_sim_fail("dev_shared_of", "block", block);
+        moei_sim_fail("dev_get_i32", "block", block);
     }
     if (!m.met || m.fibers[block * MAX_THREADS].at == NULL) {
-        moei_sim_fail("dev_shared_of before its beginning or after its end", "block", block);
+        moei_sim_fail("dev_get_i32 before its beginning or after its end", "block", block);
     }
     return m.shared[block];
 }

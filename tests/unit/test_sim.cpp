@@ -59,9 +59,9 @@ static void promises(const void *args)
         dev_sync();
         shared[dev_thread()] = 1000 * dev_block() + dev_thread();
         dev_sync_cluster();
-        const uint32_t *other = (const uint32_t *)dev_shared_of(next);
-        good =
-            good && other[THREADS - 1 - dev_thread()] == 1000 * next + THREADS - 1 - dev_thread();
+        const uint32_t last = THREADS - 1 - dev_thread();
+        const int32_t other = dev_get_i32(next, (const int32_t *)shared + last);
+        good = good && (uint32_t)other == 1000 * next + last;
         dev_sync_cluster();
         shared[dev_thread()] = 0;
     }
@@ -127,14 +127,14 @@ static void no_cluster(const void *)
 
 static void too_early(const void *)
 {
-    (void)dev_shared_of(1 - dev_block());
+    (void)dev_get_i32(1 - dev_block(), (const int32_t *)dev_shared());
     dev_sync_cluster();
 }
 
 static void too_late(const void *)
 {
     dev_sync_cluster();
-    (void)dev_shared_of(1 - dev_block());
+    (void)dev_get_i32(1 - dev_block(), (const int32_t *)dev_shared());
 }
 
 static void some_blocks_sync(const void *)
@@ -179,10 +179,10 @@ int main(void)
                       "body trial, block 0: thread 0: dev_sync_cluster without a cluster: block 0 "
                       "is out of range");
         check_refusal(too_early, {2, 32, 0, true}, "0",
-                      "body trial, block 0: thread 0: dev_shared_of before its beginning or after "
+                      "body trial, block 0: thread 0: dev_get_i32 before its beginning or after "
                       "its end: block 1 is out of range");
         check_refusal(too_late, {2, 32, 0, true}, "0",
-                      "body trial, block 1: thread 0: dev_shared_of before its beginning or after "
+                      "body trial, block 1: thread 0: dev_get_i32 before its beginning or after "
                       "its end: block 0 is out of range");
         check_refusal(some_blocks_sync, {2, 32, 0, true}, "1",
                       "body trial, block 0: thread 0 is in dev_sync_cluster, thread 0 in its end");

@@ -239,7 +239,7 @@ static uint32_t find_cluster(const moei_cuda_device *device)
     const bool beyond = device->overlaps &&
                         cudaFuncSetAttribute(sort, beyond_8, 1) == cudaSuccess &&
                         cudaFuncSetAttribute(prologue, beyond_8, 1) == cudaSuccess;
-    uint32_t blocks = !device->overlaps ? 1 : beyond ? 16 : 8;
+    uint32_t blocks = !device->overlaps ? 1 : beyond ? MOEI_GPU_CLUSTER : 8;
     for (; blocks > 1; blocks /= 2) {
         const moei_gpu_sort_plan plan =
             moei_gpu_plan_sort(INT32_MAX, 512, 32 * MOEI_GPU_SORT_WARPS, blocks);

@@ -11,12 +11,18 @@
 #include "backends/gpu/route.cuh"
 #include "backends/gpu/sort.cuh"
 
+// Bodies that have something to do before.
+static constexpr bool follows_itself(moei_gpu_body body)
+{
+    return body == MOEI_GPU_sort || body == MOEI_GPU_prologue || body == MOEI_GPU_prologue_few ||
+           body == MOEI_GPU_prologue_quantize;
+}
+
 #define MOE_GPU_BODY(name, args, threads, blocks)                                                  \
     static __global__ void __launch_bounds__(threads, blocks)                                      \
         run_##name(const __grid_constant__ args a)                                                 \
     {                                                                                              \
-        if (MOEI_GPU_##name != MOEI_GPU_prologue_few &&                                            \
-            MOEI_GPU_##name != MOEI_GPU_prologue_quantize) { /* which do it */                     \
+        if (!follows_itself(MOEI_GPU_##name)) {                                                    \
             dev_follow();                                                                          \
         }                                                                                          \
         moei_gpu_##name(&a);                                                                       \

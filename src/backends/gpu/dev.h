@@ -16,8 +16,13 @@
 //   dev_sync_warp()                the same for a warp
 //   dev_sync_cluster()             the same for all blocks of a grid that is one cluster
 //                                  (moei_gpu_grid); of one block, dev_sync
-//   dev_shared_of(block)           the shared memory of another block of it, which must have begun
-//                                  and not have ended: between two dev_sync_cluster
+//   dev_leave_cluster()            this thread has read what it needed of the shared memory of
+//   other dev_left_cluster()             blocks; waits until all threads of all blocks have. Memory
+//   is not
+//                                  ordered. One follows the other; of one block, nothing
+//   dev_get_i32(block, p)          what lies in the shared memory of a block of it where p is in
+//                                  this one's; it must have begun and not have ended: between
+//                                  dev_sync_cluster and the next, or dev_leave_cluster
 //   dev_follow()                   waits for the launches before this one, which it may have begun
 //                                  beside, and lets the next begin. Before it nothing is read but
 //                                  arguments, and nothing written but shared memory

@@ -72,15 +72,36 @@ DEV_FN void dev_sync_cluster(void)
     __syncthreads();
 }
 
-DEV_FN void *dev_shared_of(uint32_t block)
+DEV_FN void dev_leave_cluster(void)
 {
-    void *p = dev_shared();
 #if __CUDA_ARCH__ >= 900
-    asm("mapa.u64 %0, %0, %1;" : "+l"(p) : "r"(block));
+    if (gridDim.x > 1) {
+        asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+    }
+#endif
+}
+
+DEV_FN void dev_left_cluster(void)
+{
+#if __CUDA_ARCH__ >= 900
+    if (gridDim.x > 1) {
+        asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+    }
+#endif
+}
+
+DEV_FN int32_t dev_get_i32(uint32_t block, const int32_t *p)
+{
+#if __CUDA_ARCH__ >= 900
+    uint32_t at = (uint32_t)__cvta_generic_to_shared(p);
+    int32_t v;
+    asm("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(at) : "r"(block));
+    asm volatile("ld.shared::cluster.b32 %0, [%1];" : "=r"(v) : "r"(at));
+    return v;
 #else
     (void)block;
+    return *p;
 #endif
-    return p;
 }
 
 DEV_FN void dev_follow(void)

@@ -83,9 +83,20 @@ DEV_FN void dev_sync_cluster(void)
     moei_sim_sync_cluster();
 }
 
-DEV_FN void *dev_shared_of(uint32_t block)
+DEV_FN void dev_leave_cluster(void) // all leave in dev_left_cluster
 {
-    return moei_sim_shared_of(block);
+}
+
+DEV_FN void dev_left_cluster(void)
+{
+    if (dev_blocks() > 1) {
+        moei_sim_sync_cluster();
+    }
+}
+
+DEV_FN int32_t dev_get_i32(uint32_t block, const int32_t *p)
+{
+    return ((const int32_t *)moei_sim_shared_of(block))[p - (const int32_t *)dev_shared()];
 }
 
 DEV_FN void dev_follow(void) // launches end before the next begins

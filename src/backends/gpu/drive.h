@@ -28,8 +28,8 @@ typedef struct moei_gpu_grid {
 moe_status moei_gpu_launch(const moei_exec *exec, moei_gpu_body body, moei_gpu_grid grid,
                            const void *args);
 
-/// Blocks of a cluster at most, a power of two: they run side by side, wait for each other and read
-/// each other's shared memory. 1 where the device has no clusters.
+/// Blocks of a cluster at most, a power of two up to MOEI_GPU_CLUSTER: they run side by side, wait
+/// for each other and read each other's shared memory. 1 where the device has no clusters.
 uint32_t moei_gpu_cluster_blocks(const moei_exec *exec);
 
 // As the members of moei_backend; their rows are the shared bodies.

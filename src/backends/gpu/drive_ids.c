@@ -38,7 +38,12 @@ static moe_status launch_route(const moei_exec *exec, const moei_gpu_route_args 
         .blocks = blocks_for(args->route.tokens, warps),
         .threads = 32 * warps,
     };
-    return moei_gpu_launch(exec, MOEI_GPU_route, grid, args);
+    const int32_t rows = moei_gpu_route_rows(&args->route);
+    const moei_gpu_body body = rows <= 64    ? MOEI_GPU_route_64
+                               : rows <= 128 ? MOEI_GPU_route_128
+                               : rows <= 256 ? MOEI_GPU_route_256
+                                             : MOEI_GPU_route_512;
+    return moei_gpu_launch(exec, body, grid, args);
 }
 
 moe_status moei_gpu_route_wide(const moei_exec *exec, const moek_route_args *args)

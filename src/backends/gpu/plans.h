@@ -13,12 +13,19 @@
 #define MOEI_GPU_SHARED_MAX (99 << 10)
 #endif
 #define MOEI_GPU_SHARED_PLAIN (48 << 10) // every machine has it without being asked
+#define MOEI_GPU_CLUSTER      16         // blocks of a cluster at most, on any machine
 
 // ---- route -------------------------------------------------------------------------------------
 
 #define MOEI_GPU_ROUTE_WARPS 8   // tokens of a block at most
 #define MOEI_GPU_ROUTE_FEW   512 // tokens that half as many warps spread over more multiprocessors
 #define MOEI_GPU_ROUTE_ROWS  512 // rows of the path that holds a token in registers
+
+/// Logits of a token; moei_gpu_route_in_registers says whether they are few.
+MOE_HD int32_t moei_gpu_route_rows(const moek_route_args *a)
+{
+    return a->num_experts + a->desc.zero_experts + a->desc.shared_scores;
+}
 
 /// True where a token fits into a warp's registers: a lane has up to 16 rows, one slot and one
 /// shared score.
@@ -34,7 +41,7 @@ MOE_HD bool moei_gpu_route_in_registers(const moek_route_args *a)
 /// weights of the slots (before that, the scores of groups).
 MOE_HD uint32_t moei_gpu_route_words(const moek_route_args *a)
 {
-    const int32_t rows = a->num_experts + a->desc.zero_experts + a->desc.shared_scores;
+    const int32_t rows = moei_gpu_route_rows(a);
     const int32_t slots = a->top_k > a->desc.num_groups ? a->top_k : a->desc.num_groups;
     return 2u * (uint32_t)rows + 2u * (uint32_t)slots;
 }

@@ -12,11 +12,13 @@
 DEV_FN void moei_gpu_prologue(const moei_gpu_prologue_args *p)
 {
     const int64_t warps = (int64_t)dev_blocks() * dev_warps();
+    moei_sort_prepare(&p->sort);
+    dev_follow();
     for (int64_t t = moei_route_token_of_warp(); t < p->route.route.tokens; t += warps) {
-        moei_gpu_route_small<false>(&p->route, t);
+        moei_gpu_route_small<0, false>(&p->route, t);
     }
     dev_sync_cluster();
-    moei_gpu_sort(&p->sort);
+    moei_sort_all(&p->sort);
 }
 
 /// The same of few slots, by one block: route leaves the keys of the sort in shared memory.
@@ -29,7 +31,7 @@ DEV_FN void moei_gpu_prologue_few(const moei_gpu_prologue_args *p)
     MOEI_GPU_ROLL
     do {
         if (dev_warp() < tokens) {
-            moei_gpu_route_small<true>(&p->route, t);
+            moei_gpu_route_small<0, true>(&p->route, t);
         }
         if (t < 0) {
             dev_follow();

@@ -385,7 +385,7 @@ DEV_FN bool moei_route_choose_groups(const moek_route_args *a, const float *logi
             first[i % S] = begins ? none : first[(i + S - 1) % S];
             second[i % S] = begins ? none : second[(i + S - 1) % S];
             moei_route_rank_two(key[i], &first[i % S], &second[i % S]);
-            if (i % S < S - 1) {
+            if (i % S + 1 < S) {
                 continue;
             }
             moei_route_group_scores<S>(a, first, second, score);
@@ -536,13 +536,26 @@ DEV_FN moei_route_slot moei_route_rows(const moek_route_args *a, int64_t t,
     return s;
 }
 
+// N: rows of a lane; 0: 2, 4, 8 or 16, as many as it takes.
+template <int N>
+DEV_FN moei_route_slot moei_route_any_rows(const moek_route_args *a, int64_t t,
+                                           const moei_route_sizes *n)
+{
+    if constexpr (N > 0) {
+        return moei_route_rows<N>(a, t, n);
+    } else {
+        return n->rows <= 64    ? moei_route_rows<2>(a, t, n)
+               : n->rows <= 128 ? moei_route_rows<4>(a, t, n)
+               : n->rows <= 256 ? moei_route_rows<8>(a, t, n)
+                                : moei_route_rows<16>(a, t, n);
+    }
+}
+
+template <int N>
 DEV_FN moei_route_slot moei_route_registers(const moek_route_args *a, int64_t t,
                                             const moei_route_sizes *n)
 {
-    moei_route_slot s = n->rows <= 64    ? moei_route_rows<2>(a, t, n)
-                        : n->rows <= 128 ? moei_route_rows<4>(a, t, n)
-                        : n->rows <= 256 ? moei_route_rows<8>(a, t, n)
-                                         : moei_route_rows<16>(a, t, n);
+    moei_route_slot s = moei_route_any_rows<N>(a, t, n);
     const float scale = t < 0 ? 1.0f : moei_route_scale(a);
     s.weight = moei_route_on_chosen(a->desc.scoring)
                    ? moei_route_weigh_logit(a->desc.scoring, s.weight, s.id, n->k)
@@ -859,10 +872,11 @@ DEV_FN bool moei_route_is_absent(const moek_route_args *a, int64_t t)
     return a->num_valid != NULL && t >= a->num_valid[0];
 }
 
-/// A token that fits into registers, by the warp in hand. FEW: of few slots, which place; the keys
-/// that they are sorted by begin the shared memory. Such a token does not wait for num_valid, and
-/// t < 0 is a rehearsal, which computes as for any token, but reads and writes no memory.
-template <bool FEW> DEV_FN void moei_gpu_route_small(const moei_gpu_route_args *g, int64_t t)
+/// A token that fits into registers, by the warp in hand. N: moei_route_any_rows. FEW: of few
+/// slots, which place; the keys that they are sorted by begin the shared memory. Such a token does
+/// not wait for num_valid, and t < 0 is a rehearsal, which computes as for any token, but reads and
+/// writes no memory.
+template <int N, bool FEW> DEV_FN void moei_gpu_route_small(const moei_gpu_route_args *g, int64_t t)
 {
     const moek_route_args *a = &g->route;
     const moei_route_sizes n = moei_route_size(a);
@@ -872,7 +886,7 @@ template <bool FEW> DEV_FN void moei_gpu_route_small(const moei_gpu_route_args *
     bool valid = FEW || !moei_route_is_absent(a, t);
     moei_route_slot s = {-1, 0.0f, 0.0f, true};
     if (valid) {
-        s = moei_route_registers(a, t, &n);
+        s = moei_route_registers<N>(a, t, &n);
     }
     if (rehearses) {
         return;
@@ -901,12 +915,33 @@ DEV_FN int64_t moei_route_token_of_warp(void)
     return (int64_t)dev_block() * dev_warps() + dev_warp();
 }
 
-DEV_FN void moei_gpu_route(const moei_gpu_route_args *g)
+template <int N> DEV_FN void moei_route_body(const moei_gpu_route_args *g)
 {
     const int64_t t = moei_route_token_of_warp();
     if (t >= 0 && t < g->route.tokens) { // for all lanes or none; no rehearsal
-        moei_gpu_route_small<false>(g, t);
+        moei_gpu_route_small<N, false>(g, t);
     }
+}
+
+/// Up to so many rows: what fewer rows need leaves registers for more warps.
+DEV_FN void moei_gpu_route_64(const moei_gpu_route_args *g)
+{
+    moei_route_body<2>(g);
+}
+
+DEV_FN void moei_gpu_route_128(const moei_gpu_route_args *g)
+{
+    moei_route_body<4>(g);
+}
+
+DEV_FN void moei_gpu_route_256(const moei_gpu_route_args *g)
+{
+    moei_route_body<8>(g);
+}
+
+DEV_FN void moei_gpu_route_512(const moei_gpu_route_args *g)
+{
+    moei_route_body<16>(g);
 }
 
 // A token at or past num_valid.

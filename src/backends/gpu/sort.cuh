@@ -170,6 +170,11 @@ DEV_FN int32_t moei_sort_warps_before(int32_t v, int32_t *sums, int32_t *all)
     return (int32_t)dev_shfl_u32((uint32_t)up_to, (int)dev_warp()) - v;
 }
 
+DEV_FN int32_t *moei_sort_other_sums(const moei_sort_block *b, const int32_t *sums)
+{
+    return sums == b->sums ? b->sums + MOEI_GPU_SORT_WARPS : b->sums;
+}
+
 // Sum over the lanes up to this one, `step` apart, within groups of `width`.
 DEV_FN int32_t moei_sort_scan(int32_t v, uint32_t step, uint32_t width)
 {
@@ -191,6 +196,7 @@ DEV_FN int32_t moei_sort_lay_out(const moei_sort_block *b, bool first)
     const uint32_t width = 32 / MOEI_SORT_LANES; // experts of a warp
     const uint32_t each = (b->p->counting + MOEI_SORT_LANES - 1) / MOEI_SORT_LANES;
     const uint32_t row = lane / width * each;
+    int32_t *sums = b->sums;
     int32_t done = 0; // places of the experts before
     for (uint32_t e0 = 0; e0 < b->experts; e0 += width * dev_warps()) {
         const uint32_t e = e0 + width * dev_warp() + lane % width;
@@ -213,9 +219,9 @@ DEV_FN int32_t moei_sort_lay_out(const moei_sort_block *b, bool first)
             end = moei_sort_scan(count, 1, width);
             total = (int32_t)dev_shfl_u32((uint32_t)end, (int)width - 1);
         }
-        int32_t *sums = b->sums + (e0 / (width * dev_warps()) % 2) * MOEI_GPU_SORT_WARPS;
         end += done + moei_sort_warps_before(total, sums, &all);
         done += all;
+        sums = moei_sort_other_sums(b, sums);
         if (e < b->experts && lane < width) {
             const int32_t position = first ? 0 : b->shift[e] + b->count[e];
             b->shift[e] = first ? end - count : position - (end - count);
@@ -272,29 +278,35 @@ DEV_FN void moei_sort_name_blocks(const moek_sort_args *a, uint32_t e, int32_t f
     }
 }
 
-// What all blocks have of an expert, and those before this one.
+// What all blocks have of an expert, and those before this one. No load waits for another, and no
+// two blocks ask the same one at a time.
 DEV_FN int32_t moei_sort_gather(const moei_sort_block *b, uint32_t e, int32_t *before)
 {
-    const size_t at = (size_t)(b->count - (int32_t *)dev_shared()) + e;
     int32_t sum = 0;
     *before = 0;
     if (dev_blocks() == 1) {
         return b->count[e];
     }
-    for (uint32_t i = 0; i < dev_blocks(); i++) {
-        const int32_t count = ((const int32_t *)dev_shared_of(i))[at];
-        *before += i < dev_block() ? count : 0;
-        sum += count;
+    int32_t count[MOEI_GPU_CLUSTER];
+    MOEI_GPU_UNROLL
+    for (uint32_t i = 0; i < MOEI_GPU_CLUSTER; i++) {
+        count[i] = i < dev_blocks() ? dev_get_i32(i ^ dev_block(), b->count + e) : 0;
+    }
+    MOEI_GPU_UNROLL
+    for (uint32_t i = 0; i < MOEI_GPU_CLUSTER; i++) {
+        *before += (i ^ dev_block()) < dev_block() ? count[i] : 0;
+        sum += count[i];
     }
     return sum;
 }
 
 // First positions from the counts of all blocks, of which the first stores what the sort gives
-// besides slots. Begins and ends with a barrier of the cluster.
+// besides slots. Begins with a barrier of the cluster; dev_left_cluster comes before counts change.
 DEV_FN void moei_sort_join(const moei_sort_block *b)
 {
     const moek_sort_args *a = b->a;
     const bool stores = dev_block() == 0;
+    int32_t *sums = b->sums;
     int32_t done = 0; // positions of the experts before
     dev_sync_cluster();
     for (uint32_t e0 = 0; e0 < b->experts; e0 += dev_threads()) {
@@ -305,9 +317,9 @@ DEV_FN void moei_sort_join(const moei_sort_block *b)
         const int32_t room = moei_sort_padded(a, count);
         const int32_t up_to = dev_warp_scan_i32(room);
         const int32_t total = (int32_t)dev_shfl_u32((uint32_t)up_to, 31);
-        int32_t *sums = b->sums + (e0 / dev_threads() % 2) * MOEI_GPU_SORT_WARPS;
         const int32_t first = done + moei_sort_warps_before(total, sums, &all) + up_to - room;
         done += all;
+        sums = moei_sort_other_sums(b, sums);
         if (e < b->experts) {
             b->shift[e] = first + before - (b->p->tiles == 1 ? b->shift[e] : 0);
         }
@@ -321,6 +333,7 @@ DEV_FN void moei_sort_join(const moei_sort_block *b)
             moei_sort_name_blocks(a, e, first, room);
         }
     }
+    dev_leave_cluster();
     if (a->block == 0) {
         moei_sort_fill(a, done, (int32_t)b->slots);
     } else {
@@ -333,7 +346,7 @@ DEV_FN void moei_sort_join(const moei_sort_block *b)
     if (stores && dev_thread() == 0) {
         *(a->block == 0 ? &a->offsets[b->experts] : a->num_padded) = done;
     }
-    dev_sync_cluster(); // others have read the counts, too
+    dev_sync();
 }
 
 // A tile whose counters are laid out: its order, then what it gives. `end`: of its last expert.
@@ -359,13 +372,27 @@ DEV_FN void moei_sort_store(const moei_sort_block *b, uint32_t tile, int32_t end
         }
     }
     dev_sync();
-    for (int32_t i = (int32_t)dev_thread(); i < end; i += (int32_t)dev_threads()) {
-        const uint32_t word = b->order[i];
-        b->a->slots[b->shift[word >> 16] + i] = (int32_t)(begin + (word & 0xFFFF));
+    uint32_t word[S]; // a warp has S times 32 slots at most
+    int32_t shift[S];
+    MOEI_GPU_UNROLL
+    for (uint32_t i = 0; i < S; i++) {
+        const int32_t at = (int32_t)(i * dev_threads() + dev_thread());
+        word[i] = at < end ? b->order[at] : 0;
+    }
+    MOEI_GPU_UNROLL
+    for (uint32_t i = 0; i < S; i++) {
+        shift[i] = b->shift[word[i] >> 16];
+    }
+    MOEI_GPU_UNROLL
+    for (uint32_t i = 0; i < S; i++) {
+        const int32_t at = (int32_t)(i * dev_threads() + dev_thread());
+        if (at < end) {
+            b->a->slots[shift[i] + at] = (int32_t)(begin + (word[i] & 0xFFFF));
+        }
     }
 }
 
-// Walks the tiles; before several, all of them for the counts of the block.
+// Walks the tiles; before several, all of them for the counts of the block. Counters are zero.
 template <int S> DEV_FN void moei_sort_tiles(const moei_sort_block *b)
 {
     const bool counts = dev_warp() < b->p->counting;
@@ -377,7 +404,9 @@ template <int S> DEV_FN void moei_sort_tiles(const moei_sort_block *b)
         if (counts && tile >= 0) {
             moei_sort_load<S>(b, (uint32_t)tile, &step);
         }
-        moei_sort_clear(b, tile == 0 && begin < 0);
+        if (tile > begin) {
+            moei_sort_clear(b, tile == 0);
+        }
         dev_sync(); // of the tile before, too
         if (counts && tile >= 0) {
             moei_sort_rank<S>(own, b->experts, &step);
@@ -396,35 +425,53 @@ template <int S> DEV_FN void moei_sort_tiles(const moei_sort_block *b)
         if (tile >= 0) {
             moei_sort_store<S>(b, (uint32_t)tile, end, &step);
         }
+        if (tile == begin) {
+            dev_left_cluster();
+        }
     }
 }
 
+// Without `valid`.
 DEV_FN moei_sort_block moei_sort_begin(const moei_gpu_sort_args *s)
 {
     const moek_sort_args *a = &s->a;
-    const int64_t limit = a->num_valid == NULL ? a->tokens : a->num_valid[0];
-    const int64_t tokens = limit < a->tokens ? limit : a->tokens;
+    const moei_gpu_sort_plan *p = &s->plan;
     moei_sort_block b = {};
     b.a = a;
-    b.p = &s->plan;
+    b.p = p;
     b.experts = (uint32_t)a->num_experts;
-    b.slots = (uint32_t)(a->tokens * a->top_k);
-    b.valid = tokens > 0 ? (uint32_t)(tokens * a->top_k) : 0;
-    return b;
-}
-
-/// The grid is one cluster; plan.shared bytes of shared memory.
-DEV_FN void moei_gpu_sort(const moei_gpu_sort_args *s)
-{
-    const moek_sort_args *a = &s->a;
-    const moei_gpu_sort_plan *p = &s->plan;
-    moei_sort_block b = moei_sort_begin(s);
     b.pitch = moei_gpu_sort_pitch(a->num_experts);
+    b.slots = (uint32_t)(a->tokens * a->top_k);
     b.counters = (int32_t *)dev_shared();
     b.count = b.counters + p->counting * b.pitch;
     b.shift = b.count + b.experts;
     b.order = (uint32_t *)(b.shift + b.experts);
     b.sums = (int32_t *)(b.order + p->counting * p->segment);
+    return b;
+}
+
+DEV_FN uint32_t moei_sort_valid(const moek_sort_args *a)
+{
+    const int64_t limit = a->num_valid == NULL ? a->tokens : a->num_valid[0];
+    const int64_t tokens = limit < a->tokens ? limit : a->tokens;
+    return tokens > 0 ? (uint32_t)(tokens * a->top_k) : 0;
+}
+
+/// What may be done before ids are there. The grid is one cluster; plan.shared bytes of shared
+/// memory.
+DEV_FN void moei_sort_prepare(const moei_gpu_sort_args *s)
+{
+    const moei_sort_block b = moei_sort_begin(s);
+    moei_sort_clear(&b, false);
+}
+
+/// The rest.
+DEV_FN void moei_sort_all(const moei_gpu_sort_args *s)
+{
+    const moek_sort_args *a = &s->a;
+    const moei_gpu_sort_plan *p = &s->plan;
+    moei_sort_block b = moei_sort_begin(s);
+    b.valid = moei_sort_valid(a);
     if (a->block != 0) { // padding lies between the slots, too
         moei_sort_fill(a, 0, (int32_t)a->padded);
     }
@@ -433,6 +480,13 @@ DEV_FN void moei_gpu_sort(const moei_gpu_sort_args *s)
     } else {
         moei_sort_tiles<MOEI_GPU_SORT_SEGMENT / 32>(&b);
     }
+}
+
+DEV_FN void moei_gpu_sort(const moei_gpu_sort_args *s)
+{
+    moei_sort_prepare(s);
+    dev_follow();
+    moei_sort_all(s);
 }
 
 // ---- few slots ---------------------------------------------------------------------------------
@@ -482,8 +536,9 @@ DEV_FN void moei_sort_few(const moek_sort_args *a)
 /// A thread for each key.
 DEV_FN void moei_gpu_sort_few(const moei_gpu_sort_args *s)
 {
-    const moei_sort_block b = moei_sort_begin(s);
+    moei_sort_block b = moei_sort_begin(s);
     uint32_t *keys = (uint32_t *)dev_shared();
+    b.valid = moei_sort_valid(b.a);
     moei_sort_step<1> step = {{-1}, {0}};
     if (dev_warp() < b.p->counting) {
         moei_sort_load<1>(&b, 0, &step);
