@@ -269,10 +269,12 @@ template <int N> DEV_FN void moei_route_softmax(const float *logit, float *score
         score[i] = moei_expf(logit[i] - m);
         sum = sum + score[i];
     }
-    const float r = moei_rcpf(dev_warp_sum(sum));
+    sum = dev_warp_sum(sum); // at least 1, of the largest; NaN where a logit is, or +inf is one
+    const bool good = sum == sum;
+    const float r = moei_rcp_from_1f(sum);
     MOEI_GPU_UNROLL
     for (int i = 0; i < N; i++) {
-        score[i] = moei_route_finite_or_zero(score[i] * r);
+        score[i] = good ? score[i] * r : 0.0f;
     }
 }
 
@@ -921,6 +923,26 @@ template <int N> DEV_FN void moei_route_body(const moei_gpu_route_args *g)
     if (t >= 0 && t < g->route.tokens) { // for all lanes or none; no rehearsal
         moei_gpu_route_small<N, false>(g, t);
     }
+}
+
+// Where moei_gpu_route_is_plain.
+template <int N> DEV_FN void moei_route_plain_body(const moei_gpu_route_args *g)
+{
+    dev_assume(moei_gpu_route_is_plain(&g->route));
+    dev_assume(g->route.desc.zero_experts == 0); // what compilers do not find in a long condition
+    dev_assume(g->route.desc.shared_scores == 0);
+    dev_assume(g->route.desc.append_shared == 0);
+    moei_route_body<N>(g);
+}
+
+DEV_FN void moei_gpu_route_plain_128(const moei_gpu_route_args *g)
+{
+    moei_route_plain_body<4>(g);
+}
+
+DEV_FN void moei_gpu_route_plain_256(const moei_gpu_route_args *g)
+{
+    moei_route_plain_body<8>(g);
 }
 
 /// Up to so many rows: what fewer rows need leaves registers for more warps.
