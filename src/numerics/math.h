@@ -383,6 +383,25 @@ MOE_HD float moei_erfcf(float x)
     return moei_nan_from(x, moei_scale_pow2(y, tail * k));
 }
 
+/// 1 / m to nearest for 1 <= m < 2, `fraction` the low 23 bits of m.
+MOE_HD float moei_rcp_fraction(uint32_t fraction)
+{
+    float m = moei_f32_from_bits(fraction | 0x3F800000u);
+    float y = moei_rcp_seed(m);
+    y = moei_fmaf(moei_fmaf(-m, y, 1.0f), y, y);
+    y = moei_fmaf(moei_fmaf(-m, y, 1.0f), y, y);
+    // Nearest for every m but the last one below 2, which this step rounds the wrong way.
+    return moei_selectf(fraction == 0x007FFFFFu, 0.50000006f, y);
+}
+
+/// 1 / x without a division, as moei_rcpf, for 1 <= x < 2^126; anything for other x.
+MOE_HD float moei_rcp_from_1f(float x)
+{
+    uint32_t bits = moei_f32_bits(x);
+    uint32_t y = moei_f32_bits(moei_rcp_fraction(bits & 0x007FFFFFu));
+    return moei_f32_from_bits(y - (bits & 0x7F800000u) + 0x3F800000u);
+}
+
 /// 1 / x without a division: the bits of the IEEE quotient for every x (NaN gives 0x7FC00000), so
 /// +-0 and +-inf, subnormal arguments and results included.
 MOE_HD float moei_rcpf(float x)
@@ -394,15 +413,10 @@ MOE_HD float moei_rcpf(float x)
     uint32_t normal = moei_select(is_subnormal, scaled, abs_bits);
     int32_t e = (int32_t)(normal >> 23) - (is_subnormal ? 127 + 149 : 127);
     float m = moei_f32_from_bits((normal & 0x007FFFFFu) | 0x3F800000u);
-    float y = moei_rcp_seed(m);
-    y = moei_fmaf(moei_fmaf(-m, y, 1.0f), y, y);
-    float rest = moei_fmaf(-m, y, 1.0f);
-    y = moei_fmaf(rest, y, y);
-    // Nearest for every m but the last one below 2, which this step rounds the wrong way.
-    y = moei_selectf((normal & 0x007FFFFFu) == 0x007FFFFFu, 0.50000006f, y);
+    float y = moei_rcp_fraction(normal & 0x007FFFFFu);
     // A subnormal result drops one or two bits more. Where those make a tie, y goes to the side on
     // which the quotient lies.
-    rest = moei_fmaf(-m, y, 1.0f);
+    float rest = moei_fmaf(-m, y, 1.0f);
     uint32_t yb = moei_f32_bits(y);
     uint32_t half = e == 127 ? 2u : 1u;
     int tie = ((yb & (2u * half - 1u)) == half) & (e >= 126);

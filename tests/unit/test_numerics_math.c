@@ -403,6 +403,9 @@ static void check_reciprocal(uint32_t step)
             if (x == x) {
                 differ += !same(moei_rcpf(x), 1.0f / x) || !same(moei_rcpf(-x), -1.0f / x);
             }
+            if (x >= 1.0f && x < 0x1p126f) {
+                differ += !same(moei_rcp_from_1f(x), 1.0f / x);
+            }
         }
     }
     CHECK(differ == 0, "%lu reciprocals differ from the quotient", differ);

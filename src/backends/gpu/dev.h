@@ -26,6 +26,7 @@
 //   dev_follow()                   waits for the launches before this one, which it may have begun
 //                                  beside, and lets the next begin. Before it nothing is read but
 //                                  arguments, and nothing written but shared memory
+//   dev_assume(bool)               is true; the compiler may count on it
 //   dev_shfl_u32(v, lane) dev_shfl_f32, dev_shfl_xor_u32(v, mask) dev_shfl_xor_f32; lane and mask
 //                                  in 0 .. 31
 //   dev_warp_max_u32(v)            largest of the lanes, on every lane

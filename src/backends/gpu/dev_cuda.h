@@ -112,6 +112,11 @@ DEV_FN void dev_follow(void)
 #endif
 }
 
+DEV_FN void dev_assume(bool v)
+{
+    __builtin_assume(v);
+}
+
 DEV_FN uint32_t dev_shfl_u32(uint32_t v, int lane)
 {
     return __shfl_sync(~0u, v, lane);

@@ -108,6 +108,13 @@ DEV_FN void dev_sync_warp(void)
     (void)moei_sim_exchange("dev_sync_warp", 0);
 }
 
+DEV_FN void dev_assume(bool v)
+{
+    if (!v) {
+        moei_sim_fail("dev_assume", "condition", 0);
+    }
+}
+
 DEV_FN uint32_t dev_shfl_u32(uint32_t v, int lane)
 {
     if (lane < 0 || lane > 31) {

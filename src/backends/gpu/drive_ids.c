@@ -39,10 +39,13 @@ static moe_status launch_route(const moei_exec *exec, const moei_gpu_route_args 
         .threads = 32 * warps,
     };
     const int32_t rows = moei_gpu_route_rows(&args->route);
-    const moei_gpu_body body = rows <= 64    ? MOEI_GPU_route_64
-                               : rows <= 128 ? MOEI_GPU_route_128
-                               : rows <= 256 ? MOEI_GPU_route_256
-                                             : MOEI_GPU_route_512;
+    const bool plain = moei_gpu_route_is_plain(&args->route);
+    const moei_gpu_body body = plain && rows <= 128   ? MOEI_GPU_route_plain_128
+                               : plain && rows <= 256 ? MOEI_GPU_route_plain_256
+                               : rows <= 64           ? MOEI_GPU_route_64
+                               : rows <= 128          ? MOEI_GPU_route_128
+                               : rows <= 256          ? MOEI_GPU_route_256
+                                                      : MOEI_GPU_route_512;
     return moei_gpu_launch(exec, body, grid, args);
 }
 

@@ -37,6 +37,15 @@ MOE_HD bool moei_gpu_route_in_registers(const moek_route_args *a)
            d->scoring != MOE_SCORING_SPARSEMIXER;
 }
 
+/// True where a router has nothing but logits, a bias and groups.
+MOE_HD bool moei_gpu_route_is_plain(const moek_route_args *a)
+{
+    const moe_route_desc *d = &a->desc;
+    return a->num_valid == NULL && a->scale_tensor == NULL && a->hash_table == NULL &&
+           a->replica_table == NULL && a->expert_map == NULL && a->load == NULL &&
+           d->zero_experts == 0 && d->shared_scores == 0 && d->append_shared == 0;
+}
+
 /// Words of shared memory that a token needs otherwise: values and keys of all rows, ids and
 /// weights of the slots (before that, the scores of groups).
 MOE_HD uint32_t moei_gpu_route_words(const moek_route_args *a)

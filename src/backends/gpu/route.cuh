@@ -269,10 +269,12 @@ template <int N> DEV_FN void moei_route_softmax(const float *logit, float *score
         score[i] = moei_expf(logit[i] - m);
         sum = sum + score[i];
     }
-    const float r = moei_rcpf(dev_warp_sum(sum));
+    sum = dev_warp_sum(sum); // at least 1, of the largest; NaN where a logit is, or +inf is one
+    const bool good = sum == sum;
+    const float r = moei_rcp_from_1f(sum);
     MOEI_GPU_UNROLL
     for (int i = 0; i < N; i++) {
-        score[i] = moei_route_finite_or_zero(score[i] * r);
+        score[i] = good ? score[i] * r : 0.0f;
     }
 }
 
@@ -324,23 +326,23 @@ template <int N> DEV_FN int32_t moei_route_select(uint32_t *key, int32_t k)
             rows[r] |= row[i] << 4 * i;
         }
     }
-    int32_t id = -1;
-    MOEI_GPU_ROLL // a round waits for the one before: more code would only have to be fetched
+    uint32_t id = 0; // complements, of which the largest is the lowest id
+    MOEI_GPU_ROLL    // a round waits for the one before: more code would only have to be fetched
         for (int32_t j = 0; j < k; j++)
     {
         uint32_t best = key[0];
-        uint32_t own = 32 * (rows[0] & 15) + lane;
+        uint32_t own = ~(32 * (rows[0] & 15) + lane);
         MOEI_GPU_UNROLL
         for (uint32_t r = 1; r < RUNS; r++) {
             const bool up = key[r * RUN] > best;
             best = up ? key[r * RUN] : best;
-            own = up ? 32 * (rows[r] & 15) + lane : own;
+            own = up ? ~(32 * (rows[r] & 15) + lane) : own;
         }
         const uint32_t most = dev_warp_max_u32(best);
-        const uint32_t e = ~dev_warp_max_u32(best == most ? ~own : 0);
+        const uint32_t e = dev_warp_max_u32(best == most ? own : 0);
         MOEI_GPU_UNROLL
         for (uint32_t r = 0; r < RUNS; r++) {
-            const bool taken = e == 32 * (rows[r] & 15) + lane;
+            const bool taken = e == ~(32 * (rows[r] & 15) + lane);
             MOEI_GPU_UNROLL
             for (uint32_t i = 0; i < RUN; i++) {
                 const uint32_t next = i + 1 < RUN ? key[r * RUN + i + 1] : 0;
@@ -348,9 +350,9 @@ template <int N> DEV_FN int32_t moei_route_select(uint32_t *key, int32_t k)
             }
             rows[r] = taken ? rows[r] >> 4 : rows[r];
         }
-        id = (int32_t)lane == j ? (int32_t)e : id;
+        id = (int32_t)lane == j ? e : id;
     }
-    return id;
+    return (int32_t)~id;
 }
 
 // Masks the keys of all but the best groups, at most 32 in all. False if there are not top_groups
@@ -495,7 +497,8 @@ DEV_FN bool moei_route_choose_id(const moek_route_args *a, int64_t t, const moei
     for (int i = 0; i < N; i++) {
         const int32_t e = 32 * i + lane;
         const float base = a->desc.select_on == MOE_SELECT_LOGITS ? logit[i] : value[i];
-        key[i] = e >= n->keyed ? 0 : moei_route_key(base, N <= 8 ? bias[i] : moei_route_bias(a, e));
+        const float b = N <= 8 ? bias[i] : e < n->keyed ? moei_route_bias(a, e) : 0.0f;
+        key[i] = moei_route_key(base, b) & (e < n->keyed ? ~0u : 0); // no branch
     }
     if (a->desc.num_groups > 1 && !moei_route_choose_groups<N>(a, logit, value, key)) {
         *id = lane < n->k ? lane : -1;
@@ -921,6 +924,32 @@ template <int N> DEV_FN void moei_route_body(const moei_gpu_route_args *g)
     if (t >= 0 && t < g->route.tokens) { // for all lanes or none; no rehearsal
         moei_gpu_route_small<N, false>(g, t);
     }
+}
+
+// Where moei_gpu_route_is_plain, told bit by bit: compilers find little in a long condition.
+template <int N> DEV_FN void moei_route_plain_body(const moei_gpu_route_args *g)
+{
+    const moek_route_args *a = &g->route;
+    dev_assume(a->num_valid == NULL);
+    dev_assume(a->scale_tensor == NULL);
+    dev_assume(a->hash_table == NULL);
+    dev_assume(a->replica_table == NULL);
+    dev_assume(a->expert_map == NULL);
+    dev_assume(a->load == NULL);
+    dev_assume(a->desc.zero_experts == 0);
+    dev_assume(a->desc.shared_scores == 0);
+    dev_assume(a->desc.append_shared == 0);
+    moei_route_body<N>(g);
+}
+
+DEV_FN void moei_gpu_route_plain_128(const moei_gpu_route_args *g)
+{
+    moei_route_plain_body<4>(g);
+}
+
+DEV_FN void moei_gpu_route_plain_256(const moei_gpu_route_args *g)
+{
+    moei_route_plain_body<8>(g);
 }
 
 /// Up to so many rows: what fewer rows need leaves registers for more warps.
