@@ -7,8 +7,8 @@
 // code's bits are placed, by shifts and masks that serve both halves of a register, as a bf16 that
 // is too small by a power of two, and a multiplication makes up for it: bf16's subnormals are what
 // e2m1's and e4m3's are, and a bf16 whose upper 8 bits are 0 is its lower 8 bits times 2^-133.
-// Scales and zero points come as pairs: the low half for output g (pairs of codes 0 and 2), the high
-// half for output g + 8 (pairs 1 and 3). That an instruction takes one half twice is free.
+// Scales and zero points come as pairs: the low half for output g (pairs of codes 0 and 2), the
+// high half for output g + 8 (pairs 1 and 3). That an instruction takes one half twice is free.
 #ifndef MOEI_CUDA_DECODE_CUH
 #define MOEI_CUDA_DECODE_CUH
 
@@ -82,8 +82,8 @@ DECODE_FN uint32_t decode_high(uint32_t pair)
 #endif
 }
 
-/// Bytes of the eight of (b, a) that the nibbles of `select` name; with bit 3 the byte's sign, eight
-/// times.
+/// Bytes of the eight of (b, a) that the nibbles of `select` name; with bit 3 the byte's sign,
+/// eight times.
 DECODE_FN uint32_t decode_bytes(uint32_t a, uint32_t b, uint32_t select)
 {
 #if defined(__CUDA_ARCH__)
@@ -110,8 +110,8 @@ DECODE_FN uint32_t decode_rotate(uint32_t w, int left)
 #endif
 }
 
-/// Bits of `a` where `mask` has ones, else of `b`. One instruction: a compiler that knows which bits
-/// are used later makes two of it.
+/// Bits of `a` where `mask` has ones, else of `b`. One instruction: a compiler that knows which
+/// bits are used later makes two of it.
 DECODE_FN uint32_t decode_select(uint32_t a, uint32_t b, uint32_t mask)
 {
 #if defined(__CUDA_ARCH__)

@@ -9,19 +9,22 @@
 // The bits of a class are the same whatever the tile.
 //
 // Weights are the M operand, rows of x are N: one instruction shape serves every number of rows.
-// Packed weights and few rows are multiplied by instructions of a warp: for few rows one of a
+// FP8 and many rows take them the other way round, since scales then need less of shared memory's
+// time. Packed weights and few rows are multiplied by instructions of a warp: for few rows one of a
 // warpgroup takes as long as for many, and its decoded operand waits for it, fence by fence. The
 // bits are the same.
+//
 // A block is persistent. It has one or more pipes, each of which walks tiles of BM outputs x BN
 // rows (gpu/tiles.cuh) by itself:
 //   its producer warp fills a ring of stages by the copy engine: weights, and rows of x from
 //   wherever they lie;
-//   its math warpgroups multiply, 64 outputs each, then finish in registers.
-// Many rows: one pipe of two math warpgroups, which share the rows. Few rows: three or four pipes
-// of one math warpgroup, so that an expert's outputs spread over the device and what one pipe
-// waits for the others hide; packed weights and up to 32 rows: two pipes of two, as L2 would not
-// bring the rows for each 64 outputs. Where tiles are fewer than pipes, neighbouring pipes share
-// one, chunk by chunk of packed weights.
+//   its math warpgroups multiply, 64 outputs (or rows) each, then finish in registers.
+// Beside them, a warp writes notes of what tiles end with (rows of the output, row weights), and
+// two bring scales of FP8 where rows are many. Many rows: one pipe of two math warpgroups, which
+// share the rows. Few rows: three or four pipes of one math warpgroup, so that an expert's outputs
+// spread over the device and what one pipe waits for the others hide; packed weights and up to 32
+// rows: two pipes of two, as L2 would not bring the rows for each 64 outputs. Where tiles are fewer
+// than pipes, neighbouring pipes share one, chunk by chunk of packed weights.
 //
 // With SiLU or gpt-oss's SwiGLU, the outputs of a tile are gates and ups in alternating eights (the
 // copy engine brings them in this order, or they are packed so): a thread holds a gate and its up.
@@ -165,7 +168,9 @@ static __global__ void __launch_bounds__(S::THREADS, 1)
     const int warp =
         __shfl_sync(~0u, thread / 32, 0); // the same in all lanes, as the compiler sees
     const int role = warp - S::MATH / 32; // of those that do not multiply
-    const int pipe = S::PIPES == 1 || role >= S::PIPES ? 0 : role >= 0 ? role : warp / (S::TEAM / 32);
+    const int pipe = S::PIPES == 1 || role >= S::PIPES ? 0
+                     : role >= 0                       ? role
+                                                       : warp / (S::TEAM / 32);
     ring_of ring = {rings + pipe * g.stages * S::STAGE,
                     scales + pipe * g.stages * S::SCALES,
                     hopper_smem(full[pipe]),
@@ -178,7 +183,7 @@ static __global__ void __launch_bounds__(S::THREADS, 1)
     if constexpr (S::CLUSTER > 1) {
         const uint32_t lane = (uint32_t)thread % 32;
         ring.emptiers = shares_x<S>(&g) ? S::CLUSTER : 1;
-        ring.empty_at = hopper_of_block(ring.empty, !shares_x<S>(&g) ? hopper_cluster_rank()
+        ring.empty_at = hopper_of_block(ring.empty, !shares_x<S>(&g)    ? hopper_cluster_rank()
                                                     : lane < S::CLUSTER ? lane
                                                                         : 0);
     }

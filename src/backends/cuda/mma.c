@@ -152,8 +152,8 @@ bool moei_cuda_mma_combines(const moek_ggemm_args *ggemm, const moek_combine_arg
            !(ggemm->w.layout == MOEI_LAYOUT_PACKED && moei_operand_parts(&ggemm->w) == 2);
 }
 
-// Experts for each row whose quantising takes less time than a launch: every tile of 64 outputs does
-// it again. Measured: at 0.5 rows an expert 5 % faster, at 2 rows 18 to 36 % slower.
+// Experts for each row whose quantising takes less time than a launch: every tile of 64 outputs
+// does it again. Measured: at 0.5 rows an expert 5 % faster, at 2 rows 18 to 36 % slower.
 #define QUANTIZE_EXPERTS 2
 
 bool moei_cuda_mma_quantizes(const moek_ggemm_args *ggemm, const moek_quantize_args *q)
@@ -352,7 +352,7 @@ moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
                    ? rows_aligned(glu->y, glu->y_row_stride, glu->y_batch_stride, batched)
                    : rows_aligned(ggemm->y, ggemm->y_row_stride, ggemm->y_batch_stride, batched);
     g.scale_copies = extra->quantize == NULL && scales_are_words(&ggemm->x, w->k, batched);
-    g.scales_by_eights = scales_are_of_eights(w) && (g.step == 1 || w->block_n % 16 == 0);
+    g.scales_by_eights = scales_are_of_eights(w);
     g.weights_stay = v->pipes == 1 && ggemm->rows > (int64_t)v->bn * w->count;
     const size_t pitch = (size_t)v->pipes * (size_t)(v->stage_bytes + v->scale_bytes);
     share_tiles(v, device->sms, &g);

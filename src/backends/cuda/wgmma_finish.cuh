@@ -491,8 +491,8 @@ static __device__ __forceinline__ void combine_block(const moek_combine_args *c,
     }
 }
 
-// After a pipe's last tile: its `tiles` are told of, and what they complete is combined. Once: a fence
-// costs a microsecond, and the last blocks of outputs are complete at the end anyway.
+// After a pipe's last tile: its `tiles` are told of, and what they complete is combined. Once: a
+// fence costs a microsecond, and the last blocks of outputs are complete at the end anyway.
 template <class S>
 static __device__ __forceinline__ void combine_finished(const moei_mma_args *g, uint32_t prefix,
                                                         int pipe, uint32_t tiles)

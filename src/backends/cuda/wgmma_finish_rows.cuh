@@ -149,7 +149,8 @@ static __device__ __forceinline__ void finish_rows(const moei_mma_args *g, const
                 v[c] = v[c] * weight[c % 4 / 2];
             }
         }
-        if (g->fused) { // gates and ups are eights in turn: to pairs in turn, as activate takes them
+        if (g->fused) { // gates and ups are eights in turn: to pairs in turn, as activate takes
+                        // them
             float pairs[16];
             float h[8];
 #pragma unroll

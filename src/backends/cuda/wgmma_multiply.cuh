@@ -172,8 +172,7 @@ static __device__ __forceinline__ void multiply_folds(const moei_mma_args *g, co
 template <class S>
 static __device__ __forceinline__ void multiply_rows_first(const moei_mma_args *g, int warp,
                                                            int blocks_k, ring_of ring,
-                                                           ring_place *r,
-                                                           float (&total)[S::SUMS])
+                                                           ring_place *r, float (&total)[S::SUMS])
 {
     const int row = warp * 16 + (int)threadIdx.x % 32 / 4;
 #pragma unroll

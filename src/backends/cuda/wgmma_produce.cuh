@@ -65,10 +65,9 @@ static __device__ __forceinline__ weights_of<S> find_weights(const moei_mma_args
 
 // Asks for the weights of a stage, `depth` blocks of k from kb on.
 template <class S>
-static __device__ __forceinline__ void fetch_weights(const moei_mma_args *g, const moei_tile *t,
-                                                     const weights_of<S> &weights, int kb,
-                                                     int depth, uint32_t to, uint32_t full,
-                                                     uint64_t policy)
+static __device__ __forceinline__ void
+fetch_weights(const moei_mma_args *g, const moei_tile *t, const weights_of<S> &weights, int kb,
+              int depth, uint32_t to, uint32_t full, uint64_t policy)
 {
     const int lane = (int)threadIdx.x % 32;
     if constexpr (S::PACKED) {
@@ -139,9 +138,8 @@ static __device__ __forceinline__ float load_x_scale(const moei_operand *x, int6
 
 // The producer's way: by copies that run on, where scales are words.
 template <class S>
-static __device__ __forceinline__ void fetch_scales(const moei_mma_args *g,
-                                                    const row_scales<S> &scales, int kb,
-                                                    uint32_t to)
+static __device__ __forceinline__ void
+fetch_scales(const moei_mma_args *g, const row_scales<S> &scales, int kb, uint32_t to)
 {
     const moei_operand *x = &g->a.x;
     const int lane = (int)threadIdx.x % 32;
@@ -186,9 +184,10 @@ static __device__ __forceinline__ void write_note(const moei_mma_args *g, const 
         float scale[AT_ONCE];
 #pragma unroll
         for (int j = 0; j < AT_ONCE; j++) {
-            const int64_t i = t->i0 + first + 32 * j;
-            row[j] = g->fused || i >= t->i1 ? i : moei_y_row(a, i);
-            scale[j] = scales_rows_of_x<S>(g) && i < t->i1 ? moei_gpu_x_scale(a, t->e, i, 0) : 1.0f;
+            const int64_t own = t->i0 + first + 32 * j;
+            const bool has = scales_rows_of_x<S>(g) && own < t->i1;
+            row[j] = g->fused || own >= t->i1 ? own : moei_y_row(a, own);
+            scale[j] = has ? moei_gpu_x_scale(a, t->e, own, 0) : 1.0f;
         }
 #pragma unroll
         for (int j = 0; j < AT_ONCE; j++) {
@@ -249,9 +248,9 @@ static __device__ __forceinline__ void produce_notes(const moei_mma_args *g, uin
 // Rows of x of a stage, `depth` blocks of k from kb on. Where they are gathered, `there` of them,
 // and this lane's first one is `row`.
 template <class S>
-static __device__ __forceinline__ void fetch_x(const moei_mma_args *g, const moei_tile *t, int there,
-                                               int32_t row, int kb, int depth, uint32_t to,
-                                               uint32_t full)
+static __device__ __forceinline__ void fetch_x(const moei_mma_args *g, const moei_tile *t,
+                                               int there, int32_t row, int kb, int depth,
+                                               uint32_t to, uint32_t full)
 {
     const moek_ggemm_args *a = &g->a;
     const int lane = (int)threadIdx.x % 32;
@@ -306,8 +305,8 @@ static __device__ __forceinline__ int64_t find_w_scale(const moei_mma_args *g, c
                                                        int eight)
 {
     const moei_matrices *w = &g->a.w;
-    const int64_t own = (int64_t)t->m * (g->paired ? S::BM / 2 : S::BM) +
-                        (g->paired ? eight / 2 : eight) * 8;
+    const int64_t own =
+        (int64_t)t->m * (g->paired ? S::BM / 2 : S::BM) + (g->paired ? eight / 2 : eight) * 8;
     const int64_t n = own * g->step + (g->paired && eight % 2 == 1 ? g->second : 0);
     return w->block_k > 0 && own < g->outputs ? moei_w_scale_at(w, t->e, n, 0) : -1;
 }
@@ -516,7 +515,8 @@ static __device__ __forceinline__ void produce(const moei_mma_args *g, uint32_t 
         const int rows_of_x = g->x_engine == MOEI_MMA_BOX      ? S::BN
                               : g->x_engine == MOEI_MMA_GATHER ? there
                                                                : 0;
-        const int bytes = weights.bytes + rows_of_x * STAGE_K; // that the engine brings a block of k
+        const int bytes =
+            weights.bytes + rows_of_x * STAGE_K; // that the engine brings a block of k
         row_scales<S> scales;
         if (brings_scales) {
             find_scales<S>(g, &t, lane, &scales);

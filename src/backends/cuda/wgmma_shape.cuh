@@ -17,9 +17,10 @@
 // Kinds of weights: types of hopper_mma, and, from PACKED on, those of operand.h.
 enum { KIND_BF16 = HOPPER_BF16, KIND_F16 = HOPPER_F16, KIND_E4M3 = HOPPER_E4M3, KIND_PACKED };
 
-// What a kernel is when it is compiled. DEPTH: blocks of k in a stage. CLUSTER: blocks that multiply
-// the same rows of x, each by weights of its own, and bring each other a share of the rows. The M
-// operand of a math warpgroup is 64 outputs, or, where BM_ outputs are given, 64 rows of x.
+// What a kernel is when it is compiled. DEPTH: blocks of k in a stage. CLUSTER: blocks that
+// multiply the same rows of x, each by weights of its own, and bring each other a share of the
+// rows. The M operand of a math warpgroup is 64 outputs, or, where BM_ outputs are given, 64 rows
+// of x.
 template <int KIND_, int BN_, int PIPES_, int GROUPS_, int DEPTH_, int CLUSTER_, int BM_ = 0>
 struct shape {
     static constexpr int KIND = KIND_;
@@ -40,17 +41,18 @@ struct shape {
     static constexpr bool ROWS_M = BM_ > 0;
     static constexpr int BM = ROWS_M ? BM_ : 64 * GROUPS;
     static constexpr int SUMS = ROWS_M ? BM / 2 : BN / 2; // of a math thread
-    static constexpr int TEAM = 128 * GROUPS; // math threads of a pipe
+    static constexpr int TEAM = 128 * GROUPS;             // math threads of a pipe
     static constexpr int MATH = PIPES * TEAM;
     static constexpr int THREADS = MATH + 128;
     static constexpr int WEIGHTS = // bytes in a stage, up to where rows of x begin
         ((PACKED ? GROUPS * BLOCK : BM * STAGE_K) * DEPTH + 1023) / 1024 * 1024;
     static constexpr int STAGE = WEIGHTS + DEPTH * BN * STAGE_K;
+    // Whether a warp beside the producers writes the notes of all pipes; where none is left, they
+    // do.
+    static constexpr bool NOTES_APART = PIPES < 4;
     // Warps that bring scales as f32: of the rows of x and, ROWS_M, then of every eight outputs. 0:
     // the producer brings x's as they are. And bytes that they have beside a stage.
     static constexpr int SCALE_WARPS = SCALED && PIPES == 1 ? 2 : 0;
-    // Whether a warp beside the producers writes the notes of all pipes; where none is left, they do.
-    static constexpr bool NOTES_APART = PIPES < 4;
     static constexpr int SCALES = SCALED ? (BN + (ROWS_M ? BM / 8 : 0)) * 4 : 0;
     // Registers of a thread. Two math warpgroups and the producer's share 3 * 168, what the launch
     // allots; four and the producers' 5 * 96. Others take what they get.
@@ -74,14 +76,14 @@ static __device__ __forceinline__ void stagger(uint32_t delay, uint32_t step)
     }
 }
 
-// What the math warps need of a tile, as the producer leaves it for them: memory is far, and they
+// What the math warps need of a tile, as another warp leaves it for them: memory is far, and they
 // have nothing else to do while they wait for it.
 template <class S> struct tile_note {
     static constexpr int ROWS = (S::BN + 31) / 32 * 32; // as many as are read
-    moei_tile tile;                                // e -1: there is none, nor any after it
-    int32_t row[ROWS];                             // of the output
-    float weight[ROWS];                            // of each row; 1: none
-    float scale[S::SCALED ? ROWS : 2];             // of each row of x, where it has one
+    moei_tile tile;                                     // e -1: there is none, nor any after it
+    int32_t row[ROWS];                                  // of the output
+    float weight[ROWS];                                 // of each row; 1: none
+    float scale[S::SCALED ? ROWS : 2];                  // of each row of x, where it has one
 };
 
 // The ring of a pipe, as addresses of shared memory.
@@ -90,8 +92,8 @@ struct ring_of {
     uint32_t scales; // of rows of x, BN a stage
     uint32_t full;   // barriers, one a stage
     uint32_t empty;
-    uint32_t empty_at; // those of the block of the cluster that this lane tells
-    int emptiers;      // lanes that tell that a stage is empty
+    uint32_t empty_at;   // those of the block of the cluster that this lane tells
+    int emptiers;        // lanes that tell that a stage is empty
     uint32_t notes;      // of two tiles
     uint32_t notes_full; // barriers, one a note
     uint32_t notes_empty;
@@ -101,7 +103,7 @@ struct ring_of {
 static __device__ __forceinline__ float load_w_scale(const moei_matrices *w, int64_t at, int kb)
 {
     const int64_t i = at + kb * w->scale_k_stride;
-    return at < 0                       ? 1.0f
+    return at < 0                      ? 1.0f
            : w->scale_dtype == MOE_F32 ? ((const float *)w->scales)[i]
                                        : moei_gpu_load(w->scale_dtype, w->scales, i);
 }
