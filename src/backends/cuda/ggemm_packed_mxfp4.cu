@@ -7,9 +7,10 @@ const moei_mma_variant *moei_mma_packed_mxfp4(int *count)
 {
     constexpr int KIND = KIND_PACKED + MOEI_OPERAND_MXFP4;
     static const moei_mma_variant variants[] = {
-        few_rows<KIND, 8, 4, 3>(),     few_rows<KIND, 16, 4, 3>(), few_rows<KIND, 24, 2, 3, 2>(),
-        few_rows<KIND, 32, 2, 3, 2>(), many_rows<KIND, 64, 3>(),   many_rows<KIND, 96, 1>(),
-        many_rows<KIND, 128, 1>(),     many_rows<KIND, 144, 1>(),  many_rows<KIND, 160, 1>(),
+        few_rows<KIND, 8, 4, 3>(),     few_rows<KIND, 16, 4, 3>(),  few_rows<KIND, 24, 2, 3, 2>(),
+        few_rows<KIND, 32, 2, 3, 2>(), many_rows<KIND, 64, 3, 3>(), many_rows<KIND, 80, 1, 3>(),
+        many_rows<KIND, 96, 1>(),      many_rows<KIND, 128, 1>(),   many_rows<KIND, 144, 1>(),
+        many_rows<KIND, 160, 1>(),
     };
     *count = sizeof variants / sizeof variants[0];
     return variants;

@@ -232,12 +232,12 @@ static moei_mma_variant few_rows(void)
     return variant_of<shape<KIND, BN, PIPES, GROUPS, DEPTH, 1>>();
 }
 
-// One pipe of two. From 128 rows of 16 bits on blocks share them: L2 would be the limit. (Others
-// were 2 to 3 % slower with it.)
-template <int KIND, int BN, int DEPTH> static moei_mma_variant many_rows(void)
+// One pipe of two, or of GROUPS. From 128 rows of 16 bits on blocks share them: L2 would be the
+// limit. (Others were 2 to 3 % slower with it.)
+template <int KIND, int BN, int DEPTH, int GROUPS = 2> static moei_mma_variant many_rows(void)
 {
     constexpr bool shares = BN >= 128 && (KIND == KIND_BF16 || KIND == KIND_F16);
-    return variant_of<shape<KIND, BN, 1, 2, DEPTH, shares ? 2 : 1>>();
+    return variant_of<shape<KIND, BN, 1, GROUPS, DEPTH, shares ? 2 : 1>>();
 }
 
 // 128 rows, which are the M operand, and BM outputs.

@@ -54,12 +54,14 @@ struct shape {
     // the producer brings x's as they are. And bytes that they have beside a stage.
     static constexpr int SCALE_WARPS = SCALED && PIPES == 1 ? 2 : 0;
     static constexpr int SCALES = SCALED ? (BN + (ROWS_M ? BM / 8 : 0)) * 4 : 0;
-    // Registers of a thread. Two math warpgroups and the producer's share 3 * 168, what the launch
-    // allots; four and the producers' 5 * 96. Others take what they get.
-    static constexpr bool FOUR = MATH == 4 * 128;
-    static constexpr bool REGISTERS = PIPES == 1 || FOUR;
-    static constexpr int PRODUCER_REGISTERS = FOUR ? 48 : 56;
-    static constexpr int MATH_REGISTERS = FOUR ? 104 : (3 * 168 - PRODUCER_REGISTERS) / 2;
+    // Registers of a thread: what the launch allots, 168, 128 or 96 for two, three or four math
+    // warpgroups beside the producers', of which those give some away. Others take what they get.
+    static constexpr int TEAMS = MATH / 128;
+    static constexpr bool REGISTERS = PIPES == 1 || TEAMS == 4;
+    static constexpr int ALLOTTED = TEAMS == 2 ? 168 : TEAMS == 3 ? 128 : 96;
+    static constexpr int PRODUCER_REGISTERS = TEAMS == 4 ? 48 : 56;
+    static constexpr int MATH_REGISTERS =
+        ((TEAMS + 1) * ALLOTTED - PRODUCER_REGISTERS) / TEAMS / 8 * 8;
 };
 
 // Random waits of a role, to test that every role waits for what it needs.
