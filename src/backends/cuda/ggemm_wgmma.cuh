@@ -19,12 +19,14 @@
 //   its producer warp fills a ring of stages by the copy engine: weights, and rows of x from
 //   wherever they lie;
 //   its math warpgroups multiply, 64 outputs (or rows) each, then finish in registers.
-// Beside them, a warp writes notes of what tiles end with (rows of the output, row weights), and
-// two bring scales of FP8 where rows are many. Many rows: one pipe of two math warpgroups, which
-// share the rows. Few rows: three or four pipes of one math warpgroup, so that an expert's outputs
-// spread over the device and what one pipe waits for the others hide; packed weights and up to 32
-// rows: two pipes of two, as L2 would not bring the rows for each 64 outputs. Where tiles are fewer
-// than pipes, neighbouring pipes share one, chunk by chunk of packed weights.
+// Beside them, a warp writes notes of what tiles end with (rows of the output, row weights), and two
+// bring scales of FP8 where rows are many.
+//
+// Many rows: one pipe of two math warpgroups, which share the rows, or of three where registers
+// suffice for their sums. Few rows: three or four pipes of one math warpgroup, so that an expert's
+// outputs spread over the device and what one pipe waits for the others hide; packed weights and up
+// to 32 rows: two pipes of two, as L2 would not bring the rows for each 64 outputs. Where tiles are
+// fewer than pipes, neighbouring pipes share one, chunk by chunk of packed weights.
 //
 // With SiLU or gpt-oss's SwiGLU, the outputs of a tile are gates and ups in alternating eights (the
 // copy engine brings them in this order, or they are packed so): a thread holds a gate and its up.
