@@ -19,6 +19,7 @@
 //   its producer warp fills a ring of stages by the copy engine: weights, and rows of x from
 //   wherever they lie;
 //   its math warpgroups multiply, 64 outputs (or rows) each, then finish in registers.
+//
 // Beside them, a warp writes notes of what tiles end with (rows of the output, row weights), and two
 // bring scales of FP8 where rows are many.
 //
