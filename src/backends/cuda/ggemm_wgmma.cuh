@@ -20,8 +20,8 @@
 //   wherever they lie;
 //   its math warpgroups multiply, 64 outputs (or rows) each, then finish in registers.
 //
-// Beside them, a warp writes notes of what tiles end with (rows of the output, row weights), and two
-// bring scales of FP8 where rows are many.
+// Beside them, a warp writes notes of what tiles end with (rows of the output, row weights), and
+// two bring scales of FP8 where rows are many.
 //
 // Many rows: one pipe of two math warpgroups, which share the rows, or of three where registers
 // suffice for their sums. Few rows: three or four pipes of one math warpgroup, so that an expert's
