@@ -489,6 +489,38 @@ static bool same_arithmetic(const moe_plan *a, const moe_plan *b)
     return true;
 }
 
+// A batch of the items and their companions many times over: kernels for many rows, which the base
+// run has too few for, give each the same bits.
+static void check_many(moec_layer_checks *k, const moec_layer_case *c, const moec_made *made,
+                       moec_rng *rng, const unsigned char *base)
+{
+    enum { MANY = 400 };
+    const moec_batch_style style = {false, LARGE, 2};
+    moec_layer_case many = *c;
+    moec_made other;
+    int32_t items[MANY];
+    char text[256] = "";
+    if (c->items == 0 || c->desc.x_layout != MOE_X_TOKENS || moec_layer_spans_tokens(c) ||
+        moec_layer_by_index(c)) {
+        return;
+    }
+    for (int32_t i = 0; i < MANY; i++) {
+        items[i] = (int32_t)moec_below(rng, 2 * (int64_t)c->items);
+    }
+    many.desc.max_tokens = MANY + 8; // with rows past them
+    const bool ok = moec_make(k->ctx[MOEC_CTX_MAIN], &many, NULL, &other);
+    if (!ok) {
+        (void)snprintf(text, sizeof text, "many tokens: %s", moe_last_error());
+    }
+    if (moec_layer_check(k, c, ok, text)) {
+        if (same_arithmetic(made->plan, other.plan)) {
+            check_variant(k, c, &other, items, MANY, &style, base, "a large batch differs");
+        }
+        moec_layer_fetch(k, c, &other);
+        moec_unmake(&other);
+    }
+}
+
 static void check_contexts(moec_layer_checks *k, const moec_layer_case *c, const moec_made *made,
                            const int32_t *items, const unsigned char *base)
 {
@@ -577,6 +609,7 @@ static void check_case(moec_layer_checks *k, int number)
             check_base(k, &c, &made, items, base)) {
             check_contexts(k, &c, &made, items, base);
             check_batches(k, &c, &made, &rng, base);
+            check_many(k, &c, &made, &rng, base);
         }
         moec_layer_check(k, &c, moec_layer_hash(&c) == hash, "the weights were written");
         moec_layer_fetch(k, &c, &made);
