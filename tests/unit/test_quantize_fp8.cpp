@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "backends/gpu/quantize.cuh"
+#include "sim/quantize_body.h"
 #include "sim/sim.h"
 #include "unit/test.h"
 
