@@ -63,7 +63,7 @@ MOE_HD float moei_swish(float g, float z, float z_lost)
 /// operations.
 MOE_HD float moei_swish_near(float g, int negative, float p, float p_lost, int32_t k)
 {
-    const float scale = moei_f32_from_bits((uint32_t)(k + 127) << 23);
+    const float scale = moei_f32_from_bits(((uint32_t)k + 127u) << 23); // k of a NaN is any
     const float v = p * scale;
     const float v_lost = p_lost * scale;
     const float d = 1.0f + v;

@@ -345,20 +345,23 @@ MOE_HD float moei_scale_use_on(const moei_scale *s, float x)
     }
 }
 
-#define MOEI_DIVISOR_LOW  0x1p-80f
-#define MOEI_DIVISOR_HIGH 0x1p80f
+/// True for scales by which moei_divide_many divides. Not for NaN.
+MOE_HD bool moei_is_plain_divisor(float s)
+{
+    return s >= 0x1p-80f && s <= 0x1p80f;
+}
 
-/// x / s for a divisor between these two, without the branches of a division. Quotients from 2^-20
-/// to 2^20 are those of a division; smaller ones stay smaller, and have the sign of x: codes of
-/// eight bits are the same.
+/// x / s for a plain divisor, without the branches of a division. Quotients from 2^-20 to 2^20 are
+/// those of a division; smaller ones stay below 2^-19, and have the sign of x: codes of eight bits
+/// are the same. The first quotient is at most two units in the last place off, the second less
+/// than one, and the correction of that one is Markstein's, which is right. The rests are exact,
+/// and those of a zero +0: they leave a quotient of -0 alone.
 /// @param[in] inverse  1 / s, rounded
 MOE_HD float moei_divide_many(float x, float s, float inverse)
 {
-    float q = x * inverse; // within two units in the last place; then within one
-    q = moei_fmaf(moei_fmaf(-q, s, x), inverse, q);
-    q = moei_fmaf(moei_fmaf(-q, s, x), inverse, q);
-    return moei_f32_from_bits((moei_f32_bits(q) & MOEI_ABS_MASK) |
-                              (moei_f32_bits(x) & ~MOEI_ABS_MASK)); // of 0, too
+    float q = x * inverse;
+    q = moei_fmaf(-inverse, moei_fmaf(s, q, -x), q);
+    return moei_fmaf(-inverse, moei_fmaf(s, q, -x), q);
 }
 
 /// Clamps to [low, high]; NaN becomes `nan`: one of the bounds, or the NaN without a sign (which a

@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The device bodies, compiled for the host.
-// clang-format off: before others that include what it includes
-#include "sim/quantize_body.h"
-// clang-format on
 #include "backends/gpu/combine.cuh"
 #include "backends/gpu/gather.cuh"
 #include "backends/gpu/ggemm.cuh"
 #include "backends/gpu/glu.cuh"
 #include "backends/gpu/place.cuh"
 #include "backends/gpu/prologue.cuh"
+#include "backends/gpu/quantize.cuh"
 #include "backends/gpu/route.cuh"
 #include "backends/gpu/sort.cuh"
 #include "sim/sim.h"

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "sim/quantize_body.h"
+#include "backends/gpu/quantize.cuh"
 #include "sim/sim.h"
 #include "unit/test.h"
 

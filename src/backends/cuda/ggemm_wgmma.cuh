@@ -44,6 +44,7 @@ static __device__ __forceinline__ void
 multiply_tile(const moei_mma_args *g, const moei_tile *t, int warp, int blocks_k,
               const chunk_share &share, ring_of ring, ring_place *r, float (&sums)[S::SUMS])
 {
+    const int rows = (int)(t->i1 - t->i0);
     if constexpr (S::PACKED) {
         const bool plain = is_plain<S>(&g->a.w, t->e);
         if (!S::APART || g->a.w.block_k == 0) {
@@ -60,7 +61,7 @@ multiply_tile(const moei_mma_args *g, const moei_tile *t, int warp, int blocks_k
             multiply_groups<S>(g, t, plain, warp, blocks_k, ring, r, sums);
         }
     } else if constexpr (S::ROWS_M) {
-        multiply_rows_first<S>(g, warp, blocks_k, ring, r, sums);
+        multiply_rows_first<S>(g, warp, rows, blocks_k, ring, r, sums);
     } else if constexpr (S::KIND == KIND_E4M3) {
         if (S::SCALE_WARPS == 0 && g->scale_copies && g->a.x.scale_dtype == MOE_E8M0) {
             multiply_folds<S, true>(g, t, warp, blocks_k, ring, r, sums);
@@ -68,7 +69,9 @@ multiply_tile(const moei_mma_args *g, const moei_tile *t, int warp, int blocks_k
             multiply_folds<S, false>(g, t, warp, blocks_k, ring, r, sums);
         }
     } else {
-        multiply_chain<S>(g, warp / 4, blocks_k, ring, r, sums);
+        for_rows<S, S::BN>(rows, [&](auto n) {
+            multiply_chain<S, n.value>(g, warp / 4, blocks_k, ring, r, sums_of<n.value>(sums));
+        });
     }
 }
 
@@ -222,6 +225,8 @@ template <class S> static moei_mma_variant variant_of(void)
             S::PIPES,
             S::CLUSTER,
             S::THREADS,
+            S::BOX,
+            S::TRIMS,
             S::STAGE,
             S::SCALES,
             S::MATH / 32 * TURN_BYTES,

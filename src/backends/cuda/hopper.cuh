@@ -251,7 +251,7 @@ template <int PENDING> HOPPER_FN void hopper_mma_wait(void)
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
-/// Keeps the compiler from moving uses of accumulators across a wait.
+/// Keeps the compiler from moving uses of accumulators, the first COUNT of them, across a wait.
 template <int COUNT> HOPPER_FN void hopper_mma_keep(float (&d)[COUNT])
 {
 #pragma unroll
@@ -273,24 +273,27 @@ HOPPER_FN void hopper_mma_registers(float (&d)[N / 2], const uint32_t (&a)[4], u
                                     int accumulate);
 
 // Register lists by eights: names in the instruction, operands of the asm.
-#define REGS_0  "%0,%1,%2,%3"
-#define REGS_4  ",%4,%5,%6,%7"
-#define REGS_8  ",%8,%9,%10,%11,%12,%13,%14,%15"
-#define REGS_16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-#define REGS_32 ",%32,%33,%34,%35,%36,%37,%38,%39"
-#define REGS_40 ",%40,%41,%42,%43,%44,%45,%46,%47"
-#define REGS_48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
-#define REGS_64 ",%64,%65,%66,%67"
-#define REGS_68 ",%68,%69,%70,%71"
-#define REGS_72 ",%72,%73,%74,%75,%76,%77,%78,%79"
-#define REGS_80 ",%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
-#define REGS_96                                                                                    \
-    ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114"  \
-    ",%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
-#define OUT_4(i)  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define OUT_8(i)  OUT_4(i), OUT_4(i + 4)
-#define OUT_16(i) OUT_8(i), OUT_8(i + 8)
-#define OUT_32(i) OUT_16(i), OUT_16(i + 16)
+#define REGS_0        "%0,%1,%2,%3"
+#define REGS_4        ",%4,%5,%6,%7"
+#define REGS_8        ",%8,%9,%10,%11,%12,%13,%14,%15"
+#define REGS_16       ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define REGS_32       ",%32,%33,%34,%35,%36,%37,%38,%39"
+#define REGS_40       ",%40,%41,%42,%43,%44,%45,%46,%47"
+#define REGS_48       ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define REGS_64       ",%64,%65,%66,%67"
+#define REGS_68       ",%68,%69,%70,%71"
+#define REGS_72       ",%72,%73,%74,%75,%76,%77,%78,%79"
+#define REGS_80       ",%80,%81,%82,%83,%84,%85,%86,%87"
+#define REGS_88       ",%88,%89,%90,%91,%92,%93,%94,%95"
+#define REGS_96       ",%96,%97,%98,%99,%100,%101,%102,%103"
+#define REGS_104      ",%104,%105,%106,%107,%108,%109,%110,%111"
+#define REGS_112      ",%112,%113,%114,%115,%116,%117,%118,%119"
+#define REGS_120      ",%120,%121,%122,%123,%124,%125,%126,%127"
+#define REGS_UP_TO_80 REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_40 REGS_48 REGS_64 REGS_68 REGS_72
+#define OUT_4(i)      "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define OUT_8(i)      OUT_4(i), OUT_4(i + 4)
+#define OUT_16(i)     OUT_8(i), OUT_8(i + 8)
+#define OUT_32(i)     OUT_16(i), OUT_16(i + 16)
 
 #define HOPPER_MMA_TYPE(N, TYPE, k, types, tail, regs, a_reg, b_reg, p_reg, ...)                   \
     template <>                                                                                    \
@@ -353,13 +356,18 @@ HOPPER_MMA(144, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_40 REGS_48 REGS_64 REG
            "%74", OUT_32(0), OUT_32(32), OUT_8(64))
 HOPPER_MMA(160, REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_40 REGS_48 REGS_64 REGS_68 REGS_72, "%80",
            "%81", "%82", OUT_32(0), OUT_32(32), OUT_16(64))
-HOPPER_MMA(192,
-           REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_40 REGS_48 REGS_64 REGS_68 REGS_72 REGS_80,
-           "%96", "%97", "%98", OUT_32(0), OUT_32(32), OUT_32(64))
-HOPPER_MMA(256,
-           REGS_0 REGS_4 REGS_8 REGS_16 REGS_32 REGS_40 REGS_48 REGS_64 REGS_68 REGS_72 REGS_80
-               REGS_96,
-           "%128", "%129", "%130", OUT_32(0), OUT_32(32), OUT_32(64), OUT_32(96))
+HOPPER_MMA(176, REGS_UP_TO_80 REGS_80, "%88", "%89", "%90", OUT_32(0), OUT_32(32), OUT_16(64),
+           OUT_8(80))
+HOPPER_MMA(192, REGS_UP_TO_80 REGS_80 REGS_88, "%96", "%97", "%98", OUT_32(0), OUT_32(32),
+           OUT_32(64))
+HOPPER_MMA(208, REGS_UP_TO_80 REGS_80 REGS_88 REGS_96, "%104", "%105", "%106", OUT_32(0),
+           OUT_32(32), OUT_32(64), OUT_8(96))
+HOPPER_MMA(224, REGS_UP_TO_80 REGS_80 REGS_88 REGS_96 REGS_104, "%112", "%113", "%114", OUT_32(0),
+           OUT_32(32), OUT_32(64), OUT_16(96))
+HOPPER_MMA(240, REGS_UP_TO_80 REGS_80 REGS_88 REGS_96 REGS_104 REGS_112, "%120", "%121", "%122",
+           OUT_32(0), OUT_32(32), OUT_32(64), OUT_16(96), OUT_8(112))
+HOPPER_MMA(256, REGS_UP_TO_80 REGS_80 REGS_88 REGS_96 REGS_104 REGS_112 REGS_120, "%128", "%129",
+           "%130", OUT_32(0), OUT_32(32), OUT_32(64), OUT_32(96))
 
 #undef REGS_0
 #undef REGS_4
@@ -372,7 +380,12 @@ HOPPER_MMA(256,
 #undef REGS_68
 #undef REGS_72
 #undef REGS_80
+#undef REGS_88
 #undef REGS_96
+#undef REGS_104
+#undef REGS_112
+#undef REGS_120
+#undef REGS_UP_TO_80
 #undef OUT_4
 #undef OUT_8
 #undef OUT_16

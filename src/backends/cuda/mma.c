@@ -75,9 +75,27 @@ static bool scales_are_of_eights(const moei_matrices *w)
 // In rows of those kernels that multiply by warpgroups: some three cycles for 64 outputs. Packed
 // weights multiplied by warps are decoded at 90 cycles, while rows come out of shared memory at
 // five cycles each, once for each of four warps.
-static int64_t cost_of_tile(const moek_ggemm_args *a, const moei_mma_variant *v)
+static int64_t cost_of_tile(const moek_ggemm_args *a, const moei_mma_variant *v, int64_t rows)
 {
-    return a->w.layout == MOEI_LAYOUT_PACKED && v->pipes > 1 ? 24 + v->bn * 7 / 4 : v->bn + 96;
+    return a->w.layout == MOEI_LAYOUT_PACKED && v->pipes > 1 ? 24 + rows * 7 / 4 : rows + 96;
+}
+
+// What the tiles of an expert of so many rows cost.
+static int64_t cost_of_rows(const moek_ggemm_args *a, const moei_mma_variant *v, int64_t rows)
+{
+    const int64_t tiles = (rows + v->bn - 1) / v->bn;
+    if (v->rows_first) { // the last one may need one of two warpgroups
+        const int64_t last = rows - (tiles - 1) * v->bn;
+        return (tiles - 1) * cost_of_tile(a, v, v->bn) +
+               cost_of_tile(a, v, last <= v->bn / 2 ? v->bn / 2 : v->bn);
+    }
+    if (!v->trims) {
+        return tiles * cost_of_tile(a, v, v->bn);
+    }
+    enum { LEAST = 128, SHORT = 26 }; // fewer rows cost as much; what shorter rings cost; measured
+    const int64_t even = (rows + tiles - 1) / tiles;
+    const int64_t each = (even + MOEI_MMA_STEP - 1) / MOEI_MMA_STEP * MOEI_MMA_STEP;
+    return tiles * (SHORT + cost_of_tile(a, v, each < LEAST ? LEAST : each));
 }
 
 // The kernel for rows that spread over the experts as they come. Experts of the mean's size, and of
@@ -98,12 +116,11 @@ static const moei_mma_variant *variant_for(const moek_ggemm_args *a)
         if (v[i].rows_first && a->w.block_k > 0 && !scales_are_of_eights(&a->w)) {
             continue;
         }
-        const int64_t each = cost_of_tile(a, &v[i]) * (v[i].rows_first ? ROWS_FIRST : 128);
+        const int64_t all = v[i].rows_first ? ROWS_FIRST : 128;
         int64_t cost = 0;
         for (int s = -4; s <= 4; s++) { // halves of a standard deviation; the middle ones twice
             const int64_t rows = mean + spread * s / 2 > 1 ? mean + spread * s / 2 : 1;
-            const int64_t tiles = (rows + v[i].bn - 1) / v[i].bn;
-            cost += (s >= -2 && s <= 2 ? 2 : 1) * tiles * each;
+            cost += (s >= -2 && s <= 2 ? 2 : 1) * cost_of_rows(a, &v[i], rows) * all;
         }
         if (cost <= least) {
             least = cost;
@@ -342,7 +359,7 @@ moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
     }
     g.zero_point = is_packed ? moei_operand_zero_point(w->format) : 0;
     const moei_mma_x engine = ggemm->row_index == NULL ? MOEI_MMA_BOX : MOEI_MMA_GATHER;
-    const int box_rows = engine == MOEI_MMA_BOX ? v->bn / v->cluster : 1;
+    const int box_rows = engine == MOEI_MMA_BOX ? v->box : 1;
     g.x_engine = (int32_t)(encode_x(device, ggemm, box_rows, &g.x) ? engine : MOEI_MMA_STORES);
     if (extra->quantize != NULL) {
         g.quantize = (moei_gpu_quantize_args){*extra->quantize, *extra->quantize->info};

@@ -59,6 +59,8 @@ typedef struct moei_mma_variant {
     int pipes;       // tiles at work at the same time in a block
     int cluster;     // blocks that share rows of x
     int threads;     // of a block
+    int box;         // rows of x that the copy engine brings at a time
+    int trims;       // tiles of fewer rows cost less: MOEI_MMA_STEP
     int stage_bytes; // of a ring
     int scale_bytes; // beside each stage
     int turn_bytes;  // of a block
@@ -75,6 +77,7 @@ const moei_mma_variant *moei_mma_packed_u4(int *count);
 const moei_mma_variant *moei_mma_packed_u8(int *count);
 const moei_mma_variant *moei_mma_packed_e4m3(int *count);
 
+#define MOEI_MMA_STEP       16 // rows of tiles are multiples of it where kernels trim them
 #define MOEI_MMA_COMBINES   16 // rows of the tiles of those kernels that can combine
 #define MOEI_MMA_CHUNK      9  // blocks of k of a chain of packed weights
 #define MOEI_MMA_MAX_STAGES 16

@@ -37,10 +37,37 @@ static __device__ __forceinline__ void advance(ring_place *r, int stages)
     }
 }
 
-// The products of a stage's block d for this warpgroup, both operands in shared memory.
-template <class S>
+// The instruction that multiplies fewer rows than that of N.
+static constexpr int fewer_rows(int n)
+{
+    return n > 128 ? n - 16 : n - 32;
+}
+
+// Calls f with the rows, as a constant, of the shortest instruction that suffices for `rows`.
+template <class S, int N, class F>
+static __device__ __forceinline__ void for_rows(int rows, const F &f)
+{
+    if constexpr (S::TRIMS && N > 64) {
+        if (rows <= fewer_rows(N)) {
+            for_rows<S, fewer_rows(N)>(rows, f);
+            return;
+        }
+    }
+    f(std::integral_constant<int, N>());
+}
+
+// The sums of the first N rows.
+template <int N, int COUNT>
+static __device__ __forceinline__ float (&sums_of(float (&acc)[COUNT]))[N / 2]
+{
+    static_assert(N / 2 <= COUNT, "no more than there are");
+    return reinterpret_cast<float(&)[N / 2]>(acc);
+}
+
+// The products of a stage's block d for this warpgroup, both operands in shared memory; of N rows.
+template <class S, int N = 2 * S::SUMS>
 static __device__ __forceinline__ void multiply_block(uint32_t stage, int group, int d, bool fresh,
-                                                      float (&acc)[S::SUMS])
+                                                      float (&acc)[N / 2])
 {
     const int own = group * 64 * STAGE_K; // of the M operand
     const uint64_t w = hopper_operand(stage + d * S::BM * STAGE_K + (S::ROWS_M ? 0 : own));
@@ -48,16 +75,16 @@ static __device__ __forceinline__ void multiply_block(uint32_t stage, int group,
         hopper_operand(stage + S::WEIGHTS + d * S::BN * STAGE_K + (S::ROWS_M ? own : 0));
 #pragma unroll
     for (int j = 0; j < 4; j++) {
-        hopper_mma<2 * S::SUMS, S::KIND>(acc, (S::ROWS_M ? x : w) + 2 * j,
-                                         (S::ROWS_M ? w : x) + 2 * j, !fresh || j != 0);
+        hopper_mma<N, S::KIND>(acc, (S::ROWS_M ? x : w) + 2 * j, (S::ROWS_M ? w : x) + 2 * j,
+                               !fresh || j != 0);
     }
 }
 
 // bf16 and f16: one chain over K.
-template <class S>
+template <class S, int N>
 static __device__ __forceinline__ void multiply_chain(const moei_mma_args *g, int group,
                                                       int blocks_k, ring_of ring, ring_place *r,
-                                                      float (&acc)[S::BN / 2])
+                                                      float (&acc)[N / 2])
 {
 #pragma unroll 1
     for (int kb = 0; kb < blocks_k; kb += S::DEPTH) {
@@ -68,7 +95,7 @@ static __device__ __forceinline__ void multiply_chain(const moei_mma_args *g, in
 #pragma unroll 1
         for (int d = 0; d < depth; d++) {
             hopper_mma_begin();
-            multiply_block<S>(stage, group, d, kb + d == 0, acc);
+            multiply_block<S, N>(stage, group, d, kb + d == 0, acc);
             hopper_mma_commit();
             hopper_mma_wait<1>();
             release<S>(r, ring); // the stage before, once: its last products are done
@@ -102,6 +129,19 @@ static __device__ __forceinline__ float next_scale(const moei_mma_args *g, block
         s->of_lane = load_w_scale(w, s->at, mine < blocks_k ? mine : kb);
     }
     return __shfl_sync(~0u, s->of_lane, kb % 32);
+}
+
+// Waits for the next stage and begins its products, a chain of their own.
+template <class S>
+static __device__ __forceinline__ void begin_chain(const moei_mma_args *g, int group, int kb,
+                                                   ring_of ring, const ring_place *r,
+                                                   float (&acc)[S::SUMS])
+{
+    stagger(g->delay, (uint32_t)kb);
+    hopper_barrier_wait(ring.full + 8 * r->stage, r->parity);
+    hopper_mma_begin();
+    multiply_block<S>(ring.stages + r->stage * S::STAGE, group, 0, true, acc);
+    hopper_mma_commit();
 }
 
 // total = fma(acc * s_x, s_w, total); CODES: scales of x are four e8m0 in a word.
@@ -146,15 +186,10 @@ static __device__ __forceinline__ void multiply_folds(const moei_mma_args *g, co
     }
 #pragma unroll 1
     for (int kb = 0; kb < blocks_k; kb++) {
-        const uint32_t stage = ring.stages + r->stage * S::STAGE;
         float acc[S::SUMS];
         const float s_low = next_scale(g, &low, kb, blocks_k);
         const float s_high = next_scale(g, &high, kb, blocks_k);
-        stagger(g->delay, (uint32_t)kb);
-        hopper_barrier_wait(ring.full + 8 * r->stage, r->parity);
-        hopper_mma_begin();
-        multiply_block<S>(stage, warp / 4, 0, true, acc);
-        hopper_mma_commit();
+        begin_chain<S>(g, warp / 4, kb, ring, r, acc);
         const float *of_x =
             hopper_pointer<const float>(ring.scales + r->stage * S::SCALES) + lane % 4 * 2;
         hopper_mma_wait<0>();
@@ -171,9 +206,18 @@ static __device__ __forceinline__ void multiply_folds(const moei_mma_args *g, co
 // twice as fast as bf16.
 template <class S>
 static __device__ __forceinline__ void multiply_rows_first(const moei_mma_args *g, int warp,
-                                                           int blocks_k, ring_of ring,
+                                                           int rows, int blocks_k, ring_of ring,
                                                            ring_place *r, float (&total)[S::SUMS])
 {
+    if (warp / 4 * 64 >= rows) { // the warpgroup has none
+#pragma unroll 1
+        for (int kb = 0; kb < blocks_k; kb++) {
+            hopper_barrier_wait(ring.full + 8 * r->stage, r->parity);
+            advance(r, g->stages);
+            release<S>(r, ring);
+        }
+        return;
+    }
     const int row = warp * 16 + (int)threadIdx.x % 32 / 4;
 #pragma unroll
     for (int i = 0; i < S::SUMS; i++) {
@@ -181,14 +225,9 @@ static __device__ __forceinline__ void multiply_rows_first(const moei_mma_args *
     }
 #pragma unroll 1
     for (int kb = 0; kb < blocks_k; kb++) {
-        const uint32_t stage = ring.stages + r->stage * S::STAGE;
         const float *scales = hopper_pointer<const float>(ring.scales + r->stage * S::SCALES);
         float acc[S::SUMS];
-        stagger(g->delay, (uint32_t)kb);
-        hopper_barrier_wait(ring.full + 8 * r->stage, r->parity);
-        hopper_mma_begin();
-        multiply_block<S>(stage, warp / 4, 0, true, acc);
-        hopper_mma_commit();
+        begin_chain<S>(g, warp / 4, kb, ring, r, acc);
         const float x0 = scales[row];
         const float x1 = scales[row + 8];
         hopper_mma_wait<0>();

@@ -245,6 +245,13 @@ static __device__ __forceinline__ void produce_notes(const moei_mma_args *g, uin
     }
 }
 
+// Rows that boxes bring for a tile of `there` rows.
+template <class S> static __device__ __forceinline__ int rows_in_boxes(int there)
+{
+    constexpr int ALL = S::BOX * S::CLUSTER;
+    return S::TRIMS && there < S::BN ? (there + ALL - 1) / ALL * ALL : S::BN;
+}
+
 // Rows of x of a stage, `depth` blocks of k from kb on. Where they are gathered, `there` of them,
 // and this lane's first one is `row`.
 template <class S>
@@ -256,15 +263,21 @@ static __device__ __forceinline__ void fetch_x(const moei_mma_args *g, const moe
     const int lane = (int)threadIdx.x % 32;
     const int batch = a->offsets == NULL ? t->e : 0;
     if (g->x_engine == MOEI_MMA_BOX) {
-        const int k = (kb + lane) * (STAGE_K / S::X_BYTES);
-        const uint32_t block = to + lane * S::BN * STAGE_K;
-        if (lane >= depth) { // a lane for each block of k
+        // A lane for each box of each block of k; of a cluster, every block has as many.
+        constexpr int BOXES = S::BN / S::CLUSTER / S::BOX; // of a block of k, at most
+        static_assert(S::DEPTH * BOXES <= 32, "a lane for each");
+        const int k = (kb + lane / BOXES) * (STAGE_K / S::X_BYTES);
+        const int share = rows_in_boxes<S>(there) / S::CLUSTER;
+        const int row_at = lane % BOXES * S::BOX; // of the share
+        const int first =
+            row_at + (S::CLUSTER > 1 ? (int)hopper_cluster_rank() * share : 0); // of the tile
+        const uint32_t at = to + (lane / BOXES * S::BN + first) * STAGE_K;
+        if (lane / BOXES >= depth || row_at >= share) {
         } else if constexpr (S::CLUSTER > 1) {
-            const int first = (int)hopper_cluster_rank() * (S::BN / S::CLUSTER);
-            hopper_tensor_3d_all(block + first * STAGE_K, &g->x, k, (int)t->i0 + first, batch, full,
+            hopper_tensor_3d_all(at, &g->x, k, (int)t->i0 + first, batch, full,
                                  (1 << S::CLUSTER) - 1);
         } else {
-            hopper_tensor_3d_plain(block, &g->x, k, (int)t->i0, batch, full);
+            hopper_tensor_3d_plain(at, &g->x, k, (int)t->i0 + first, batch, full);
         }
     } else if (g->x_engine == MOEI_MMA_GATHER) {
 #pragma unroll 1
@@ -512,7 +525,7 @@ static __device__ __forceinline__ void produce(const moei_mma_args *g, uint32_t 
             }
         }
         const int there = t.i1 - t.i0 < S::BN ? (int)(t.i1 - t.i0) : S::BN;
-        const int rows_of_x = g->x_engine == MOEI_MMA_BOX      ? S::BN
+        const int rows_of_x = g->x_engine == MOEI_MMA_BOX      ? rows_in_boxes<S>(there)
                               : g->x_engine == MOEI_MMA_GATHER ? there
                                                                : 0;
         const int bytes =

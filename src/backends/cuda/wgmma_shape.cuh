@@ -4,6 +4,8 @@
 #ifndef MOEI_CUDA_WGMMA_SHAPE_CUH
 #define MOEI_CUDA_WGMMA_SHAPE_CUH
 
+#include <type_traits>
+
 #include "backends/cuda/hopper.cuh"
 #include "backends/cuda/mma.h"
 #include "backends/cuda/operand.h"
@@ -41,7 +43,14 @@ struct shape {
     static constexpr bool ROWS_M = BM_ > 0;
     static constexpr int BM = ROWS_M ? BM_ : 64 * GROUPS;
     static constexpr int SUMS = ROWS_M ? BM / 2 : BN / 2; // of a math thread
-    static constexpr int TEAM = 128 * GROUPS;             // math threads of a pipe
+    // Whether tiles of fewer rows are multiplied by shorter instructions (for_rows), and experts
+    // cut into tiles of about the same length, a multiple of STEP.
+    static constexpr bool TRIMS = BN >= 192 && X_BYTES == 2 && !PACKED;
+    static constexpr int STEP = TRIMS ? MOEI_MMA_STEP : BN;
+    // Rows that the copy engine brings by one request, of those that lie side by side.
+    static constexpr int BOX = TRIMS ? 32 : BN / CLUSTER;
+    static_assert(BN % (BOX * CLUSTER) == 0, "whole boxes fill a stage");
+    static constexpr int TEAM = 128 * GROUPS; // math threads of a pipe
     static constexpr int MATH = PIPES * TEAM;
     static constexpr int THREADS = MATH + 128;
     static constexpr int WEIGHTS = // bytes in a stage, up to where rows of x begin
@@ -172,12 +181,12 @@ static __device__ __forceinline__ bool tile_of(const moei_mma_args *g, uint32_t 
         const uint32_t teams = S::SHARES ? (uint32_t)g->teams : S::PIPES;
         const uint32_t team = (uint32_t)share_of<S>(g, pipe, 0).team;
         const int64_t tile = blockIdx.x + (int64_t)gridDim.x * (i * teams + team);
-        return moei_tile_at(&g->a, before, S::BN, g->m_blocks, tile, t);
+        return moei_tile_at(&g->a, before, S::BN, S::STEP, g->m_blocks, tile, t);
     } else {
         static_assert(S::PIPES == 1, "pipes do not share rows");
         const int64_t tile = blockIdx.x / S::CLUSTER + (int64_t)(gridDim.x / S::CLUSTER) * i;
         const int32_t m_clusters = (g->m_blocks + S::CLUSTER - 1) / S::CLUSTER;
-        const bool there = moei_tile_at(&g->a, before, S::BN, m_clusters, tile, t);
+        const bool there = moei_tile_at(&g->a, before, S::BN, S::STEP, m_clusters, tile, t);
         t->m = t->m * S::CLUSTER + (int32_t)hopper_cluster_rank();
         return there;
     }

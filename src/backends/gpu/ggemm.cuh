@@ -121,7 +121,8 @@ DEV_FN void moei_gpu_ggemm(const moei_gpu_ggemm_args *g)
     moei_tile t;
     moei_tiles_begin(&g->a, MOEI_GGEMM_TILE, prefix);
     for (int64_t tile = dev_block();
-         moei_tile_at(&g->a, prefix, MOEI_GGEMM_TILE, m_blocks, tile, &t); tile += dev_blocks()) {
+         moei_tile_at(&g->a, prefix, MOEI_GGEMM_TILE, MOEI_GGEMM_TILE, m_blocks, tile, &t);
+         tile += dev_blocks()) {
         moei_ggemm_tile(g, &t, (int64_t)t.m * MOEI_GGEMM_TILE, w, x);
     }
 }

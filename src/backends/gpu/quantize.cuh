@@ -281,7 +281,7 @@ DEV_FN moei_scale moei_gpu_quantize_fp8(const moei_gpu_quantize_args *g, float *
     q.info.code = q.info.code == MOEI_CODE_DIVIDE ? MOEI_CODE_DIVIDE : MOEI_CODE_TIMES_INVERSE;
     const moei_magnitude m = moei_gpu_group_magnitude(x, 128 / MOEI_GPU_QN);
     const moei_scale s = moei_scale_by_float(&q.info, &q.a.quant, moei_f32_from_bits(m.amax));
-    if (s.use == MOEI_USE_DIVIDE && s.by >= MOEI_DIVISOR_LOW && s.by <= MOEI_DIVISOR_HIGH) {
+    if (s.use == MOEI_USE_DIVIDE && moei_is_plain_divisor(s.by)) {
         const float inverse = moei_divf(1.0f, s.by);
         MOEI_GPU_UNROLL
         for (int i = 0; i < MOEI_GPU_QN; i++) {
@@ -367,23 +367,6 @@ DEV_FN moei_gpu_quantize_args moei_gpu_quantize_rows_rules(const moei_gpu_quanti
     return one;
 }
 
-/// True for scales by which moei_gpu_quotient divides.
-DEV_FN bool moei_gpu_is_plain_divisor(float s)
-{
-    return s >= 0x1p-64f && s <= 0x1p64f;
-}
-
-/// x / s, correctly rounded from 2^-20 on; below, where all codes are zero, with the sign of x and
-/// below 2^-19. s is a plain divisor, and its rounded inverse is given: so the first quotient is at
-/// most two units off, the second less than one, and the correction of that one is Markstein's,
-/// which is right. The rests are exact and those of a zero +0: they leave a quotient of -0 alone.
-DEV_FN float moei_gpu_quotient(float x, float s, float inverse)
-{
-    float q = x * inverse;
-    q = moei_fmaf(-inverse, moei_fmaf(s, q, -x), q);
-    return moei_fmaf(-inverse, moei_fmaf(s, q, -x), q);
-}
-
 /// The codes of a lane's elements of R rows; lane i has what scales row i.
 template <moe_dtype X, int R, bool DIVIDES>
 DEV_FN void moei_gpu_quantize_rows_codes(const moei_gpu_bits<MOEI_GPU_QR> *in, float by,
@@ -398,7 +381,7 @@ DEV_FN void moei_gpu_quantize_rows_codes(const moei_gpu_bits<MOEI_GPU_QR> *in, f
         moei_gpu_decode<MOEI_GPU_QR>(X, &in[i], x);
         MOEI_GPU_UNROLL
         for (int j = 0; j < MOEI_GPU_QR; j++) {
-            x[j] = DIVIDES ? moei_gpu_quotient(x[j], row_by, row_inverse) : x[j] * row_by;
+            x[j] = DIVIDES ? moei_divide_many(x[j], row_by, row_inverse) : x[j] * row_by;
         }
         codes[i] = moei_f32_to_e4m3fn_x4(x[0], x[1], x[2], x[3]);
     }
@@ -436,7 +419,7 @@ DEV_FN uint32_t moei_gpu_quantize_rows_tile(const moei_gpu_quantize_args *args, 
     }
     m.any = m.amax;
     const moei_scale s = moei_gpu_scale_of(&g, m);
-    const uint32_t rows = dev_ballot(moei_gpu_is_plain_divisor(s.by)) & all;
+    const uint32_t rows = dev_ballot(moei_is_plain_divisor(s.by)) & all;
     if ((rows >> dev_lane() & 1u) != 0) {
         moei_gpu_store_scale(a, b, r + dev_lane(), group, &s);
     }
@@ -487,7 +470,8 @@ DEV_FN void moei_gpu_quantize_rows(const moei_gpu_quantize_rows_args *p)
     if (band >= t.bands * (uint32_t)a->batches) {
         return;
     }
-    const int32_t rows = (int32_t)a->rows - r < (int32_t)t.rows ? (int32_t)a->rows - r : t.rows;
+    const int32_t most = (int32_t)t.rows;
+    const int32_t rows = (int32_t)a->rows - r < most ? (int32_t)a->rows - r : most;
     const int32_t count = (int32_t)moei_quantize_count(a, (int32_t)b) - r;
     const int32_t n = count < 0 ? 0 : count < rows ? count : rows;
     if (n == 0) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The tiles of a grouped product, found on the device: groups know their rows there alone.
 //
-// A tile is `bm` outputs x `bn` rows of one expert. Tiles count expert by expert; inside an expert
-// the blocks of rows run fastest, so that blocks at work at the same time share weights.
+// A tile is `bm` outputs x up to `bn` rows of one expert. Tiles count expert by expert; inside an
+// expert the blocks of rows run fastest, so that blocks at work at the same time share weights.
 #ifndef MOEI_GPU_TILES_CUH
 #define MOEI_GPU_TILES_CUH
 
@@ -91,8 +91,10 @@ DEV_FN void moei_tiles_begin(const moek_ggemm_args *a, int32_t bn, int32_t *pref
     dev_sync();
 }
 
-/// Tile number `tile`; false past the last one.
-DEV_FN bool moei_tile_at(const moek_ggemm_args *a, const int32_t *prefix, int32_t bn,
+/// Tile number `tile`; false past the last one. The blocks of rows of an expert are as few as hold
+/// them, and equally long up to a multiple of `step`: 260 rows by 256, 16 are 144 and 116. step ==
+/// bn: all but the last are full.
+DEV_FN bool moei_tile_at(const moek_ggemm_args *a, const int32_t *prefix, int32_t bn, int32_t step,
                          int32_t m_blocks, int64_t tile, moei_tile *out)
 {
     if (tile >= (int64_t)prefix[a->w.count] * m_blocks) {
@@ -114,10 +116,16 @@ DEV_FN bool moei_tile_at(const moek_ggemm_args *a, const int32_t *prefix, int32_
     const int32_t rest = (int32_t)(tile - (int64_t)prefix[low] * m_blocks);
     int64_t first;
     const int64_t rows = moei_group_rows(a, low, &first);
+    int32_t each = bn;
+    if (step < bn) {
+        const uint32_t mean = ((uint32_t)rows + (uint32_t)blocks - 1u) / (uint32_t)blocks;
+        const int32_t even = (int32_t)((mean + (uint32_t)step - 1u) / (uint32_t)step) * step;
+        each = even < bn ? even : bn;
+    }
     out->e = low;
     out->m = (int32_t)((uint32_t)rest / (uint32_t)blocks);
-    out->i0 = first + (int64_t)(rest - out->m * blocks) * bn;
-    out->i1 = first + rows < out->i0 + bn ? first + rows : out->i0 + bn;
+    out->i0 = first + (int64_t)(rest - out->m * blocks) * each;
+    out->i1 = first + rows < out->i0 + each ? first + rows : out->i0 + each;
     return true;
 }
 
