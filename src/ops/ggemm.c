@@ -261,6 +261,9 @@ moe_status moei_matrices_from_source(const moe_matrix_source *source, const moe_
     moei_matrices m = {0};
     m.format = moei_format(gemm->weight_format);
     MOE_REQUIRE(m.format != NULL, MOE_E_UNSET, "%s: %s.weight_format is unset", call, name);
+    MOE_REQUIRE(n <= INT32_MAX && k <= INT32_MAX, MOE_E_SHAPE,
+                "%s: %s has %" PRId64 " rows of %" PRId64 " elements; at most %d of each", call,
+                name, n, k, INT32_MAX);
     m.n = n;
     m.k = k;
     m.count = count;
