@@ -19,14 +19,14 @@ ONLY=${ONLY:-.}
 TOKENS=${TOKENS:-1,8,32,128,512,2048,8192}
 moe=$BUILD/moe
 
-# Shape and weight format. Formats of blocks of fp8 quantise activations per 128, too.
+# Shape, weight format and what else moe bench is told. Formats of blocks of fp8 quantise activations per 128, too.
 table="
-gpt-oss-20b bf16
-gpt-oss-20b mxfp4
+gpt-oss-20b bf16 --error
+gpt-oss-20b mxfp4 --error
 gpt-oss-120b bf16
 gpt-oss-120b mxfp4
 qwen3-30b-a3b bf16
-qwen3-30b-a3b e4m3fn_block
+qwen3-30b-a3b e4m3fn_block --error
 mixtral-8x7b bf16
 mixtral-8x7b e4m3fn_block
 deepseek-v3-ep8 e4m3fn_block
@@ -80,14 +80,15 @@ left_out() { # of which step, what
 }
 
 step_bench() {
-    local shape format
-    while read -r shape format; do
+    local shape format more
+    while read -r shape format more; do
         [[ -n $shape && "$shape $format" =~ $ONLY ]] || continue
         if ((SECONDS > budget)); then
             left_out bench "$shape $format"
             continue
         fi
-        run_bench "$shape-$format" --shape "$shape" --format "$format"
+        # shellcheck disable=SC2086
+        run_bench "$shape-$format" --shape "$shape" --format "$format" $more
     done <<< "$table"
     for shape in $routing; do
         [[ "$shape routing" =~ $ONLY ]] || continue

@@ -51,9 +51,12 @@ multiply_tile(const moei_mma_args *g, const moei_tile *t, int warp, int blocks_k
             if constexpr (S::SYNC) {
                 multiply_chunks<S>(g, plain, warp / 4, blocks_k, share, ring, r, sums);
             } else if (plain) {
-                multiply_ahead<S, true>(g, warp / 4, blocks_k, ring, r, sums);
+                for_rows<S, S::BN>(rows, [&](auto n) {
+                    multiply_ahead<S, n.value, true>(g, warp / 4, blocks_k, ring, r,
+                                                     sums_of<n.value>(sums));
+                });
             } else {
-                multiply_ahead<S, false>(g, warp / 4, blocks_k, ring, r, sums);
+                multiply_ahead<S, S::BN, false>(g, warp / 4, blocks_k, ring, r, sums);
             }
         } else if (S::SYNC && plain) { // a loop of its own: no branch at each step
             multiply_groups<S>(g, t, true, warp, blocks_k, ring, r, sums);

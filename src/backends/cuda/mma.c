@@ -71,6 +71,13 @@ static bool scales_are_of_eights(const moei_matrices *w)
     return w->block_n > 0 && w->block_n % 8 == 0 && w->part_rows % 8 == 0 && !w->interleaved_parts;
 }
 
+// Packed weights whose scales change along k lie apart: a chain per group, not per chunk.
+static bool has_groups(const moei_matrices *w)
+{
+    return w->layout == MOEI_LAYOUT_PACKED &&
+           MOEI_OPERAND_APART(moei_operand_kind_of(w->format)) && w->block_k > 0;
+}
+
 // What a tile costs a block of outputs and of k: its rows, and what every tile costs, its weights.
 // In rows of those kernels that multiply by warpgroups: some three cycles for 64 outputs. Packed
 // weights multiplied by warps are decoded at 90 cycles, while rows come out of shared memory at
@@ -89,13 +96,14 @@ static int64_t cost_of_rows(const moek_ggemm_args *a, const moei_mma_variant *v,
         return (tiles - 1) * cost_of_tile(a, v, v->bn) +
                cost_of_tile(a, v, last <= v->bn / 2 ? v->bn / 2 : v->bn);
     }
-    if (!v->trims) {
+    if (!v->trims || has_groups(&a->w)) { // groups are multiplied by whole tiles
         return tiles * cost_of_tile(a, v, v->bn);
     }
     enum { LEAST = 128, SHORT = 26 }; // fewer rows cost as much; what shorter rings cost; measured
+    const int64_t more = a->w.layout == MOEI_LAYOUT_PACKED ? 0 : SHORT;
     const int64_t even = (rows + tiles - 1) / tiles;
     const int64_t each = (even + MOEI_MMA_STEP - 1) / MOEI_MMA_STEP * MOEI_MMA_STEP;
-    return tiles * (SHORT + cost_of_tile(a, v, each < LEAST ? LEAST : each));
+    return tiles * (more + cost_of_tile(a, v, each < LEAST ? LEAST : each));
 }
 
 // The kernel for rows that spread over the experts as they come. Experts of the mean's size, and of
@@ -298,8 +306,7 @@ static void share_tiles(const moei_mma_variant *v, int64_t sms, moei_mma_args *g
     const int64_t bytes = chunks * v->bm * v->bn * (int64_t)sizeof(float);
     const int64_t experts = g->a.offsets != NULL && g->a.rows < w->count ? g->a.rows : w->count;
     const bool has_chunks =
-        w->layout == MOEI_LAYOUT_PACKED && v->bn <= MOEI_MMA_COMBINES &&
-        !(MOEI_OPERAND_APART(moei_operand_kind_of(w->format)) && w->block_k > 0);
+        w->layout == MOEI_LAYOUT_PACKED && v->bn <= MOEI_MMA_COMBINES && !has_groups(w);
     int64_t least = INT64_MAX;
     g->share = 1;
     for (int32_t share = 1; share <= (has_chunks ? v->pipes : 1); share++) {

@@ -321,10 +321,10 @@ static __device__ __forceinline__ void decode_step(const packed_block<S> &b, int
 // Half a block, 32 k. Where products may stay under way (PENDING 1; -1: whoever calls waits),
 // registers of the halves take turns: a product reads one while the other is decoded. SYNC: fresh
 // sums are 0.
-template <class S, int PENDING>
+template <class S, int PENDING, int N = S::BN>
 static __device__ __forceinline__ void multiply_half(const packed_block<S> &b, int half, bool plain,
                                                      bool fresh, uint32_t (&a)[2][4],
-                                                     float (&acc)[S::BN / 2])
+                                                     float (&acc)[N / 2])
 {
     if constexpr (S::SYNC) {
         uint32_t rows[S::BN / 8][4]; // of each eight of them, two for each step
@@ -346,8 +346,8 @@ static __device__ __forceinline__ void multiply_half(const packed_block<S> &b, i
         decode_step<S>(b, 2 * half, plain, a[0]);
         decode_step<S>(b, 2 * half + 1, plain, a[1]);
         hopper_mma_begin();
-        hopper_mma_registers<S::BN>(acc, a[0], b.x + 4 * half, !fresh);
-        hopper_mma_registers<S::BN>(acc, a[1], b.x + 4 * half + 2, 1);
+        hopper_mma_registers<N>(acc, a[0], b.x + 4 * half, !fresh);
+        hopper_mma_registers<N>(acc, a[1], b.x + 4 * half + 2, 1);
         hopper_mma_commit();
         if constexpr (PENDING >= 0) {
             hopper_mma_wait<PENDING>();
@@ -407,10 +407,10 @@ static __device__ __forceinline__ void add_shared(const chunk_share &share, int 
 
 // Packed weights whose scales are in the blocks, or hold for all of k: a chain per chunk. By
 // warpgroups: codes of the next block are asked for while products of this one are under way.
-template <class S, bool PLAIN>
+template <class S, int N, bool PLAIN>
 static __device__ __forceinline__ void multiply_ahead(const moei_mma_args *g, int group,
                                                       int blocks_k, ring_of ring, ring_place *r,
-                                                      float (&total)[S::BN / 2])
+                                                      float (&total)[N / 2])
 {
     const uint32_t zero = (uint32_t)g->zero_point;
     const uint32_t zeros = S::APART ? decode_zeros(zero, zero) : 0;
@@ -421,22 +421,22 @@ static __device__ __forceinline__ void multiply_ahead(const moei_mma_args *g, in
     hopper_barrier_wait(ring.full + 8 * r->stage, r->parity);
     load_block<S>(ring.stages + r->stage * S::STAGE, group, 0, PLAIN, zeros, &b);
 #pragma unroll
-    for (int i = 0; i < S::BN / 2; i++) {
+    for (int i = 0; i < N / 2; i++) {
         total[i] = -0.0f; // changes no sum
     }
 #pragma unroll 1
     for (int k0 = 0; k0 < blocks_k; k0 += CHUNK) {
         const int k1 = k0 + CHUNK < blocks_k ? k0 + CHUNK : blocks_k;
-        float acc[S::BN / 2];
+        float acc[N / 2];
 #pragma unroll
-        for (int i = 0; i < S::BN / 2; i++) {
+        for (int i = 0; i < N / 2; i++) {
             acc[i] = 0.0f;
         }
 #pragma unroll 1
         for (int kb = k0; kb < k1; kb++) {
-            multiply_half<S, 1>(b, 0, PLAIN, false, a[0], acc);
+            multiply_half<S, 1, N>(b, 0, PLAIN, false, a[0], acc);
             release<S>(r, ring); // the stage before, once: its last products are done
-            multiply_half<S, -1>(b, 1, PLAIN, false, a[1], acc);
+            multiply_half<S, -1, N>(b, 1, PLAIN, false, a[1], acc);
             if (++d == S::DEPTH || kb + 1 == blocks_k) {
                 advance(r, g->stages);
                 d = 0;
@@ -454,12 +454,12 @@ static __device__ __forceinline__ void multiply_ahead(const moei_mma_args *g, in
         hopper_mma_keep(acc);
         release<S>(r, ring);
 #pragma unroll
-        for (int i = 0; i < S::BN / 2; i++) {
+        for (int i = 0; i < N / 2; i++) {
             total[i] = total[i] + acc[i];
         }
     }
 #pragma unroll
-    for (int i = 0; i < S::BN / 2; i++) {
+    for (int i = 0; i < N / 2; i++) {
         total[i] = total[i] * MOEI_OPERAND_UP(S::OPERAND);
     }
 }

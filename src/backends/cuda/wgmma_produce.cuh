@@ -249,7 +249,7 @@ static __device__ __forceinline__ void produce_notes(const moei_mma_args *g, uin
 template <class S> static __device__ __forceinline__ int rows_in_boxes(int there)
 {
     constexpr int ALL = S::BOX * S::CLUSTER;
-    return S::TRIMS && there < S::BN ? (there + ALL - 1) / ALL * ALL : S::BN;
+    return ALL < S::BN && there < S::BN ? (there + ALL - 1) / ALL * ALL : S::BN;
 }
 
 // Rows of x of a stage, `depth` blocks of k from kb on. Where they are gathered, `there` of them,

@@ -45,10 +45,12 @@ struct shape {
     static constexpr int SUMS = ROWS_M ? BM / 2 : BN / 2; // of a math thread
     // Whether tiles of fewer rows are multiplied by shorter instructions (for_rows), and experts
     // cut into tiles of about the same length, a multiple of STEP.
-    static constexpr bool TRIMS = BN >= 192 && X_BYTES == 2 && !PACKED;
+    static constexpr bool TRIMS =
+        X_BYTES == 2 && (PACKED ? BN == 128 || BN == 144 : BN >= 192); // 160: too few registers
     static constexpr int STEP = TRIMS ? MOEI_MMA_STEP : BN;
-    // Rows that the copy engine brings by one request, of those that lie side by side.
-    static constexpr int BOX = TRIMS ? 32 : BN / CLUSTER;
+    // Rows that the copy engine brings by one request, of those that lie side by side. (Packed
+    // weights with short boxes were slower.)
+    static constexpr int BOX = TRIMS && !PACKED ? 32 : BN / CLUSTER;
     static_assert(BN % (BOX * CLUSTER) == 0, "whole boxes fill a stage");
     static constexpr int TEAM = 128 * GROUPS; // math threads of a pipe
     static constexpr int MATH = PIPES * TEAM;
