@@ -22,10 +22,15 @@ add_library(moe_cuda_hopper OBJECT
     src/backends/cuda/ggemm_e4m3.cu
     src/backends/cuda/ggemm_f16.cu
     src/backends/cuda/ggemm_packed_e4m3.cu
+    src/backends/cuda/ggemm_packed_e4m3_fp8.cu
     src/backends/cuda/ggemm_packed_mxfp4.cu
+    src/backends/cuda/ggemm_packed_mxfp4_fp8.cu
     src/backends/cuda/ggemm_packed_nvfp4.cu
+    src/backends/cuda/ggemm_packed_nvfp4_fp8.cu
     src/backends/cuda/ggemm_packed_u4.cu
+    src/backends/cuda/ggemm_packed_u4_fp8.cu
     src/backends/cuda/ggemm_packed_u8.cu
+    src/backends/cuda/ggemm_packed_u8_fp8.cu
     src/backends/cuda/measure.cu)
 foreach(arch IN LISTS MOE_CUDA_ARCHS)
     target_compile_options(moe_cuda_shared PRIVATE

@@ -70,10 +70,23 @@ static bool float_supports(const moei_kernel *kernel, const moei_ggemm_problem *
     return mma_takes(problem, f16 ? MOE_F16 : MOE_BF16, why) && is_multiple(problem->k, 8, why);
 }
 
+// Elements of k that share a scale of x; 0: all.
+static int64_t group_of(const moe_quant_desc *act)
+{
+    const moei_quant_info *info = moei_cuda_host->quant(act->spec);
+    return act->group != 0 || info == NULL ? act->group : info->group;
+}
+
+static moe_scale_type scale_type_of(const moe_quant_desc *act)
+{
+    const moei_quant_info *info = moei_cuda_host->quant(act->spec);
+    return act->scale_type != 0 || info == NULL ? act->scale_type : info->scale_type;
+}
+
 // Packed weights: scales that are decoded with the codes, or one for all k, go to the class of
-// chunks, others to that of their group.
-static bool packed_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
-                            moei_whynot *why)
+// chunks, others to that of their group. Scales of x play no part in this.
+static bool packed_takes(const moei_kernel *kernel, const moei_ggemm_problem *problem,
+                         moe_dtype x_dtype, moei_whynot *why)
 {
     const moe_format format = problem->gemm->weight_format;
     const moei_format_info *info = moei_cuda_host->format(format);
@@ -82,10 +95,14 @@ static bool packed_supports(const moei_kernel *kernel, const moei_ggemm_problem 
         *why = (moei_whynot){MOEI_WHYNOT_WGT_FORMAT, format, MOE_FORMAT_MXFP4};
         return false;
     }
-    if (!mma_takes(problem, MOE_BF16, why)) {
+    if (!mma_takes(problem, x_dtype, why)) {
         return false;
     }
-    const int64_t fold = MOEI_OPERAND_APART(kind) ? moei_cuda_host->ggemm_fold(problem) : 0;
+    moe_gemm_desc weights = *problem->gemm;
+    moei_ggemm_problem of_weights = *problem;
+    weights.act = (moe_quant_desc){0};
+    of_weights.gemm = &weights;
+    const int64_t fold = MOEI_OPERAND_APART(kind) ? moei_cuda_host->ggemm_fold(&of_weights) : 0;
     const int64_t chunk = kernel->arith == MOEI_ARITH_WGMMA_BF16_C576
                               ? 0
                               : moei_cuda_host->arith(kernel->arith)->chunk;
@@ -96,11 +113,38 @@ static bool packed_supports(const moei_kernel *kernel, const moei_ggemm_problem 
     return true;
 }
 
-// Elements of k that share a scale of x; 0: all.
-static int64_t group_of(const moe_quant_desc *act)
+static bool packed_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
+                            moei_whynot *why)
 {
-    const moei_quant_info *info = moei_cuda_host->quant(act->spec);
-    return act->group != 0 || info == NULL ? act->group : info->group;
+    return packed_takes(kernel, problem, MOE_BF16, why);
+}
+
+// The same for e4m3 codes of x: scales along k that are powers of two are decoded with them, where
+// 16 codes have one, and the class is that of chunks.
+static bool packed_fp8_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
+                                moei_whynot *why)
+{
+    enum { MULTIPLE = 16, USUAL = 32 }; // elements of k
+    if (!packed_takes(kernel, problem, MOE_E4M3FN, why)) {
+        return false;
+    }
+    const moe_quant_desc *act = &problem->gemm->act;
+    const int64_t group = group_of(act);
+    if (group == 0) {
+        return true;
+    }
+    if (kernel->arith != MOEI_ARITH_WGMMA_BF16_C576) {
+        *why = (moei_whynot){MOEI_WHYNOT_FOLD, group, 0};
+        return false;
+    }
+    const moe_scale_type scale = scale_type_of(act);
+    if (scale != MOE_SCALE_E8M0 && scale != MOE_SCALE_UE8M0_PACKED &&
+        scale != MOE_SCALE_UE8M0_F32) {
+        *why = (moei_whynot){MOEI_WHYNOT_ACT_QUANT, act->spec, MOE_QUANT_MX_FLOOR};
+        return false;
+    }
+    *why = (moei_whynot){MOEI_WHYNOT_FOLD, group, USUAL};
+    return group % MULTIPLE == 0 && moei_cuda_host->ggemm_fold(problem) >= 0;
 }
 
 // FP8 codes on both sides, scales per tensor, row or 128 k. Scales of x of 256 k, say, fit weights

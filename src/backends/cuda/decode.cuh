@@ -13,6 +13,7 @@
 #define MOEI_CUDA_DECODE_CUH
 
 #include "numerics/bf16.h"
+#include "numerics/fp8.h"
 
 #if defined(__CUDACC__)
 #define DECODE_FN static __device__ __forceinline__
@@ -256,6 +257,44 @@ DECODE_FN void decode_e4m3_nan(uint32_t first, uint32_t second, uint32_t a[4])
         // A carry out of the magnitude: all of it was ones.
         const uint32_t nan = ((a[p] & 0x07F007F0u) + 0x00100010u) >> 11 & 0x00010001u;
         a[p] = decode_multiply(a[p], 0x7B807B80u) | nan * 0x7FC0u;
+    }
+}
+
+// ---- x
+// -------------------------------------------------------------------------------------------
+
+/// Two f32 that are bf16 as a pair.
+DECODE_FN uint32_t decode_pair(float low, float high)
+{
+#if defined(__CUDA_ARCH__)
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+#else
+    return (uint32_t)moei_f32_to_bf16(high) << 16 | moei_f32_to_bf16(low);
+#endif
+}
+
+/// Four e4m3 codes, in the order in which they lie in memory; NaN stays NaN. Nine instructions.
+DECODE_FN void decode_codes(uint32_t word, uint32_t pairs[2])
+{
+    for (int p = 0; p < 2; p++) {
+        float low;
+        float high;
+#if defined(__CUDA_ARCH__)
+        asm("{.reg .b16 l, h;\n"
+            ".reg .b32 halves;\n"
+            "cvt.rn.f16x2.e4m3x2 halves, %2;\n"
+            "mov.b32 {l, h}, halves;\n"
+            "cvt.f32.f16 %0, l;\n"
+            "cvt.f32.f16 %1, h;}"
+            : "=f"(low), "=f"(high)
+            : "h"((uint16_t)(word >> 16 * p)));
+#else
+        low = moei_e4m3fn_to_f32((uint8_t)(word >> 16 * p));
+        high = moei_e4m3fn_to_f32((uint8_t)(word >> (16 * p + 8)));
+#endif
+        pairs[p] = decode_pair(low, high);
     }
 }
 

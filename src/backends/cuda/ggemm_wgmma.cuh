@@ -5,7 +5,9 @@
 //   e4m3 x e4m3, as the checkpoint has them: a chain per 128 k, folded by one FMA with the scales;
 //   4 and 8 bits x bf16, packed (operand.h) and decoded to bf16 in registers, which is exact
 //   (decode.cuh): a chain per 576 k, chunk sums added in ascending order, or, where scales change
-//   along k, a chain per group, folded by one FMA with the group's scale.
+//   along k, a chain per group, folded by one FMA with the group's scale;
+//   4 and 8 bits x e4m3: the same, since codes of x become bf16 on their way to shared memory, and
+//   their scales along k, powers of two, with them; exactly.
 // The bits of a class are the same whatever the tile.
 //
 // Weights are the M operand, rows of x are N: one instruction shape serves every number of rows.
@@ -21,7 +23,7 @@
 //   its math warpgroups multiply, 64 outputs (or rows) each, then finish in registers.
 //
 // Beside them, a warp writes notes of what tiles end with (rows of the output, row weights), and
-// two bring scales of FP8 where rows are many.
+// where rows are many, two bring scales of FP8, or FP8 codes of x that become bf16.
 //
 // Many rows: one pipe of two math warpgroups, which share the rows, or of three where registers
 // suffice for their sums. Few rows: three or four pipes of one math warpgroup, so that an expert's
@@ -153,7 +155,9 @@ static __global__ void __launch_bounds__(S::THREADS, 1)
         hopper_barrier_init_done();
     }
     if (thread == 0) {
-        hopper_tensor_prefetch(&g.x);
+        if (!S::CODES) {
+            hopper_tensor_prefetch(&g.x);
+        }
         if (!S::PACKED) {
             hopper_tensor_prefetch(&g.weights);
         }
@@ -206,6 +210,8 @@ static __global__ void __launch_bounds__(S::THREADS, 1)
             produce_notes<S>(&g, prefix, ring);
         } else if constexpr (S::SCALE_WARPS > 0) {
             produce_scales<S>(&g, prefix, thread - S::MATH - 32 * (S::PIPES + 1), ring);
+        } else if constexpr (S::CODE_WARPS > 0) {
+            produce_codes<S>(&g, prefix, thread - S::MATH - 32 * (S::PIPES + 1), ring);
         }
     } else {
         if constexpr (S::REGISTERS) {

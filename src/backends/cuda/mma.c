@@ -14,6 +14,13 @@ static const variants_fn packed[MOEI_OPERAND_NUM_KINDS] = {
     [MOEI_OPERAND_U4] = moei_mma_packed_u4,       [MOEI_OPERAND_U8] = moei_mma_packed_u8,
     [MOEI_OPERAND_E4M3] = moei_mma_packed_e4m3,
 };
+static const variants_fn packed_fp8[MOEI_OPERAND_NUM_KINDS] = {
+    [MOEI_OPERAND_MXFP4] = moei_mma_packed_mxfp4_fp8,
+    [MOEI_OPERAND_NVFP4] = moei_mma_packed_nvfp4_fp8,
+    [MOEI_OPERAND_U4] = moei_mma_packed_u4_fp8,
+    [MOEI_OPERAND_U8] = moei_mma_packed_u8_fp8,
+    [MOEI_OPERAND_E4M3] = moei_mma_packed_e4m3_fp8,
+};
 static const variants_fn canonical[] = {moei_mma_bf16, moei_mma_f16, moei_mma_e4m3};
 #define NUM_CANONICAL (sizeof canonical / sizeof canonical[0])
 
@@ -37,14 +44,21 @@ cudaError_t moei_cuda_mma_load(void)
     }
     for (size_t i = 0; i < MOEI_OPERAND_NUM_KINDS && error == cudaSuccess; i++) {
         error = load(packed[i]);
+        error = error == cudaSuccess ? load(packed_fp8[i]) : error;
     }
     return error;
+}
+
+// Whether codes of x become bf16 on their way.
+static bool decodes_x(const moek_ggemm_args *a)
+{
+    return a->w.layout == MOEI_LAYOUT_PACKED && a->x.dtype == MOE_E4M3FN;
 }
 
 static variants_fn variants_of(const moek_ggemm_args *a)
 {
     if (a->w.layout == MOEI_LAYOUT_PACKED) {
-        return packed[moei_operand_kind_of(a->w.format)];
+        return (decodes_x(a) ? packed_fp8 : packed)[moei_operand_kind_of(a->w.format)];
     }
     switch (a->w.format->elem) {
     case MOE_E4M3FN:
@@ -139,7 +153,8 @@ static const moei_mma_variant *variant_for(const moek_ggemm_args *a)
 }
 
 // Few rows come one by one while memory brings the weights. Where they take longer than that, by
-// more than the launch that copies them, they had better lie side by side.
+// more than the launch that copies them, they had better lie side by side. Who decodes rows reads
+// them wherever they lie.
 bool moei_cuda_mma_wants_rows(const moei_exec *exec, const moek_ggemm_args *ggemm)
 {
     enum {
@@ -147,7 +162,7 @@ bool moei_cuda_mma_wants_rows(const moei_exec *exec, const moek_ggemm_args *ggem
         WEIGHTS = 24, // bytes in the time of a cycle, less the engine's for them
         LAUNCH = 8000
     };
-    if (ggemm->row_index == NULL) {
+    if (ggemm->row_index == NULL || decodes_x(ggemm)) {
         return false;
     }
     const moei_mma_variant *v = variant_for(ggemm);
@@ -367,7 +382,9 @@ moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
     g.zero_point = is_packed ? moei_operand_zero_point(w->format) : 0;
     const moei_mma_x engine = ggemm->row_index == NULL ? MOEI_MMA_BOX : MOEI_MMA_GATHER;
     const int box_rows = engine == MOEI_MMA_BOX ? v->box : 1;
-    g.x_engine = (int32_t)(encode_x(device, ggemm, box_rows, &g.x) ? engine : MOEI_MMA_STORES);
+    g.x_engine = (int32_t)(decodes_x(ggemm)                          ? MOEI_MMA_DECODE
+                           : encode_x(device, ggemm, box_rows, &g.x) ? engine
+                                                                     : MOEI_MMA_STORES);
     if (extra->quantize != NULL) {
         g.quantize = (moei_gpu_quantize_args){*extra->quantize, *extra->quantize->info};
         g.x_engine = MOEI_MMA_QUANTIZE;

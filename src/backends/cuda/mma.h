@@ -13,10 +13,11 @@ extern "C" {
 
 /// How rows of x come into shared memory.
 typedef enum moei_mma_x {
-    MOEI_MMA_STORES,  // from anywhere, by loads and stores
-    MOEI_MMA_GATHER,  // by the copy engine, one at a time: some 40 cycles each
-    MOEI_MMA_BOX,     // by the copy engine, all rows of a tile at once: they lie side by side
-    MOEI_MMA_QUANTIZE // by loads of f32 and stores of codes: extra.quantize
+    MOEI_MMA_STORES,   // from anywhere, by loads and stores
+    MOEI_MMA_GATHER,   // by the copy engine, one at a time: some 40 cycles each
+    MOEI_MMA_BOX,      // by the copy engine, all rows of a tile at once: they lie side by side
+    MOEI_MMA_QUANTIZE, // by loads of f32 and stores of codes: extra.quantize
+    MOEI_MMA_DECODE    // by loads of e4m3 codes and stores of bf16
 } moei_mma_x;
 
 /// Arguments of every kernel.
@@ -76,6 +77,12 @@ const moei_mma_variant *moei_mma_packed_nvfp4(int *count);
 const moei_mma_variant *moei_mma_packed_u4(int *count);
 const moei_mma_variant *moei_mma_packed_u8(int *count);
 const moei_mma_variant *moei_mma_packed_e4m3(int *count);
+/// The same for x of e4m3 codes.
+const moei_mma_variant *moei_mma_packed_mxfp4_fp8(int *count);
+const moei_mma_variant *moei_mma_packed_nvfp4_fp8(int *count);
+const moei_mma_variant *moei_mma_packed_u4_fp8(int *count);
+const moei_mma_variant *moei_mma_packed_u8_fp8(int *count);
+const moei_mma_variant *moei_mma_packed_e4m3_fp8(int *count);
 
 #define MOEI_MMA_STEP       16 // rows of tiles are multiples of it where kernels trim them
 #define MOEI_MMA_COMBINES   16 // rows of the tiles of those kernels that can combine

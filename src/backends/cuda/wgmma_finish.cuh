@@ -429,7 +429,7 @@ static __device__ __forceinline__ void finish_tile(const moei_mma_args *g, const
     const output o = output_of<S>(g, &t, warp, turn);
     const float low = bias_of(&a->w, terms.bias[0]);
     const float high = bias_of(&a->w, terms.bias[1]);
-    const bool x_scale = S::SCALED && a->x.scales != NULL && a->x.group == 0;
+    const bool x_scale = S::CODES ? a->x.scales != NULL : scales_rows_of_x<S>(g);
     const bool scale = scales_rows<S>(&a->w);
     const bool scale2 = (S::SCALED || S::PACKED) && a->w.scale2 != NULL;
     const bool scaled = x_scale || scale || scale2; // before the bias
@@ -443,7 +443,7 @@ static __device__ __forceinline__ void finish_tile(const moei_mma_args *g, const
         pick<S, COUNT, 0, (S::BN + 31) / 32>(acc, r, scaled ? -0.0f : low, scaled ? -0.0f : high,
                                              v);
         if (scaled) {
-            if constexpr (S::SCALED) {
+            if constexpr (S::ROW_SCALES) {
                 if (x_scale) {
                     multiply_rows(v, note->scale + r);
                 }

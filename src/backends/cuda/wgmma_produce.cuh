@@ -4,6 +4,7 @@
 #ifndef MOEI_CUDA_WGMMA_PRODUCE_CUH
 #define MOEI_CUDA_WGMMA_PRODUCE_CUH
 
+#include "backends/cuda/decode.cuh"
 #include "backends/cuda/wgmma_shape.cuh"
 #include "backends/gpu/quantize.cuh"
 #include "backends/gpu/scales.cuh"
@@ -101,12 +102,6 @@ template <class S> static __device__ __forceinline__ bool scales_move(const moei
     return S::SCALED && g->a.x.scales != NULL && g->a.x.group > 0;
 }
 
-// Whether a row of x has one scale for all of k.
-template <class S> static __device__ __forceinline__ bool scales_rows_of_x(const moei_mma_args *g)
-{
-    return S::SCALED && g->a.x.scales != NULL && g->a.x.group == 0;
-}
-
 // `at`: this lane, of LANES.
 template <class S>
 static __device__ __forceinline__ void find_scales(const moei_mma_args *g, const moei_tile *t,
@@ -160,12 +155,27 @@ fetch_scales(const moei_mma_args *g, const row_scales<S> &scales, int kb, uint32
     }
 }
 
+// Who makes bf16 of codes of x: four lanes have a row's block of k, 16 codes each.
+template <class S> struct code_lanes {
+    static constexpr int COUNT = 32 * (S::CODE_WARPS > 0 ? S::CODE_WARPS : 1);
+    static constexpr int APART = COUNT / 4;                 // from a lane's row to its next
+    static constexpr int ROWS = S::BN / APART;              // of a lane
+    static constexpr int BLOCKS = ROWS >= 3 ? 1 : 4 - ROWS; // of k that are read ahead
+    static_assert(!S::CODES || S::BN % APART == 0, "all lanes have as many rows");
+};
+
+// Whether scales of codes change along k.
+template <class S> static __device__ __forceinline__ bool codes_move(const moei_mma_args *g)
+{
+    return S::CODES && g->a.x.scales != NULL && g->a.x.group > 0;
+}
+
 // Arrivals that complete a stage: one that says what the copy engine brings, and the lanes'.
 template <class S> static __device__ __forceinline__ int stage_arrivals(const moei_mma_args *g)
 {
     const bool stores = g->x_engine == MOEI_MMA_STORES;
     return 1 + 32 * (stores || (S::SCALE_WARPS == 0 && scales_move<S>(g)) ? 1 : 0) +
-           32 * S::SCALE_WARPS;
+           32 * S::SCALE_WARPS + (S::CODES ? code_lanes<S>::COUNT : 0);
 }
 
 // Waits until the note of two tiles before has been read, and writes tile number i's.
@@ -187,7 +197,9 @@ static __device__ __forceinline__ void write_note(const moei_mma_args *g, const 
             const int64_t own = t->i0 + first + 32 * j;
             const bool has = scales_rows_of_x<S>(g) && own < t->i1;
             row[j] = g->fused || own >= t->i1 ? own : moei_y_row(a, own);
-            scale[j] = has ? moei_gpu_x_scale(a, t->e, own, 0) : 1.0f;
+            scale[j] = has                ? moei_gpu_x_scale(a, t->e, own, 0)
+                       : codes_move<S>(g) ? 1.0f / CODES_UP
+                                          : 1.0f;
         }
 #pragma unroll
         for (int j = 0; j < AT_ONCE; j++) {
@@ -200,7 +212,7 @@ static __device__ __forceinline__ void write_note(const moei_mma_args *g, const 
             if (r < note->ROWS) {
                 note->row[r] = (int32_t)row[j];
                 note->weight[r] = weight[j];
-                if (S::SCALED) {
+                if (S::ROW_SCALES) {
                     note->scale[r] = scale[j];
                 }
             }
@@ -478,6 +490,326 @@ produce_quantized(const moei_mma_args *g, const moei_tile *t, const weights_of<S
     }
 }
 
+// A tile's codes, and their scales along k; strides in bytes.
+struct codes_of {
+    const uint8_t *data;   // of the tile's batch
+    const uint8_t *scales; // of the batch; NULL: there are none
+    bool floats;           // scales are f32, else the codes of powers of two
+};
+
+template <class S>
+static __device__ __forceinline__ codes_of find_codes(const moei_mma_args *g, const moei_tile *t)
+{
+    const moei_operand *x = &g->a.x;
+    const int64_t batch = g->a.offsets == NULL ? t->e : 0;
+    const int64_t bytes = x->packed || x->scale_dtype == MOE_F32 ? 4 : 1;
+    const uint8_t *scales = (const uint8_t *)x->scales + batch * x->scale_batch_stride * bytes;
+    return {x->data + batch * x->batch_stride, codes_move<S>(g) ? scales : NULL,
+            !x->packed && x->scale_dtype == MOE_F32};
+}
+
+static __device__ __forceinline__ int64_t pitch_of_scales(const moei_operand *x)
+{
+    return x->scale_row_stride * (x->packed || x->scale_dtype == MOE_F32 ? 4 : 1);
+}
+
+// Where in a row the scale of element k lies, in bytes.
+static __device__ __forceinline__ int64_t scale_of_k(const moei_operand *x, int k)
+{
+    const int group = k / x->group;
+    return x->packed                   ? group / 4 * x->scale_k_stride * 4 + group % 4
+           : x->scale_dtype == MOE_F32 ? group * x->scale_k_stride * 4
+                                       : group * x->scale_k_stride;
+}
+
+// As memory has it.
+static __device__ __forceinline__ uint32_t read_scale(const codes_of &x, const uint8_t *at)
+{
+    return x.floats ? *(const uint32_t *)at : *at;
+}
+
+// A pair of factors of codes. From 2^118 on it is infinity, which also a code of 0 makes NaN.
+static __device__ __forceinline__ uint32_t code_factor(const codes_of &x, uint32_t scale)
+{
+    const float s = x.floats ? __uint_as_float(scale) : moei_e8m0_to_f32((uint8_t)scale);
+    return decode_pair(s * CODES_UP, s * CODES_UP);
+}
+
+// from + row * pitch. Made where it is used: kept for all rows of a lane, pointers would fill its
+// registers.
+static __device__ __forceinline__ const uint8_t *code_row(const uint8_t *from, uint32_t row,
+                                                          int64_t pitch)
+{
+    const uint8_t *at;
+    asm volatile("mad.wide.u32 %0, %1, %2, %3;"
+                 : "=l"(at)
+                 : "r"(row), "r"((uint32_t)pitch), "l"(from));
+    return at;
+}
+
+// 16 codes as bf16; `to`: the first eight of them, in the swizzled row of a stage.
+static __device__ __forceinline__ void store_codes(const uint4 &codes, bool scaled, uint32_t factor,
+                                                   uint32_t to)
+{
+    const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
+    uint32_t pairs[8];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        decode_codes(words[i], pairs + 2 * i);
+    }
+    if (scaled) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            pairs[i] = decode_multiply(pairs[i], factor);
+        }
+    }
+    *hopper_pointer<uint4>(to) = {pairs[0], pairs[1], pairs[2], pairs[3]};
+    *hopper_pointer<uint4>(to ^ 16) = {pairs[4], pairs[5], pairs[6], pairs[7]};
+}
+
+// The first element of k of block kb that lane `at` has.
+static __device__ __forceinline__ int code_k(int at, int kb)
+{
+    return kb * (STAGE_K / 2) + at % 4 * 16;
+}
+
+// Where the first eight of those lie in row r of the block.
+static __device__ __forceinline__ uint32_t code_place(int at, int r)
+{
+    return (uint32_t)(r * STAGE_K + (at % 4 * 2 ^ r % 8) * 16);
+}
+
+// Codes that can be read by whole vectors, 16 at a time, as they are read ahead.
+template <class S, bool SCALED> struct code_vectors {
+    static constexpr int ROWS = code_lanes<S>::ROWS;
+    static constexpr int BLOCKS = code_lanes<S>::BLOCKS;
+    uint4 codes[BLOCKS][ROWS];
+    // Scales as memory has them: of as many rows, in turn.
+    static constexpr int SCALES = ROWS % 4 == 0 ? 4 : ROWS % 3 == 0 ? 3 : ROWS;
+    uint32_t scale[BLOCKS][SCALED ? SCALES : 1];
+    uint32_t row[ROWS]; // of x
+    int rows;           // that the lane has
+
+    __device__ __forceinline__ void begin(const moei_mma_args *g, const moei_tile *t, int at)
+    {
+        const int there = (int)(t->i1 - t->i0);
+        rows = at / 4 < there ? (there - 1 - at / 4) / code_lanes<S>::APART + 1 : 0;
+#pragma unroll
+        for (int j = 0; j < ROWS; j++) {
+            const int r = at / 4 + j * code_lanes<S>::APART;
+            row[j] = j < rows ? (uint32_t)moei_x_row(&g->a, t->i0 + r) : 0;
+        }
+    }
+
+    // The lane's first element of k of a block, and its scale.
+    struct place {
+        const uint8_t *codes; // NULL: k has ended, and codes are 0
+        const uint8_t *scale;
+    };
+
+    static __device__ __forceinline__ place place_of(const moei_mma_args *g, const codes_of &x,
+                                                     int at, int kb)
+    {
+        const int k = code_k(at, kb);
+        const bool there = k < g->a.w.k;
+        return {there ? x.data + k : NULL,
+                SCALED ? x.scales + scale_of_k(&g->a.x, there ? k : 0) : NULL};
+    }
+
+    __device__ __forceinline__ void ask_codes(const moei_mma_args *g, const place &p, int i, int j)
+    {
+        codes[i][j] = {0, 0, 0, 0};
+        if (p.codes != NULL && j < rows) {
+            codes[i][j] = *(const uint4 *)code_row(p.codes, row[j], g->a.x.row_stride);
+        }
+    }
+
+    __device__ __forceinline__ void ask_scale(const moei_mma_args *g, const codes_of &x,
+                                              const place &p, int i, int j)
+    {
+        if (SCALED && j < rows) {
+            scale[i][j % SCALES] =
+                read_scale(x, code_row(p.scale, row[j], pitch_of_scales(&g->a.x)));
+        }
+    }
+
+    // Asks for what the lane has of block kb; past the end of k: zeros.
+    __device__ __forceinline__ void ask(const moei_mma_args *g, const codes_of &x, int at, int kb,
+                                        int i)
+    {
+        const place p = place_of(g, x, at, kb);
+#pragma unroll
+        for (int j = 0; j < ROWS; j++) {
+            ask_codes(g, p, i, j);
+            if (j < SCALES) {
+                ask_scale(g, x, p, i, j);
+            }
+        }
+    }
+
+    // Block kb to shared memory, and asks for block `ahead` in its place.
+    __device__ __forceinline__ void store(const moei_mma_args *g, const moei_tile *t,
+                                          const codes_of &x, int at, int kb, int ahead, int i,
+                                          uint32_t to)
+    {
+        const place now = place_of(g, x, at, kb);
+        const place next = place_of(g, x, at, ahead);
+        const uint32_t own = to + code_place(at, at / 4);
+        (void)t;
+#pragma unroll
+        for (int j = 0; j < ROWS; j++) {
+            if (j < rows) {
+                store_codes(codes[i][j], SCALED, SCALED ? code_factor(x, scale[i][j % SCALES]) : 0,
+                            own + j * code_lanes<S>::APART * STAGE_K);
+                ask_codes(g, next, i, j);
+            }
+            ask_scale(g, x, j + SCALES < ROWS ? now : next, i, (j + SCALES) % ROWS);
+        }
+    }
+};
+
+// Codes that lie anywhere, byte by byte; nothing is read ahead.
+template <class S> struct code_bytes {
+    static constexpr int ROWS = 0;
+    static constexpr int BLOCKS = 1;
+
+    __device__ __forceinline__ void begin(const moei_mma_args *g, const moei_tile *t, int at)
+    {
+    }
+
+    __device__ __forceinline__ void ask(const moei_mma_args *g, const codes_of &x, int at, int kb,
+                                        int i)
+    {
+    }
+
+    __device__ __forceinline__ void store(const moei_mma_args *g, const moei_tile *t,
+                                          const codes_of &x, int at, int kb, int ahead, int i,
+                                          uint32_t to)
+    {
+        const int first = code_k(at, kb);
+        const int end = (int)g->a.w.k;
+#pragma unroll 1
+        for (int r = at / 4; r < t->i1 - t->i0; r += code_lanes<S>::APART) {
+            const int32_t row = (int32_t)moei_x_row(&g->a, t->i0 + r);
+            const uint8_t *from = x.data + row * g->a.x.row_stride;
+            uint32_t words[4] = {0, 0, 0, 0};
+            uint32_t factor = 0x3F803F80; // ones
+#pragma unroll
+            for (int b = 0; b < 16; b++) {
+                words[b / 4] |= first + b < end ? (uint32_t)from[first + b] << b % 4 * 8 : 0u;
+            }
+            if (x.scales != NULL && first < end) {
+                factor = code_factor(x, read_scale(x, x.scales + row * pitch_of_scales(&g->a.x) +
+                                                          scale_of_k(&g->a.x, first)));
+            }
+            store_codes({words[0], words[1], words[2], words[3]}, true, factor,
+                        to + code_place(at, r));
+        }
+    }
+};
+
+// The block of k after kb that a pipe has.
+template <class S>
+static __device__ __forceinline__ int next_block(const chunk_share &share, int kb)
+{
+    const int next = kb + 1;
+    return S::SHARES && share.step > 1 && next % CHUNK == 0 ? next + (share.step - 1) * CHUNK
+                                                            : next;
+}
+
+// The stages of a tile whose rows are codes, block by block of k; without CODE_WARPS the weights,
+// too. What a lane has read is decoded as late as possible, and its registers ask for more at once.
+// @param at  this lane, of code_lanes
+template <class S, class CODES>
+static __device__ __forceinline__ void
+produce_decoded(const moei_mma_args *g, const moei_tile *t, const codes_of &x,
+                const weights_of<S> &weights, int blocks_k, const chunk_share &share, int at,
+                ring_of ring, fill_place *f, int *early, uint64_t policy)
+{
+    CODES codes;
+    int kb = share.first * CHUNK;
+    int ahead = kb; // the block of k that is asked for next
+    codes.begin(g, t, at);
+#pragma unroll
+    for (int i = 0; i < CODES::BLOCKS; i++, ahead = next_block<S>(share, ahead)) {
+        codes.ask(g, x, at, ahead, i);
+    }
+#pragma unroll 1
+    while (kb < blocks_k) {
+#pragma unroll
+        for (int i = 0; i < CODES::BLOCKS; i++) { // registers have no index
+            if (kb >= blocks_k) {
+                break;
+            }
+            const uint32_t stage = ring.stages + f->stage * S::STAGE;
+            const uint32_t full = ring.full + 8 * f->stage;
+            const int d = kb % S::DEPTH;
+            if (d == 0) {
+                stagger(g->delay, (uint32_t)kb);
+                hopper_barrier_wait(ring.empty + 8 * f->stage, f->parity);
+                if constexpr (S::CODE_WARPS == 0) {
+                    const int depth = depth_at<S>(kb, blocks_k);
+                    if (at == 0) {
+                        hopper_barrier_expect(full, (uint32_t)(depth * weights.bytes));
+                    }
+                    if (*early > 0) {
+                        --*early;
+                    } else {
+                        fetch_weights<S>(g, t, weights, kb, depth, stage, full, policy);
+                    }
+                }
+            }
+            codes.store(g, t, x, at, kb, ahead, i, stage + S::WEIGHTS + d * S::BN * STAGE_K);
+            if (d == S::DEPTH - 1 || kb + 1 == blocks_k) {
+                if (!S::SYNC) {
+                    hopper_fence_async(); // before the matrix unit reads what was stored
+                }
+                hopper_barrier_arrive(full);
+                advance(f, g->stages);
+            }
+            kb = next_block<S>(share, kb);
+            ahead = next_block<S>(share, ahead);
+        }
+    }
+}
+
+template <class S>
+static __device__ __forceinline__ void
+produce_any_codes(const moei_mma_args *g, const moei_tile *t, const weights_of<S> &weights,
+                  int blocks_k, const chunk_share &share, int at, ring_of ring, fill_place *f,
+                  int *early, uint64_t policy)
+{
+    const codes_of x = find_codes<S>(g, t);
+    const uint64_t pitch = (uint64_t)g->a.x.row_stride;
+    const bool vectors = ((uintptr_t)x.data | pitch | (uint64_t)g->a.w.k) % 16 == 0 &&
+                         pitch <= UINT32_MAX && (uint64_t)pitch_of_scales(&g->a.x) <= UINT32_MAX;
+    if (!vectors) {
+        produce_decoded<S, code_bytes<S>>(g, t, x, weights, blocks_k, share, at, ring, f, early,
+                                          policy);
+    } else if (x.scales != NULL) {
+        produce_decoded<S, code_vectors<S, true>>(g, t, x, weights, blocks_k, share, at, ring, f,
+                                                  early, policy);
+    } else {
+        produce_decoded<S, code_vectors<S, false>>(g, t, x, weights, blocks_k, share, at, ring, f,
+                                                   early, policy);
+    }
+}
+
+// Warps that do nothing but bring codes of x.
+template <class S>
+static __device__ __forceinline__ void produce_codes(const moei_mma_args *g, uint32_t prefix,
+                                                     int at, ring_of ring)
+{
+    const int blocks_k = (int)((S::X_BYTES * g->a.w.k + STAGE_K - 1) / STAGE_K);
+    fill_place f = {0, 1};
+    moei_tile t;
+    hopper_grid_wait();
+    for (uint32_t i = 0; tile_of<S>(g, prefix, 0, i, &t); i++) {
+        produce_any_codes<S>(g, &t, {NULL, 0}, blocks_k, share_of<S>(g, 0, 0), at, ring, &f, NULL,
+                             0);
+    }
+}
+
 template <class S>
 static __device__ __forceinline__ void produce(const moei_mma_args *g, uint32_t prefix, int pipe,
                                                ring_of ring)
@@ -524,6 +856,10 @@ static __device__ __forceinline__ void produce(const moei_mma_args *g, uint32_t 
                 continue;
             }
         }
+        if constexpr (S::CODES && S::CODE_WARPS == 0) {
+            produce_any_codes<S>(g, &t, weights, blocks_k, share, lane, ring, &f, &early, policy);
+            continue;
+        }
         const int there = t.i1 - t.i0 < S::BN ? (int)(t.i1 - t.i0) : S::BN;
         const int rows_of_x = g->x_engine == MOEI_MMA_BOX      ? rows_in_boxes<S>(there)
                               : g->x_engine == MOEI_MMA_GATHER ? there
@@ -552,7 +888,9 @@ static __device__ __forceinline__ void produce(const moei_mma_args *g, uint32_t 
             } else {
                 fetch_weights<S>(g, &t, weights, kb, depth, stage, full, policy);
             }
-            fetch_x<S>(g, &t, there, row, kb, depth, stage + S::WEIGHTS, full);
+            if constexpr (!S::CODES) {
+                fetch_x<S>(g, &t, there, row, kb, depth, stage + S::WEIGHTS, full);
+            }
             if (brings_scales) {
                 fetch_scales<S>(g, scales, kb, ring.scales + f.stage * S::SCALES);
             }

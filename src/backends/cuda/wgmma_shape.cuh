@@ -19,13 +19,21 @@
 // Kinds of weights: types of hopper_mma, and, from PACKED on, those of operand.h.
 enum { KIND_BF16 = HOPPER_BF16, KIND_F16 = HOPPER_F16, KIND_E4M3 = HOPPER_E4M3, KIND_PACKED };
 
+// Beside packed weights: x of FP8 codes, which become bf16 on their way to shared memory.
+enum { KIND_CODES = 64 };
+
+// Where scales of codes change along k, they are multiplied in, times this: no bf16 is subnormal.
+// Sums are as much too large.
+#define CODES_UP 1024.0f
+
 // What a kernel is when it is compiled. DEPTH: blocks of k in a stage. CLUSTER: blocks that
 // multiply the same rows of x, each by weights of its own, and bring each other a share of the
 // rows. The M operand of a math warpgroup is 64 outputs, or, where BM_ outputs are given, 64 rows
 // of x.
 template <int KIND_, int BN_, int PIPES_, int GROUPS_, int DEPTH_, int CLUSTER_, int BM_ = 0>
 struct shape {
-    static constexpr int KIND = KIND_;
+    static constexpr int KIND = KIND_ % KIND_CODES;
+    static constexpr bool CODES = KIND_ >= KIND_CODES;
     static constexpr int BN = BN_;
     static constexpr int PIPES = PIPES_;
     static constexpr int GROUPS = GROUPS_; // math warpgroups of a pipe
@@ -36,7 +44,8 @@ struct shape {
     static constexpr int BLOCK = PACKED ? MOEI_OPERAND_BYTES(OPERAND) : 0; // bytes, of 64 outputs
     static constexpr bool APART = PACKED && MOEI_OPERAND_APART(OPERAND); // scales after the blocks
     static constexpr bool SCALED = KIND == KIND_E4M3;                    // scales of x, too
-    static constexpr int X_BYTES = KIND == KIND_E4M3 ? 1 : 2;            // of an element of x
+    static constexpr bool ROW_SCALES = SCALED || CODES;       // a row of x may have one for all k
+    static constexpr int X_BYTES = KIND == KIND_E4M3 ? 1 : 2; // of an element of x in a stage
     static constexpr bool SYNC = PACKED && PIPES > 1; // products of warps, not of warpgroups
     static constexpr bool COMBINES = BN <= MOEI_MMA_COMBINES;
     static constexpr bool SHARES = SYNC && COMBINES; // pipes can share a tile: moei_mma_args.share
@@ -65,12 +74,15 @@ struct shape {
     // the producer brings x's as they are. And bytes that they have beside a stage.
     static constexpr int SCALE_WARPS = SCALED && PIPES == 1 ? 2 : 0;
     static constexpr int SCALES = SCALED ? (BN + (ROWS_M ? BM / 8 : 0)) * 4 : 0;
+    // Warps that make bf16 of codes of x. 0: the producer does it.
+    static constexpr int CODE_WARPS = CODES && PIPES == 1 ? 2 : 0;
+    static_assert(!CODES || PACKED, "only packed weights are multiplied by decoded codes");
     // Registers of a thread: what the launch allots, 168, 128 or 96 for two, three or four math
     // warpgroups beside the producers', of which those give some away. Others take what they get.
     static constexpr int TEAMS = MATH / 128;
-    static constexpr bool REGISTERS = PIPES == 1 || TEAMS == 4;
+    static constexpr bool REGISTERS = PIPES == 1 || (TEAMS == 4 && !CODES);
     static constexpr int ALLOTTED = TEAMS == 2 ? 168 : TEAMS == 3 ? 128 : 96;
-    static constexpr int PRODUCER_REGISTERS = TEAMS == 4 ? 48 : 56;
+    static constexpr int PRODUCER_REGISTERS = CODES ? (TEAMS == 3 ? 80 : 96) : TEAMS == 4 ? 48 : 56;
     static constexpr int MATH_REGISTERS =
         ((TEAMS + 1) * ALLOTTED - PRODUCER_REGISTERS) / TEAMS / 8 * 8;
 };
@@ -96,7 +108,7 @@ template <class S> struct tile_note {
     moei_tile tile;                                     // e -1: there is none, nor any after it
     int32_t row[ROWS];                                  // of the output
     float weight[ROWS];                                 // of each row; 1: none
-    float scale[S::SCALED ? ROWS : 2];                  // of each row of x, where it has one
+    float scale[S::ROW_SCALES ? ROWS : 2];              // of each row of x, where it has one
 };
 
 // The ring of a pipe, as addresses of shared memory.
@@ -141,6 +153,12 @@ static __device__ __forceinline__ const float *packed_scales(const moei_matrices
 template <class S> static __device__ __forceinline__ bool shares_x(const moei_mma_args *g)
 {
     return S::CLUSTER > 1 && g->x_engine == MOEI_MMA_BOX;
+}
+
+// Whether a row of x has one scale for all of k.
+template <class S> static __device__ __forceinline__ bool scales_rows_of_x(const moei_mma_args *g)
+{
+    return S::ROW_SCALES && g->a.x.scales != NULL && g->a.x.group == 0;
 }
 
 // Which chunks of a tile a pipe has, where those of a team share it: first, first + step and so on.

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+// e4m3_any_packed__sm90a_c576,
+// e4m3_any_packed__sm90a_b32,
+// e4m3_any_packed__sm90a_b64,
+// e4m3_any_packed__sm90a_b128.
+// ggemm: int8 x FP8 (OCP e4m3), packed weights decoded to bf16 in registers, codes of x on their
+// way to shared memory.
+#include "backends/cuda/ggemm_wgmma.cuh"
+
+const moei_mma_variant *moei_mma_packed_u8_fp8(int *count)
+{
+    constexpr int KIND = KIND_CODES + KIND_PACKED + MOEI_OPERAND_U8;
+    static const moei_mma_variant variants[] = {
+        few_rows<KIND, 8, 3, 1>(),     few_rows<KIND, 16, 3, 1>(), few_rows<KIND, 24, 2, 1, 2>(),
+        few_rows<KIND, 32, 2, 1, 2>(), many_rows<KIND, 64, 1>(),   many_rows<KIND, 96, 1>(),
+    };
+    *count = sizeof variants / sizeof variants[0];
+    return variants;
+}
