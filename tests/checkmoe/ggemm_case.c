@@ -217,6 +217,12 @@ static bool build_x(moec_ggemm_case *c, moec_rng *rng, bool at_end)
     const bool packed = c->act.scale_type == MOE_SCALE_UE8M0_PACKED;
     for (size_t i = 0; i < s.elems * (packed ? 4u : 1u); i++) {
         draw_scale(rng, c->fill, packed ? MOE_E8M0 : s.dtype, c->x_scales, (int64_t)i);
+        if (c->act.scale_type == MOE_SCALE_UE8M0_F32) { // f32 that say they are powers of two
+            float value;
+            memcpy(&value, c->x_scales + 4 * i, sizeof value);
+            value = moei_pow2_up(value);
+            memcpy(c->x_scales + 4 * i, &value, sizeof value);
+        }
     }
     const bool given = c->act.spec != MOE_QUANT_NONE && moei_quant_needs_given_scale(&c->act);
     const bool global = c->act.spec != MOE_QUANT_NONE && moei_quant_has_global_scale(&c->act);

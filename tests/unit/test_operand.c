@@ -561,6 +561,19 @@ static void test_decoders(void)
                   "scale %u of step %d", scale, j);
         }
     }
+    for (uint32_t i = 0; i < 256 * 256; i++) { // x: four codes, all of them at each place
+        const uint8_t codes[4] = {(uint8_t)i, (uint8_t)(i / 256), (uint8_t)(i + 85),
+                                  (uint8_t)(i / 256 + 170)};
+        const uint32_t word = (uint32_t)codes[3] << 24 | (uint32_t)codes[2] << 16 |
+                              (uint32_t)codes[1] << 8 | codes[0];
+        uint32_t pairs[2];
+        decode_codes(word, pairs);
+        for (int k = 0; k < 4; k++) {
+            const double have = (double)decode_half(pairs[k / 2], k % 2);
+            const double want = (double)moei_e4m3fn_to_f32(codes[k]);
+            CHECK(isnan(want) ? isnan(have) : same(have, want), "codes %08x, %d", word, k);
+        }
+    }
     for (uint32_t i = 0; i < 256 * 256; i++) {
         const uint32_t code = i % 256;
         const uint32_t zeros = decode_zeros(i / 256, 255 - i / 256);
