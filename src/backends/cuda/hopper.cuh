@@ -23,6 +23,12 @@ HOPPER_FN uint32_t hopper_fixed(uint32_t at)
     return at;
 }
 
+/// What follows from *v is computed here, not before a loop.
+HOPPER_FN void hopper_here(uint32_t *v)
+{
+    asm volatile("" : "+r"(*v));
+}
+
 /// The same memory, as a pointer.
 template <class T> HOPPER_FN T *hopper_pointer(uint32_t at)
 {

@@ -535,16 +535,13 @@ static __device__ __forceinline__ uint32_t code_factor(const codes_of &x, uint32
     return decode_pair(s * CODES_UP, s * CODES_UP);
 }
 
-// from + row * pitch. Made where it is used: kept for all rows of a lane, pointers would fill its
+// Where a row begins. Made where it is used: kept for all rows of a lane, pointers would fill its
 // registers.
 static __device__ __forceinline__ const uint8_t *code_row(const uint8_t *from, uint32_t row,
                                                           int64_t pitch)
 {
-    const uint8_t *at;
-    asm volatile("mad.wide.u32 %0, %1, %2, %3;"
-                 : "=l"(at)
-                 : "r"(row), "r"((uint32_t)pitch), "l"(from));
-    return at;
+    hopper_here(&row);
+    return from + (uint64_t)row * (uint32_t)pitch;
 }
 
 // 16 codes as bf16; `to`: the first eight of them, in the swizzled row of a stage.
@@ -587,53 +584,46 @@ template <class S, bool SCALED> struct code_vectors {
     // Scales as memory has them: of as many rows, in turn.
     static constexpr int SCALES = ROWS % 4 == 0 ? 4 : ROWS % 3 == 0 ? 3 : ROWS;
     uint32_t scale[BLOCKS][SCALED ? SCALES : 1];
-    uint32_t row[ROWS]; // of x
-    int rows;           // that the lane has
+    uint32_t row[ROWS]; // of x; past the tile's end its last one, so that nothing branches
 
     __device__ __forceinline__ void begin(const moei_mma_args *g, const moei_tile *t, int at)
     {
-        const int there = (int)(t->i1 - t->i0);
-        rows = at / 4 < there ? (there - 1 - at / 4) / code_lanes<S>::APART + 1 : 0;
+        const int last = (int)(t->i1 - t->i0) - 1;
 #pragma unroll
         for (int j = 0; j < ROWS; j++) {
             const int r = at / 4 + j * code_lanes<S>::APART;
-            row[j] = j < rows ? (uint32_t)moei_x_row(&g->a, t->i0 + r) : 0;
+            row[j] = (uint32_t)moei_x_row(&g->a, t->i0 + (r < last ? r : last));
         }
     }
 
-    // The lane's first element of k of a block, and its scale.
+    // Where the lane's elements of k of a block lie, and their scale; past the end of k the first.
     struct place {
-        const uint8_t *codes; // NULL: k has ended, and codes are 0
+        const uint8_t *codes;
         const uint8_t *scale;
     };
 
     static __device__ __forceinline__ place place_of(const moei_mma_args *g, const codes_of &x,
                                                      int at, int kb)
     {
-        const int k = code_k(at, kb);
-        const bool there = k < g->a.w.k;
-        return {there ? x.data + k : NULL,
-                SCALED ? x.scales + scale_of_k(&g->a.x, there ? k : 0) : NULL};
+        const int k = code_k(at, kb) < g->a.w.k ? code_k(at, kb) : 0;
+        return {x.data + k, SCALED ? x.scales + scale_of_k(&g->a.x, k) : NULL};
     }
 
     __device__ __forceinline__ void ask_codes(const moei_mma_args *g, const place &p, int i, int j)
     {
-        codes[i][j] = {0, 0, 0, 0};
-        if (p.codes != NULL && j < rows) {
-            codes[i][j] = *(const uint4 *)code_row(p.codes, row[j], g->a.x.row_stride);
-        }
+        codes[i][j] = *(const uint4 *)code_row(p.codes, row[j], g->a.x.row_stride);
     }
 
     __device__ __forceinline__ void ask_scale(const moei_mma_args *g, const codes_of &x,
                                               const place &p, int i, int j)
     {
-        if (SCALED && j < rows) {
+        if (SCALED) {
             scale[i][j % SCALES] =
                 read_scale(x, code_row(p.scale, row[j], pitch_of_scales(&g->a.x)));
         }
     }
 
-    // Asks for what the lane has of block kb; past the end of k: zeros.
+    // Asks for what the lane has of block kb.
     __device__ __forceinline__ void ask(const moei_mma_args *g, const codes_of &x, int at, int kb,
                                         int i)
     {
@@ -656,14 +646,21 @@ template <class S, bool SCALED> struct code_vectors {
         const place next = place_of(g, x, at, ahead);
         const uint32_t own = to + code_place(at, at / 4);
         (void)t;
+        if (code_k(at, kb) >= g->a.w.k) {
+#pragma unroll
+            for (int j = 0; j < ROWS; j++) {
+                codes[i][j] = {0, 0, 0, 0};
+            }
+        }
 #pragma unroll
         for (int j = 0; j < ROWS; j++) {
-            if (j < rows) {
-                store_codes(codes[i][j], SCALED, SCALED ? code_factor(x, scale[i][j % SCALES]) : 0,
-                            own + j * code_lanes<S>::APART * STAGE_K);
-                ask_codes(g, next, i, j);
-            }
+            store_codes(codes[i][j], SCALED, SCALED ? code_factor(x, scale[i][j % SCALES]) : 0,
+                        own + j * code_lanes<S>::APART * STAGE_K);
+            ask_codes(g, next, i, j);
             ask_scale(g, x, j + SCALES < ROWS ? now : next, i, (j + SCALES) % ROWS);
+            if (SCALED ? ROWS > 4 : ROWS > 6 && j % 4 == 3) {
+                __syncwarp(); // no other row is begun before: registers would not suffice
+            }
         }
     }
 };
