@@ -7,10 +7,10 @@
 const moei_mma_variant *moei_mma_e4m3(int *count)
 {
     static const moei_mma_variant variants[] = {
-        few_rows<KIND_E4M3, 8, 3, 1>(),   few_rows<KIND_E4M3, 16, 3, 1>(),
-        many_rows<KIND_E4M3, 32, 1>(),    many_rows<KIND_E4M3, 64, 1, 3>(),
-        many_rows<KIND_E4M3, 96, 1, 3>(), rows_first<KIND_E4M3, 128>(),
-        rows_first<KIND_E4M3, 160>(),
+        few_rows<KIND_E4M3, 8, 3, 1>(),   few_rows<KIND_E4M3, 8, 4, 1>(),
+        few_rows<KIND_E4M3, 16, 3, 1>(),  many_rows<KIND_E4M3, 32, 1>(),
+        many_rows<KIND_E4M3, 64, 1, 3>(), many_rows<KIND_E4M3, 96, 1, 3>(),
+        rows_first<KIND_E4M3, 128>(),     rows_first<KIND_E4M3, 160>(),
     };
     *count = sizeof variants / sizeof variants[0];
     return variants;

@@ -88,8 +88,8 @@ static bool scales_are_of_eights(const moei_matrices *w)
 // Packed weights whose scales change along k lie apart: a chain per group, not per chunk.
 static bool has_groups(const moei_matrices *w)
 {
-    return w->layout == MOEI_LAYOUT_PACKED &&
-           MOEI_OPERAND_APART(moei_operand_kind_of(w->format)) && w->block_k > 0;
+    return w->layout == MOEI_LAYOUT_PACKED && MOEI_OPERAND_APART(moei_operand_kind_of(w->format)) &&
+           w->block_k > 0;
 }
 
 // What a tile costs a block of outputs and of k: its rows, and what every tile costs, its weights.
@@ -120,6 +120,12 @@ static int64_t cost_of_rows(const moek_ggemm_args *a, const moei_mma_variant *v,
     return tiles * (more + cost_of_tile(a, v, each < LEAST ? LEAST : each));
 }
 
+// Whether b has tiles like a's, and more of them at the same time.
+static bool has_more_pipes(const moei_mma_variant *a, const moei_mma_variant *b)
+{
+    return a->bn == b->bn && a->bm == b->bm && a->pipes < b->pipes;
+}
+
 // The kernel for rows that spread over the experts as they come. Experts of the mean's size, and of
 // up to two standard deviations (those of random routing) around it, are asked for their costs.
 static const moei_mma_variant *variant_for(const moek_ggemm_args *a)
@@ -135,7 +141,8 @@ static const moei_mma_variant *variant_for(const moek_ggemm_args *a)
     const moei_mma_variant *best = v;
     int64_t least = INT64_MAX;
     for (int i = 0; i < count; i++) {
-        if (v[i].rows_first && a->w.block_k > 0 && !scales_are_of_eights(&a->w)) {
+        if ((v[i].rows_first && a->w.block_k > 0 && !scales_are_of_eights(&a->w)) ||
+            (i > 0 && has_more_pipes(&v[i - 1], &v[i]))) {
             continue;
         }
         const int64_t all = v[i].rows_first ? ROWS_FIRST : 128;
@@ -150,6 +157,28 @@ static const moei_mma_variant *variant_for(const moek_ggemm_args *a)
         }
     }
     return best;
+}
+
+// Experts that have rows, at most.
+static int64_t experts_of(const moek_ggemm_args *a)
+{
+    return a->offsets != NULL && a->rows < a->w.count ? a->rows : a->w.count;
+}
+
+// The same with another pipe in a block, where there is such a kernel: tiles that the pipes of v
+// would begin one after the other. More pipes have their notes from their producers, so that many
+// tiles take longer with them.
+static const moei_mma_variant *with_pipes(const moei_mma_variant *v, const moek_ggemm_args *a,
+                                          int64_t sms)
+{
+    enum { MANY = 22 }; // tiles of a multiprocessor; measured
+    int count;
+    const moei_mma_variant *all = variants_of(a)(&count);
+    const int64_t tiles = experts_of(a) * ((a->w.n + v->bm - 1) / v->bm);
+    return v + 1 < all + count && has_more_pipes(v, v + 1) && tiles > v->pipes * sms &&
+                   tiles <= MANY * sms
+               ? v + 1
+               : v;
 }
 
 // Few rows come one by one while memory brings the weights. Where they take longer than that, by
@@ -168,7 +197,7 @@ bool moei_cuda_mma_wants_rows(const moei_exec *exec, const moek_ggemm_args *ggem
     const moei_mma_variant *v = variant_for(ggemm);
     const moei_matrices *w = &ggemm->w;
     const int64_t k = w->k * moei_cuda_host->dtype_bits(ggemm->x.dtype) / 8 / 128;
-    const int64_t experts = ggemm->rows < w->count ? ggemm->rows : w->count;
+    const int64_t experts = experts_of(ggemm);
     const int64_t rows = ggemm->rows * ROW * (w->n / v->bm) * k;
     const int64_t weights =
         experts * w->n * w->k * moei_cuda_host->dtype_bits(w->format->elem) / 8 / WEIGHTS;
@@ -319,7 +348,7 @@ static void share_tiles(const moei_mma_variant *v, int64_t sms, moei_mma_args *g
     const moei_matrices *w = &g->a.w;
     const int64_t chunks = (w->k + 64 * MOEI_MMA_CHUNK - 1) / (64 * MOEI_MMA_CHUNK);
     const int64_t bytes = chunks * v->bm * v->bn * (int64_t)sizeof(float);
-    const int64_t experts = g->a.offsets != NULL && g->a.rows < w->count ? g->a.rows : w->count;
+    const int64_t experts = experts_of(&g->a);
     const bool has_chunks =
         w->layout == MOEI_LAYOUT_PACKED && v->bn <= MOEI_MMA_COMBINES && !has_groups(w);
     int64_t least = INT64_MAX;
@@ -344,7 +373,7 @@ moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
 {
     const moek_glu_args *glu = extra->glu;
     const moei_cuda_device *device = moei_cuda_device_of(exec);
-    const moei_mma_variant *v = variant_for(ggemm);
+    const moei_mma_variant *v = with_pipes(variant_for(ggemm), ggemm, device->sms);
     const moei_matrices *w = &ggemm->w;
     const bool is_packed = w->layout == MOEI_LAYOUT_PACKED;
     const bool batched = ggemm->offsets == NULL;

@@ -82,7 +82,9 @@ struct shape {
     static constexpr int TEAMS = MATH / 128;
     static constexpr bool REGISTERS = PIPES == 1 || (TEAMS == 4 && !CODES);
     static constexpr int ALLOTTED = TEAMS == 2 ? 168 : TEAMS == 3 ? 128 : 96;
-    static constexpr int PRODUCER_REGISTERS = CODES ? (TEAMS == 3 ? 80 : 96) : TEAMS == 4 ? 48 : 56;
+    static constexpr int PRODUCER_REGISTERS = CODES        ? (TEAMS == 3 ? 80 : 96)
+                                              : TEAMS == 4 ? (SCALED ? 80 : 48)
+                                                           : 56;
     static constexpr int MATH_REGISTERS =
         ((TEAMS + 1) * ALLOTTED - PRODUCER_REGISTERS) / TEAMS / 8 * 8;
 };
