@@ -167,18 +167,20 @@ static int64_t experts_of(const moek_ggemm_args *a)
 
 // The same with another pipe in a block, where there is such a kernel: tiles that the pipes of v
 // would begin one after the other. More pipes have their notes from their producers, so that many
-// tiles take longer with them.
+// tiles take longer with them. Where waits are random (exec->delay), so is this: the bits are the
+// same.
 static const moei_mma_variant *with_pipes(const moei_mma_variant *v, const moek_ggemm_args *a,
-                                          int64_t sms)
+                                          const moei_exec *exec)
 {
     enum { MANY = 22 }; // tiles of a multiprocessor; measured
-    int count;
-    const moei_mma_variant *all = variants_of(a)(&count);
+    const int64_t sms = moei_cuda_device_of(exec)->sms;
     const int64_t tiles = experts_of(a) * ((a->w.n + v->bm - 1) / v->bm);
-    return v + 1 < all + count && has_more_pipes(v, v + 1) && tiles > v->pipes * sms &&
-                   tiles <= MANY * sms
-               ? v + 1
-               : v;
+    int count;
+    const moei_mma_variant *end = variants_of(a)(&count);
+    end += count;
+    const bool more =
+        exec->delay != 0 ? (exec->delay & 2) != 0 : tiles > v->pipes * sms && tiles <= MANY * sms;
+    return more && v + 1 < end && has_more_pipes(v, v + 1) ? v + 1 : v;
 }
 
 // Few rows come one by one while memory brings the weights. Where they take longer than that, by
@@ -373,7 +375,7 @@ moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,
 {
     const moek_glu_args *glu = extra->glu;
     const moei_cuda_device *device = moei_cuda_device_of(exec);
-    const moei_mma_variant *v = with_pipes(variant_for(ggemm), ggemm, device->sms);
+    const moei_mma_variant *v = with_pipes(variant_for(ggemm), ggemm, exec);
     const moei_matrices *w = &ggemm->w;
     const bool is_packed = w->layout == MOEI_LAYOUT_PACKED;
     const bool batched = ggemm->offsets == NULL;
