@@ -260,8 +260,7 @@ DECODE_FN void decode_e4m3_nan(uint32_t first, uint32_t second, uint32_t a[4])
     }
 }
 
-// ---- x
-// -------------------------------------------------------------------------------------------
+// ---- x -----------------------------------------------------------------------------------------
 
 /// Two f32 that are bf16 as a pair.
 DECODE_FN uint32_t decode_pair(float low, float high)
