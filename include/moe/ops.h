@@ -13,7 +13,8 @@ extern "C" {
 #endif
 
 /// Arguments of moe_ggemm: y[i, :] = x[row(i), :] . W[expert(i)]^T, scaled, + bias, * row weight.
-/// N outputs, K inputs, n experts; row i belongs to the expert with offsets[e] <= i < offsets[e+1].
+/// N outputs, K inputs, both below 2^31, n experts; row i belongs to the expert with offsets[e] <=
+/// i < offsets[e+1].
 typedef struct moe_ggemm_args {
     size_t struct_size;
     moe_gemm_desc gemm; ///< weight format, activation quantiser of x (spec NONE: as it is)

@@ -123,6 +123,10 @@ static void test_ggemm(void)
     REFUSE(a.transposed = 1, MOE_E_SHAPE, "weights is bf16 [2, 8, 16]", "[2, 16, 8]");
     REFUSE(a.weights.values.data = NULL, MOE_E_ARGUMENT, "weights is absent");
     REFUSE(a.weights.values.shape[0] = 3, MOE_E_SHAPE, "[3, 8, 16]", "[2, 8, 16]");
+    REFUSE((a.y.shape[1] = a.y.stride[0] = (int64_t)1 << 31), MOE_E_SHAPE,
+           "weights has 2147483648 rows of 16 elements", "at most 2147483647");
+    REFUSE((a.x.shape[1] = a.x.stride[0] = (int64_t)1 << 31), MOE_E_SHAPE,
+           "weights has 8 rows of 2147483648 elements", "at most 2147483647");
     REFUSE(a.weights.bias = a.row_weight, MOE_E_ARGUMENT, "weights bias is given", "bias = 0");
     REFUSE(a.weights.scales = a.row_weight, MOE_E_ARGUMENT, "weights scales are given", "bf16");
     REFUSE(a.weights.act_scale = a.row_weight, MOE_E_ARGUMENT, "activation scale is given");

@@ -143,8 +143,11 @@ static bool packed_fp8_supports(const moei_kernel *kernel, const moei_ggemm_prob
         *why = (moei_whynot){MOEI_WHYNOT_ACT_QUANT, act->spec, MOE_QUANT_MX_FLOOR};
         return false;
     }
-    *why = (moei_whynot){MOEI_WHYNOT_FOLD, group, USUAL};
-    return group % MULTIPLE == 0 && moei_cuda_host->ggemm_fold(problem) >= 0;
+    if (group % MULTIPLE != 0 || moei_cuda_host->ggemm_fold(problem) < 0) {
+        *why = (moei_whynot){MOEI_WHYNOT_FOLD, group, USUAL};
+        return false;
+    }
+    return true;
 }
 
 // FP8 codes on both sides, scales per tensor, row or 128 k. Scales of x of 256 k, say, fit weights
