@@ -241,6 +241,16 @@ static void test_divide_many(void)
                  moei_f32_to_e4m3fn(want, MOEI_OVERFLOW_SATURATE);
     }
     CHECK(wrong == 0, "%" PRId64 " quotients differ", wrong);
+    static const struct {
+        float s;
+        bool plain;
+    } divisors[] = {
+        {0x1p-80f, true}, {0x1.fffffep-81f, false}, {0x1p80f, true},   {0x1.000002p80f, false},
+        {0.0f, false},    {-1.0f, false},           {INFINITY, false}, {NAN, false}};
+    for (size_t i = 0; i < sizeof divisors / sizeof divisors[0]; i++) {
+        CHECK(moei_is_plain_divisor(divisors[i].s) == divisors[i].plain, "divisor %a",
+              (double)divisors[i].s);
+    }
 }
 
 int main(void)

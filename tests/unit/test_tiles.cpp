@@ -82,7 +82,8 @@ static void test_cut(const int32_t *rows, int32_t count, int32_t bn, int32_t ste
                     return;
                 }
                 const bool last = b + 1 == blocks;
-                CHECK(last ? t.i1 == first + rows[e] : (t.i1 - t.i0) % step == 0,
+                const bool whole = (t.i1 - t.i0) % step == 0 || t.i1 - t.i0 == bn;
+                CHECK(last ? t.i1 == first + rows[e] : whole,
                       "%d rows by %d, %d: tile %d ends at %lld", rows[e], bn, step, b,
                       (long long)(t.i1 - first));
                 longest = t.i1 - t.i0 > longest ? t.i1 - t.i0 : longest;
@@ -99,9 +100,12 @@ static void test_cut(const int32_t *rows, int32_t count, int32_t bn, int32_t ste
 
 int main(void)
 {
+    // The last two are no multiples: a tile is never longer than bn.
     static const struct {
         int32_t bn, step;
-    } cuts[] = {{8, 8}, {24, 24}, {128, 128}, {144, 144}, {192, 16}, {256, 16}, {256, 256}};
+    } cuts[] = {{8, 8},    {24, 24},   {128, 128}, {144, 144}, {192, 16},
+                {256, 16}, {256, 256}, {24, 16},   {136, 16}}; // no multiples: a tile is never
+                                                               // longer than bn
     static int32_t rows[EXPERTS];
     for (size_t i = 0; i < sizeof cuts / sizeof cuts[0]; i++) {
         for (int32_t first = 0; first < MOST; first += EXPERTS) { // every number of rows once
