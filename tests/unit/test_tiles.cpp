@@ -104,8 +104,7 @@ int main(void)
     static const struct {
         int32_t bn, step;
     } cuts[] = {{8, 8},    {24, 24},   {128, 128}, {144, 144}, {192, 16},
-                {256, 16}, {256, 256}, {24, 16},   {136, 16}}; // no multiples: a tile is never
-                                                               // longer than bn
+                {256, 16}, {256, 256}, {24, 16},   {136, 16}};
     static int32_t rows[EXPERTS];
     for (size_t i = 0; i < sizeof cuts / sizeof cuts[0]; i++) {
         for (int32_t first = 0; first < MOST; first += EXPERTS) { // every number of rows once
