@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+// The bodies of gpu/ as AMD kernels: moek_body_<name>.
+#include "backends/gpu/combine.cuh"
+#include "backends/gpu/gather.cuh"
+#include "backends/gpu/ggemm.cuh"
+#include "backends/gpu/glu.cuh"
+#include "backends/gpu/place.cuh"
+#include "backends/gpu/prologue.cuh"
+#include "backends/gpu/quantize.cuh"
+#include "backends/gpu/route.cuh"
+#include "backends/gpu/sort.cuh"
+
+#define MOE_GPU_BODY(name, args, threads, blocks)                                                  \
+    struct launch_##name {                                                                         \
+        moei_hip_launch launch;                                                                    \
+        args a;                                                                                    \
+    };                                                                                             \
+    extern "C" __attribute__((global)) __attribute__((amdgpu_flat_work_group_size(1, threads)))    \
+    void moek_body_##name(const launch_##name l)                                                   \
+    {                                                                                              \
+        moei_gpu_##name(&l.a);                                                                     \
+    }
+#include "backends/gpu/bodies.def"
+#undef MOE_GPU_BODY
