@@ -9,14 +9,9 @@
 
 #include <stdint.h>
 
-#define DEV_FN static __attribute__((device)) __attribute__((always_inline)) inline
+#include "backends/gpu/launch_hip.h"
 
-/// Where the kernel's arguments begin.
-struct moei_hip_launch {
-    uint32_t threads; // of a block
-    uint32_t blocks;  // of the grid
-    uint32_t reserved[2];
-};
+#define DEV_FN static __attribute__((device)) __attribute__((always_inline)) inline
 
 DEV_FN uint32_t dev_thread(void)
 {
@@ -25,8 +20,8 @@ DEV_FN uint32_t dev_thread(void)
 
 DEV_FN const __attribute__((address_space(4))) struct moei_hip_launch *moei_hip_launch_of(void)
 {
-    return (const __attribute__((address_space(4))) struct moei_hip_launch *)
-        __builtin_amdgcn_kernarg_segment_ptr();
+    return (const __attribute__((
+        address_space(4))) struct moei_hip_launch *)__builtin_amdgcn_kernarg_segment_ptr();
 }
 
 DEV_FN uint32_t dev_threads(void)

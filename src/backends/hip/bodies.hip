@@ -9,14 +9,12 @@
 #include "backends/gpu/quantize.cuh"
 #include "backends/gpu/route.cuh"
 #include "backends/gpu/sort.cuh"
+#include "backends/hip/arguments.h"
 
 #define MOE_GPU_BODY(name, args, threads, blocks)                                                  \
-    struct launch_##name {                                                                         \
-        moei_hip_launch launch;                                                                    \
-        args a;                                                                                    \
-    };                                                                                             \
-    extern "C" __attribute__((global)) __attribute__((amdgpu_flat_work_group_size(1, threads)))    \
-    void moek_body_##name(const launch_##name l)                                                   \
+    extern "C" __attribute__((global))                                                             \
+    __attribute__((amdgpu_flat_work_group_size(1, threads))) void moek_body_##name(                \
+        const moei_hip_##name##_args l)                                                            \
     {                                                                                              \
         moei_gpu_##name(&l.a);                                                                     \
     }
