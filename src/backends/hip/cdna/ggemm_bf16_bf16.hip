@@ -63,11 +63,19 @@ DEV_FN u32x4 moei_hip_fetch(const uint8_t *p, int64_t k, int64_t end)
     if (end - k >= PIECE && moei_gpu_is_aligned(p, 16)) {
         return *(const u32x4 *)(const void *)p;
     }
-    MOEI_GPU_UNROLL
-    for (int i = 0; i < PIECE; i++) {
-        const uint32_t bits = k + i < end ? moei_gpu_read_u16(p + 2 * i) : 0;
-        v[i / 2] |= bits << (16 * (i % 2));
+    // Ends of rows, and rows at other addresses: what matters is that this is little code.
+    const int n = end - k < PIECE ? (int)(end - k) : PIECE;
+    uint64_t low = 0;
+    uint64_t high = 0;
+    MOEI_GPU_ROLL
+    for (int i = n - 1; i >= 0; i--) {
+        high = high << 16 | low >> 48;
+        low = low << 16 | p[2 * i + 1] << 8 | p[2 * i];
     }
+    v[0] = (uint32_t)low;
+    v[1] = (uint32_t)(low >> 32);
+    v[2] = (uint32_t)high;
+    v[3] = (uint32_t)(high >> 32);
     return v;
 }
 
@@ -177,7 +185,7 @@ template <class Mfma> DEV_FN void moei_hip_ggemm(const moek_ggemm_args *a)
 #define KERNEL(name, mfma)                                                                         \
     extern "C" __attribute__((global)) __attribute__((                                             \
         amdgpu_flat_work_group_size(MOEI_HIP_GGEMM_THREADS, MOEI_HIP_GGEMM_THREADS))) void         \
-    name(const moei_hip_mfma_args g)                                                              \
+    name(const moei_hip_mfma_args g)                                                               \
     {                                                                                              \
         moei_hip_ggemm<mfma>(&g.a);                                                                \
     }
