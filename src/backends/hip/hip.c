@@ -281,6 +281,26 @@ static void close_device(const moe_context *ctx, void *device)
     moei_hip_host->free(ctx, device, sizeof(moei_hip_device));
 }
 
+// What routing keeps of a token beside its registers must fit into a block's LDS.
+static moe_status plan_check(const moei_exec *exec, const moei_plan_info *plan)
+{
+    const moe_layer_desc *d = plan->desc;
+    const moek_route_args route = {
+        .desc = d->route, .num_experts = d->num_experts, .top_k = d->top_k};
+    if (d->routing != MOE_ROUTING_FROM_LOGITS || moei_gpu_route_in_registers(&route)) {
+        return MOE_OK;
+    }
+    const uint32_t bytes = 4 * moei_gpu_route_words(&route);
+    if (bytes <= (uint32_t)device_of(exec)->shared) {
+        return MOE_OK;
+    }
+    return moei_hip_host->fail(MOE_E_UNSUPPORTED,
+                               "hip: routing of %d logits to %d slots takes %u bytes of LDS, the "
+                               "device has %d; fewer slots, or ids from the caller, work",
+                               (int)moei_gpu_route_rows(&route), (int)d->top_k, bytes,
+                               device_of(exec)->shared);
+}
+
 // The caller's current device, put back by leave.
 static int enter(const moei_exec *exec)
 {
@@ -476,6 +496,7 @@ static const moei_backend backend = {
     .memory_alloc = memory_alloc,
     .memory_free = memory_free,
     .memory_copy = memory_copy,
+    .plan_check = plan_check,
     .route = route_op,
     .place = place_op,
     .sort = sort_op,
