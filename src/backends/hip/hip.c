@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The AMD backend: a plugin. Its table of kernels, its devices and its vtable.
+#include <pthread.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
@@ -225,60 +226,82 @@ static moe_status describe(const moei_hip_runtime *hip, int32_t device_id, moei_
     return status;
 }
 
+// Devices that contexts have open: they share the kernels. Loading them takes long.
+enum { MAX_DEVICES = 64 };
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct {
+    moei_hip_device device;
+    unsigned contexts;
+} opened[MAX_DEVICES];
+
+// Loads a device; it is the current one.
+static moe_status load_device(const moei_hip_runtime *hip, int32_t device_id,
+                              moei_hip_device *device)
+{
+    moe_status status = describe(hip, device_id, device);
+    if (status == MOE_OK) {
+        device->arch = find_arch(hip);
+        status =
+            device->arch != NULL
+                ? moei_hip_status(load_kernels(hip, device), "loading kernels")
+                : moei_hip_host->fail(MOE_E_DEVICE, "hip: device %d is neither gfx942 nor gfx950",
+                                      (int)device_id);
+    }
+    if (status != MOE_OK) {
+        unload(device);
+    }
+    return status;
+}
+
 static moe_status open_device(const moe_context *ctx, int32_t device_id, void **out)
 {
     const char *reason;
     const moei_hip_runtime *hip = moei_hip_load(&reason);
+    (void)ctx;
     if (hip == NULL) {
         return moei_hip_host->fail(MOE_E_DEVICE, "hip: %s", reason);
     }
     int count = 0;
-    moei_hip_device device = {0};
     moe_status status = moei_hip_status(hip->hipGetDeviceCount(&count), "devices");
     if (status != MOE_OK) {
         return status;
     }
+    count = count < MAX_DEVICES ? count : MAX_DEVICES;
     if (device_id >= count) {
         return moei_hip_host->fail(MOE_E_ARGUMENT,
                                    "moe_context_create: desc.device_id = %d, there are %d devices",
                                    (int)device_id, count);
     }
     int before = 0;
-    (void)hip->hipGetDevice(&before);
-    status = moei_hip_status(hip->hipSetDevice(device_id), "hipSetDevice");
-    if (status == MOE_OK) {
-        status = describe(hip, device_id, &device);
-    }
-    if (status == MOE_OK) {
-        device.arch = find_arch(hip);
-        status =
-            device.arch != NULL
-                ? moei_hip_status(load_kernels(hip, &device), "loading kernels")
-                : moei_hip_host->fail(MOE_E_DEVICE, "hip: device %d is neither gfx942 nor gfx950",
-                                      (int)device_id);
-    }
-    moei_hip_device *kept = NULL;
-    if (status == MOE_OK) {
-        kept = moei_hip_host->alloc(ctx, sizeof *kept, 64);
-        if (kept == NULL) {
-            status =
-                moei_hip_host->fail(MOE_E_NO_MEMORY, "hip: no memory for %zu bytes", sizeof *kept);
+    (void)pthread_mutex_lock(&lock);
+    if (opened[device_id].contexts == 0) {
+        moei_hip_device device = {0};
+        (void)hip->hipGetDevice(&before);
+        status = moei_hip_status(hip->hipSetDevice(device_id), "hipSetDevice");
+        if (status == MOE_OK) {
+            status = load_device(hip, device_id, &device);
         }
+        (void)hip->hipSetDevice(before);
+        opened[device_id].device = device;
     }
     if (status == MOE_OK) {
-        *kept = device;
-        *out = kept;
-    } else {
-        unload(&device);
+        opened[device_id].contexts++;
+        *out = &opened[device_id].device;
     }
-    (void)hip->hipSetDevice(before);
+    (void)pthread_mutex_unlock(&lock);
     return status;
 }
 
 static void close_device(const moe_context *ctx, void *device)
 {
-    unload(device);
-    moei_hip_host->free(ctx, device, sizeof(moei_hip_device));
+    (void)ctx;
+    (void)pthread_mutex_lock(&lock);
+    for (int i = 0; i < MAX_DEVICES; i++) {
+        if (&opened[i].device == device && --opened[i].contexts == 0) {
+            unload(device);
+        }
+    }
+    (void)pthread_mutex_unlock(&lock);
 }
 
 // What routing keeps of a token beside its registers must fit into a block's LDS.
