@@ -105,20 +105,30 @@ static void unload(moei_hip_device *device)
     }
 }
 
+// What is known of devices. Contexts that have one open share its kernels: loading them takes long.
+enum { MAX_DEVICES = 64 };
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct {
+    const moei_hip_arch *arch; // NULL: not looked for, or another
+    moei_hip_device device;
+    unsigned contexts; // that have it open
+} known[MAX_DEVICES];
+
 // The runtime refuses objects of another architecture: the one whose smallest it takes is the
-// device's. It names architectures in a structure that differs from version to version.
-static const moei_hip_arch *find_arch(const moei_hip_runtime *hip)
+// device's. It names architectures in a structure that differs from version to version. The device
+// is the current one, the lock is held.
+static const moei_hip_arch *find_arch(const moei_hip_runtime *hip, int32_t device_id)
 {
-    for (int i = MOEI_HIP_NUM_ARCHS - 1; i >= 0; i--) {
+    for (int i = MOEI_HIP_NUM_ARCHS - 1; i >= 0 && known[device_id].arch == NULL; i--) {
         hipModule_t module = NULL;
         if (hip->hipModuleLoadData(&module, moei_hip_archs[i].objects[MOEI_HIP_GGEMM]) ==
             hipSuccess) {
             (void)hip->hipModuleUnload(module);
-            return &moei_hip_archs[i];
+            known[device_id].arch = &moei_hip_archs[i];
         }
         (void)hip->hipGetLastError();
     }
-    return NULL;
+    return known[device_id].arch;
 }
 
 static bool probe(uint64_t *isa, char *text, size_t capacity)
@@ -142,13 +152,15 @@ static bool probe(uint64_t *isa, char *text, size_t capacity)
     int before = 0;
     int units = 0;
     int version = 0;
+    (void)pthread_mutex_lock(&lock);
     (void)hip->hipGetDevice(&before);
     (void)hip->hipSetDevice(0);
-    const moei_hip_arch *arch = find_arch(hip);
+    const moei_hip_arch *arch = find_arch(hip, 0);
     (void)hip->hipDeviceGetName(name, (int)sizeof name, 0);
     (void)hip->hipDeviceGetAttribute(&units, hipDeviceAttributeMultiprocessorCount, 0);
     (void)hip->hipDriverGetVersion(&version);
     (void)hip->hipSetDevice(before);
+    (void)pthread_mutex_unlock(&lock);
     if (arch == NULL) {
         (void)snprintf(text, capacity, "%s is neither gfx942 nor gfx950", name);
         return false;
@@ -226,21 +238,13 @@ static moe_status describe(const moei_hip_runtime *hip, int32_t device_id, moei_
     return status;
 }
 
-// Devices that contexts have open: they share the kernels. Loading them takes long.
-enum { MAX_DEVICES = 64 };
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static struct {
-    moei_hip_device device;
-    unsigned contexts;
-} opened[MAX_DEVICES];
-
 // Loads a device; it is the current one.
 static moe_status load_device(const moei_hip_runtime *hip, int32_t device_id,
                               moei_hip_device *device)
 {
     moe_status status = describe(hip, device_id, device);
     if (status == MOE_OK) {
-        device->arch = find_arch(hip);
+        device->arch = find_arch(hip, device_id);
         status =
             device->arch != NULL
                 ? moei_hip_status(load_kernels(hip, device), "loading kernels")
@@ -274,7 +278,7 @@ static moe_status open_device(const moe_context *ctx, int32_t device_id, void **
     }
     int before = 0;
     (void)pthread_mutex_lock(&lock);
-    if (opened[device_id].contexts == 0) {
+    if (known[device_id].contexts == 0) {
         moei_hip_device device = {0};
         (void)hip->hipGetDevice(&before);
         status = moei_hip_status(hip->hipSetDevice(device_id), "hipSetDevice");
@@ -282,11 +286,11 @@ static moe_status open_device(const moe_context *ctx, int32_t device_id, void **
             status = load_device(hip, device_id, &device);
         }
         (void)hip->hipSetDevice(before);
-        opened[device_id].device = device;
+        known[device_id].device = device;
     }
     if (status == MOE_OK) {
-        opened[device_id].contexts++;
-        *out = &opened[device_id].device;
+        known[device_id].contexts++;
+        *out = &known[device_id].device;
     }
     (void)pthread_mutex_unlock(&lock);
     return status;
@@ -297,7 +301,7 @@ static void close_device(const moe_context *ctx, void *device)
     (void)ctx;
     (void)pthread_mutex_lock(&lock);
     for (int i = 0; i < MAX_DEVICES; i++) {
-        if (&opened[i].device == device && --opened[i].contexts == 0) {
+        if (&known[i].device == device && --known[i].contexts == 0) {
             unload(device);
         }
     }
