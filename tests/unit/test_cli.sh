@@ -119,6 +119,10 @@ expect 0 " 0 failed, 0 skipped" check --kernel layer-7 --delay 3 --runs 2
 expect 2 "--delay \"0\" is not a whole number" check --delay 0
 expect 2 "--runs \"0\" is not a whole number" check --delay 1 --runs 0
 expect 2 "--runs needs --delay" check --runs 2
+expect 0 " 0 failed, 0 skipped" check --kernel "moek_place*" --every 50
+expect 2 "--every \"0\" is not a whole number" check --every 0
+expect 2 "not recorded ones" check --every 2 --model "$models/tiny-gpt-oss"
+expect 2 "records one whole check" check --ledger . --every 2
 expect 3 "skipped: graph-*: backend cpu has no device graphs" check --kernel "graph-*"
 expect 3 "skipped: memory: the backend has no memory of its own" check --kernel memory
 expect 3 "19.3 GB of weights in host memory; --kernel big runs it" check --kernel "b*g"
