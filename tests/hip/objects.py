@@ -15,7 +15,7 @@ LDS = {"gfx942": 64 << 10, "gfx950": 160 << 10}
 REGISTERS = 512  # of a lane, for the waves of a SIMD together; a compute unit has four SIMDs
 # Vector registers at most, where a block more on a compute unit is worth it: four blocks of four waves.
 VECTOR = {"moek_ggemm_bf16_any_bf16__cdna": 128, "moek_ggemm_bf16_any_bf16__cdna4": 128}
-SCALARS_IN_LANES = {"moek_ggemm_bf16_any_bf16__cdna": 24, "moek_ggemm_bf16_any_bf16__cdna4": 24}
+SCALARS_IN_LANES = {"moek_ggemm_bf16_any_bf16__cdna": 32, "moek_ggemm_bf16_any_bf16__cdna4": 32}
 REQUIRED = {
     "moek_ggemm_bf16_any_bf16__cdna": ["v_mfma_f32_16x16x16_bf16", "ds_read_b64|ds_read2_b64", "s_barrier"],
     "moek_ggemm_bf16_any_bf16__cdna4": ["v_mfma_f32_16x16x32_bf16", "ds_read_b128", "s_barrier"],

@@ -10,7 +10,8 @@
 //                             result r:       output 4 * (l / 16) + r of row l % 16
 //
 // Slices of 64 k of both operands lie in LDS, rows 144 bytes apart; the next slice is fetched to
-// registers while this one is multiplied. What lies past the end of a row, or of the rows, is 0.
+// registers while this one is multiplied. What lies past the end of a row is 0; for what lies past
+// the last row or output, the last one is read, and its results are dropped.
 // Each result is one chain of MFMAs over K in ascending order from +0; zeros at its end do not
 // change it. So bits depend on K and the row alone: not on the tile, nor on the rows beside it.
 // Limit: LDS reads, 4 of 8 or 16 bytes a lane for 4 MFMAs.
@@ -52,16 +53,17 @@ struct moei_mfma_k32 {
 };
 #endif
 
-/// Elements k .. k + 7 of a row of bf16 at p, NULL: none; 0 past the end.
-DEV_FN u32x4 moei_hip_fetch(const uint8_t *p, int64_t k, int64_t end)
+/// Elements k .. k + 7 of a row of bf16 at p, 0 past its end. `wide`: it lies at a multiple of 16
+/// bytes.
+DEV_FN u32x4 moei_hip_fetch(const uint8_t *p, int64_t k, int64_t end, bool wide)
 {
     u32x4 v = {0, 0, 0, 0};
-    if (p == nullptr || k >= end) {
-        return v;
-    }
     p += 2 * k;
-    if (end - k >= PIECE && moei_gpu_is_aligned(p, 16)) {
+    if (wide && end - k >= PIECE) {
         return *(const u32x4 *)(const void *)p;
+    }
+    if (k >= end) {
+        return v;
     }
     // Ends of rows, and rows at other addresses: what matters is that this is little code.
     const int n = end - k < PIECE ? (int)(end - k) : PIECE;
@@ -89,22 +91,25 @@ DEV_FN void moei_hip_ggemm_tile(const moek_ggemm_args *a, const moei_tile *t, ui
     // What this thread fetches: piece `column` of rows `line`, line + 32 of each operand.
     const uint32_t line = thread / (SLICE / PIECE);
     const uint32_t column = thread % (SLICE / PIECE) * PIECE;
+    const bool wide_w =
+        ((uintptr_t)a->w.values | (uint64_t)a->w.value_e_stride | (uint64_t)a->w.value_n_stride) %
+            16 ==
+        0;
+    const bool wide_x =
+        ((uintptr_t)a->x.data | (uint64_t)a->x.batch_stride | (uint64_t)a->x.row_stride) % 16 == 0;
     const uint8_t *from_w[PARTS];
     const uint8_t *from_x[PARTS];
-    MOEI_GPU_UNROLL
-    for (uint32_t p = 0; p < PARTS; p++) {
-        const uint32_t i = line + p * (TILE / PARTS);
-        from_w[p] = n0 + i < a->w.n
-                        ? a->w.values + t->e * a->w.value_e_stride + (n0 + i) * a->w.value_n_stride
-                        : nullptr;
-        from_x[p] = t->i0 + i < t->i1 ? moei_x_at(a, t->e, t->i0 + i) : nullptr;
-    }
     u32x4 next_w[PARTS];
     u32x4 next_x[PARTS];
     MOEI_GPU_UNROLL
     for (uint32_t p = 0; p < PARTS; p++) {
-        next_w[p] = moei_hip_fetch(from_w[p], column, k_end);
-        next_x[p] = moei_hip_fetch(from_x[p], column, k_end);
+        const uint32_t i = line + p * (TILE / PARTS);
+        const int64_t n = n0 + i < a->w.n ? n0 + i : a->w.n - 1;
+        const int64_t row = t->i0 + i < t->i1 ? t->i0 + i : t->i1 - 1;
+        from_w[p] = a->w.values + t->e * a->w.value_e_stride + n * a->w.value_n_stride;
+        from_x[p] = moei_x_at(a, t->e, row);
+        next_w[p] = moei_hip_fetch(from_w[p], column, k_end, wide_w);
+        next_x[p] = moei_hip_fetch(from_x[p], column, k_end, wide_x);
     }
     const uint32_t lane = thread % 64;
     const uint32_t wave = thread / 64;
@@ -122,8 +127,8 @@ DEV_FN void moei_hip_ggemm_tile(const moek_ggemm_args *a, const moei_tile *t, ui
         dev_sync();
         MOEI_GPU_UNROLL
         for (uint32_t p = 0; p < PARTS; p++) {
-            next_w[p] = moei_hip_fetch(from_w[p], k0 + SLICE + column, k_end);
-            next_x[p] = moei_hip_fetch(from_x[p], k0 + SLICE + column, k_end);
+            next_w[p] = moei_hip_fetch(from_w[p], k0 + SLICE + column, k_end, wide_w);
+            next_x[p] = moei_hip_fetch(from_x[p], k0 + SLICE + column, k_end, wide_x);
         }
         MOEI_GPU_UNROLL
         for (uint32_t k = 0; k < SLICE; k += Mfma::STEP) {
