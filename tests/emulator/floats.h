@@ -87,7 +87,7 @@ EMU_INLINE uint32_t emu_f16_from_double(double x)
 /// a b + c rounded to odd at 53 bits: a further rounding to fewer than 51 bits is the only one.
 EMU_INLINE double emu_fma_to_odd(double a, double b, double c)
 {
-    const double product = a * b; // of f16 values: exact
+    const double product = a * b; // of f16 or f32 values: exact
     const double sum = product + c;
     if (!isfinite(sum)) {
         return sum;
@@ -162,7 +162,7 @@ EMU_INLINE uint32_t emu_div_scale(uint32_t s0, uint32_t denominator, uint32_t nu
     }
     if (inverse < least && quotient < least) {
         *vcc = true;
-        return s0 == denominator ? emu_bits(up) : s0;
+        return s0 == denominator ? emu_bits(ldexpf(emu_float(s0), -64)) : s0;
     }
     if (inverse < least) {
         return emu_bits(ldexpf(emu_float(s0), -64));
@@ -174,13 +174,15 @@ EMU_INLINE uint32_t emu_div_scale(uint32_t s0, uint32_t denominator, uint32_t nu
     return en <= 23 ? emu_bits(up) : s0;
 }
 
+/// One rounding, also where the result is scaled into the subnormals: division is correctly
+/// rounded.
 EMU_INLINE uint32_t emu_div_fmas(float a, float b, float c, bool scaled)
 {
-    const float r = __builtin_fmaf(a, b, c);
     if (!scaled) {
-        return emu_bits(r);
+        return emu_bits(__builtin_fmaf(a, b, c));
     }
-    return emu_bits(ldexpf(r, (emu_bits(c) >> 23 & 0xFFu) > 127 ? 64 : -64));
+    const int e = (emu_bits(c) >> 23 & 0xFFu) > 127 ? 64 : -64;
+    return emu_bits((float)ldexp(emu_fma_to_odd((double)a, (double)b, (double)c), e));
 }
 
 EMU_INLINE uint32_t emu_div_fixup(uint32_t q, uint32_t denominator, uint32_t numerator)

@@ -274,7 +274,7 @@ EMU_INLINE const uint32_t *packed_floats(emu_wave *w, const emu_inst *in, int k,
     const unsigned bit = 1u << (k - 1);
     const int word = (high ? in->op_sel_hi : in->op_sel) & bit ? 1 : 0;
     const uint32_t flip = (high ? in->neg_hi : in->neg_lo) & bit ? 0x80000000u : 0;
-    if (in->o[k].kind == EMU_CONST && word == 1) {
+    if (in->o[k].kind == EMU_CONST && word == 1 && in->o[k].value[0] != 0) {
         emu_fail(w, -1, "the upper word of a constant is not defined");
     }
     const uint32_t *from = emu_lanes(w, in, k, word, tmp);
@@ -286,6 +286,24 @@ EMU_INLINE const uint32_t *packed_floats(emu_wave *w, const emu_inst *in, int k,
         return tmp;
     }
     return from;
+}
+
+/// The lower word of the result is the word of the first source that op_sel names, the upper one
+/// that of the second.
+static void run_v_pk_mov_b32(emu_wave *w, const emu_inst *in)
+{
+    emu_u32s out[2];
+    for (int k = 1; k <= 2; k++) {
+        const int word = in->op_sel >> (k - 1) & 1;
+        emu_u32s tmp;
+        if (in->o[k].kind == EMU_CONST && word == 1 && in->o[k].value[0] != 0) {
+            emu_fail(w, -1, "the upper word of a constant is not defined");
+            return;
+        }
+        memcpy(out[k - 1], emu_lanes(w, in, k, word, tmp), sizeof out[0]);
+    }
+    emu_put_word(w, in, 0, out[0]);
+    emu_put_word(w, in, 1, out[1]);
 }
 
 #define PACKED_FLOATS(sources, declare, result)                                                    \
@@ -648,6 +666,7 @@ static const emu_row table[] = {
     {"v_subbrev_co_u32", run_v_subbrev_co_u32, EMU_TYPE_U32, EMU_ANY, 0},
     {"v_mad_u64_u32", run_v_mad_u64_u32, EMU_TYPE_U64, EMU_ANY, 0},
     {"v_mad_i64_i32", run_v_mad_i64_i32, EMU_TYPE_I64, EMU_ANY, 0},
+    {"v_pk_mov_b32", run_v_pk_mov_b32, EMU_TYPE_U32, EMU_ANY, 0},
     {"v_cndmask_b32", run_v_cndmask_b32, EMU_TYPE_U32, EMU_ANY, 0},
     {"v_readlane_b32", run_v_readlane_b32, EMU_TYPE_U32, EMU_ANY, 0},
     {"v_writelane_b32", run_v_writelane_b32, EMU_TYPE_U32, EMU_ANY, 0},
