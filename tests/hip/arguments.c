@@ -13,6 +13,8 @@ int main(void)
     (void)printf("moek_body_" #name " %zu %d\n", sizeof(moei_hip_##name##_args), threads);
 #include "backends/gpu/bodies.def"
 #undef MOE_GPU_BODY
+    (void)printf("moek_sort_many %zu %d\n", sizeof(moei_hip_sort_many_args),
+                 MOEI_HIP_SORT_MANY_THREADS);
     (void)printf("moek_ggemm_bf16_any_bf16__cdna %zu %d\n", sizeof(moei_hip_mfma_args),
                  MOEI_HIP_GGEMM_THREADS);
     (void)printf("moek_ggemm_bf16_any_bf16__cdna4 %zu %d\n", sizeof(moei_hip_mfma_args),

@@ -21,6 +21,7 @@ REQUIRED = {
     "moek_ggemm_bf16_any_bf16__cdna4": ["v_mfma_f32_16x16x32_bf16", "ds_read_b128", "s_barrier"],
     # Divisions whose bits are promised are the correctly rounded sequence.
     "moek_body_quantize": ["v_div_scale_f32", "v_div_fmas_f32", "v_div_fixup_f32"],
+    "moek_sort_many": ["ds_add_u32", "s_barrier"],
     "moek_body_route_64": ["v_div_fixup_f32", "ds_bpermute_b32"],
     "moek_body_ggemm": [r"v_(pk_)?fma(c)?_f32"],
 }

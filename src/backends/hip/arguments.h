@@ -14,4 +14,11 @@
 #include "backends/gpu/bodies.def"
 #undef MOE_GPU_BODY
 
+#define MOEI_HIP_SORT_MANY_THREADS 512
+
+typedef struct moei_hip_sort_many_args {
+    moei_hip_launch launch;
+    moek_sort_args a;
+} moei_hip_sort_many_args;
+
 #endif

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The bodies of gpu/ as AMD kernels: moek_body_<name>.
+// The bodies of gpu/ as AMD kernels: moek_body_<name>; and a sort for what theirs has no room for.
 #include "backends/gpu/combine.cuh"
 #include "backends/gpu/gather.cuh"
 #include "backends/gpu/ggemm.cuh"
@@ -10,6 +10,7 @@
 #include "backends/gpu/route.cuh"
 #include "backends/gpu/sort.cuh"
 #include "backends/hip/arguments.h"
+#include "backends/hip/sort_many.cuh"
 
 #define MOE_GPU_BODY(name, args, threads, blocks)                                                  \
     extern "C" __attribute__((global))                                                             \
@@ -20,3 +21,10 @@
     }
 #include "backends/gpu/bodies.def"
 #undef MOE_GPU_BODY
+
+extern "C" __attribute__((global))
+__attribute__((amdgpu_flat_work_group_size(1, MOEI_HIP_SORT_MANY_THREADS))) void
+moek_sort_many(const moei_hip_sort_many_args l)
+{
+    moei_hip_sort_many(&l.a);
+}

@@ -205,8 +205,12 @@ static hipError_t load_kernels(const moei_hip_runtime *hip, moei_hip_device *dev
         }
     }
     const hipModule_t ggemm = device->modules[MOEI_HIP_GGEMM];
-    const hipError_t error =
-        hip->hipModuleGetFunction(&device->ggemm_k16, ggemm, "moek_ggemm_bf16_any_bf16__cdna");
+    hipError_t error = hip->hipModuleGetFunction(
+        &device->sort_many, device->modules[MOEI_HIP_BODIES], "moek_sort_many");
+    if (error == hipSuccess) {
+        error =
+            hip->hipModuleGetFunction(&device->ggemm_k16, ggemm, "moek_ggemm_bf16_any_bf16__cdna");
+    }
     return error != hipSuccess || (device->arch->isa & MOEI_HIP_CDNA4) == 0
                ? error
                : hip->hipModuleGetFunction(&device->ggemm_k32, ggemm,
@@ -439,6 +443,27 @@ moe_status moei_gpu_launch(const moei_exec *exec, moei_gpu_body body, moei_gpu_g
                   bodies[body].whole);
 }
 
+// What the shared sort keeps for one warp at least, beside what lies in registers.
+static bool sort_fits(const moek_sort_args *args)
+{
+    const uint32_t experts = (uint32_t)args->num_experts;
+    return 4 * (moei_gpu_sort_pitch(args->num_experts) + MOEI_GPU_SORT_SEGMENT + 2 * experts +
+                MOEI_GPU_SORT_SUMS) <=
+           MOEI_GPU_SHARED_MAX;
+}
+
+static moe_status run_sort(const moei_exec *exec, const moei_kernel *kernel,
+                           const moek_sort_args *args)
+{
+    if (sort_fits(args) || moei_gpu_sorts_few(args)) {
+        return moei_gpu_sort(exec, kernel, args);
+    }
+    const moei_gpu_grid grid = {1, MOEI_HIP_SORT_MANY_THREADS,
+                                4 * (MOEI_GPU_SORT_SUMS + (uint32_t)args->num_experts), false};
+    moei_hip_sort_many_args all = {.a = *args};
+    return launch(exec, device_of(exec)->sort_many, "sort_many", grid, &all, sizeof all);
+}
+
 // Rows of an expert are known to the device alone: at most one block of rows each is not full.
 static moe_status run_mfma(const moei_exec *exec, const moei_kernel *kernel,
                            const moek_ggemm_args *args)
@@ -479,7 +504,7 @@ static moe_status run_ggemm(const moei_exec *exec, const moei_kernel *kernel,
     }
 ON_DEVICE(route, moei_gpu_route)
 ON_DEVICE(place, moei_gpu_place)
-ON_DEVICE(sort, moei_gpu_sort)
+ON_DEVICE(sort, run_sort)
 ON_DEVICE(quantize, moei_gpu_quantize)
 ON_DEVICE(ggemm, run_ggemm)
 ON_DEVICE(glu, moei_gpu_glu)
@@ -494,7 +519,10 @@ static moe_status run_steps(const moei_exec *exec, const moei_step *steps, int32
     moe_status status = MOE_OK;
     for (int32_t i = 0; i < count && status == MOE_OK;) {
         const moei_step *s = &steps[i];
-        const int32_t prologue = moei_gpu_prologue_steps(exec, s, count - i);
+        int32_t prologue = moei_gpu_prologue_steps(exec, s, count - i);
+        if (prologue > 0 && !sort_fits(&s[2].args.sort)) {
+            prologue = 0;
+        }
         if (prologue > 0) {
             status = moei_gpu_prologue(exec, &s[0].args.route, &s[1].args.place, &s[2].args.sort,
                                        prologue > 3 ? &s[3].args.quantize : NULL);

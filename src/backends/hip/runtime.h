@@ -60,6 +60,7 @@ typedef struct moei_hip_device {
     int shared; // bytes of LDS that a block may have
     hipModule_t modules[MOEI_HIP_NUM_SOURCES];
     hipFunction_t bodies[MOEI_GPU_NUM_BODIES];
+    hipFunction_t sort_many;
     hipFunction_t ggemm_k16, ggemm_k32; // k32: NULL before gfx950
 } moei_hip_device;
 
