@@ -125,8 +125,9 @@ static double ratio_at(const moec_ggemm_case *c, float64_model model, int32_t e,
     const double have = (double)moei_load_one(c->y_dtype, c->y, y_row * c->y_stride + n);
     double magnitude;
     *want = float64_ggemm_element(&c->oracle, e, c->index[i], n, weight, &magnitude);
-    *bound = c->fill == MOEC_EXACT ? float64_half_ulp(*want, c->y_dtype)
-                                   : float64_ggemm_bound(model, c->k, magnitude, *want, c->y_dtype);
+    *bound = c->fill == MOEC_EXACT
+                 ? float64_half_ulp(*want, c->y_dtype)
+                 : float64_ggemm_bound(model, c->k, magnitude, fabs(weight), *want, c->y_dtype);
     if (isnan(*want) || isnan(have)) {
         // Products beyond f32's range may meet as inf - inf.
         const bool overflow = isnan(have) && magnitude > (double)FLT_MAX;
