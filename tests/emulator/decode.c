@@ -637,10 +637,6 @@ emu_code *emu_decode(char *text, emu_arch arch)
             in->address = address;
             in->text = line + 1;
             parse_line(in, work, arch);
-            if (in->run == run_unknown && code->unknown[0] == 0) {
-                (void)snprintf(code->unknown, sizeof code->unknown, "%.70s at 0x%x", in->text,
-                               address);
-            }
             code->first = code->num == 0 ? address : code->first;
             end = address + bytes;
             code->num++;
@@ -661,6 +657,17 @@ emu_code *emu_decode(char *text, emu_arch arch)
     }
     resolve_branches(code);
     return code;
+}
+
+const emu_inst *emu_find_unknown(const emu_code *code, uint32_t begin, uint32_t end)
+{
+    for (size_t i = 0; i < code->num; i++) {
+        const emu_inst *in = &code->inst[i];
+        if (in->address >= begin && in->address < end && in->run == run_unknown) {
+            return in;
+        }
+    }
+    return NULL;
 }
 
 void emu_code_free(emu_code *code)

@@ -376,9 +376,10 @@ static bool acceptable(emu_launch *l, unsigned dynamic_lds)
     const emu_kernel *k = l->kernel;
     const unsigned limit = l->arch == EMU_GFX942 ? 65536 : 163840;
     const uint64_t threads = (uint64_t)l->block[0] * l->block[1] * l->block[2];
-    if (k->code->unknown[0]) {
-        (void)snprintf(l->error, l->error_bytes, "kernel %s: the emulator does not know `%s`",
-                       k->name, k->code->unknown);
+    if (k->unknown != NULL) {
+        (void)snprintf(l->error, l->error_bytes,
+                       "kernel %s: the emulator does not know `%.120s` at 0x%x", k->name,
+                       k->unknown->text, k->unknown->address);
         return false;
     }
     if (threads == 0 || threads > EMU_MAX_WAVES * EMU_LANES || l->grid[0] == 0 || l->grid[1] == 0 ||
