@@ -661,9 +661,14 @@ emu_code *emu_decode(char *text, emu_arch arch)
 
 const emu_inst *emu_find_unknown(const emu_code *code, uint32_t begin, uint32_t end)
 {
-    for (size_t i = 0; i < code->num; i++) {
+    const uint32_t offset = begin - code->first;
+    const bool inside = begin >= code->first && offset < code->bytes;
+    for (size_t i = inside ? code->index[offset / 4] : code->num; i < code->num; i++) {
         const emu_inst *in = &code->inst[i];
-        if (in->address >= begin && in->address < end && in->run == run_unknown) {
+        if (in->address >= end) {
+            break;
+        }
+        if (in->run == run_unknown) {
             return in;
         }
     }

@@ -230,12 +230,13 @@ static char *disassembled(const emu_object *o, const char *name, char *error, si
     return text;
 }
 
-enum { SMALL_OBJECT = 1 << 18 }; // bytes; larger ones are decoded kernel by kernel
+// Kernels are decoded one by one, but all at once where the object is small or they are many.
+enum { SMALL_OBJECT = 1 << 18, MANY_KERNELS = 100 };
 
 bool emu_kernel_decode(emu_kernel *k, char *error, size_t error_bytes)
 {
     emu_object *o = k->object;
-    const bool small = o->file_bytes <= SMALL_OBJECT;
+    const bool small = o->file_bytes <= SMALL_OBJECT || o->num_kernels >= MANY_KERNELS;
     if (k->code != NULL) {
         return true;
     }

@@ -27,7 +27,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "emulator/emulator.h"
+#include "emulator/assemble.h"
 #include "emulator/expect.h"
 
 enum { WORDS_IN = 16, WORDS_OUT = 32, GROUPS = 24, MAX_CASES = 2048, POISON = 0x5A5A5A5A };
@@ -378,14 +378,12 @@ static const uint64_t some_lanes = 0xF0FF3C7FFFFFA5FFu;
 
 static void write_kernel(FILE *f, const test_case *t)
 {
-    (void)fprintf(f,
-                  ".text\n.p2align 8\n.globl %s\n.type %s,@function\n%s:\n"
-                  "s_load_dwordx4 s[4:7], s[0:1], 0x0\ns_waitcnt lgkmcnt(0)\n"
-                  "s_lshl_b32 s3, s2, 12\ns_add_u32 s4, s4, s3\ns_addc_u32 s5, s5, 0\n"
-                  "s_lshl_b32 s3, s2, 13\ns_add_u32 s6, s6, s3\ns_addc_u32 s7, s7, 0\n"
-                  "v_and_b32 v0, 0x3ff, v0\nv_lshlrev_b32 v1, 7, v0\nv_lshlrev_b32 v0, 6, v0\n"
-                  "v_mov_b32 v28, v0\n",
-                  t->name, t->name, t->name);
+    kernel_begins(f, t->name);
+    (void)fprintf(f, "s_load_dwordx4 s[4:7], s[0:1], 0x0\ns_waitcnt lgkmcnt(0)\n"
+                     "s_lshl_b32 s3, s2, 12\ns_add_u32 s4, s4, s3\ns_addc_u32 s5, s5, 0\n"
+                     "s_lshl_b32 s3, s2, 13\ns_add_u32 s6, s6, s3\ns_addc_u32 s7, s7, 0\n"
+                     "v_and_b32 v0, 0x3ff, v0\nv_lshlrev_b32 v1, 7, v0\nv_lshlrev_b32 v0, 6, v0\n"
+                     "v_mov_b32 v28, v0\n");
     (void)fprintf(f,
                   "global_load_dwordx4 v[4:7], v0, s[4:5]\n"
                   "global_load_dwordx4 v[8:11], v0, s[4:5] offset:16\n"
@@ -411,56 +409,20 @@ static void write_kernel(FILE *f, const test_case *t)
            "v_mov_b32 v20, s24\nv_mov_b32 v21, s26\nv_mov_b32 v22, s27\n"
            "global_store_dwordx3 v[26:27], v[20:22], off offset:80\n"
            "global_store_dwordx4 v[26:27], v[4:7], off offset:96\ns_endpgm\n");
-    (void)fprintf(f,
-                  ".size %s, .-%s\n.section .rodata,\"a\"\n.p2align 6\n.amdhsa_kernel %s\n"
-                  ".amdhsa_group_segment_fixed_size 4096\n.amdhsa_private_segment_fixed_size 64\n"
-                  ".amdhsa_enable_private_segment 1\n"
-                  ".amdhsa_user_sgpr_kernarg_segment_ptr 1\n.amdhsa_user_sgpr_count 2\n"
-                  ".amdhsa_system_sgpr_workgroup_id_x 1\n"
-                  ".amdhsa_kernarg_size 16\n.amdhsa_next_free_vgpr 128\n.amdhsa_accum_offset 64\n"
-                  ".amdhsa_float_denorm_mode_32 3\n.amdhsa_next_free_sgpr 96\n.end_amdhsa_kernel\n",
-                  t->name, t->name, t->name);
+    kernel_ends(f, t->name,
+                ".amdhsa_group_segment_fixed_size 4096\n.amdhsa_private_segment_fixed_size 64\n"
+                ".amdhsa_enable_private_segment 1\n.amdhsa_float_denorm_mode_32 3\n");
 }
 
 static emu_object *assemble(const char *folder)
 {
-    const char *cpu = arch == EMU_GFX942 ? "gfx942" : "gfx950";
-    char source[512];
-    char object[512];
-    char command[1600];
-    (void)snprintf(source, sizeof source, "%s/instructions_%s.s", folder, cpu);
-    (void)snprintf(object, sizeof object, "%s/instructions_%s.hsaco", folder, cpu);
-    FILE *f = fopen(source, "w");
-    if (f == NULL) {
-        (void)fprintf(stderr, "cannot write %s\n", source);
-        return NULL;
-    }
-    for (int i = 0; i < num_cases; i++) {
+    FILE *f = assembly_open(folder, "instructions", arch);
+    for (int i = 0; f != NULL && i < num_cases; i++) {
         if (cases[i].archs & arch) {
             write_kernel(f, &cases[i]);
         }
     }
-    (void)fclose(f);
-    (void)snprintf(command, sizeof command,
-                   "%s -target amdgcn-amd-amdhsa -mcpu=%s -nostdlib -x assembler '%s' -o '%s'",
-                   EMU_CLANG, cpu, source, object);
-    if (system(command) != 0) { // NOLINT: a test's own command
-        (void)fprintf(stderr, "failed: %s\n", command);
-        return NULL;
-    }
-    f = fopen(object, "rb");
-    if (f == NULL) {
-        return NULL;
-    }
-    static uint8_t bytes[32 << 20];
-    const size_t n = fread(bytes, 1, sizeof bytes, f);
-    (void)fclose(f);
-    char error[256] = "";
-    emu_object *o = emu_object_load(bytes, n, error, sizeof error);
-    if (o == NULL) {
-        (void)fprintf(stderr, "%s: %s\n", object, error);
-    }
-    return o;
+    return assembly_close(f, folder, "instructions", arch);
 }
 
 // ---- runs and comparisons
@@ -484,12 +446,7 @@ static void fail(const test_case *t, const char *format, ...)
 
 static bool run(const test_case *t, emu_object *o, uint32_t *in, uint32_t *out)
 {
-    emu_kernel *k = NULL;
-    for (size_t i = 0; i < o->num_kernels; i++) {
-        if (strcmp(o->kernels[i].name, t->name) == 0) {
-            k = &o->kernels[i];
-        }
-    }
+    emu_kernel *k = assembly_kernel(o, t->name);
     char error[768] = "no such kernel";
     if (k == NULL || !emu_kernel_decode(k, error, sizeof error)) {
         fail(t, "%s", error);
@@ -502,15 +459,7 @@ static bool run(const test_case *t, emu_object *o, uint32_t *in, uint32_t *out)
         {(uint64_t)(uintptr_t)kernarg, (uint64_t)(uintptr_t)(kernarg + 2), true, "the arguments"},
         {(uint64_t)(uintptr_t)in, (uint64_t)(uintptr_t)in + in_bytes, true, "the operands"},
         {(uint64_t)(uintptr_t)out, (uint64_t)(uintptr_t)out + out_bytes, false, "the results"}};
-    for (int i = 0; i < 2; i++) { // ascending
-        for (int j = 0; j < 2; j++) {
-            if (ranges[j].begin > ranges[j + 1].begin) {
-                const emu_range other = ranges[j];
-                ranges[j] = ranges[j + 1];
-                ranges[j + 1] = other;
-            }
-        }
-    }
+    sort_ranges(ranges, 3);
     emu_launch l = {.kernel = k,
                     .arch = arch,
                     .grid = {GROUPS, 1, 1},
