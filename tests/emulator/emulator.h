@@ -160,7 +160,7 @@ typedef struct emu_tag {
     uint32_t write_epoch, read_epoch, atomic; // atomic: the epoch of the last atomic access
     uint8_t writer, reader;                   // wave + 1, EMU_BYTES or EMU_MANY
     uint8_t written;                          // bytes ever written
-    uint8_t fresh;                            // bytes written in write_epoch
+    uint8_t fresh, seen;                      // bytes written in write_epoch, read in read_epoch
 } emu_tag;
 
 // Several waves: to different bytes; to the same ones.
