@@ -552,7 +552,7 @@ static void parse_line(emu_inst *in, char *line, emu_arch arch)
         }
         const emu_type type = (emu_type)in->row->type;
         if (k > 0 && (type == EMU_TYPE_F16 || type == EMU_TYPE_U16) &&
-            (in->op_sel >> (k - 1) & 1u)) {
+            ((unsigned)in->op_sel >> (k - 1) & 1u)) {
             in->o[k].plain = 0;
         }
     }
