@@ -201,9 +201,10 @@ static void run_scaled_to_small(emu_wave *w, const emu_inst *in)
         const int e = exponent_of(S[l]);
         const float x = wide_value(wide, A[l]);
         const float y = wide_value(wide, wide == WIDE_F32 ? B[l] : A[l] >> 16);
-        const float nan = e == 128 ? NAN : 0.0f;
-        const uint32_t pair = emu_small_code(w, format, emu_scaled(x, -e) + nan) |
-                              emu_small_code(w, format, emu_scaled(y, -e) + nan) << (fp4 ? 4 : 8);
+        const bool nan = e == 128;
+        const uint32_t low = emu_small_code(w, format, nan ? NAN : emu_scaled(x, -e));
+        const uint32_t high = emu_small_code(w, format, nan ? NAN : emu_scaled(y, -e));
+        const uint32_t pair = low | high << (fp4 ? 4 : 8);
         out[l] = (old[l] & ~(field << shift)) | pair << shift;
     }
     emu_put(w, in, out);

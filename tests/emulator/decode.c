@@ -552,7 +552,7 @@ static void parse_line(emu_inst *in, char *line, emu_arch arch)
         }
         const emu_type type = (emu_type)in->row->type;
         if (k > 0 && (type == EMU_TYPE_F16 || type == EMU_TYPE_U16) &&
-            (in->op_sel >> (k - 1) & 1u)) {
+            ((unsigned)in->op_sel >> (k - 1) & 1u)) {
             in->o[k].plain = 0;
         }
     }
@@ -637,10 +637,6 @@ emu_code *emu_decode(char *text, emu_arch arch)
             in->address = address;
             in->text = line + 1;
             parse_line(in, work, arch);
-            if (in->run == run_unknown && code->unknown[0] == 0) {
-                (void)snprintf(code->unknown, sizeof code->unknown, "%.70s at 0x%x", in->text,
-                               address);
-            }
             code->first = code->num == 0 ? address : code->first;
             end = address + bytes;
             code->num++;
@@ -661,6 +657,22 @@ emu_code *emu_decode(char *text, emu_arch arch)
     }
     resolve_branches(code);
     return code;
+}
+
+const emu_inst *emu_find_unknown(const emu_code *code, uint32_t begin, uint32_t end)
+{
+    const uint32_t offset = begin - code->first;
+    const bool inside = begin >= code->first && offset < code->bytes;
+    for (size_t i = inside ? code->index[offset / 4] : code->num; i < code->num; i++) {
+        const emu_inst *in = &code->inst[i];
+        if (in->address >= end) {
+            break;
+        }
+        if (in->run == run_unknown) {
+            return in;
+        }
+    }
+    return NULL;
 }
 
 void emu_code_free(emu_code *code)

@@ -111,7 +111,6 @@ typedef struct emu_code {
     uint32_t first, bytes; // addresses in the object
     uint32_t *index;       // of address first + 4 i; UINT32_MAX: no instruction begins there
     char *text;
-    char unknown[96]; // the first instruction without a row, else empty
 } emu_code;
 
 typedef struct emu_kernel {
@@ -120,7 +119,8 @@ typedef struct emu_kernel {
     uint32_t lds_bytes, private_bytes, kernarg_bytes, rsrc1, rsrc2, rsrc3;
     uint32_t properties, preload;
     struct emu_object *object;
-    emu_code *code; // decoded when first launched
+    emu_code *code;          // decoded when first launched
+    const emu_inst *unknown; // its first instruction that cannot run, else NULL
 } emu_kernel;
 
 /// A loaded code object.
@@ -132,6 +132,7 @@ typedef struct emu_object {
     emu_arch arch;
     emu_kernel *kernels;
     size_t num_kernels;
+    emu_code *code; // of all kernels, where the object is small
 } emu_object;
 
 typedef enum emu_stop { EMU_RUNS, EMU_AT_BARRIER, EMU_YIELDS, EMU_ENDED, EMU_FAILED } emu_stop;
@@ -159,7 +160,7 @@ typedef struct emu_tag {
     uint32_t write_epoch, read_epoch, atomic; // atomic: the epoch of the last atomic access
     uint8_t writer, reader;                   // wave + 1, EMU_BYTES or EMU_MANY
     uint8_t written;                          // bytes ever written
-    uint8_t fresh;                            // bytes written in write_epoch
+    uint8_t fresh, seen;                      // bytes written in write_epoch, read in read_epoch
 } emu_tag;
 
 // Several waves: to different bytes; to the same ones.
@@ -209,6 +210,8 @@ const emu_row *emu_row_at(size_t i);
 /// Parses the disassembler's text, which it keeps. NULL without memory.
 emu_code *emu_decode(char *text, emu_arch arch);
 void emu_code_free(emu_code *code);
+/// The first instruction between two addresses that cannot run, or NULL.
+const emu_inst *emu_find_unknown(const emu_code *code, uint32_t begin, uint32_t end);
 
 // ---- object.c
 /// Reads an ELF code object. NULL with a reason in `error`.

@@ -94,10 +94,22 @@ static const char *race(const emu_tag *t, uint32_t epoch, uint8_t me, uint8_t ma
     if (t->write_epoch == epoch && t->writer != me && t->writer != EMU_BYTES && (t->fresh & mask)) {
         return "wrote";
     }
-    if (write && t->read_epoch == epoch && t->reader != me) {
+    if (write && t->read_epoch == epoch && t->reader != me && t->reader != EMU_BYTES &&
+        (t->seen & mask)) {
         return "read";
     }
     return NULL;
+}
+
+/// Adds an access to who accessed which bytes in an epoch.
+static void note(uint8_t *who, uint8_t *bytes, uint32_t *when, uint32_t epoch, uint8_t me,
+                 uint8_t mask)
+{
+    const bool again = *when == epoch;
+    const uint8_t several = (*bytes & mask) == 0 && *who != EMU_MANY ? EMU_BYTES : EMU_MANY;
+    *who = again && *who != me ? several : me;
+    *bytes = (uint8_t)(again ? *bytes | mask : mask);
+    *when = epoch;
 }
 
 void *emu_lds(emu_wave *w, int lane, uint32_t address, uint32_t bytes, emu_access access,
@@ -139,15 +151,9 @@ void *emu_lds(emu_wave *w, int lane, uint32_t address, uint32_t bytes, emu_acces
                 return NULL;
             }
             if (access == EMU_READ) {
-                t->reader = t->read_epoch == g->epoch && t->reader != me ? EMU_MANY : me;
-                t->read_epoch = g->epoch;
+                note(&t->reader, &t->seen, &t->read_epoch, g->epoch, me, mask);
             } else {
-                const bool again = t->write_epoch == g->epoch;
-                const uint8_t others =
-                    again && (t->fresh & mask) == 0 && t->writer != EMU_MANY ? EMU_BYTES : EMU_MANY;
-                t->writer = again && t->writer != me ? others : me;
-                t->fresh = (uint8_t)(again ? t->fresh | mask : mask);
-                t->write_epoch = g->epoch;
+                note(&t->writer, &t->fresh, &t->write_epoch, g->epoch, me, mask);
                 if (access == EMU_ATOMIC) {
                     t->atomic = g->epoch;
                 }
@@ -376,9 +382,10 @@ static bool acceptable(emu_launch *l, unsigned dynamic_lds)
     const emu_kernel *k = l->kernel;
     const unsigned limit = l->arch == EMU_GFX942 ? 65536 : 163840;
     const uint64_t threads = (uint64_t)l->block[0] * l->block[1] * l->block[2];
-    if (k->code->unknown[0]) {
-        (void)snprintf(l->error, l->error_bytes, "kernel %s: the emulator does not know `%s`",
-                       k->name, k->code->unknown);
+    if (k->unknown != NULL) {
+        (void)snprintf(l->error, l->error_bytes,
+                       "kernel %s: the emulator does not know `%.120s` at 0x%x", k->name,
+                       k->unknown->text, k->unknown->address);
         return false;
     }
     if (threads == 0 || threads > EMU_MAX_WAVES * EMU_LANES || l->grid[0] == 0 || l->grid[1] == 0 ||

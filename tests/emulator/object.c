@@ -208,37 +208,53 @@ static char *output_of(const char *const argv[], char *error, size_t error_bytes
     return text;
 }
 
-bool emu_kernel_decode(emu_kernel *k, char *error, size_t error_bytes)
+/// The disassembled text of a symbol, or of all with NULL.
+static char *disassembled(const emu_object *o, const char *name, char *error, size_t error_bytes)
 {
-    if (k->code != NULL) {
-        return true;
-    }
-    const emu_object *o = k->object;
     const int file = memfd_create("code-object", 0); // inherited by the disassembler
     if (file < 0 || write(file, o->file, o->file_bytes) != (ssize_t)o->file_bytes) {
         (void)snprintf(error, error_bytes, "no file in memory");
         if (file >= 0) {
             (void)close(file);
         }
-        return false;
+        return NULL;
     }
     char path[48];
     char symbol[160];
     (void)snprintf(path, sizeof path, "/proc/self/fd/%d", file);
-    (void)snprintf(symbol, sizeof symbol, "--disassemble-symbols=%s", k->name);
-    const char *argv[] = {
-        EMU_OBJDUMP, "-d", o->arch == EMU_GFX942 ? "--mcpu=gfx942" : "--mcpu=gfx950",
-        symbol,      path, NULL};
+    (void)snprintf(symbol, sizeof symbol, "--disassemble-symbols=%s", name != NULL ? name : "");
+    const char *cpu = o->arch == EMU_GFX942 ? "--mcpu=gfx942" : "--mcpu=gfx950";
+    const char *argv[] = {EMU_OBJDUMP, "-d", cpu, path, name != NULL ? symbol : NULL, NULL};
     char *text = output_of(argv, error, error_bytes);
     (void)close(file);
-    if (text == NULL) {
-        return false;
+    return text;
+}
+
+// Kernels are decoded one by one, but all at once where the object is small or they are many.
+enum { SMALL_OBJECT = 1 << 18, MANY_KERNELS = 100 };
+
+bool emu_kernel_decode(emu_kernel *k, char *error, size_t error_bytes)
+{
+    emu_object *o = k->object;
+    const bool small = o->file_bytes <= SMALL_OBJECT || o->num_kernels >= MANY_KERNELS;
+    if (k->code != NULL) {
+        return true;
     }
-    k->code = emu_decode(text, o->arch);
-    if (k->code == NULL) {
-        (void)snprintf(error, error_bytes, "out of memory");
-        return false;
+    emu_code *code = o->code;
+    if (code == NULL) {
+        char *text = disassembled(o, small ? NULL : k->name, error, error_bytes);
+        if (text == NULL) {
+            return false;
+        }
+        code = emu_decode(text, o->arch);
+        if (code == NULL) {
+            (void)snprintf(error, error_bytes, "out of memory");
+            return false;
+        }
+        o->code = small ? code : NULL;
     }
+    k->code = code;
+    k->unknown = emu_find_unknown(code, k->entry, k->bytes ? k->entry + k->bytes : UINT32_MAX);
     return true;
 }
 
@@ -247,9 +263,12 @@ void emu_object_free(emu_object *o)
     if (o == NULL) {
         return;
     }
-    for (size_t i = 0; i < o->num_kernels; i++) {
-        emu_code_free(o->kernels[i].code);
+    for (size_t i = 0; o->kernels != NULL && i < o->num_kernels; i++) {
+        if (o->kernels[i].code != o->code) {
+            emu_code_free(o->kernels[i].code);
+        }
     }
+    emu_code_free(o->code);
     free(o->kernels);
     free(o->image);
     free(o->file);

@@ -197,6 +197,9 @@ EMU_INLINE uint32_t min_f16(uint32_t a, uint32_t b)
 #define RUN_W2(r)                                                                                  \
     SOURCES_2 NO_CLAMP LANES(const uint32_t a = A[l] & 0xFFFFu; const uint32_t b = B[l] & 0xFFFFu; \
                              , (r)&0xFFFFu, emu_put_16)
+#define RUN_W3(r)                                                                                  \
+    SOURCES_3 NO_CLAMP LANES(const uint32_t a = A[l] & 0xFFFFu; const uint32_t b = B[l] & 0xFFFFu; \
+                             const uint32_t c = C[l] & 0xFFFFu;, (r)&0xFFFFu, emu_put_16)
 #define RUN_X3(r)                                                                                  \
     SOURCES_3 NO_CLAMP LANES(const uint32_t a = A[l] & 0xFFFFu; const uint32_t b = B[l] & 0xFFFFu; \
                              const uint32_t c = C[l] & 0xFFFFu;, (r)&0xFFFFu, emu_put_half)
@@ -374,8 +377,10 @@ EMU_INLINE uint32_t packed_half(uint32_t v, const emu_inst *in, int k, bool high
     {                                                                                              \
         RUN_##form((__VA_ARGS__))                                                                  \
     }
+#define EMU_VALU_950 EMU_VALU
 #include "emulator/vector.def"
 #undef EMU_VALU
+#undef EMU_VALU_950
 
 // ---- carries
 #define CARRY(name, declare, sum, carry)                                                           \
@@ -627,6 +632,7 @@ static void run_v_div_fixup_f32(emu_wave *w, const emu_inst *in)
 #define TYPE_C2  EMU_TYPE_U32
 #define TYPE_U3  EMU_TYPE_U32
 #define TYPE_W2  EMU_TYPE_U16
+#define TYPE_W3  EMU_TYPE_U16
 #define TYPE_X3  EMU_TYPE_U16
 #define TYPE_R2  EMU_TYPE_F16
 #define TYPE_F1  EMU_TYPE_F32
@@ -655,9 +661,11 @@ static void run_v_div_fixup_f32(emu_wave *w, const emu_inst *in)
 #define TYPE_G3  EMU_TYPE_P16
 
 static const emu_row table[] = {
-#define EMU_VALU(form, name, ...) {#name, run_##name, TYPE_##form, EMU_ANY, 0},
+#define EMU_VALU(form, name, ...)     {#name, run_##name, TYPE_##form, EMU_ANY, 0},
+#define EMU_VALU_950(form, name, ...) {#name, run_##name, TYPE_##form, EMU_GFX950, 0},
 #include "emulator/vector.def"
 #undef EMU_VALU
+#undef EMU_VALU_950
     {"v_add_co_u32", run_v_add_co_u32, EMU_TYPE_U32, EMU_ANY, 0},
     {"v_sub_co_u32", run_v_sub_co_u32, EMU_TYPE_U32, EMU_ANY, 0},
     {"v_subrev_co_u32", run_v_subrev_co_u32, EMU_TYPE_U32, EMU_ANY, 0},

@@ -215,7 +215,8 @@ EMU_INLINE uint64_t emu_writes(emu_wave *w, const emu_inst *in)
         {
             const unsigned from = in->dpp_from[l];
             const bool found = from < EMU_LANES && exec >> from & 1u;
-            const bool masked = in->row_mask >> (l / 16) & in->bank_mask >> (l % 16 / 4) & 1u;
+            const bool masked =
+                (unsigned)in->row_mask >> (l / 16) & (unsigned)in->bank_mask >> (l % 16 / 4) & 1u;
             allowed |= (uint64_t)(masked && (found || in->bound_ctrl)) << l;
         }
         exec &= allowed;
@@ -252,8 +253,8 @@ EMU_OUTLINED void emu_put_special(emu_wave *w, const emu_inst *in, uint32_t *to,
 /// Writes a word of the result where lanes are active.
 EMU_INLINE void emu_put_word(emu_wave *w, const emu_inst *in, int word, const emu_u32s out)
 {
-    uint32_t *to =
-        w->v[w->index_mode ? emu_register(w, &in->o[0], word, 3) : in->o[0].reg + (unsigned)word];
+    uint32_t *to = w->v[w->index_mode ? emu_register(w, &in->o[0], word, 3)
+                                      : (unsigned)in->o[0].reg + (unsigned)word];
     const uint64_t exec = emu_exec(w);
     if (__builtin_expect(in->special, 0)) {
         emu_put_special(w, in, to, out, emu_writes(w, in));
