@@ -22,7 +22,7 @@
 extern "C" {
 #endif
 
-enum { MOE_BACKEND_ABI = 3 };
+enum { MOE_BACKEND_ABI = 4 };
 
 // ---- arithmetic classes and refusals -----------------------------------------------------------
 
