@@ -47,6 +47,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static emu_range *ranges; // device memory, sorted
 static size_t num_ranges;
 static size_t room;
+static pthread_mutex_t say_lock = PTHREAD_MUTEX_INITIALIZER;
 static char last_error_text[1024];
 static _Thread_local hipError_t last_error;
 
@@ -68,7 +69,9 @@ static hipError_t result(hipError_t e)
 
 static void say(const char *text)
 {
+    pthread_mutex_lock(&say_lock);
     (void)snprintf(last_error_text, sizeof last_error_text, "%s", text);
+    pthread_mutex_unlock(&say_lock);
     if (getenv("MOE_EMULATOR_QUIET") == NULL) {
         (void)fprintf(stderr, "emulator: %s\n", text);
     }
