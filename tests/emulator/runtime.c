@@ -24,7 +24,8 @@
 //   MOE_EMULATOR_ARCH   gfx942 or gfx950 (default)
 //   MOE_EMULATOR_ORDER  of waves: 0 ascending, 1 descending, else the seed of random orders
 //   MOE_EMULATOR_SUM    0 or 1: two orders in which MFMA may sum
-//   MOE_EMULATOR_APPROX 1: v_rcp, v_rsq, v_sqrt, v_exp and v_log are one unit off
+//   MOE_EMULATOR_APPROX 1: v_rcp, v_rsq, v_sqrt, v_exp and v_log give the float on the other side
+//                       of the exact result
 //   MOE_EMULATOR_STEPS  instructions of a launch at most; default 2^31
 //   MOE_EMULATOR_LDS    "loose": reads of LDS that nobody wrote, and races, are let pass
 //   MOE_EMULATOR_BARRIER "loose": waves may end while others wait, as the hardware allows
