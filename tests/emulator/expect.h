@@ -214,6 +214,42 @@ static inline float emulated_inverse_2pi(void)
     return (float)(0.5 / M_PI);
 }
 
+/// v_div_scale: x is the numerator or the denominator. Scaled by 2^64 up or down, so that neither
+/// the quotient nor the reciprocal leave the normal numbers; *bit where v_div_fmas has to undo it.
+static inline uint32_t division_operand(const uint32_t *x, const uint32_t *denominator,
+                                        const uint32_t *numerator, int *bit)
+{
+    const long double d = fabsl((long double)F(denominator));
+    const long double n = fabsl((long double)F(numerator));
+    const bool finite_d = isfinite(F(denominator));
+    const int exponent_d = finite_d ? (d >= 0x1p-126L ? ilogbl(d) : -127) : 128;
+    const int exponent_n = isfinite(F(numerator)) ? (n >= 0x1p-126L ? ilogbl(n) : -127) : 128;
+    const bool is_d = x[0] == denominator[0];
+    const bool is_n = x[0] == numerator[0];
+    int by = 0;
+    *bit = 0;
+    if (n == 0 || d == 0) {
+        return 0x7FC00000;
+    }
+    const bool small_inverse = d > 0x1p126L;
+    const bool small_quotient = n / d < 0x1p-126L;
+    if (exponent_n >= exponent_d + 96) {
+        *bit = 1;
+        by = is_d ? 64 : 0;
+    } else if (exponent_d == -127) {
+        by = 64;
+    } else if (small_inverse) {
+        *bit = small_quotient;
+        by = small_quotient && !is_d ? 0 : -64;
+    } else if (small_quotient) {
+        *bit = 1;
+        by = is_n ? 64 : 0;
+    } else if (exponent_n <= 23 - 127) {
+        by = 64;
+    }
+    return by == 0 ? x[0] : U((float)((double)F(x) * (by > 0 ? 0x1p64 : 0x1p-64)));
+}
+
 /// A half from its fields.
 static inline long double half_of(uint32_t h)
 {

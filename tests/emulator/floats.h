@@ -108,15 +108,20 @@ EMU_INLINE uint32_t emu_f16_overflow(const emu_wave *w, uint32_t h, bool infinit
     return clamp && (h & 0x7FFFu) == 0x7C00u ? h - 1 : h;
 }
 
-/// What approximate instructions give: the correctly rounded result, or with MOE_EMULATOR_APPROX=1
-/// the float beside it, as their precision of one unit allows.
+/// What approximate instructions give: the nearest float, or with MOE_EMULATOR_APPROX=1 the one on
+/// the other side of the exact result, which their precision of one unit allows.
 EMU_INLINE uint32_t emu_approximate(const emu_wave *w, double exact)
 {
     const uint32_t u = emu_bits((float)exact);
     const uint32_t abs = u & 0x7FFFFFFFu;
-    const bool exactly = (double)emu_float(u) == exact;
+    const double value = (double)emu_float(u);
     const bool finite = abs >= 0x00800000u && abs < 0x7F7FFFFFu;
-    return w->group->launch->approx && finite && !exactly ? u ^ 1u : u;
+    if (!w->group->launch->approx || !finite || value == exact) {
+        return u;
+    }
+    const uint32_t other = fabs(value) < fabs(exact) ? u + 1 : u - 1;
+    const double apart = fabs((double)emu_float(other) - exact) - fabs(value - exact);
+    return apart < fabs(exact) * 0x1p-40 ? u : other;
 }
 
 EMU_INLINE uint32_t emu_frexp_mant(uint32_t u)

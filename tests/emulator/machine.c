@@ -131,15 +131,15 @@ void *emu_lds(emu_wave *w, int lane, uint32_t address, uint32_t bytes, emu_acces
             return NULL;
         }
         if (l->lds_races) {
-            const bool write = access == EMU_WRITE;
+            const char *other = race(t, g->epoch, me, mask, access != EMU_READ);
             // Two waves that write the same do no harm. Atomic accesses are among themselves; one
             // of them beside a plain access is what a barrier has to part.
-            const bool same =
-                write && data != NULL &&
-                memcmp(g->lds + at, (const uint8_t *)data + (at - address), next - at) == 0;
-            const bool atomics = access == EMU_ATOMIC && t->atomic == g->epoch;
-            const char *other =
-                same || atomics ? NULL : race(t, g->epoch, me, mask, access != EMU_READ);
+            if (other != NULL &&
+                ((data != NULL &&
+                  memcmp(g->lds + at, (const uint8_t *)data + (at - address), next - at) == 0) ||
+                 (access == EMU_ATOMIC && t->atomic == g->epoch))) {
+                other = NULL;
+            }
             if (other != NULL) {
                 const unsigned who = other[0] == 'r' ? t->reader : t->writer;
                 char wave[24] = "another wave";

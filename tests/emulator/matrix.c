@@ -56,15 +56,31 @@ static void unpack(const emu_wave *w, const emu_operand *o, shape s, source kind
     if (bits <= 8) {
         fill_codes(value, w->group->launch->arch, format);
     }
-    for (int l = 0; l < EMU_LANES; l++) {
-        const int g = l / s.m;
+    for (int g = 0; g < groups; g++) {
         for (int i = 0; i < items; i++) {
             const int k = halves ? (i / 16) * (s.k / 2) + 16 * g + i % 16 : items * g + i;
-            const uint32_t v = item(w, o->reg, l, i, bits);
-            out[k][l % s.m] = kind == F32    ? emu_float(v)
-                              : kind == F16  ? moei_f16_to_f32((uint16_t)v)
-                              : kind == BF16 ? moei_bf16_to_f32((uint16_t)v)
-                                             : value[v];
+            const int at = i * bits % 32;
+            const uint32_t *v = &w->v[o->reg + i * bits / 32][g * s.m];
+            float *to = out[k];
+            if (kind == F32) {
+                memcpy(to, v, (size_t)s.m * sizeof *to);
+            } else if (kind == BF16) {
+                for (int row = 0; row < s.m; row++) {
+                    to[row] = emu_float(v[row] >> at << 16);
+                }
+            } else if (kind == F16) {
+                for (int row = 0; row < s.m; row++) {
+                    to[row] = moei_f16_to_f32((uint16_t)(v[row] >> at));
+                }
+            } else if (bits == 8) {
+                for (int row = 0; row < s.m; row++) {
+                    to[row] = value[v[row] >> at & 0xFFu];
+                }
+            } else {
+                for (int row = 0; row < s.m; row++) {
+                    to[row] = value[item(w, o->reg, g * s.m + row, i, bits)];
+                }
+            }
         }
     }
 }

@@ -24,10 +24,12 @@
 //   MOE_EMULATOR_ARCH   gfx942 or gfx950 (default)
 //   MOE_EMULATOR_ORDER  of waves: 0 ascending, 1 descending, else the seed of random orders
 //   MOE_EMULATOR_SUM    0 or 1: two orders in which MFMA may sum
-//   MOE_EMULATOR_APPROX 1: v_rcp, v_rsq, v_sqrt, v_exp and v_log are one unit off
+//   MOE_EMULATOR_APPROX 1: v_rcp, v_rsq, v_sqrt, v_exp and v_log give the float on the other side
+//                       of the exact result
 //   MOE_EMULATOR_STEPS  instructions of a launch at most; default 2^31
 //   MOE_EMULATOR_LDS    "loose": reads of LDS that nobody wrote, and races, are let pass
 //   MOE_EMULATOR_BARRIER "loose": waves may end while others wait, as the hardware allows
+//   MOE_EMULATOR_FAR    1: the host that touches device memory faults (but during a launch)
 //   MOE_EMULATOR_QUIET  1: errors are not printed
 //   MOE_EMULATOR_STATS  1: the instructions of each launch are printed
 //   MOE_EMULATOR_BASE   1: without AVX2 and FMA
@@ -35,6 +37,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #pragma GCC visibility push(default)
 #include "backends/hip/hip_api.h"
@@ -47,6 +51,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static emu_range *ranges; // device memory, sorted
 static size_t num_ranges;
 static size_t room;
+static pthread_mutex_t say_lock = PTHREAD_MUTEX_INITIALIZER;
 static char last_error_text[1024];
 static _Thread_local hipError_t last_error;
 
@@ -68,7 +73,9 @@ static hipError_t result(hipError_t e)
 
 static void say(const char *text)
 {
+    pthread_mutex_lock(&say_lock);
     (void)snprintf(last_error_text, sizeof last_error_text, "%s", text);
+    pthread_mutex_unlock(&say_lock);
     if (getenv("MOE_EMULATOR_QUIET") == NULL) {
         (void)fprintf(stderr, "emulator: %s\n", text);
     }
@@ -204,6 +211,53 @@ static bool on_device(const void *p, size_t bytes)
     return at > 0 && address + bytes <= ranges[at - 1].end;
 }
 
+// With MOE_EMULATOR_FAR device memory lies in pages that nobody may touch, except while a function
+// of this file or a kernel does.
+static bool is_far(void)
+{
+    static int far = -1;
+    if (far < 0) {
+        far = number_of("MOE_EMULATOR_FAR", 0) != 0;
+    }
+    return far != 0;
+}
+
+static size_t in_pages(size_t bytes)
+{
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    return (bytes + page - 1) / page * page;
+}
+
+static void *take_memory(size_t bytes)
+{
+    // A gap behind each allocation: none ends where another begins.
+    if (!is_far()) {
+        return aligned_alloc(256, (bytes + 255) / 256 * 256 + 256);
+    }
+    void *p =
+        mmap(NULL, in_pages(bytes + 1), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+
+static void give_memory(void *p, size_t bytes)
+{
+    if (is_far()) {
+        (void)munmap(p, in_pages(bytes + 1));
+    } else {
+        free(p);
+    }
+}
+
+/// Lets device memory be touched, or not; the lock is held.
+static void open_memory(bool open)
+{
+    for (size_t i = 0; is_far() && i < num_ranges; i++) {
+        (void)mprotect((void *)(uintptr_t)ranges[i].begin,
+                       in_pages((size_t)(ranges[i].end - ranges[i].begin)),
+                       open ? PROT_READ | PROT_WRITE : PROT_NONE);
+    }
+}
+
 hipError_t hipMalloc(void **memory, size_t bytes)
 {
     if (memory == NULL) {
@@ -213,11 +267,10 @@ hipError_t hipMalloc(void **memory, size_t bytes)
     if (bytes == 0) {
         return hipSuccess;
     }
-    if (bytes > SIZE_MAX - 256) {
+    if (bytes > SIZE_MAX / 2) {
         return result(hipErrorOutOfMemory);
     }
-    // A gap behind each allocation: none ends where another begins.
-    void *p = aligned_alloc(256, (bytes + 255) / 256 * 256 + 256);
+    void *p = take_memory(bytes);
     if (p == NULL) {
         return result(hipErrorOutOfMemory);
     }
@@ -226,9 +279,10 @@ hipError_t hipMalloc(void **memory, size_t bytes)
     pthread_mutex_lock(&lock);
     const bool ok = insert(&ranges, &num_ranges, &room,
                            (emu_range){begin, begin + bytes, false, "an allocation"});
+    open_memory(false);
     pthread_mutex_unlock(&lock);
     if (!ok) {
-        free(p);
+        give_memory(p, bytes);
         return result(hipErrorOutOfMemory);
     }
     *memory = p;
@@ -243,6 +297,7 @@ hipError_t hipFree(void *memory)
     pthread_mutex_lock(&lock);
     const size_t at = behind(ranges, num_ranges, (uint64_t)(uintptr_t)memory);
     const bool found = at > 0 && ranges[at - 1].begin == (uint64_t)(uintptr_t)memory;
+    const size_t bytes = found ? (size_t)(ranges[at - 1].end - ranges[at - 1].begin) : 0;
     if (found) {
         memmove(ranges + at - 1, ranges + at, (num_ranges - at) * sizeof *ranges);
         num_ranges--;
@@ -252,7 +307,7 @@ hipError_t hipFree(void *memory)
         say("hipFree of what hipMalloc did not give");
         return result(hipErrorInvalidValue);
     }
-    free(memory);
+    give_memory(memory, bytes);
     return hipSuccess;
 }
 
@@ -269,7 +324,9 @@ hipError_t hipMemcpyAsync(void *to, const void *from, size_t bytes, hipMemcpyKin
     const bool ok = to != NULL && from != NULL && (!to_device || on_device(to, bytes)) &&
                     (!from_device || on_device(from, bytes));
     if (ok) {
+        open_memory(true);
         memmove(to, from, bytes);
+        open_memory(false);
     }
     pthread_mutex_unlock(&lock);
     if (!ok) {
@@ -287,7 +344,9 @@ hipError_t hipMemsetAsync(void *to, int value, size_t bytes, hipStream_t stream)
     pthread_mutex_lock(&lock);
     const bool ok = on_device(to, bytes);
     if (ok) {
+        open_memory(true);
         memset(to, value, bytes);
+        open_memory(false);
     }
     pthread_mutex_unlock(&lock);
     if (!ok) {
@@ -458,7 +517,9 @@ hipError_t hipModuleLaunchKernel(hipFunction_t function, unsigned int grid_x, un
                     .lds_unwritten = !loose("MOE_EMULATOR_LDS"),
                     .strict_barriers = !loose("MOE_EMULATOR_BARRIER")};
     pthread_mutex_lock(&lock);
+    open_memory(true);
     const hipError_t e = launch(&l, k, shared_bytes, buffer, bytes);
+    open_memory(false);
     pthread_mutex_unlock(&lock);
     return result(e);
 }

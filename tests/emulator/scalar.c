@@ -220,6 +220,21 @@ static void run_s_set_gpr_idx_idx(emu_wave *w, const emu_inst *in)
     w->s[EMU_M0] = (w->s[EMU_M0] & ~0xFFu) | (emu_s(w, in, 0) & 0xFFu);
 }
 
+// The register that M0 is away from the named one, as a source or as the result.
+static void run_s_movrel(emu_wave *w, const emu_inst *in)
+{
+    const unsigned words = in->row->detail & 3u;
+    const bool result = in->row->detail & 4u;
+    const uint64_t away = w->s[EMU_M0];
+    const uint64_t from = in->o[1].reg + (result ? 0 : away);
+    const uint64_t to = in->o[0].reg + (result ? away : 0);
+    if (from + words > EMU_VCC || to + words > EMU_VCC) {
+        emu_fail(w, -1, "M0 is %u: no such register", w->s[EMU_M0]);
+        return;
+    }
+    memmove(&w->s[to], &w->s[from], words * sizeof w->s[0]);
+}
+
 // in->offset0, offset1: first bit and number of bits of the MODE register.
 static void run_s_getreg_b32(emu_wave *w, const emu_inst *in)
 {
@@ -281,6 +296,11 @@ static const emu_row table[] = {
     {"s_set_gpr_idx_on", run_s_set_gpr_idx_on, EMU_TYPE_U32, EMU_ANY, 0},
     {"s_set_gpr_idx_off", run_s_set_gpr_idx_off, EMU_TYPE_TEXT, EMU_ANY, 0},
     {"s_set_gpr_idx_idx", run_s_set_gpr_idx_idx, EMU_TYPE_U32, EMU_ANY, 0},
+    {"s_movrels_b32", run_s_movrel, EMU_TYPE_U32, EMU_ANY, 1},
+    {"s_movrels_b64", run_s_movrel, EMU_TYPE_U64, EMU_ANY, 2},
+    {"s_movreld_b32", run_s_movrel, EMU_TYPE_U32, EMU_ANY, 1 + 4},
+    {"s_movreld_b64", run_s_movrel, EMU_TYPE_U64, EMU_ANY, 2 + 4},
+    {"v_nop", run_nothing, EMU_TYPE_TEXT, EMU_ANY, 0},
     {"s_getreg_b32", run_s_getreg_b32, EMU_TYPE_U32, EMU_ANY, 0},
     {"s_setreg_b32", run_s_setreg_b32, EMU_TYPE_U32, EMU_ANY, 0},
     {"s_setreg_imm32_b32", run_s_setreg_b32, EMU_TYPE_U32, EMU_ANY, 0},

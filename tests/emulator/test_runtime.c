@@ -2,8 +2,10 @@
 // The emulated libamdhip64.so through HIP's functions: memory, modules, launches and what they
 // refuse.
 //
-//   test_runtime gfx942|gfx950 FOLDER
+//   test_runtime gfx942|gfx950 FOLDER [far]
 #include <stdbool.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "backends/hip/hip_api.h"
 #include "emulator/assemble.h"
@@ -83,6 +85,22 @@ static void check_memory(void)
     EXPECT(hipMemcpyAsync(p, host, 8, hipMemcpyHostToDevice, NULL) == hipErrorInvalidValue);
 }
 
+/// A child that reads the first byte of device memory does not end well.
+static void check_far(void)
+{
+    void *p = NULL;
+    EXPECT(hipMalloc(&p, 64) == hipSuccess);
+    const pid_t child = fork();
+    if (child == 0) {
+        (void)!freopen("/dev/null", "w", stderr);
+        _exit(*(volatile uint8_t *)p == 0xA5 ? 0 : 1);
+    }
+    int status = 0;
+    EXPECT(child > 0 && waitpid(child, &status, 0) == child);
+    EXPECT(!WIFEXITED(status) || WEXITSTATUS(status) > 1);
+    EXPECT(hipFree(p) == hipSuccess);
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 3) {
@@ -90,7 +108,7 @@ int main(int argc, char **argv)
         return 2;
     }
     const emu_arch arch = strcmp(argv[1], "gfx942") == 0 ? EMU_GFX942 : EMU_GFX950;
-    (void)snprintf(files, sizeof files, "runtime_%.8s", argv[1]);
+    (void)snprintf(files, sizeof files, "runtime_%s%.8s", argc > 3 ? "far_" : "", argv[1]);
     void *mine = object_of(argv[2], arch);
     void *other = object_of(argv[2], arch == EMU_GFX942 ? EMU_GFX950 : EMU_GFX942);
     if (mine == NULL || other == NULL) {
@@ -98,6 +116,7 @@ int main(int argc, char **argv)
     }
     (void)setenv("MOE_EMULATOR_ARCH", argv[1], 1);
     (void)setenv("MOE_EMULATOR_QUIET", "1", 1);
+    (void)setenv("MOE_EMULATOR_FAR", argc > 3 ? "1" : "0", 1);
     char name[64];
     int value = 0;
     EXPECT(hipInit(0) == hipSuccess && hipGetDeviceCount(&value) == hipSuccess && value == 1);
@@ -107,6 +126,9 @@ int main(int argc, char **argv)
     EXPECT(value == (arch == EMU_GFX942 ? 65536 : 163840));
     EXPECT(hipSetDevice(1) == hipErrorInvalidDevice);
     check_memory();
+    if (argc > 3) {
+        check_far();
+    }
 
     hipModule_t module = NULL;
     hipFunction_t good = NULL;
