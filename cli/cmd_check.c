@@ -57,11 +57,13 @@ static bool parse(int argc, char **argv, request *r)
     const char *repeat = "1";
     const char *delay = NULL;
     const char *runs = NULL;
+    const char *every = NULL;
     int count = 0;
     int64_t seed_value = 0;
     int64_t thread_value = 0;
     int64_t delay_value = 0;
     int64_t run_value = 0;
+    int64_t every_value = 0;
     moec_options *o = &r->options;
     const cli_option options[] = {{"kernel", &o->kernel, NULL},
                                   {"isa", &o->isa, NULL},
@@ -70,6 +72,7 @@ static bool parse(int argc, char **argv, request *r)
                                   {"repeat", &repeat, NULL},
                                   {"delay", &delay, NULL},
                                   {"runs", &runs, NULL},
+                                  {"every", &every, NULL},
                                   {"device", &r->device, NULL},
                                   {"format", &r->format, NULL},
                                   {"oracle", &r->oracle, NULL},
@@ -87,6 +90,7 @@ static bool parse(int argc, char **argv, request *r)
         !cli_number("--repeat", repeat, 1, 1000000, &r->repeat) ||
         !cli_number("--threads", threads, 0, 1024, &thread_value) ||
         (delay != NULL && !cli_number("--delay", delay, 1, INT64_MAX, &delay_value)) ||
+        (every != NULL && !cli_number("--every", every, 1, 1000000, &every_value)) ||
         !cli_number("--runs", runs != NULL ? runs : "100", 1, 1000000, &run_value)) {
         return false;
     }
@@ -104,9 +108,10 @@ static bool parse(int argc, char **argv, request *r)
         {r->oracle != NULL && r->model != NULL, "--oracle and --model are two checks; give one"},
         {r->model != NULL && o->kernel != NULL, "--kernel chooses no part of a model"},
         {o->ledger != NULL && (recorded || o->list || o->quick || r->format != NULL ||
-                               r->repeat > 1 || delay != NULL),
+                               r->repeat > 1 || delay != NULL || every != NULL),
          "--ledger records one whole check of kernel rows: without --oracle, --model, --list, "
-         "--quick, --format, --repeat and --delay"},
+         "--quick, --format, --every, --repeat and --delay"},
+        {recorded && every != NULL, "--every leaves out cases of kernel rows, not recorded ones"},
         {recorded && delay != NULL, "--delay runs kernel rows and layers, not recorded problems"},
         {runs != NULL && delay == NULL, "--runs needs --delay"},
         {o->ledger == NULL && o->hashes != NULL, "--hashes needs --ledger"},
@@ -134,6 +139,7 @@ static bool parse(int argc, char **argv, request *r)
     o->seed = (uint64_t)seed_value;
     o->threads = (int32_t)thread_value;
     o->delay = (uint64_t)delay_value;
+    o->every = (int32_t)every_value;
     o->delay_runs = delay != NULL ? (int32_t)run_value : 0;
     o->program = "moe";
     return true;

@@ -49,16 +49,18 @@ def support_matrix():
     assert built_in == ["cpu"], "teach this table the new backend"
     ops = ["route", "place", "sort", "quantize", "ggemm", "glu", "combine"]
     plugins = ["cuda", "hip"]
+    words = {"cuda": "plugin", "hip": "emulated"}
     out = ["| op | cpu ref | cpu ref_fma (AVX2) | cpu avx2, avx512, amx, neon | %s |" % " | ".join(plugins),
            "| --- | --- | --- | --- | --- | --- |"]
     for op in ops:
         assert kernel_rows("cpu", op) > 0, op
-        cells = ["plugin" if kernel_rows(p, op) > 0 else "absent" for p in plugins]
+        cells = [words[p] if kernel_rows(p, op) > 0 else "absent" for p in plugins]
         out.append("| %s | run | run | absent | %s |" % (op, " | ".join(cells)))
     formats = ", ".join(f[1] for f in rows("src/quant/formats.def", "MOE_FORMAT_ROW"))
     out += ["", "*run*: executed by every `make check`. *plugin*: in a library of its own, built where its compiler is "
             "found; `moe check --device cuda` executes it on the device, and `make check` runs the bodies that GPUs "
-            "share on the host. Weight formats of ggemm, on every backend: " + formats + "."]
+            "share on the host. *emulated*: a plugin whose machine code `make check` executes in an emulator, where "
+            "clang-22 is, for gfx942 and gfx950; never on silicon. Weight formats of ggemm, on every backend: " + formats + "."]
     return "\n".join(out)
 
 

@@ -41,6 +41,7 @@ typedef struct moei_arith_info {
     int products_per_step; // 0: the sum is exact
     int chunk;             // 0: all of K
     bool consistent;
+    bool flushes; // sums below 2^-126 may become 0
     const char *text;
 } moei_arith_info;
 

@@ -8,8 +8,8 @@
 #include "core/isa.h"
 
 static const moei_arith_info ariths[MOEI_NUM_ARITH] = {
-#define MOE_ARITH(ID, name, bits, truncating, products, chunk, consistent, text)                   \
-    {#name, bits, (truncating) != 0, products, chunk, (consistent) != 0, text},
+#define MOE_ARITH(ID, name, bits, rounding, products, chunk, consistent, text)                     \
+    {#name, bits, (rounding) != 0, products, chunk, (consistent) != 0, (rounding) == 2, text},
 #include "moe/arith.def"
 #undef MOE_ARITH
 };

@@ -266,7 +266,8 @@ void moec_check_combine(moec_run *run, const moei_kernel *kernel)
             break;
         }
         c->buffers.flip = i % 2 == 1;
-        if (moec_check(run, build(c, &rng), kernel->name, "%s: no memory", kernel->name)) {
+        if (moec_check(run, build(c, &rng), kernel->name, "%s: no memory", kernel->name) &&
+            moec_wants_case(run, i)) {
             run_combine(run, &teams, kernel, c, i);
         }
         moec_buffers_free(&c->buffers);

@@ -202,7 +202,8 @@ static void run_glu(moec_run *run, const moec_teams *teams, const moei_kernel *k
                     const glu_case *c, moec_rng *rng, int number)
 {
     glu_data d;
-    if (moec_check(run, build(c, rng, &d), kernel->name, "%s: memory is short", kernel->name)) {
+    if (moec_check(run, build(c, rng, &d), kernel->name, "%s: memory is short", kernel->name) &&
+        moec_wants_case(run, number)) {
         const moec_launch launch = {.kernel = kernel,
                                     .args = &d.a,
                                     .buffers = &d.buffers,

@@ -259,7 +259,8 @@ static void run_case(moec_run *run, const moec_teams *teams, const moei_kernel *
                    moe_dtype_name(c.a.id_dtype), c.a.replica_table != NULL ? " replicas" : "",
                    c.a.expert_map != NULL ? " map" : "", c.a.num_valid != NULL ? " num_valid" : "");
     int32_t *load = malloc((size_t)c.a.num_physical * sizeof *load);
-    if (moec_check(run, !c.buffers.failed && load != NULL, kernel->name, "%s: %s: no memory",
+    if (moec_wants_case(run, number) &&
+        moec_check(run, !c.buffers.failed && load != NULL, kernel->name, "%s: %s: no memory",
                    kernel->name, c.text)) {
         const moec_launch launch = {
             .kernel = kernel, .args = &c.a, .reset = reset, .buffers = &c.buffers, .text = c.text};

@@ -151,6 +151,9 @@ static void run_problem(quantize_rows *q, const moec_quantize_problem *p, moec_r
 {
     moec_quantize_case c;
     const char *name = q->kernel->name;
+    if (!moec_wants_case(q->run, q->number)) {
+        return;
+    }
     q->run->cases++;
     if (moec_check(q->run, moec_quantize_build(&c, p, rng), name, "%s: %s: memory is short", name,
                    c.text)) {

@@ -471,6 +471,9 @@ void moec_check_route(moec_run *run, const moei_kernel *kernel)
     check->kernel = kernel;
     check->rng.state = run->options->seed * 389u + 13u;
     for (int number = 0; number < PROBLEM_GRID; number++) {
+        if (!moec_wants_case(run, number)) {
+            continue;
+        }
         run_case(check, number);
     }
     moec_check(run, check->close * 20 < check->exact, kernel->name,

@@ -52,6 +52,12 @@ uint32_t moec_delay(const moec_options *options, int32_t run)
     return (uint32_t)moec_next(&rng) | 1;
 }
 
+bool moec_wants_case(const moec_run *run, int number)
+{
+    const uint64_t every = run->options->every > 1 ? (uint64_t)run->options->every : 1;
+    return (uint64_t)number % every == run->options->seed % every;
+}
+
 bool moec_check(moec_run *run, bool ok, const char *repro, const char *format, ...)
 {
     if (ok) {

@@ -30,6 +30,7 @@ typedef struct moec_options {
     uint64_t delay; // seed: every case runs `delay_runs` more times, each with delays of another
                     // seed in its kernels (moei_exec.delay), and must give the same bits; 0: no
     int32_t delay_runs;
+    int32_t every; // one case in so many of each kernel row, which ones says the seed; 0: all
     /// For tests of the checks: called on every new context that kernel rows and layers run in.
     void (*spoil)(moe_context *ctx);
 } moec_options;
@@ -74,6 +75,9 @@ void moec_fail_compare(moec_run *run, const moec_compare *compare, const char *r
 bool moec_check_same(moec_run *run, moe_dtype dtype, int64_t rows, int64_t columns,
                      const void *actual, const void *expected, const char *repro,
                      const char *format, ...) __attribute__((format(printf, 8, 9)));
+
+/// Whether the options want case `number` of a kernel row.
+bool moec_wants_case(const moec_run *run, int number);
 
 /// The command that repeats a row or case.
 void moec_repro(const moec_run *run, const char *name, char *text, size_t size);

@@ -26,7 +26,7 @@ float64_model moec_model_of(const moei_kernel *kernel)
     }
     const moei_arith_info *arith = moei_arith_get(kernel->arith);
     return (float64_model){arith->chunk, arith->fraction_bits, arith->truncating,
-                           arith->products_per_step};
+                           arith->products_per_step, arith->flushes};
 }
 
 static float64_mlp mlp_of(const moec_stack *w, const moei_mlp *plan)

@@ -49,8 +49,8 @@ double float64_half_ulp(double value, moe_dtype dtype)
     return ldexp(0.5, exponent - fraction);
 }
 
-double float64_ggemm_bound(float64_model model, int64_t k, double magnitude, double value,
-                           moe_dtype y_dtype)
+double float64_ggemm_bound(float64_model model, int64_t k, double magnitude, double scale,
+                           double value, moe_dtype y_dtype)
 {
     const bool exact = model.products_per_step == 0;
     const int64_t chunk = model.chunk > 0 ? model.chunk : k;
@@ -61,6 +61,8 @@ double float64_ggemm_bound(float64_model model, int64_t k, double magnitude, dou
     const double gamma =
         steps * ldexp(model.truncating ? 2.0 : 1.0, -model.fraction_bits) + folds * 0x1p-24;
     // Subnormal results round absolutely: one smallest subnormal per product and fold.
-    return gamma * magnitude * (1.0 + gamma) + ldexp((double)chain + folds, -149) +
+    const double lost =
+        model.flushes ? ldexp(2.0 * (double)chain * (double)chunks * scale, -126) : 0.0;
+    return lost + gamma * magnitude * (1.0 + gamma) + ldexp((double)chain + folds, -149) +
            float64_half_ulp(fabs(value) + gamma * magnitude, y_dtype);
 }

@@ -31,13 +31,16 @@ typedef struct float64_model {
     int fraction_bits;
     bool truncating;
     int products_per_step; // 0: integers, summed exactly
+    bool flushes;          // sums below 2^-126 may become 0
 } float64_model;
 
 /// Bound of |computed - exact|: gamma * magnitude + half an ulp of the output. gamma counts the
 /// roundings on the way of one product. Those of its chain, one per step, are each
 /// 2^-fraction_bits, and twice that where the accumulator truncates; one addition per chunk, and
-/// the scales, bias and weight after it, are f32's, 2^-24.
-double float64_ggemm_bound(float64_model model, int64_t k, double magnitude, double value,
-                           moe_dtype y_dtype);
+/// the scales, bias and weight after it, are f32's, 2^-24. Where sums may become 0, each product
+/// and each sum may be lost.
+/// @param[in] scale  |what the sum is multiplied by afterwards|
+double float64_ggemm_bound(float64_model model, int64_t k, double magnitude, double scale,
+                           double value, moe_dtype y_dtype);
 
 #endif

@@ -134,7 +134,7 @@ static real dot(const double *w, reals x, int64_t k, const double *bias, real we
     if (!isfinite(sum) || !isfinite(all)) {
         r = dot_of_specials(w, x, k, b);
     } else if (all <= SURE_MAX) {
-        r = (real){sum, carried + float64_ggemm_bound(model, k, all, sum, MOE_F32)};
+        r = (real){sum, carried + float64_ggemm_bound(model, k, all, 1.0, sum, MOE_F32)};
     }
     return weight.v == 1.0 && weight.e == 0.0 ? r : multiply(r, weight);
 }

@@ -166,7 +166,7 @@ static moe_status run_steps(const moei_exec *exec, const moei_step *steps, int32
         const int32_t prologue = moei_gpu_prologue_steps(exec, s, count - i);
         if (prologue > 0) {
             status = moei_gpu_prologue(exec, &s[0].args.route, &s[1].args.place, &s[2].args.sort,
-                                       prologue > 3 ? &s[3].args.quantize : NULL);
+                                       prologue > 3 ? &s[3].args.quantize : NULL, NULL);
             i += prologue;
         } else {
             status = moei_step_run(&backend, exec, s);

@@ -80,7 +80,7 @@ static double worst(const float64_model *claimed, const float64_model *real, int
             magnitude += fabs(products[i]);
         }
         const double have = model_sum(real, products, dropped ? k - 1 : k);
-        const double bound = float64_ggemm_bound(*claimed, k, magnitude, exact, MOE_F32);
+        const double bound = float64_ggemm_bound(*claimed, k, magnitude, 1.0, exact, MOE_F32);
         most = fmax(most, fabs(have - exact) / bound);
     }
     return most;
@@ -91,11 +91,11 @@ int main(void)
     static const struct {
         float64_model model;
         const char *name;
-    } models[] = {{{256, 24, false, 1}, "fma_c256"},
-                  {{32, 24, false, 1}, "fma_b32"},
-                  {{0, 24, true, 16}, "24 bits, 16 products a step"},
-                  {{512, 24, true, 16}, "24 bits, chunks of 512"},
-                  {{128, 14, true, 32}, "14 bits, 32 products a step, chunks of 128"}};
+    } models[] = {{{256, 24, false, 1, false}, "fma_c256"},
+                  {{32, 24, false, 1, false}, "fma_b32"},
+                  {{0, 24, true, 16, false}, "24 bits, 16 products a step"},
+                  {{512, 24, true, 16, false}, "24 bits, chunks of 512"},
+                  {{128, 14, true, 32, false}, "14 bits, 32 products a step, chunks of 128"}};
     static const int sizes[] = {1, 16, 17, 128, 520, 2048};
     for (size_t m = 0; m < sizeof models / sizeof models[0]; m++) {
         const float64_model *model = &models[m].model;
@@ -118,10 +118,30 @@ int main(void)
         CHECK(rough > 1.0 || !model->truncating,
               "%s: an accumulator of 9 bits less, error / bound %.3g", models[m].name, rough);
     }
+    // Products and sums that become 0 below 2^-126 are allowed for where the model says so.
+    for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++) {
+        const float64_model keeps = {0, 24, true, 1, false};
+        const float64_model flushes = {0, 24, true, 1, true};
+        const double each = ldexp(0.75, -127); // a sum of three is not lost
+        double exact = 0.0;
+        double have = 0.0;
+        for (int k = 0; k < sizes[s]; k++) {
+            exact += each;
+            have = have + each < 0x1p-126 ? 0.0 : have + each;
+        }
+        const double scale = 4.0;
+        const double error = fabs(have - exact) * scale;
+        CHECK(error <= float64_ggemm_bound(flushes, sizes[s], exact * scale, scale, exact * scale,
+                                           MOE_F32),
+              "k = %d: sums that become 0 are beyond the bound", sizes[s]);
+        CHECK(error > float64_ggemm_bound(keeps, sizes[s], exact * scale, scale, exact * scale,
+                                          MOE_F32),
+              "k = %d: the bound allows for sums that become 0 where none may", sizes[s]);
+    }
     // Exact sums: one rounding of the result, and of scales, bias and weight.
-    const float64_model integers = {0, 24, false, 0};
-    CHECK(float64_ggemm_bound(integers, 4096, 1.0, 1.0, MOE_F32) <
-              float64_ggemm_bound(models[0].model, 16, 1.0, 1.0, MOE_F32),
+    const float64_model integers = {0, 24, false, 0, false};
+    CHECK(float64_ggemm_bound(integers, 4096, 1.0, 1.0, 1.0, MOE_F32) <
+              float64_ggemm_bound(models[0].model, 16, 1.0, 1.0, 1.0, MOE_F32),
           "the bound of exact sums grows with k");
     return test_summary();
 }

@@ -94,13 +94,17 @@ expect 0 "y bf16 [64, 288]" run "$dir/broken" --layer 2 --input "$input:p0.l2.mo
 rm "$dir/broken/model-00002-of-00002.safetensors"
 expect 1 "which is missing" inspect "$dir/broken"
 rm -r "$dir"
-expect 3 "no backend for device \"hip\"" check --device hip
 # A plugin that is there and has no device: the reason, in one line. Where there is one: its name.
-if "$moe" info | grep -q "backend cuda   ready"; then
-    expect 0 "backend cuda   ready: [1-9]" info
-else
-    expect 3 "cuda" check --device cuda
-fi
+for device in cuda hip; do
+    line=$(printf "backend %-6s" $device)
+    if "$moe" info | grep -q "$line ready"; then
+        expect 0 "$line ready: " info
+    else
+        expect 3 "\"$device\": " check --device $device
+        expect 0 "$line absent: " info
+        expect 0 "\"name\": \"$device\", \"available\": false" info --json
+    fi
+done
 expect 0 "passed, 0 failed, 0 skipped" check --device cpu --kernel layer-3 --threads 2
 expect 2 "is not one of ref" check --isa nobody
 expect 3 "1 skipped" check --isa ref --kernel 'moek_glu_any_any__ref_fma'
@@ -115,6 +119,10 @@ expect 0 " 0 failed, 0 skipped" check --kernel layer-7 --delay 3 --runs 2
 expect 2 "--delay \"0\" is not a whole number" check --delay 0
 expect 2 "--runs \"0\" is not a whole number" check --delay 1 --runs 0
 expect 2 "--runs needs --delay" check --runs 2
+expect 0 " 0 failed, 0 skipped" check --kernel "moek_place*" --every 50
+expect 2 "--every \"0\" is not a whole number" check --every 0
+expect 2 "not recorded ones" check --every 2 --model "$models/tiny-gpt-oss"
+expect 2 "records one whole check" check --ledger . --every 2
 expect 3 "skipped: graph-*: backend cpu has no device graphs" check --kernel "graph-*"
 expect 3 "skipped: memory: the backend has no memory of its own" check --kernel memory
 expect 3 "19.3 GB of weights in host memory; --kernel big runs it" check --kernel "b*g"
@@ -135,8 +143,6 @@ expect 2 "a recorded one has no seed" check --repeat 2 --model "$models/tiny-gpt
 expect 2 "not a whole number" check --seed -1
 expect 2 "not a whole number" check --threads few
 expect 0 "layer 3" check --list --model "$models/tiny-gpt-oss"
-expect 0 "backend hip    absent: no libmoe_hip.so in" info
-expect 0 "\"name\": \"hip\", \"available\": false" info --json
 expect 0 " 0 failed" check --format mxfp4 --kernel "*__ref_b32"
 expect 2 "is not a format" check --format mxfp5
 expect 2 "is not one of cpu, cuda, hip, ext" check --device tpu

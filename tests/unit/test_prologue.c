@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "backends/gpu/plans.h"
+#include "backends/gpu/args.h"
 #include "checkmoe/route_problem.h"
 #include "ops/quantize.h"
 #include "ops/route.h"
@@ -36,6 +36,29 @@ moe_status moei_gpu_launch(const moei_exec *exec, moei_gpu_body body, moei_gpu_g
                  text)
                ? MOE_OK
                : MOE_E_DEVICE;
+}
+
+// Counters that a launch leaves at 0, and what lies beside them.
+enum { MAX_COUNTERS = 900, OTHER = 7 };
+static int32_t counters[MAX_COUNTERS + 2];
+
+static moei_gpu_counters next_counters(void)
+{
+    static uint32_t count;
+    count = (count + 211) % (MAX_COUNTERS + 1);
+    for (int i = 0; i < MAX_COUNTERS + 2; i++) {
+        counters[i] = OTHER;
+    }
+    return (moei_gpu_counters){counters + 1, count};
+}
+
+static void check_counters(const moei_gpu_counters *c, const char *what)
+{
+    int wrong = 0;
+    for (uint32_t i = 0; i < MAX_COUNTERS + 2; i++) {
+        wrong += counters[i] != (i >= 1 && i <= c->count ? 0 : OTHER);
+    }
+    CHECK(wrong == 0, "%s: %d of %u counters and their neighbours", what, wrong, c->count);
 }
 
 // Everything that the three write, in one piece of memory, and their arguments over it.
@@ -176,9 +199,11 @@ static void compare_rows(const outputs *one, problem *p, moec_rng *rng, const in
         memcpy(all, one->memory, one->bytes);
         memset(one->memory, 0, one->bytes); // loads count from 0
         launches = 0;
-        CHECK(moei_gpu_prologue(NULL, &one->route, &one->place, &one->sort, &a) == MOE_OK &&
+        const moei_gpu_counters zeros = next_counters();
+        CHECK(moei_gpu_prologue(NULL, &one->route, &one->place, &one->sort, &a, &zeros) == MOE_OK &&
                   launches == 1,
               "%s: %d launches with quantize", what, launches);
+        check_counters(&zeros, what);
         memcpy(codes, a.q, bytes);
         memset(a.q, 0, bytes);
         CHECK(moei_gpu_quantize(NULL, NULL, &a) == MOE_OK, "%s: quantize", what);
@@ -212,7 +237,10 @@ static void compare(problem *p, const moek_route_args *route, moec_rng *rng, con
     }
     launches = 0;
     cluster = 1u << moec_below(rng, 4);
-    const moe_status status = moei_gpu_prologue(NULL, &one.route, &one.place, &one.sort, NULL);
+    const moei_gpu_counters zeros = next_counters();
+    const moe_status status =
+        moei_gpu_prologue(NULL, &one.route, &one.place, &one.sort, NULL, &zeros);
+    check_counters(&zeros, what);
     const bool small = p->desc.num_groups <= 32 && p->desc.scoring != MOE_SCORING_SPARSEMIXER &&
                        p->rows <= 512 && p->top_k <= 32 && hands_over &&
                        p->tokens <= (cluster == 1 ? 32 : 16 * cluster);

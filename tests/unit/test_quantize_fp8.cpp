@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// moei_gpu_quantize_fp8, which products call on rows that they read, beside quantize on the host:
-// the same codes and scales.
+// moei_gpu_quantize_fp8, which products call on rows that they read, and moei_gpu_quantize_part, on
+// rows that they have written, beside quantize on the host: the same codes and scales.
 #include <stdlib.h>
 #include <string.h>
 
@@ -46,6 +46,15 @@ static void products_way(const void *args)
     }
 }
 
+// A block is a warp, and has 128 columns of two rows, the last one of a single row: the last row of
+// all is not asked for.
+static void parts_way(const void *args)
+{
+    const int32_t r = (int32_t)(dev_block() / 2 * 2);
+    moei_gpu_quantize_part((const moei_gpu_quantize_args *)args, r, ROWS - 1,
+                           dev_block() % 2 * 128);
+}
+
 // Ordinary rows, then those of one magnitude each: zeros of both signs, subnormal, tiny, up to
 // infinite, and rows with NaN.
 static void fill()
@@ -69,15 +78,14 @@ static void fill()
     }
 }
 
-static void compare(moe_quant_spec spec, moe_scale_type type)
+static moei_gpu_quantize_args arguments(moe_quant_spec spec, moe_scale_type type, int32_t group,
+                                        int to)
 {
     moei_gpu_quantize_args g = {};
-    char text[256] = "";
     g.info = *moei_quant_get(spec);
-    g.a.info = &g.info;
     g.a.quant.spec = spec;
     g.a.quant.elem = MOE_E4M3FN;
-    g.a.quant.group = 128;
+    g.a.quant.group = group;
     g.a.quant.scale_type = type;
     g.a.rows = ROWS;
     g.a.k = K;
@@ -85,33 +93,77 @@ static void compare(moe_quant_spec spec, moe_scale_type type)
     g.a.x = (uint8_t *)x;
     g.a.x_dtype = MOE_F32;
     g.a.x_row_stride = sizeof x[0];
-    g.a.q = (uint8_t *)codes[1];
+    g.a.q = (uint8_t *)codes[to];
     g.a.q_row_stride = K;
-    g.a.scales = scales[1];
-    g.a.scale_row_stride = K / 128;
+    g.a.scales = scales[to];
+    g.a.scale_row_stride = K / group;
     g.a.scale_k_stride = 1;
-    CHECK(moei_gpu_is_fp8_group(&g.a), "%s is not taken", g.info.name);
-    const moei_sim_body trial = {"trial", products_way, sizeof g, 32};
-    CHECK(moei_sim_launch(&trial, {ROWS, 32, 0, false}, &g, 0, text, sizeof text) &&
-              moei_sim_launch(&moei_sim_bodies[MOEI_GPU_quantize], {ROWS, 32, 0, false}, &g, 0,
+    return g;
+}
+
+// What `way` writes by `blocks` warps, and quantize, of the first `rows` rows; poison beyond.
+static void compare(const char *name, void (*way)(const void *), uint32_t blocks, int rows,
+                    moe_quant_spec spec, moe_scale_type type, int32_t group)
+{
+    char text[256] = "";
+    uint8_t poison[K];
+    memset(poison, 0xA7, sizeof poison);
+    memset(codes, 0xA7, sizeof codes);
+    memset(scales, 0xA7, sizeof scales);
+    moei_gpu_quantize_args own = arguments(spec, type, group, 0);
+    moei_gpu_quantize_args all = arguments(spec, type, group, 1);
+    own.a.info = &own.info;
+    all.a.info = &all.info;
+    CHECK(way == products_way ? moei_gpu_is_fp8_group(&own.a) : moei_gpu_quantizes_parts(&own.a),
+          "%s, %s is not taken", name, own.info.name);
+    const moei_sim_body trial = {"trial", way, sizeof own, 32};
+    CHECK(moei_sim_launch(&trial, {blocks, 32, 0, false}, &own, 0, text, sizeof text) &&
+              moei_sim_launch(&moei_sim_bodies[MOEI_GPU_quantize], {ROWS, 32, 0, false}, &all, 0,
                               text, sizeof text),
           "%s", text);
     for (int r = 0; r < ROWS; r++) {
-        CHECK(memcmp(codes[0][r], codes[1][r], sizeof codes[0][r]) == 0 &&
-                  memcmp(scales[0][r], scales[1][r], sizeof scales[0][r]) == 0,
-              "%s, scales %d: row %d differs", g.info.name, (int)type, r);
+        const void *want = r < rows ? (const void *)codes[1][r] : poison;
+        const void *want_scales = r < rows ? (const void *)scales[1][r] : poison;
+        CHECK(memcmp(codes[0][r], want, sizeof codes[0][r]) == 0 &&
+                  memcmp(scales[0][r], want_scales, sizeof scales[0][r]) == 0,
+              "%s, %s, scales %d: row %d differs", name, own.info.name, (int)type, r);
     }
+}
+
+static void refuse_parts(const char *what, const moei_gpu_quantize_args *g)
+{
+    moei_gpu_quantize_args own = *g;
+    own.a.info = &own.info;
+    CHECK(!moei_gpu_quantizes_parts(&own.a), "parts: %s is taken", what);
 }
 
 int main()
 {
     fill();
     static const moe_scale_type types[] = {MOE_SCALE_F32, MOE_SCALE_UE8M0_F32};
+    static const moe_quant_spec specs[] = {MOE_QUANT_FP8_GROUP_DIV, MOE_QUANT_FP8_GROUP_RECIP,
+                                           MOE_QUANT_FP8_GROUP_DEEPGEMM,
+                                           MOE_QUANT_FP8_GROUP_BF16STEPS};
     for (moe_scale_type type : types) {
-        compare(MOE_QUANT_FP8_GROUP_DIV, type);
-        compare(MOE_QUANT_FP8_GROUP_RECIP, type);
-        compare(MOE_QUANT_FP8_GROUP_DEEPGEMM, type);
+        for (moe_quant_spec spec : specs) {
+            if (spec != MOE_QUANT_FP8_GROUP_BF16STEPS) {
+                compare("rows", products_way, ROWS, ROWS, spec, type, 128);
+            }
+            compare("parts", parts_way, ROWS, ROWS - 1, spec, type, 128);
+        }
     }
+    compare("parts", parts_way, ROWS, ROWS - 1, MOE_QUANT_MX_NO_EMAX, MOE_SCALE_E8M0, 32);
+    moei_gpu_quantize_args g = arguments(MOE_QUANT_FP8_GROUP_DIV, MOE_SCALE_F32, 128, 0);
+    g.a.x_dtype = MOE_BF16;
+    refuse_parts("bf16", &g);
+    g.a.x_dtype = MOE_F32;
+    g.a.quant.group = 256;
+    refuse_parts("a group of 256", &g);
+    g.a.quant.group = 128;
+    g.a.quant.elem = MOE_E5M2;
+    refuse_parts("e5m2", &g);
+    g = arguments(MOE_QUANT_FP8_TOKEN, MOE_SCALE_F32, K, 0);
+    refuse_parts("a scale per row", &g);
     moei_gpu_quantize_args other = {};
     other.info = *moei_quant_get(MOE_QUANT_FP8_GROUP_BF16STEPS);
     other.a.info = &other.info;

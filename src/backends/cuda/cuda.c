@@ -8,7 +8,7 @@
 #include "backends/cuda/mma.h"
 #include "backends/cuda/operand.h"
 #include "backends/cuda/ops.h"
-#include "backends/gpu/plans.h"
+#include "backends/gpu/args.h"
 
 const moei_host *moei_cuda_host;
 
@@ -473,7 +473,7 @@ static moe_status run_mma(const moei_exec *exec, const moei_kernel *kernel,
     return moei_cuda_mma(exec, kernel, args, extra);
 }
 
-// Scratch memory of a run: counters of blocks of outputs, then gathered rows.
+// Scratch memory of a run: counters of what follows products, then gathered rows.
 enum { MAX_COUNTERS = 1 << 14, COUNTER_BYTES = 4 * MAX_COUNTERS };
 
 static const moei_mma_extra nothing;
@@ -521,58 +521,84 @@ static bool is_matrix_product(const moei_step *step)
     return step->op == MOEI_OP_GGEMM && (step->kernel->isa & MOEI_CUDA_SM90A) != 0;
 }
 
-// True where the first two steps are a product and what combines its rows, and one launch does
-// both.
-static bool combines(const moei_exec *exec, const moei_step *steps, int32_t count)
-{
-    return count >= 2 && exec->scratch != NULL && is_matrix_product(&steps[0]) &&
-           steps[1].op == MOEI_OP_COMBINE &&
-           moei_cuda_mma_combines(&steps[0].args.ggemm, &steps[1].args.combine) &&
-           moei_cuda_mma_counters(&steps[0].args.ggemm) <= MAX_COUNTERS;
-}
-
-// A run as it is enqueued: the last step of the launch before, NULL at first (sort, where it also
-// quantised), and whether counters have been set to 0 for the next product that combines.
+// A run as it is enqueued.
 typedef struct run_state {
-    const moei_step *before;
-    bool cleared;
+    const moei_step *before; // the last step of the launch before; NULL at first
+    moei_gpu_counters zeros; // what sort has cleared and no product has taken yet
 } run_state;
 
 // True where the first two steps are a quantize and a product that one launch does.
-static bool quantizes(const moei_step *steps, int32_t count)
+static bool quantizes_x(const moei_step *steps, int32_t count)
 {
     return count >= 2 && steps[0].op == MOEI_OP_QUANTIZE && is_matrix_product(&steps[1]) &&
-           moei_cuda_mma_quantizes(&steps[1].args.ggemm, &steps[0].args.quantize);
+           moei_cuda_mma_quantizes_x(&steps[1].args.ggemm, &steps[0].args.quantize);
 }
 
-// A product on the matrix units with what follows it, and counters for a product after it.
-// @param quantize  what the product does first; NULL: nothing
-static int32_t run_product(const moei_exec *exec, const moek_quantize_args *quantize,
+// What the launch of a product, the first step, does after it.
+// @param[out] extra     glu, of_h and combine
+// @param[out] counters  that they need; 0: none
+// Returns how many steps.
+static int32_t steps_of_product(const moei_exec *exec, const moei_step *steps, int32_t count,
+                                moei_mma_extra *extra, uint32_t *counters)
+{
+    const moek_ggemm_args *ggemm = &steps[0].args.ggemm;
+    const bool counts = exec->scratch != NULL; // there is room for counters
+    int32_t most = 0;
+    extra->glu = NULL;
+    extra->of_h = NULL;
+    extra->combine = NULL;
+    *counters = 0;
+    if (count >= 2 && steps[1].op == MOEI_OP_GLU &&
+        moei_cuda_mma_fuses(ggemm, &steps[1].args.glu)) {
+        extra->glu = &steps[1].args.glu;
+    }
+    if (extra->glu != NULL && extra->to_x == NULL && counts && count >= 3 &&
+        steps[2].op == MOEI_OP_QUANTIZE && !quantizes_x(steps + 2, count - 2)) {
+        most = moei_cuda_mma_quantizes_h(ggemm, extra->glu, &steps[2].args.quantize);
+        extra->of_h = most > 0 && most <= MAX_COUNTERS ? &steps[2].args.quantize : NULL;
+    } else if (counts && count >= 2 && steps[1].op == MOEI_OP_COMBINE) {
+        most = moei_cuda_mma_combines(ggemm, &steps[1].args.combine);
+        extra->combine = most > 0 && most <= MAX_COUNTERS ? &steps[1].args.combine : NULL;
+    }
+    if (extra->of_h != NULL || extra->combine != NULL) {
+        *counters = (uint32_t)most;
+    }
+    return 1 + (extra->glu != NULL) + (extra->of_h != NULL) + (extra->combine != NULL);
+}
+
+// What sort clears for the products after it, as many as there is room for.
+static moei_gpu_counters count_ahead(const moei_exec *exec, const moei_step *steps, int32_t count)
+{
+    moei_gpu_counters all = {exec->scratch, 0};
+    for (int32_t i = 0; i < count && steps[i].op != MOEI_OP_SORT; i++) {
+        moei_mma_extra extra = {NULL};
+        uint32_t counters = 0;
+        if (is_matrix_product(&steps[i])) {
+            (void)steps_of_product(exec, steps + i, count - i, &extra, &counters);
+        }
+        all.count += all.count + counters <= MAX_COUNTERS ? counters : 0;
+    }
+    return all;
+}
+
+// A product on the matrix units, the first step, and what its launch does besides it.
+// @param to_x  the step before, where the launch does that, too; NULL: none
+// Returns how many steps from the product on.
+static int32_t run_product(const moei_exec *exec, const moek_quantize_args *to_x,
                            const moei_step *steps, int32_t count, run_state *run,
                            moe_status *status)
 {
     const moek_ggemm_args *ggemm = &steps[0].args.ggemm;
     moek_ggemm_args gathered;
-    moei_mma_extra extra = {.quantize = quantize, .early = may_begin_early(run->before)};
-    int32_t done = 1;
-    *status = MOE_OK;
-    if (count >= 2 && steps[1].op == MOEI_OP_GLU &&
-        moei_cuda_mma_fuses(ggemm, &steps[1].args.glu)) {
-        extra.glu = &steps[1].args.glu;
-        done = 2;
-    }
-    if (run->cleared && combines(exec, steps, count)) {
-        extra.combine = &steps[1].args.combine;
-        extra.arrived = exec->scratch;
-        done = 2;
-        run->cleared = false;
-    }
-    for (int32_t i = done; i < count && !run->cleared && extra.combine == NULL; i++) {
-        if (combines(exec, steps + i, count - i)) {
-            extra.clear = exec->scratch;
-            extra.clears = moei_cuda_mma_counters(&steps[i].args.ggemm);
-            run->cleared = true;
-        }
+    moei_mma_extra extra = {
+        .to_x = to_x, .early = may_begin_early(run->before), .arrived = run->zeros.first};
+    uint32_t counters;
+    int32_t done = steps_of_product(exec, steps, count, &extra, &counters);
+    if (counters > run->zeros.count) { // nobody has cleared them
+        extra.of_h = NULL;
+        extra.combine = NULL;
+        counters = 0;
+        done = 1 + (extra.glu != NULL);
     }
     if (moei_cuda_mma_wants_rows(exec, ggemm) && exec->scratch != NULL &&
         moei_gpu_gather(moei_cuda_host, exec, (uint8_t *)exec->scratch + COUNTER_BYTES, ggemm,
@@ -583,6 +609,10 @@ static int32_t run_product(const moei_exec *exec, const moek_quantize_args *quan
     if (*status == MOE_OK) {
         *status = run_mma(exec, steps[0].kernel, ggemm, &extra);
     }
+    if (counters > 0) {
+        run->zeros.first += counters;
+        run->zeros.count -= counters;
+    }
     return done;
 }
 
@@ -591,23 +621,27 @@ static int32_t run_first(const moei_exec *exec, const moei_step *steps, int32_t 
                          run_state *run, moe_status *status)
 {
     const int32_t prologue = moei_gpu_prologue_steps(exec, steps, count);
+    int32_t done = 1;
     if (prologue > 0) {
+        run->zeros = count_ahead(exec, steps + prologue, count - prologue);
         *status =
             moei_gpu_prologue(exec, &steps[0].args.route, &steps[1].args.place, &steps[2].args.sort,
-                              prologue > 3 ? &steps[3].args.quantize : NULL);
-        run->before = &steps[2];
+                              prologue > 3 ? &steps[3].args.quantize : NULL, &run->zeros);
+        run->before = &steps[2]; // it may have quantised, too
         return prologue;
     }
-    const int32_t first = quantizes(steps, count) ? 1 : 0;
-    if (is_matrix_product(&steps[first])) {
-        const int32_t done = first + run_product(exec, first > 0 ? &steps[0].args.quantize : NULL,
-                                                 steps + first, count - first, run, status);
-        run->before = &steps[done - 1];
-        return done;
+    if (quantizes_x(steps, count)) {
+        done += run_product(exec, &steps[0].args.quantize, steps + 1, count - 1, run, status);
+    } else if (is_matrix_product(&steps[0])) {
+        done = run_product(exec, NULL, steps, count, run, status);
+    } else if (steps[0].op == MOEI_OP_SORT) {
+        run->zeros = count_ahead(exec, steps + 1, count - 1);
+        *status = moei_gpu_sort_and_clear(exec, &steps[0].args.sort, &run->zeros);
+    } else {
+        *status = moei_step_run(&backend, exec, &steps[0]);
     }
-    *status = moei_step_run(&backend, exec, &steps[0]);
-    run->before = &steps[0];
-    return 1;
+    run->before = &steps[done - 1];
+    return done;
 }
 
 static size_t scratch_bytes(const moei_exec *exec, const moe_layer_desc *desc, int64_t num_tokens)
@@ -622,7 +656,7 @@ static moe_status run_steps(const moei_exec *exec, const moei_step *steps, int32
 {
     const int before = enter(exec);
     moe_status status = MOE_OK;
-    run_state run = {NULL, false};
+    run_state run = {NULL, {NULL, 0}};
     for (int32_t i = 0; i < count && status == MOE_OK;) {
         i += run_first(exec, steps + i, count - i, &run, &status);
     }

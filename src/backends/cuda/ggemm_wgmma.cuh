@@ -86,7 +86,6 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
                                                 uint32_t turn)
 {
     const int blocks_k = (int)((S::X_BYTES * g->a.w.k + STAGE_K - 1) / STAGE_K);
-    constexpr bool LATER = S::APART && S::PIPES > 1; // no registers to keep terms in
     if constexpr (S::PACKED) {
         ring.full = hopper_fixed(ring.full);
         ring.empty = hopper_fixed(ring.empty);
@@ -98,19 +97,19 @@ static __device__ __forceinline__ void multiply(const moei_mma_args *g, uint32_t
         hopper_barrier_wait(ring.notes_full + 8 * (i % 2), i / 2 % 2);
         const moei_tile t = note->tile;
         if (t.e < 0) {
-            if constexpr (S::COMBINES) {
-                if (g->combines) {
-                    combine_finished<S>(g, prefix, pipe, share.first == 0 ? i : 0);
+            if constexpr (S::FEW) {
+                if (g->after != MOEI_MMA_NOTHING) {
+                    follow_tiles<S>(g, prefix, share.first == 0 ? i : 0);
                 }
             }
             return;
         }
         tile_terms terms;
-        if constexpr (!LATER && !S::ROWS_M) {
+        if constexpr (!S::TERMS_LATER && !S::ROWS_M) {
             terms = ask_terms<S>(g, &t, warp);
         }
         multiply_tile<S>(g, &t, warp, blocks_k, share, ring, &r, sums);
-        if constexpr (LATER) {
+        if constexpr (S::TERMS_LATER) {
             terms = ask_terms<S>(g, &t, warp);
         }
         stagger(g->delay, 0x10000);
@@ -169,10 +168,6 @@ static __global__ void __launch_bounds__(S::THREADS, 1)
     if (!g.early) {
         hopper_grid_wait();
         hopper_grid_launch();
-    }
-#pragma unroll 1
-    for (int i = thread; i < g.clears && blockIdx.x == 0; i += S::THREADS) {
-        g.clear[i] = 0;
     }
     moei_tiles_begin(&g.a, S::BN, hopper_pointer<int32_t>(prefix)); // ends in a barrier
     if constexpr (S::CLUSTER > 1) {

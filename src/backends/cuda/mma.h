@@ -16,9 +16,16 @@ typedef enum moei_mma_x {
     MOEI_MMA_STORES,   // from anywhere, by loads and stores
     MOEI_MMA_GATHER,   // by the copy engine, one at a time: some 40 cycles each
     MOEI_MMA_BOX,      // by the copy engine, all rows of a tile at once: they lie side by side
-    MOEI_MMA_QUANTIZE, // by loads of f32 and stores of codes: extra.quantize
+    MOEI_MMA_QUANTIZE, // by loads of f32 and stores of codes: moei_mma_args.quantize
     MOEI_MMA_DECODE    // by loads of e4m3 codes and stores of bf16
 } moei_mma_x;
+
+/// What follows from the tiles of a few rows: whoever completes a part of the output does it.
+typedef enum moei_mma_after {
+    MOEI_MMA_NOTHING,
+    MOEI_MMA_COMBINE,   // a block of outputs of all rows
+    MOEI_MMA_QUANTIZE_H // outputs of a block of rows that share scales
+} moei_mma_after;
 
 /// Arguments of every kernel.
 typedef struct moei_mma_args {
@@ -40,17 +47,16 @@ typedef struct moei_mma_args {
     int32_t scales_by_eights; // eight outputs that begin at a multiple of 8 share their scales
     int32_t weights_stay;     // several tiles read the same weights
     int32_t early;            // but for x, nothing depends on the launch before this one
-    int32_t combines;         // the last tile of a block of outputs combines
+    int32_t after;            // moei_mma_after
+    int32_t *arrived;         // tiles of each part that are complete; 0 at first
     moek_combine_args combine;
-    int32_t *arrived;    // tiles of each block of outputs that are complete; 0 at first
-    int32_t *clear;      // counters for a later launch, which this one sets to 0
-    int32_t clears;      // how many
-    int32_t stages;      // of each ring
+    moei_gpu_quantize_args quantize; // of h, or of what is x
+    int32_t units;                   // of h: parts of a row, 128 columns each
+    int32_t stages;                  // of each ring
     int32_t share;       // pipes of a team, which multiply a tile together, each some chunks of k
     int32_t teams;       // of a block
     int32_t share_bytes; // of a tile's chunks' sums; 0 where a team is one pipe
     uint32_t delay;      // moei_exec.delay
-    moei_gpu_quantize_args quantize; // where x_engine says so
 } moei_mma_args;
 
 /// One compiled kernel.
@@ -85,7 +91,7 @@ const moei_mma_variant *moei_mma_packed_u8_fp8(int *count);
 const moei_mma_variant *moei_mma_packed_e4m3_fp8(int *count);
 
 #define MOEI_MMA_STEP       16 // rows of tiles are multiples of it where kernels trim them
-#define MOEI_MMA_COMBINES   16 // rows of the tiles of those kernels that can combine
+#define MOEI_MMA_FEW        16 // rows of the tiles of those kernels after whose tiles more follows
 #define MOEI_MMA_CHUNK      9  // blocks of k of a chain of packed weights
 #define MOEI_MMA_MAX_STAGES 16
 #define MOEI_MMA_SHARED     (221 * 1024) // of 227 KiB; barriers and notes have the rest
@@ -99,24 +105,24 @@ bool moei_cuda_mma_wants_rows(const moei_exec *exec, const moek_ggemm_args *ggem
 
 /// What a launch does besides its product.
 typedef struct moei_mma_extra {
-    const moek_glu_args *glu;           // h = glu of the result, and ggemm->y is not written
-    const moek_combine_args *combine;   // of ggemm->y, where moei_cuda_mma_combines
-    const moek_quantize_args *quantize; // gives ggemm->x, which is not written
-    bool early;       // all but x was there before the launch before this one began
-    int32_t *arrived; // with combine: moei_cuda_mma_counters of them, 0
-    int32_t *clear;   // counters of a later product that are set to 0; NULL: none
-    int32_t clears;
+    const moek_glu_args *glu;         // h = glu of the result, and ggemm->y is not written
+    const moek_quantize_args *to_x;   // gives ggemm->x, which is not written; NULL: it is there
+    const moek_quantize_args *of_h;   // NULL: none
+    const moek_combine_args *combine; // of ggemm->y; NULL: none
+    bool early;                       // all but x was there before the launch before this one began
+    int32_t *arrived;                 // counters of of_h or combine, 0
 } moei_mma_extra;
 
-/// True where combine can follow from the product's last tiles: few rows.
-bool moei_cuda_mma_combines(const moek_ggemm_args *ggemm, const moek_combine_args *combine);
+/// Counters of a product that combines its rows in the same launch; 0 where it cannot: many rows.
+int32_t moei_cuda_mma_combines(const moek_ggemm_args *ggemm, const moek_combine_args *combine);
 
-/// Counters that such a product needs.
-int32_t moei_cuda_mma_counters(const moek_ggemm_args *ggemm);
+/// The same of a product that quantises what glu makes of its rows.
+int32_t moei_cuda_mma_quantizes_h(const moek_ggemm_args *ggemm, const moek_glu_args *glu,
+                                  const moek_quantize_args *quantize);
 
-/// True where quantize can precede the product in its own launch: few rows of f32, in the order of
-/// their slots, and a scale for every 128 k.
-bool moei_cuda_mma_quantizes(const moek_ggemm_args *ggemm, const moek_quantize_args *q);
+/// True where quantize can precede the product in its own launch: fewer rows still, of f32, in the
+/// order of their slots, and a scale for every 128 k.
+bool moei_cuda_mma_quantizes_x(const moek_ggemm_args *ggemm, const moek_quantize_args *quantize);
 
 /// Enqueues a product.
 moe_status moei_cuda_mma(const moei_exec *exec, const moei_kernel *kernel,

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// From the sums of a tile to its output: scales, bias, row weights, activation, rounding; and
-// combine after the last tile of a block of outputs.
+// From the sums of a tile to its output: scales, bias, row weights, activation, rounding; and, of
+// few rows, what follows from complete outputs: combine, or quantise.
 #ifndef MOEI_CUDA_WGMMA_FINISH_CUH
 #define MOEI_CUDA_WGMMA_FINISH_CUH
 
 #include "backends/cuda/wgmma_shape.cuh"
 #include "backends/gpu/combine.cuh"
+#include "backends/gpu/quantize.cuh"
 #include "backends/gpu/scales.cuh"
 #include "numerics/activation.h"
 
@@ -472,10 +473,9 @@ static __device__ __forceinline__ void finish_tile(const moei_mma_args *g, const
     }
 }
 
-// ---- combine ----------------------------------------------------------------------------------
+// ---- after the tiles of few rows --------------------------------------------------------------
 
-// A block of outputs is complete when all its tiles are: the pipe that finishes the last of them
-// combines.
+// A block of outputs of all tokens.
 template <class S>
 static __device__ __forceinline__ void combine_block(const moek_combine_args *c, int32_t m,
                                                      int thread)
@@ -491,41 +491,82 @@ static __device__ __forceinline__ void combine_block(const moek_combine_args *c,
     }
 }
 
-// After a pipe's last tile: its `tiles` are told of, and what they complete is combined. Once: a
-// fence costs a microsecond, and the last blocks of outputs are complete at the end anyway.
+// What is complete: outputs of unit m of the rows from i0 to i1, or a block m of all.
+typedef struct complete_part {
+    int32_t m, i0, i1;
+} complete_part;
+
+// h of them to codes: warps take pairs of rows of any part.
 template <class S>
-static __device__ __forceinline__ void combine_finished(const moei_mma_args *g, uint32_t prefix,
-                                                        int pipe, uint32_t tiles)
+static __device__ __forceinline__ void quantize_parts(const moei_mma_args *g,
+                                                      const complete_part *parts, int32_t count)
 {
-    __shared__ int32_t complete[S::PIPES][33]; // how many of 32 blocks, then they
-    const int32_t of_block = hopper_pointer<const int32_t>(prefix)[g->a.w.count];
+    uint32_t turn = threadIdx.x % S::TEAM / 32; // 0: this warp's
+#pragma unroll 1
+    for (int32_t i = 0; i < count; i++) {
+        const complete_part part = parts[i];
+#pragma unroll 1
+        for (int32_t r = part.i0; r < part.i1; r += 2, turn = (turn + 1) % (S::TEAM / 32)) {
+            if (turn == 0) {
+                moei_gpu_quantize_part(&g->quantize, r, part.i1,
+                                       (int64_t)part.m * MOEI_GPU_QUANTIZE_GROUP);
+            }
+        }
+    }
+}
+
+// After a pipe's last tile: its `tiles` are told of, and what they complete is done. Once: a
+// fence costs a microsecond, and the last parts are complete at the end anyway.
+template <class S>
+static __device__ __forceinline__ void follow_tiles(const moei_mma_args *g, uint32_t prefix,
+                                                    uint32_t tiles)
+{
+    const int pipe = (int)threadIdx.x / S::TEAM; // found again: no register keeps it meanwhile
+    constexpr int UNIT = 2 * MOEI_GPU_QUANTIZE_GROUP / S::BM; // tiles side by side of a part of h
+    __shared__ int32_t count_of[S::PIPES];
+    __shared__ complete_part complete[S::PIPES][32];
+    const bool combines = !S::ROW_SCALES || g->after == MOEI_MMA_COMBINE;
+    const int32_t blocks = hopper_pointer<const int32_t>(prefix)[g->a.w.count]; // of rows
     const int thread = (int)threadIdx.x % S::TEAM;
-    const bool none = of_block == 0; // no expert has a row: all blocks share
+    const bool none = combines && blocks == 0; // no expert has a row: all blocks share
     __threadfence();
     for (uint32_t first = 0; none ? first == 0 && pipe == 0 : first < tiles; first += 32) {
         hopper_sync(1 + pipe, S::TEAM);
         if (thread < 32) {
             moei_tile t = {0, 0, 0, 0};
-            const bool told = first + thread < tiles &&
-                              tile_of<S>(g, prefix, pipe, first + (uint32_t)thread, &t) &&
-                              atomicAdd(&g->arrived[t.m], 1) + 1 == of_block;
-            const uint32_t all = __ballot_sync(~0u, told);
+            bool told =
+                first + thread < tiles && tile_of<S>(g, prefix, pipe, first + (uint32_t)thread, &t);
+            const int32_t unit = combines ? t.m : t.m / UNIT;
             if (told) {
-                complete[pipe][1 + __popc(all & ((1u << thread) - 1))] = t.m;
+                const int32_t left = combines ? blocks : g->m_blocks - unit * UNIT;
+                const int32_t all = combines || left < UNIT ? left : UNIT;
+                const int64_t at = combines ? unit : t.i0 * g->units + unit;
+                told = atomicAdd(&g->arrived[at], 1) + 1 == all;
             }
-            complete[pipe][0] = __popc(all);
+            const uint32_t mine = __ballot_sync(~0u, told);
+            if (told) {
+                complete[pipe][__popc(mine & ((1u << thread) - 1))] = {unit, (int32_t)t.i0,
+                                                                       (int32_t)t.i1};
+            }
+            count_of[pipe] = __popc(mine);
         }
         hopper_sync(1 + pipe, S::TEAM);
-        const int32_t count = complete[pipe][0];
+        const int32_t count = count_of[pipe];
         if (count > 0) {
             __threadfence();
         }
+        if constexpr (S::ROW_SCALES) {
+            if (!combines) {
+                quantize_parts<S>(g, complete[pipe], count);
+                continue;
+            }
+        }
         // The code stands here once: it is long, and runs where no cache has it.
-        int32_t m = none ? (int32_t)blockIdx.x : 0;
+        int32_t i = none ? (int32_t)blockIdx.x : 0;
 #pragma unroll 1
-        for (const int32_t end = none ? g->m_blocks : count; m < end;
-             m += none ? (int32_t)gridDim.x : 1) {
-            combine_block<S>(&g->combine, none ? m : complete[pipe][1 + m], thread);
+        for (const int32_t end = none ? g->m_blocks : count; i < end;
+             i += none ? (int32_t)gridDim.x : 1) {
+            combine_block<S>(&g->combine, none ? i : complete[pipe][i].m, thread);
         }
     }
 }

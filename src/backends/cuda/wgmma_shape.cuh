@@ -47,8 +47,8 @@ struct shape {
     static constexpr bool ROW_SCALES = SCALED || CODES;       // a row of x may have one for all k
     static constexpr int X_BYTES = KIND == KIND_E4M3 ? 1 : 2; // of an element of x in a stage
     static constexpr bool SYNC = PACKED && PIPES > 1; // products of warps, not of warpgroups
-    static constexpr bool COMBINES = BN <= MOEI_MMA_COMBINES;
-    static constexpr bool SHARES = SYNC && COMBINES; // pipes can share a tile: moei_mma_args.share
+    static constexpr bool FEW = BN <= MOEI_MMA_FEW;
+    static constexpr bool SHARES = SYNC && FEW; // pipes can share a tile: moei_mma_args.share
     static constexpr bool ROWS_M = BM_ > 0;
     static constexpr int BM = ROWS_M ? BM_ : 64 * GROUPS;
     static constexpr int SUMS = ROWS_M ? BM / 2 : BN / 2; // of a math thread
@@ -85,6 +85,9 @@ struct shape {
     static constexpr int PRODUCER_REGISTERS = CODES        ? (TEAMS == 3 ? 80 : 96)
                                               : TEAMS == 4 ? (SCALED ? 80 : 48)
                                                            : 56;
+    // Whether what outputs end with is asked for after a tile's products: registers do not suffice.
+    static constexpr bool TERMS_LATER =
+        (APART && PIPES > 1) || (SCALED && PIPES == 1 && TEAMS == 3 && BN > 64);
     static constexpr int MATH_REGISTERS =
         ((TEAMS + 1) * ALLOTTED - PRODUCER_REGISTERS) / TEAMS / 8 * 8;
 };

@@ -24,9 +24,17 @@ typedef struct moei_gpu_route_args {
     bool places;
 } moei_gpu_route_args;
 
+/// Counters by which a later launch of the run joins its blocks. Sort sets them to 0: it runs
+/// alone.
+typedef struct moei_gpu_counters {
+    int32_t *first; // NULL: there are none
+    uint32_t count;
+} moei_gpu_counters;
+
 typedef struct moei_gpu_sort_args {
     moek_sort_args a;
     moei_gpu_sort_plan plan;
+    moei_gpu_counters counters;
 } moei_gpu_sort_args;
 
 typedef struct moei_gpu_prologue_args {

@@ -10,6 +10,8 @@
 extern "C" {
 #endif
 
+struct moei_gpu_counters;
+
 typedef enum moei_gpu_body {
 #define MOE_GPU_BODY(name, args, threads, blocks) MOEI_GPU_##name,
 #include "backends/gpu/bodies.def"
@@ -37,6 +39,10 @@ moe_status moei_gpu_route(const moei_exec *, const moei_kernel *, const moek_rou
 moe_status moei_gpu_place(const moei_exec *, const moei_kernel *, const moek_place_args *);
 moe_status moei_gpu_sort(const moei_exec *, const moei_kernel *, const moek_sort_args *);
 
+/// The same, and counters of a later launch become 0; NULL: none.
+moe_status moei_gpu_sort_and_clear(const moei_exec *, const moek_sort_args *,
+                                   const struct moei_gpu_counters *counters);
+
 /// route by the body that does not need a token to fit into registers; moei_gpu_route takes it
 /// where it must.
 moe_status moei_gpu_route_wide(const moei_exec *, const moek_route_args *);
@@ -44,8 +50,10 @@ moe_status moei_gpu_route_wide(const moei_exec *, const moek_route_args *);
 /// route, place and sort: one launch where they are small, else two where place reads what route
 /// stores.
 /// @param quantize  in the same launch, where moei_gpu_prologue_steps counts it; NULL: none
+/// @param counters  of a later launch, which become 0; NULL: none
 moe_status moei_gpu_prologue(const moei_exec *, const moek_route_args *, const moek_place_args *,
-                             const moek_sort_args *, const moek_quantize_args *quantize);
+                             const moek_sort_args *, const moek_quantize_args *quantize,
+                             const struct moei_gpu_counters *counters);
 
 /// How many steps at the beginning of a list moei_gpu_prologue takes: 3, 4 with a quantize, or 0.
 int32_t moei_gpu_prologue_steps(const moei_exec *, const moei_step *steps, int32_t count);
@@ -54,6 +62,9 @@ moe_status moei_gpu_quantize(const moei_exec *, const moei_kernel *, const moek_
 
 /// True where quantize is one launch of warps that share nothing: any others may do it.
 bool moei_gpu_quantizes_by_warp(const moek_quantize_args *);
+
+/// True where a product that writes the rows may quantise them, 128 columns at a time.
+bool moei_gpu_quantizes_parts(const moek_quantize_args *);
 
 moe_status moei_gpu_ggemm(const moei_exec *, const moei_kernel *, const moek_ggemm_args *);
 moe_status moei_gpu_glu(const moei_exec *, const moei_kernel *, const moek_glu_args *);

@@ -75,13 +75,18 @@ moe_status moei_gpu_place(const moei_exec *exec, const moei_kernel *kernel,
     return moei_gpu_launch(exec, MOEI_GPU_place, grid, args);
 }
 
-moe_status moei_gpu_sort(const moei_exec *exec, const moei_kernel *kernel,
-                         const moek_sort_args *args)
+static moei_gpu_counters counters_of(const moei_gpu_counters *counters)
+{
+    return counters != NULL ? *counters : (moei_gpu_counters){NULL, 0};
+}
+
+moe_status moei_gpu_sort_and_clear(const moei_exec *exec, const moek_sort_args *args,
+                                   const moei_gpu_counters *counters)
 {
     const int64_t slots = args->tokens * args->top_k;
-    (void)kernel;
     if (moei_gpu_sorts_few(args)) {
-        const moei_gpu_sort_args few = {*args, moei_gpu_plan_few(slots, args->num_experts)};
+        const moei_gpu_sort_args few = {*args, moei_gpu_plan_few(slots, args->num_experts),
+                                        counters_of(counters)};
         const moei_gpu_grid grid = {1, few.plan.threads, few.plan.shared, false};
         return moei_gpu_launch(exec, MOEI_GPU_sort_few, grid, &few);
     }
@@ -90,18 +95,27 @@ moe_status moei_gpu_sort(const moei_exec *exec, const moei_kernel *kernel,
             ? 1
             : moei_gpu_blocks_of_cluster(slots, MOEI_GPU_SORT_SHARE, moei_gpu_cluster_blocks(exec));
     const moei_gpu_sort_args sort = {
-        *args, moei_gpu_plan_sort(slots, args->num_experts, 32 * MOEI_GPU_SORT_WARPS, blocks)};
+        *args, moei_gpu_plan_sort(slots, args->num_experts, 32 * MOEI_GPU_SORT_WARPS, blocks),
+        counters_of(counters)};
     const moei_gpu_grid grid = {blocks, sort.plan.threads, sort.plan.shared, blocks > 1};
     return moei_gpu_launch(exec, MOEI_GPU_sort, grid, &sort);
 }
 
+moe_status moei_gpu_sort(const moei_exec *exec, const moei_kernel *kernel,
+                         const moek_sort_args *args)
+{
+    (void)kernel;
+    return moei_gpu_sort_and_clear(exec, args, NULL);
+}
+
 // All three by one block, without counters; the others, where there are any, quantise.
 static moe_status launch_few(const moei_exec *exec, const moei_gpu_route_args *route,
-                             const moek_sort_args *sort, const moek_quantize_args *quantize)
+                             const moek_sort_args *sort, const moek_quantize_args *quantize,
+                             const moei_gpu_counters *counters)
 {
     const moei_gpu_sort_plan plan =
         moei_gpu_plan_few(sort->tokens * sort->top_k, sort->num_experts);
-    const moei_gpu_prologue_args args = {*route, {*sort, plan}};
+    const moei_gpu_prologue_args args = {*route, {*sort, plan, counters_of(counters)}};
     const uint32_t warps = // one for each token, where there are so many
         sort->tokens < MOEI_GPU_FEW_WARPS ? (uint32_t)sort->tokens : MOEI_GPU_FEW_WARPS;
     const uint32_t threads = 32 * warps > plan.threads ? 32 * warps : plan.threads;
@@ -119,14 +133,14 @@ static moe_status launch_few(const moei_exec *exec, const moei_gpu_route_args *r
 
 // All three by one cluster: a warp for each token that a block has, and those of the sort.
 static moe_status launch_prologue(const moei_exec *exec, const moei_gpu_route_args *route,
-                                  const moek_sort_args *sort)
+                                  const moek_sort_args *sort, const moei_gpu_counters *counters)
 {
     const int64_t tokens = route->route.tokens;
     const uint32_t blocks =
         moei_gpu_blocks_of_cluster(tokens, MOEI_GPU_PROLOGUE_TOKENS, moei_gpu_cluster_blocks(exec));
     const moei_gpu_sort_plan plan = moei_gpu_plan_sort(
         sort->tokens * sort->top_k, sort->num_experts, 32 * MOEI_GPU_PROLOGUE_WARPS, blocks);
-    const moei_gpu_prologue_args args = {*route, {*sort, plan}};
+    const moei_gpu_prologue_args args = {*route, {*sort, plan, counters_of(counters)}};
     const uint32_t share = blocks_for(tokens, blocks);
     const uint32_t warps = share < MOEI_GPU_PROLOGUE_WARPS ? share : MOEI_GPU_PROLOGUE_WARPS;
     const uint32_t threads = 32 * warps > plan.threads ? 32 * warps : plan.threads;
@@ -164,18 +178,18 @@ int32_t moei_gpu_prologue_steps(const moei_exec *exec, const moei_step *steps, i
 
 moe_status moei_gpu_prologue(const moei_exec *exec, const moek_route_args *route,
                              const moek_place_args *place, const moek_sort_args *sort,
-                             const moek_quantize_args *quantize)
+                             const moek_quantize_args *quantize, const moei_gpu_counters *counters)
 {
     const moei_gpu_route_args both = {*route, *place, moei_gpu_hands_over(route, place)};
     if (is_few(exec, route, place, sort)) {
-        return launch_few(exec, &both, sort, quantize);
+        return launch_few(exec, &both, sort, quantize, counters);
     }
     if (moei_gpu_is_small(route, place, moei_gpu_cluster_blocks(exec))) {
-        return launch_prologue(exec, &both, sort);
+        return launch_prologue(exec, &both, sort, counters);
     }
     moe_status status = launch_route(exec, &both);
     if (status == MOE_OK && !both.places) {
         status = moei_gpu_place(exec, NULL, place);
     }
-    return status == MOE_OK ? moei_gpu_sort(exec, NULL, sort) : status;
+    return status == MOE_OK ? moei_gpu_sort_and_clear(exec, sort, counters) : status;
 }

@@ -69,6 +69,15 @@ bool moei_gpu_quantizes_by_warp(const moek_quantize_args *args)
            by_warp(args);
 }
 
+bool moei_gpu_quantizes_parts(const moek_quantize_args *args)
+{
+    const moei_quant_info *info = args->info;
+    return moei_gpu_quantizes_by_warp(args) &&
+           (info->grain == MOEI_GRAIN_TENSOR || MOEI_GPU_QUANTIZE_GROUP % args->quant.group == 0) &&
+           args->batches == 1 && args->x_dtype == MOE_F32 && args->quant.elem == MOE_E4M3FN &&
+           info->rounding == MOEI_ROUND_EVEN && !args->silu_mul && !args->zero_absent_scales;
+}
+
 // FP8 in groups of 128 by the rules of vLLM and DeepGEMM, and addresses that lanes may read and
 // write at once.
 static bool by_rows(const moek_quantize_args *a)

@@ -42,7 +42,7 @@ DEV_FN void moei_gpu_prologue_few(const moei_gpu_prologue_args *p)
         keys[slots + dev_thread()] = moei_gpu_sort_key(-1, slots + dev_thread());
     }
     dev_sync();
-    moei_sort_few(&p->sort.a);
+    moei_sort_few(&p->sort);
 }
 
 /// The first block does that, the others quantise.

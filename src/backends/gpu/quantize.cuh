@@ -342,6 +342,22 @@ DEV_FN void moei_gpu_quantize_share(const moei_gpu_quantize_args *g, uint32_t wa
     }
 }
 
+/// Columns from k0 on, MOEI_GPU_QUANTIZE_GROUP of them, of two rows, r and the next (where that is
+/// before r1), which a product has written: moei_gpu_quantizes_parts.
+DEV_FN void moei_gpu_quantize_part(const moei_gpu_quantize_args *args, int32_t r, int32_t r1,
+                                   int64_t k0)
+{
+    enum { LANES = MOEI_GPU_QUANTIZE_GROUP / MOEI_GPU_QN }; // of a row
+    moei_gpu_quantize_args part = *args; // with what the driver has seen to: little code is left
+    part.a.x_dtype = MOE_F32;
+    part.a.quant.elem = MOE_E4M3FN;
+    part.a.silu_mul = false;
+    part.info.rounding = MOEI_ROUND_EVEN;
+    const int32_t own = r + (int32_t)dev_lane() / LANES;
+    const int64_t k = k0 + dev_lane() % LANES * MOEI_GPU_QN;
+    moei_gpu_quantize_warp(&part, 0, own < r1 ? own : r, own < r1 ? k : part.a.k);
+}
+
 DEV_FN void moei_gpu_quantize(const moei_gpu_quantize_args *g)
 {
     moei_gpu_quantize_share(g, dev_block() * dev_warps() + dev_warp(), dev_blocks() * dev_warps());

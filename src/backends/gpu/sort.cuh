@@ -457,6 +457,14 @@ DEV_FN uint32_t moei_sort_valid(const moek_sort_args *a)
     return tokens > 0 ? (uint32_t)(tokens * a->top_k) : 0;
 }
 
+// After the launches before this one: those of a run before may still count.
+DEV_FN void moei_sort_clear_counters(const moei_gpu_counters *c)
+{
+    for (uint32_t i = dev_thread(); dev_block() == 0 && i < c->count; i += dev_threads()) {
+        c->first[i] = 0;
+    }
+}
+
 /// What may be done before ids are there. The grid is one cluster; plan.shared bytes of shared
 /// memory.
 DEV_FN void moei_sort_prepare(const moei_gpu_sort_args *s)
@@ -471,6 +479,7 @@ DEV_FN void moei_sort_all(const moei_gpu_sort_args *s)
     const moek_sort_args *a = &s->a;
     const moei_gpu_sort_plan *p = &s->plan;
     moei_sort_block b = moei_sort_begin(s);
+    moei_sort_clear_counters(&s->counters);
     b.valid = moei_sort_valid(a);
     if (a->block != 0) { // padding lies between the slots, too
         moei_sort_fill(a, 0, (int32_t)a->padded);
@@ -508,11 +517,13 @@ DEV_FN int32_t moei_sort_below(uint32_t slots, uint32_t bound)
 
 /// Each thread has a slot or an expert: the place of either is the number of keys below its own,
 /// absent slots after the others. Begins after a barrier, the keys in shared memory.
-DEV_FN void moei_sort_few(const moek_sort_args *a)
+DEV_FN void moei_sort_few(const moei_gpu_sort_args *s)
 {
+    const moek_sort_args *a = &s->a;
     const uint32_t *keys = (const uint32_t *)dev_shared();
     const uint32_t slots = (uint32_t)(a->tokens * a->top_k);
     const uint32_t experts = (uint32_t)a->num_experts;
+    moei_sort_clear_counters(&s->counters);
     for (uint32_t i = dev_thread(); i <= slots + experts; i += dev_threads()) {
         const uint32_t e = i - slots;
         const uint32_t key = i < slots ? keys[i] : moei_gpu_sort_key((int32_t)e, 0);
@@ -547,7 +558,7 @@ DEV_FN void moei_gpu_sort_few(const moei_gpu_sort_args *s)
         keys[dev_thread()] = moei_gpu_sort_key(step.expert[0], dev_thread());
     }
     dev_sync();
-    moei_sort_few(b.a);
+    moei_sort_few(s);
 }
 
 #endif

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// HIP's runtime, found when it is first asked for, and what the plugin's files share of a device.
+#ifndef MOEI_HIP_RUNTIME_H
+#define MOEI_HIP_RUNTIME_H
+
+#include <stdbool.h>
+
+#include "backends/gpu/drive.h"
+#include "backends/hip/hip_api.h"
+#include "moe/backend.h"
+
+/// The runtime's functions.
+typedef struct moei_hip_runtime {
+#define MOEI_HIP_MEMBER(result, name, parameters) result(*name) parameters;
+    MOEI_HIP_FUNCTIONS(MOEI_HIP_MEMBER)
+#undef MOEI_HIP_MEMBER
+} moei_hip_runtime;
+
+/// Loads the runtime once per process: the file that $MOE_HIP_LIB names, else libamdhip64 by its
+/// usual names. Returns NULL, and why in `reason`, where that fails.
+const moei_hip_runtime *moei_hip_load(const char **reason);
+
+/// As moei_hip_load where a device is open already.
+const moei_hip_runtime *moei_hip(void);
+
+/// The library's functions.
+extern const moei_host *moei_hip_host;
+
+/// OK, or DEVICE (NO_MEMORY) with what was tried and HIP's own words. An error that HIP keeps until
+/// it is asked for is taken back.
+moe_status moei_hip_status(hipError_t error, const char *what);
+
+// Instruction-set bits of rows (moei_kernel.isa): gfx942 and later, gfx950.
+enum { MOEI_HIP_CDNA3 = 1, MOEI_HIP_CDNA4 = 2 };
+
+// ---- code objects ------------------------------------------------------------------------------
+
+typedef enum moei_hip_source {
+    MOEI_HIP_BODIES,
+    MOEI_HIP_GGEMM,
+    MOEI_HIP_NUM_SOURCES
+} moei_hip_source;
+
+/// The code objects of an architecture.
+typedef struct moei_hip_arch {
+    const char *name; // "gfx942"
+    uint64_t isa;
+    const unsigned char *objects[MOEI_HIP_NUM_SOURCES];
+} moei_hip_arch;
+
+enum { MOEI_HIP_NUM_ARCHS = 2 };
+extern const moei_hip_arch moei_hip_archs[MOEI_HIP_NUM_ARCHS];
+
+// ---- devices -----------------------------------------------------------------------------------
+
+/// What a context holds of its device (moei_exec.device).
+typedef struct moei_hip_device {
+    const moei_hip_arch *arch;
+    int compute_units;
+    int shared; // bytes of LDS that a block may have
+    hipModule_t modules[MOEI_HIP_NUM_SOURCES];
+    hipFunction_t bodies[MOEI_GPU_NUM_BODIES];
+    hipFunction_t sort_many;
+    hipFunction_t ggemm_k16, ggemm_k32; // k32: NULL before gfx950
+} moei_hip_device;
+
+#endif

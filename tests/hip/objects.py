@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Looks into AMD code objects: objects.py ARGUMENTS READELF OBJDUMP OBJECT...
+
+Every kernel that the host knows is there, takes as many bytes as the host passes and nothing that
+only a runtime knows, keeps nothing in memory of its own (no scratch, no spilled vector registers),
+calls nothing, addresses memory by its kind, and has the instructions that its row promises. Scalar
+registers that are kept in lanes of vector registers are counted, not forbidden: they cost no memory.
+"""
+import re
+import subprocess
+import sys
+
+LDS = {"gfx942": 64 << 10, "gfx950": 160 << 10}
+REGISTERS = 512  # of a lane, for the waves of a SIMD together; a compute unit has four SIMDs
+# Vector registers at most, where a block more on a compute unit is worth it: four blocks of four waves.
+VECTOR = {"moek_ggemm_bf16_any_bf16__cdna": 128, "moek_ggemm_bf16_any_bf16__cdna4": 128}
+SCALARS_IN_LANES = {"moek_ggemm_bf16_any_bf16__cdna": 32, "moek_ggemm_bf16_any_bf16__cdna4": 32}
+REQUIRED = {
+    "moek_ggemm_bf16_any_bf16__cdna": ["v_mfma_f32_16x16x16_bf16", "ds_read_b64|ds_read2_b64", "s_barrier"],
+    "moek_ggemm_bf16_any_bf16__cdna4": ["v_mfma_f32_16x16x32_bf16", "ds_read_b128", "s_barrier"],
+    # Divisions whose bits are promised are the correctly rounded sequence.
+    "moek_body_quantize": ["v_div_scale_f32", "v_div_fmas_f32", "v_div_fixup_f32"],
+    "moek_sort_many": ["ds_add_u32", "s_barrier"],
+    "moek_body_route_64": ["v_div_fixup_f32", "ds_bpermute_b32"],
+    "moek_body_ggemm": [r"v_(pk_)?fma(c)?_f32"],
+}
+# Calls, memory of its own, pointers whose kind of memory the compiler did not find out.
+FORBIDDEN = r"s_swappc|s_setpc|s_call|scratch_|buffer_|flat_|image_"
+ONLY_GFX950 = {"moek_ggemm_bf16_any_bf16__cdna4"}
+
+failures = []
+
+
+def fail(where, text):
+    failures.append("%s: %s" % (where, text))
+
+
+def kernels_of(readelf, path):
+    """The metadata of each kernel: {name: {key: value}}, and the target."""
+    text = subprocess.run([readelf, "-n", path], check=True, capture_output=True, text=True).stdout
+    target = re.search(r"amdhsa.target:\s+\S+--(\w+)", text).group(1)
+    out = {}
+    for part in re.split(r"^  - (?=\.agpr_count)", text, flags=re.M)[1:]:
+        keys = dict(re.findall(r"^\s*(\.\w+):\s+(\S+)\s*$", part, flags=re.M))
+        keys["kinds"] = re.findall(r"\.value_kind:\s+(\S+)", part)
+        out[keys[".name"]] = keys
+    return target, out
+
+
+def code_of(objdump, path, arch):
+    """The mnemonics of each kernel, without the suffixes of encodings."""
+    text = subprocess.run([objdump, "-d", "--no-show-raw-insn", "--mcpu=" + arch, path], check=True,
+                          capture_output=True, text=True).stdout
+    out = {}
+    for part in re.split(r"^[0-9a-f]+ <", text, flags=re.M)[1:]:
+        name = part[:part.index(">")]
+        out[name] = set(re.findall(r"^\s+([a-z]\w+)", part, flags=re.M))
+    return out
+
+
+def check(where, arch, keys, code, nbytes, threads):
+    name = keys[".name"]
+    number = {k: int(v) for k, v in keys.items() if k != "kinds" and v.isdigit()}
+    if number[".kernarg_segment_size"] != nbytes:
+        fail(where, "takes %d bytes, the host passes %d" % (number[".kernarg_segment_size"], nbytes))
+    if keys["kinds"] != ["by_value"]:
+        fail(where, "takes %s, not one structure" % keys["kinds"])
+    if number[".max_flat_workgroup_size"] != threads:
+        fail(where, "is built for %d threads, the host launches up to %d"
+             % (number[".max_flat_workgroup_size"], threads))
+    if number[".wavefront_size"] != 64 or keys[".uses_dynamic_stack"] != "false":
+        fail(where, "waves are not of 64 lanes, or it has a stack")
+    for key in (".vgpr_spill_count", ".private_segment_fixed_size"):
+        if number[key] != 0:
+            fail(where, "%s is %d" % (key, number[key]))
+    if number[".group_segment_fixed_size"] > LDS[arch]:
+        fail(where, "%d bytes of LDS" % number[".group_segment_fixed_size"])
+    waves = -(-threads // 64)
+    fits = REGISTERS // -(-waves // 4)
+    most = min(VECTOR.get(name, 256), fits)
+    if number[".vgpr_count"] + number[".agpr_count"] > most:
+        fail(where, "%d vector registers, %d at most" % (number[".vgpr_count"], most))
+    if number[".sgpr_spill_count"] > SCALARS_IN_LANES.get(name, 800):
+        fail(where, "%d scalar registers in lanes" % number[".sgpr_spill_count"])
+    for mnemonic in REQUIRED.get(name, []):
+        if not any(re.match("(%s)(_|$)" % mnemonic, c) for c in code):
+            fail(where, "has no " + mnemonic)
+    for mnemonic in sorted(code):
+        if re.match(FORBIDDEN, mnemonic):
+            fail(where, "has " + mnemonic)
+    print("%-50s %5d bytes %4d threads %3d VGPR %3d SGPR %3d in lanes" % (
+        where, nbytes, threads, number[".vgpr_count"], number[".sgpr_count"], number[".sgpr_spill_count"]))
+
+
+def main():
+    arguments, readelf, objdump = sys.argv[1:4]
+    lines = subprocess.run([arguments], check=True, capture_output=True, text=True).stdout.split("\n")
+    host = {n: (int(b), int(t)) for n, b, t in (line.split() for line in lines if line)}
+    seen = {arch: set() for arch in LDS}
+    for path in sys.argv[4:]:
+        arch, kernels = kernels_of(readelf, path)
+        code = code_of(objdump, path, arch)
+        for name, keys in sorted(kernels.items()):
+            where = "%s %s" % (arch, name)
+            if name not in host:
+                fail(where, "is not the host's")
+                continue
+            seen[arch].add(name)
+            check(where, arch, keys, code[name], *host[name])
+    for arch, names in seen.items():
+        for name in sorted(set(host) - names - (set() if arch == "gfx950" else ONLY_GFX950)):
+            fail("%s %s" % (arch, name), "is in no object")
+    for line in failures:
+        print("FAILED " + line)
+    print("%d kernels, %d failures" % (sum(map(len, seen.values())), len(failures)))
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
