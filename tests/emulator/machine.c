@@ -106,7 +106,9 @@ static void note(uint8_t *who, uint8_t *bytes, uint32_t *when, uint32_t epoch, u
                  uint8_t mask)
 {
     const bool again = *when == epoch;
-    const uint8_t several = (*bytes & mask) == 0 && *who != EMU_MANY ? EMU_BYTES : EMU_MANY;
+    // Whose each of several waves' bytes are is not kept: these do not race.
+    const bool apart = *who == EMU_BYTES || (*who != EMU_MANY && (*bytes & mask) == 0);
+    const uint8_t several = apart ? EMU_BYTES : EMU_MANY;
     *who = again && *who != me ? several : me;
     *bytes = (uint8_t)(again ? *bytes | mask : mask);
     *when = epoch;

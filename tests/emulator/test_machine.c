@@ -154,8 +154,10 @@ static const test_case cases[] = {
     {"race_writes", "v_mov_b32 v1, 0\nds_write_b32 v1, v0", LDS, 128, 1,
      "which wave 0 wrote since the last barrier", 0, false, 0, ALL_OK},
     {"same_writes", "v_mov_b32 v1, 0\nds_write_b32 v1, v1", LDS, 128, 1, NULL, 0, false, 0, ALL_OK},
-    {"byte_neighbours", "ds_write_b8 v0, v0 offset:62\nds_read_u8 v1, v0 offset:62", LDS, 128, 1,
-     NULL, 0, false, 0, ALL_OK},
+    {"byte_neighbours",
+     "ds_write_b8 v0, v0 offset:62\nds_read_u8 v1, v0 offset:62\nv_not_b32 v1, v1\n"
+     "ds_write_b8 v0, v1 offset:62",
+     LDS, 128, 1, NULL, 0, false, 0, ALL_OK},
     {"atomics",
      "v_mov_b32 v1, 0\nv_mov_b32 v2, 1\nds_write_b32 v1, v1\ns_barrier\nds_add_u32 v1, "
      "v2\ns_barrier\n"

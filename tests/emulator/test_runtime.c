@@ -93,11 +93,13 @@ static void check_far(void)
     const pid_t child = fork();
     if (child == 0) {
         (void)!freopen("/dev/null", "w", stderr);
-        _exit(*(volatile uint8_t *)p == 0xA5 ? 0 : 1);
+        const uint8_t first = *(volatile uint8_t *)p;
+        (void)first;
+        _exit(0); // it could
     }
     int status = 0;
     EXPECT(child > 0 && waitpid(child, &status, 0) == child);
-    EXPECT(!WIFEXITED(status) || WEXITSTATUS(status) > 1);
+    EXPECT(!WIFEXITED(status) || WEXITSTATUS(status) != 0);
     EXPECT(hipFree(p) == hipSuccess);
 }
 
