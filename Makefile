@@ -30,7 +30,10 @@ demo: configure # the program alone, no GPU code
 	    || { cat $(BUILD)/demo.log; exit 1; }
 	@echo "agreement with transformers: $$(tail -n 1 $(BUILD)/demo.log)"
 
-check: all
+# AMD's compiler is asked for before the build is configured, and only here.
+check:
+	@tools/packages.sh --amd
+	@$(MAKE) --no-print-directory all
 	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)
 
 install: all
