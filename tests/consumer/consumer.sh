@@ -88,7 +88,7 @@ rm "$libdir/libmoe_backend_toy.so"
 # -- Refusals: each is a reason, and the context that asks for nothing of the kind works.
 expect 1 'no backend for name "toy"' ./toy_layer toy
 expect 1 "no backend for name \"toy\"" env -C "$(dirname "$toy")" "$work/cmake/toy_layer" toy
-expect 1 "built for backend ABI 999, this library has 3" ./toy_layer toy "$other"
+expect 1 "built for backend ABI 999, this library has 4" ./toy_layer toy "$other"
 expect 0 "backend toy    absent: $other: built for backend ABI 999" env MOE_PLUGIN_PATH="$other" "$moe" info
 expect 0 "$same" env MOE_PLUGIN_PATH="$other:$toy" ./toy_layer toy
 expect 1 "must be an absolute path" ./toy_layer toy plugins/libmoe_backend_toy.so
