@@ -17,15 +17,15 @@ for p in $want; do
     esac
 done
 [ -z "$missing" ] && exit 0
-if [ "${1:-}" = --amd ] && { [ "$(id -u)" != 0 ] || ! { apt-get update -qq && apt-get install -y -qq --dry-run $missing; } > /dev/null 2>&1; }; then
-    echo "tests hip-* are left out without$missing (Debian 12 has them in its security archive)"
-    exit 0
-fi
-echo "packages needed:$missing"
-if [ "$(id -u)" = 0 ]; then
+install() {
     export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq && apt-get install -y -qq --no-install-recommends $missing > /dev/null
+    [ "$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq --no-install-recommends $missing > /dev/null
+}
+echo "packages needed:$missing"
+if install; then
     echo "packages installed:$missing"
+elif [ "${1:-}" = --amd ]; then
+    echo "without them the tests hip-* are left out (Debian 12 has them in its security archive)"
 else
     echo "install them with: sudo apt-get install$missing"
     exit 1
