@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Vector memory: global, flat and scratch. Memory is synchronous, so that waiting does nothing.
+#include "emulator/atomic.h"
 #include "emulator/floats.h"
 
 // What a load makes of memory, or a store of a register.
@@ -224,20 +225,7 @@ static void run_global_load_lds(emu_wave *w, const emu_inst *in)
 
 // ---- atomic
 enum {
-    ADD,
-    SUB,
-    SMIN,
-    UMIN,
-    SMAX,
-    UMAX,
-    AND,
-    OR,
-    XOR,
-    SWAP,
-    CMPSWAP,
-    INC,
-    DEC,
-    ADD_F32,
+    ADD_F32 = EMU_ATOMIC_FLOATS,
     PK_ADD_F16,
     PK_ADD_BF16,
     ADD_F64,
@@ -248,92 +236,32 @@ enum {
 
 static uint32_t atomic32(unsigned op, uint32_t old, uint32_t v, uint32_t compare)
 {
-    switch (op) {
-    case ADD:
-        return old + v;
-    case SUB:
-        return old - v;
-    case SMIN:
-        return (int32_t)v < (int32_t)old ? v : old;
-    case UMIN:
-        return v < old ? v : old;
-    case SMAX:
-        return (int32_t)v > (int32_t)old ? v : old;
-    case UMAX:
-        return v > old ? v : old;
-    case AND:
-        return old & v;
-    case OR:
-        return old | v;
-    case XOR:
-        return old ^ v;
-    case SWAP:
-        return v;
-    case CMPSWAP:
-        return old == compare ? v : old;
-    case INC:
-        return old >= v ? 0 : old + 1;
-    case DEC:
-        return old == 0 || old > v ? v : old - 1;
-    case ADD_F32:
+    if (op < EMU_ATOMIC_FLOATS) {
+        return (uint32_t)emu_atomic_integer(op, old, v, compare, false);
+    }
+    if (op == ADD_F32) {
         return emu_bits(emu_float(old) + emu_float(v));
-    case PK_ADD_F16: {
-        uint32_t r = 0;
-        for (int i = 0; i < 32; i += 16) {
-            const float sum =
-                moei_f16_to_f32((uint16_t)(old >> i)) + moei_f16_to_f32((uint16_t)(v >> i));
-            r |= (uint32_t)moei_f32_to_f16(sum) << i;
-        }
-        return r;
     }
-    default: {
-        uint32_t r = 0;
-        for (int i = 0; i < 32; i += 16) {
-            const float sum =
-                moei_bf16_to_f32((uint16_t)(old >> i)) + moei_bf16_to_f32((uint16_t)(v >> i));
-            r |= (uint32_t)moei_f32_to_bf16(sum) << i;
-        }
-        return r;
+    uint32_t r = 0;
+    for (int i = 0; i < 32; i += 16) {
+        const uint16_t a = (uint16_t)(old >> i);
+        const uint16_t b = (uint16_t)(v >> i);
+        r |= (uint32_t)(op == PK_ADD_F16
+                            ? moei_f32_to_f16(moei_f16_to_f32(a) + moei_f16_to_f32(b))
+                            : moei_f32_to_bf16(moei_bf16_to_f32(a) + moei_bf16_to_f32(b)))
+             << i;
     }
-    }
+    return r;
 }
 
 static uint64_t atomic64(unsigned op, uint64_t old, uint64_t v, uint64_t compare)
 {
-    switch (op) {
-    case ADD:
-        return old + v;
-    case SUB:
-        return old - v;
-    case SMIN:
-        return (int64_t)v < (int64_t)old ? v : old;
-    case UMIN:
-        return v < old ? v : old;
-    case SMAX:
-        return (int64_t)v > (int64_t)old ? v : old;
-    case UMAX:
-        return v > old ? v : old;
-    case AND:
-        return old & v;
-    case OR:
-        return old | v;
-    case XOR:
-        return old ^ v;
-    case SWAP:
-        return v;
-    case CMPSWAP:
-        return old == compare ? v : old;
-    case INC:
-        return old >= v ? 0 : old + 1;
-    case DEC:
-        return old == 0 || old > v ? v : old - 1;
-    case ADD_F64:
-        return emu_bits64(emu_double(old) + emu_double(v));
-    case MIN_F64:
-        return emu_bits64(fmin(emu_double(old), emu_double(v)));
-    default:
-        return emu_bits64(fmax(emu_double(old), emu_double(v)));
+    if (op < EMU_ATOMIC_FLOATS) {
+        return emu_atomic_integer(op, old, v, compare, true);
     }
+    const double a = emu_double(old);
+    const double b = emu_double(v);
+    return emu_bits64(op == ADD_F64 ? a + b : op == MIN_F64 ? fmin(a, b) : fmax(a, b));
 }
 
 /// One lane after the other, in ascending order.
@@ -358,8 +286,9 @@ static void atomic(emu_wave *w, const emu_inst *in, space s)
             uint64_t old;
             memcpy(&old, memory, 8);
             const uint64_t v = w->v[from][l] | (uint64_t)w->v[from + 1][l] << 32;
-            const uint64_t compare =
-                op == CMPSWAP ? w->v[from + 2][l] | (uint64_t)w->v[from + 3][l] << 32 : 0;
+            const uint64_t compare = op == EMU_ATOMIC_COMPARE
+                                         ? w->v[from + 2][l] | (uint64_t)w->v[from + 3][l] << 32
+                                         : 0;
             const uint64_t r = atomic64(op, old, v, compare);
             memcpy(memory, &r, 8);
             if (in->sc0) {
@@ -370,7 +299,7 @@ static void atomic(emu_wave *w, const emu_inst *in, space s)
             uint32_t old;
             memcpy(&old, memory, 4);
             const uint32_t r =
-                atomic32(op, old, w->v[from][l], op == CMPSWAP ? w->v[from + 1][l] : 0);
+                atomic32(op, old, w->v[from][l], op == EMU_ATOMIC_COMPARE ? w->v[from + 1][l] : 0);
             memcpy(memory, &r, 4);
             if (in->sc0) {
                 w->v[in->o[0].reg][l] = old;
@@ -429,19 +358,19 @@ static const emu_row table[] = {
     ROW("global_load_lds_dword", run_global_load_lds, 1),
     {"global_load_lds_dwordx3", run_global_load_lds, EMU_TYPE_U64, EMU_GFX950, 3},
     {"global_load_lds_dwordx4", run_global_load_lds, EMU_TYPE_U64, EMU_GFX950, 4},
-    WIDTHS_ATOMIC("add", ADD),
-    WIDTHS_ATOMIC("sub", SUB),
-    WIDTHS_ATOMIC("smin", SMIN),
-    WIDTHS_ATOMIC("umin", UMIN),
-    WIDTHS_ATOMIC("smax", SMAX),
-    WIDTHS_ATOMIC("umax", UMAX),
-    WIDTHS_ATOMIC("and", AND),
-    WIDTHS_ATOMIC("or", OR),
-    WIDTHS_ATOMIC("xor", XOR),
-    WIDTHS_ATOMIC("swap", SWAP),
-    WIDTHS_ATOMIC("cmpswap", CMPSWAP),
-    WIDTHS_ATOMIC("inc", INC),
-    WIDTHS_ATOMIC("dec", DEC),
+    WIDTHS_ATOMIC("add", EMU_ATOMIC_ADD),
+    WIDTHS_ATOMIC("sub", EMU_ATOMIC_SUB),
+    WIDTHS_ATOMIC("smin", EMU_ATOMIC_MIN_I),
+    WIDTHS_ATOMIC("umin", EMU_ATOMIC_MIN_U),
+    WIDTHS_ATOMIC("smax", EMU_ATOMIC_MAX_I),
+    WIDTHS_ATOMIC("umax", EMU_ATOMIC_MAX_U),
+    WIDTHS_ATOMIC("and", EMU_ATOMIC_AND),
+    WIDTHS_ATOMIC("or", EMU_ATOMIC_OR),
+    WIDTHS_ATOMIC("xor", EMU_ATOMIC_XOR),
+    WIDTHS_ATOMIC("swap", EMU_ATOMIC_SWAP),
+    WIDTHS_ATOMIC("cmpswap", EMU_ATOMIC_COMPARE),
+    WIDTHS_ATOMIC("inc", EMU_ATOMIC_INC),
+    WIDTHS_ATOMIC("dec", EMU_ATOMIC_DEC),
     SPACES_ATOMIC("add_f32", ADD_F32),
     SPACES_ATOMIC("pk_add_f16", PK_ADD_F16),
     SPACES_ATOMIC("pk_add_bf16", PK_ADD_BF16),

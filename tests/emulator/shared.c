@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // LDS, and what lanes exchange through its crossbar.
+#include "emulator/atomic.h"
 #include "emulator/floats.h"
 
 enum {
@@ -148,64 +149,21 @@ static void run_write2(emu_wave *w, const emu_inst *in)
 }
 
 // ---- atomic
-enum {
-    ADD,
-    SUB,
-    MIN_I,
-    MIN_U,
-    MAX_I,
-    MAX_U,
-    AND,
-    OR,
-    XOR,
-    SWAP,
-    COMPARE,
-    INC,
-    DEC,
-    ADD_F,
-    MIN_F,
-    MAX_F,
-    WIDE = 32,
-    RETURNS = 64
-};
+enum { ADD_F = EMU_ATOMIC_FLOATS, MIN_F, MAX_F, WIDE = 32, RETURNS = 64 };
 
 static uint64_t combined(unsigned op, uint64_t old, uint64_t v, uint64_t v2, bool wide)
 {
-    const int64_t so = wide ? (int64_t)old : (int32_t)old;
-    const int64_t sv = wide ? (int64_t)v : (int32_t)v;
     switch (op) {
-    case ADD:
-        return old + v;
-    case SUB:
-        return old - v;
-    case MIN_I:
-        return sv < so ? v : old;
-    case MIN_U:
-        return v < old ? v : old;
-    case MAX_I:
-        return sv > so ? v : old;
-    case MAX_U:
-        return v > old ? v : old;
-    case AND:
-        return old & v;
-    case OR:
-        return old | v;
-    case XOR:
-        return old ^ v;
-    case SWAP:
-        return v;
-    case COMPARE: // the first register is compared with, the second stored
-        return old == v ? v2 : old;
-    case INC:
-        return old >= v ? 0 : old + 1;
-    case DEC:
-        return old == 0 || old > v ? v : old - 1;
+    case EMU_ATOMIC_COMPARE: // the first register is compared with, the second stored
+        return emu_atomic_integer(op, old, v2, v, wide);
     case ADD_F:
         return emu_bits(emu_float((uint32_t)old) + emu_float((uint32_t)v));
     case MIN_F:
         return emu_min_bits((uint32_t)old, (uint32_t)v);
-    default:
+    case MAX_F:
         return emu_max_bits((uint32_t)old, (uint32_t)v);
+    default:
+        return emu_atomic_integer(op, old, v, 0, wide);
     }
 }
 
@@ -331,33 +289,33 @@ static const emu_row table[] = {
     ROW("ds_write2_b64", run_write2, 2),
     ROW("ds_write2st64_b32", run_write2, 1 + 16),
     ROW("ds_write2st64_b64", run_write2, 2 + 16),
-    ATOMIC("add_", "add_rtn_", "u32", ADD),
-    ATOMIC("sub_", "sub_rtn_", "u32", SUB),
-    ATOMIC("min_", "min_rtn_", "i32", MIN_I),
-    ATOMIC("min_", "min_rtn_", "u32", MIN_U),
-    ATOMIC("max_", "max_rtn_", "i32", MAX_I),
-    ATOMIC("max_", "max_rtn_", "u32", MAX_U),
-    ATOMIC("and_", "and_rtn_", "b32", AND),
-    ATOMIC("or_", "or_rtn_", "b32", OR),
-    ATOMIC("xor_", "xor_rtn_", "b32", XOR),
-    ATOMIC("inc_", "inc_rtn_", "u32", INC),
-    ATOMIC("dec_", "dec_rtn_", "u32", DEC),
+    ATOMIC("add_", "add_rtn_", "u32", EMU_ATOMIC_ADD),
+    ATOMIC("sub_", "sub_rtn_", "u32", EMU_ATOMIC_SUB),
+    ATOMIC("min_", "min_rtn_", "i32", EMU_ATOMIC_MIN_I),
+    ATOMIC("min_", "min_rtn_", "u32", EMU_ATOMIC_MIN_U),
+    ATOMIC("max_", "max_rtn_", "i32", EMU_ATOMIC_MAX_I),
+    ATOMIC("max_", "max_rtn_", "u32", EMU_ATOMIC_MAX_U),
+    ATOMIC("and_", "and_rtn_", "b32", EMU_ATOMIC_AND),
+    ATOMIC("or_", "or_rtn_", "b32", EMU_ATOMIC_OR),
+    ATOMIC("xor_", "xor_rtn_", "b32", EMU_ATOMIC_XOR),
+    ATOMIC("inc_", "inc_rtn_", "u32", EMU_ATOMIC_INC),
+    ATOMIC("dec_", "dec_rtn_", "u32", EMU_ATOMIC_DEC),
     ATOMIC("add_", "add_rtn_", "f32", ADD_F),
     ATOMIC("min_", "min_rtn_", "f32", MIN_F),
     ATOMIC("max_", "max_rtn_", "f32", MAX_F),
-    ATOMIC("cmpst_", "cmpst_rtn_", "b32", COMPARE),
-    ROW("ds_wrxchg_rtn_b32", run_atomic, SWAP | RETURNS),
-    ATOMIC("add_", "add_rtn_", "u64", ADD | WIDE),
-    ATOMIC("sub_", "sub_rtn_", "u64", SUB | WIDE),
-    ATOMIC("min_", "min_rtn_", "i64", MIN_I | WIDE),
-    ATOMIC("min_", "min_rtn_", "u64", MIN_U | WIDE),
-    ATOMIC("max_", "max_rtn_", "i64", MAX_I | WIDE),
-    ATOMIC("max_", "max_rtn_", "u64", MAX_U | WIDE),
-    ATOMIC("and_", "and_rtn_", "b64", AND | WIDE),
-    ATOMIC("or_", "or_rtn_", "b64", OR | WIDE),
-    ATOMIC("xor_", "xor_rtn_", "b64", XOR | WIDE),
-    ATOMIC("cmpst_", "cmpst_rtn_", "b64", COMPARE | WIDE),
-    ROW("ds_wrxchg_rtn_b64", run_atomic, SWAP | RETURNS | WIDE),
+    ATOMIC("cmpst_", "cmpst_rtn_", "b32", EMU_ATOMIC_COMPARE),
+    ROW("ds_wrxchg_rtn_b32", run_atomic, EMU_ATOMIC_SWAP | RETURNS),
+    ATOMIC("add_", "add_rtn_", "u64", EMU_ATOMIC_ADD | WIDE),
+    ATOMIC("sub_", "sub_rtn_", "u64", EMU_ATOMIC_SUB | WIDE),
+    ATOMIC("min_", "min_rtn_", "i64", EMU_ATOMIC_MIN_I | WIDE),
+    ATOMIC("min_", "min_rtn_", "u64", EMU_ATOMIC_MIN_U | WIDE),
+    ATOMIC("max_", "max_rtn_", "i64", EMU_ATOMIC_MAX_I | WIDE),
+    ATOMIC("max_", "max_rtn_", "u64", EMU_ATOMIC_MAX_U | WIDE),
+    ATOMIC("and_", "and_rtn_", "b64", EMU_ATOMIC_AND | WIDE),
+    ATOMIC("or_", "or_rtn_", "b64", EMU_ATOMIC_OR | WIDE),
+    ATOMIC("xor_", "xor_rtn_", "b64", EMU_ATOMIC_XOR | WIDE),
+    ATOMIC("cmpst_", "cmpst_rtn_", "b64", EMU_ATOMIC_COMPARE | WIDE),
+    ROW("ds_wrxchg_rtn_b64", run_atomic, EMU_ATOMIC_SWAP | RETURNS | WIDE),
     ROW("ds_bpermute_b32", run_bpermute, 0),
     ROW("ds_permute_b32", run_permute, 0),
     ROW("ds_swizzle_b32", run_swizzle, 0),

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "backends/gpu/on_device.h"
 #include "backends/hip/arguments.h"
 #include "backends/hip/cdna/ggemm_bf16_bf16.h"
 #include "backends/hip/runtime.h"
@@ -492,24 +493,14 @@ static moe_status run_ggemm(const moei_exec *exec, const moei_kernel *kernel,
                                              : moei_gpu_ggemm(exec, kernel, args);
 }
 
-// The members of the vtable: on the context's device.
-#define ON_DEVICE(name, run)                                                                       \
-    static moe_status name##_op(const moei_exec *exec, const moei_kernel *kernel,                  \
-                                const moek_##name##_args *args)                                    \
-    {                                                                                              \
-        const int before = enter(exec);                                                            \
-        const moe_status status = run(exec, kernel, args);                                         \
-        leave(exec, before);                                                                       \
-        return status;                                                                             \
-    }
-ON_DEVICE(route, moei_gpu_route)
-ON_DEVICE(place, moei_gpu_place)
-ON_DEVICE(sort, run_sort)
-ON_DEVICE(quantize, moei_gpu_quantize)
-ON_DEVICE(ggemm, run_ggemm)
-ON_DEVICE(glu, moei_gpu_glu)
-ON_DEVICE(combine, moei_gpu_combine)
-#undef ON_DEVICE
+// The members of the vtable.
+MOEI_GPU_ON_DEVICE(route, moei_gpu_route)
+MOEI_GPU_ON_DEVICE(place, moei_gpu_place)
+MOEI_GPU_ON_DEVICE(sort, run_sort)
+MOEI_GPU_ON_DEVICE(quantize, moei_gpu_quantize)
+MOEI_GPU_ON_DEVICE(ggemm, run_ggemm)
+MOEI_GPU_ON_DEVICE(glu, moei_gpu_glu)
+MOEI_GPU_ON_DEVICE(combine, moei_gpu_combine)
 
 static const moei_backend backend;
 
