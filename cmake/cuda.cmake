@@ -59,6 +59,7 @@ add_library(moe_cuda MODULE
     src/backends/gpu/drive_ggemm.c
     src/backends/gpu/drive_ids.c
     src/backends/gpu/drive_rows.c
+    src/backends/gpu/pack.c
     $<TARGET_OBJECTS:moe_cuda_shared> $<TARGET_OBJECTS:moe_cuda_hopper>)
 moe_target_flags(moe_cuda)
 target_compile_options(moe_cuda PRIVATE $<$<COMPILE_LANGUAGE:C>:-Wno-pedantic>)

@@ -9,7 +9,7 @@ if(NOT MOE_HIP_CLANG OR NOT MOE_HIP_LLD)
 endif()
 
 set(MOE_HIP_ARCHS gfx942 gfx950)
-set(MOE_HIP_SOURCES bodies.hip cdna/ggemm_bf16_bf16.hip)
+set(MOE_HIP_SOURCES bodies.hip cdna/ggemm_bf16.hip cdna/ggemm_fp4.hip cdna/ggemm_fp8.hip cdna/ggemm_int.hip)
 set(MOE_HIP_FOLDER ${PROJECT_BINARY_DIR}/hip)
 # Numerics: no contraction, IEEE division and square root (the default), subnormals kept (numerics/hd.h).
 # The last two let code that reads many arguments do with the registers that there are.
@@ -39,11 +39,14 @@ add_custom_target(moe_hip_objects DEPENDS ${MOE_HIP_OBJECTS})
 
 add_library(moe_hip MODULE
     src/backends/hip/hip.c
+    src/backends/hip/mfma.c
     src/backends/hip/objects.c
+    src/backends/hip/packed.c
     src/backends/hip/runtime.c
     src/backends/gpu/drive_ggemm.c
     src/backends/gpu/drive_ids.c
-    src/backends/gpu/drive_rows.c)
+    src/backends/gpu/drive_rows.c
+    src/backends/gpu/pack.c)
 moe_target_flags(moe_hip)
 target_compile_definitions(moe_hip PRIVATE MOEI_GPU_SHARED_MAX=65536) # LDS of gfx942
 set_source_files_properties(src/backends/hip/objects.c PROPERTIES

@@ -61,7 +61,9 @@ static moe_status pack_exactly(moec_run *run, const moei_kernel *kernel, const m
 static void check_extremes(moec_run *run, const moei_kernel *kernel, const moec_ggemm_case *c,
                            const moei_matrices *expert, uint8_t *block)
 {
-    static const uint8_t codes[] = {0, 1, MOEC_FIRST_KEPT, MOEC_LAST_KEPT, 253, 254, 255};
+    const uint8_t first = moec_first_kept(expert->format);
+    const uint8_t last = moec_last_kept(expert->format);
+    const uint8_t codes[] = {0, 1, first, last, 253, 254, 255};
     const size_t scales = (size_t)expert->scale_e_stride;
     uint8_t *copy = malloc(scales + 1);
     if (!moec_check(run, copy != NULL, kernel->name, "%s: %s: memory is short", kernel->name,
@@ -75,8 +77,8 @@ static void check_extremes(moec_run *run, const moei_kernel *kernel, const moec_
         copy[scales - 1] = codes[i];
         const moe_status status = pack_exactly(run, kernel, c, &one, block);
         moec_check(run,
-                   status == MOE_OK || (status == MOE_E_VALUE &&
-                                        (codes[i] < MOEC_FIRST_KEPT || codes[i] > MOEC_LAST_KEPT)),
+                   status == MOE_OK ||
+                       (status == MOE_E_VALUE && (codes[i] < first || codes[i] > last)),
                    kernel->name, "%s: %s: scale %d is not packed: %s", kernel->name, c->text,
                    (int)codes[i], moe_last_error());
     }

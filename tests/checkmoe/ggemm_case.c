@@ -151,9 +151,9 @@ static bool build_weights(moec_ggemm_case *c, moec_rng *rng, bool at_end)
     for (int64_t i = 0; sbytes > 0 && i < c->experts * srows * scolumns; i++) {
         draw_scale(rng, c->fill, sdtype, c->scales, i);
         if (c->moderate && sdtype == MOE_E8M0) { // no new overflow, as 2^125 might bring
-            c->scales[i] = c->scales[i] < MOEC_FIRST_KEPT  ? MOEC_FIRST_KEPT
-                           : c->scales[i] > MOEC_LAST_KEPT ? 127
-                                                           : c->scales[i];
+            c->scales[i] = c->scales[i] < moec_first_kept(c->info)  ? moec_first_kept(c->info)
+                           : c->scales[i] > moec_last_kept(c->info) ? 127
+                                                                    : c->scales[i];
         }
     }
     for (int64_t i = 0; i < c->experts * c->n * groups; i++) {

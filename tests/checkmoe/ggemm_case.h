@@ -12,9 +12,17 @@
 
 #define MOEC_GGEMM_EXPERTS 5 // at most
 
-// The E8M0 codes that every packed layout keeps.
-#define MOEC_FIRST_KEPT 2
-#define MOEC_LAST_KEPT  252
+/// The E8M0 codes that every packed layout keeps: with them every code of a weight but 0 is a
+/// normal bf16.
+static inline uint8_t moec_first_kept(const moei_format_info *info)
+{
+    return info->elem == MOE_E2M1 ? 2 : 17; // the smallest weight: 2^-1, of e5m2 2^-16
+}
+
+static inline uint8_t moec_last_kept(const moei_format_info *info)
+{
+    return info->elem == MOE_E2M1 ? 252 : 239; // weights below 2^3, of e5m2 below 2^16
+}
 
 typedef enum moec_fill {
     MOEC_EXACT,   // small integers and powers of two: every partial sum is exact

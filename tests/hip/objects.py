@@ -13,12 +13,14 @@ import sys
 
 LDS = {"gfx942": 64 << 10, "gfx950": 160 << 10}
 REGISTERS = 512  # of a lane, for the waves of a SIMD together; a compute unit has four SIMDs
-# Vector registers at most, where a block more on a compute unit is worth it: four blocks of four waves.
-VECTOR = {"moek_ggemm_bf16_any_bf16__cdna": 128, "moek_ggemm_bf16_any_bf16__cdna4": 128}
-SCALARS_IN_LANES = {"moek_ggemm_bf16_any_bf16__cdna": 32, "moek_ggemm_bf16_any_bf16__cdna4": 32}
+# Vector registers at most, where a block more on a compute unit is worth it: of few rows four blocks of four
+# waves, of many two.
+VECTOR = {r"moek_mfma_\w+_many": 256, r"moek_mfma_\w+": 128}
 REQUIRED = {
-    "moek_ggemm_bf16_any_bf16__cdna": ["v_mfma_f32_16x16x16_bf16", "ds_read_b64|ds_read2_b64", "s_barrier"],
-    "moek_ggemm_bf16_any_bf16__cdna4": ["v_mfma_f32_16x16x32_bf16", "ds_read_b128", "s_barrier"],
+    r"moek_mfma_\w+": ["v_mfma_f32_16x16x(16|32)_bf16", "ds_read_b128|ds_read2_b64", "s_barrier"],
+    r"moek_mfma_mxfp4\w*@gfx950": ["v_cvt_scalef32_pk_bf16_fp4"],
+    r"moek_mfma_(e4m3|e5m2)(_many)?@gfx950": ["v_cvt_scalef32_pk_bf16_(fp8|bf8)"],
+    r"moek_mfma_e4m3fnuz\w*@gfx942": ["v_cvt_pk_f32_fp8"],
     # Divisions whose bits are promised are the correctly rounded sequence.
     "moek_body_quantize": ["v_div_scale_f32", "v_div_fmas_f32", "v_div_fixup_f32"],
     "moek_sort_many": ["ds_add_u32", "s_barrier"],
@@ -27,7 +29,6 @@ REQUIRED = {
 }
 # Calls, memory of its own, pointers whose kind of memory the compiler did not find out.
 FORBIDDEN = r"s_swappc|s_setpc|s_call|scratch_|buffer_|flat_|image_"
-ONLY_GFX950 = {"moek_ggemm_bf16_any_bf16__cdna4"}
 
 failures = []
 
@@ -78,14 +79,16 @@ def check(where, arch, keys, code, nbytes, threads):
         fail(where, "%d bytes of LDS" % number[".group_segment_fixed_size"])
     waves = -(-threads // 64)
     fits = REGISTERS // -(-waves // 4)
-    most = min(VECTOR.get(name, 256), fits)
+    most = min(next((v for k, v in VECTOR.items() if re.fullmatch(k, name)), 256), fits)
     if number[".vgpr_count"] + number[".agpr_count"] > most:
         fail(where, "%d vector registers, %d at most" % (number[".vgpr_count"], most))
-    if number[".sgpr_spill_count"] > SCALARS_IN_LANES.get(name, 800):
+    if number[".sgpr_spill_count"] > 800:
         fail(where, "%d scalar registers in lanes" % number[".sgpr_spill_count"])
-    for mnemonic in REQUIRED.get(name, []):
-        if not any(re.match("(%s)(_|$)" % mnemonic, c) for c in code):
-            fail(where, "has no " + mnemonic)
+    for row, mnemonics in REQUIRED.items():
+        of, _, only = row.partition("@")
+        for mnemonic in mnemonics if re.fullmatch(of, name) and only in ("", arch) else []:
+            if not any(re.match("(%s)(_|$)" % mnemonic, c) for c in code):
+                fail(where, "has no " + mnemonic)
     for mnemonic in sorted(code):
         if re.match(FORBIDDEN, mnemonic):
             fail(where, "has " + mnemonic)
@@ -96,7 +99,8 @@ def check(where, arch, keys, code, nbytes, threads):
 def main():
     arguments, readelf, objdump = sys.argv[1:4]
     lines = subprocess.run([arguments], check=True, capture_output=True, text=True).stdout.split("\n")
-    host = {n: (int(b), int(t)) for n, b, t in (line.split() for line in lines if line)}
+    # name: bytes of its argument, threads of a block, the architecture that it is for or ANY
+    host = {n: (int(b), int(t), a) for n, b, t, a in (line.split() for line in lines if line)}
     seen = {arch: set() for arch in LDS}
     for path in sys.argv[4:]:
         arch, kernels = kernels_of(readelf, path)
@@ -107,9 +111,9 @@ def main():
                 fail(where, "is not the host's")
                 continue
             seen[arch].add(name)
-            check(where, arch, keys, code[name], *host[name])
+            check(where, arch, keys, code[name], *host[name][:2])
     for arch, names in seen.items():
-        for name in sorted(set(host) - names - (set() if arch == "gfx950" else ONLY_GFX950)):
+        for name in sorted(n for n in set(host) - names if host[n][2] in ("ANY", arch)):
             fail("%s %s" % (arch, name), "is in no object")
     for line in failures:
         print("FAILED " + line)

@@ -7,7 +7,7 @@
 
 #include "backends/gpu/on_device.h"
 #include "backends/hip/arguments.h"
-#include "backends/hip/cdna/ggemm_bf16_bf16.h"
+#include "backends/hip/mfma.h"
 #include "backends/hip/runtime.h"
 #include "core/safemath.h"
 
@@ -24,35 +24,6 @@ static double chain_cost(const moei_kernel *kernel, const moei_ggemm_problem *pr
 {
     (void)kernel;
     return (double)problem->m_max * (double)problem->n * (double)problem->k / 1e12;
-}
-
-static bool mfma_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
-                          moei_whynot *why)
-{
-    (void)kernel;
-    if (problem->gemm->weight_format != MOE_FORMAT_BF16) {
-        *why = (moei_whynot){MOEI_WHYNOT_WGT_FORMAT, problem->gemm->weight_format, MOE_FORMAT_BF16};
-        return false;
-    }
-    if (problem->x_dtype != MOE_BF16) {
-        *why = (moei_whynot){MOEI_WHYNOT_ACT_DTYPE, problem->x_dtype, MOE_BF16};
-        return false;
-    }
-    if (problem->transposed) {
-        *why = (moei_whynot){MOEI_WHYNOT_TRANSPOSED, 1, 0};
-        return false;
-    }
-    return true;
-}
-
-static double mfma_k16_cost(const moei_kernel *kernel, const moei_ggemm_problem *problem)
-{
-    return chain_cost(kernel, problem) / 8.0;
-}
-
-static double mfma_k32_cost(const moei_kernel *kernel, const moei_ggemm_problem *problem)
-{
-    return chain_cost(kernel, problem) / 16.0;
 }
 
 #define OP_route    MOEI_OP_ROUTE
@@ -89,6 +60,17 @@ static const moei_kernel kernels[] = {
 
 static uint64_t runs[NUM_KERNELS];
 
+// The kernels of matrix units.
+static const struct {
+    const char *name;
+    moei_hip_source source;
+    uint64_t isa;
+} mfma[MOEI_HIP_NUM_MFMA] = {
+#define MOE_HIP_MFMA(id, name, source, isa) {#name, MOEI_HIP_##source, MOEI_HIP_##isa},
+#include "backends/hip/cdna/kernels.def"
+#undef MOE_HIP_MFMA
+};
+
 // ---- devices -----------------------------------------------------------------------------------
 
 static const moei_hip_device *device_of(const moei_exec *exec)
@@ -122,7 +104,7 @@ static const moei_hip_arch *find_arch(const moei_hip_runtime *hip, int32_t devic
 {
     for (int i = MOEI_HIP_NUM_ARCHS - 1; i >= 0 && known[device_id].arch == NULL; i--) {
         hipModule_t module = NULL;
-        if (hip->hipModuleLoadData(&module, moei_hip_archs[i].objects[MOEI_HIP_GGEMM]) ==
+        if (hip->hipModuleLoadData(&module, moei_hip_archs[i].objects[MOEI_HIP_GGEMM_BF16]) ==
             hipSuccess) {
             (void)hip->hipModuleUnload(module);
             known[device_id].arch = &moei_hip_archs[i];
@@ -177,9 +159,10 @@ static bool probe(uint64_t *isa, char *text, size_t capacity)
 
 static const char *isa_text(uint64_t isa, char *text, size_t capacity)
 {
-    (void)snprintf(text, capacity, "%s%s%s", (isa & MOEI_HIP_CDNA3) != 0 ? "gfx942" : "",
-                   isa == (MOEI_HIP_CDNA3 | MOEI_HIP_CDNA4) ? " " : "",
-                   (isa & MOEI_HIP_CDNA4) != 0 ? "gfx950" : "");
+    (void)snprintf(text, capacity, "%s",
+                   (isa & MOEI_HIP_CDNA3) != 0   ? "gfx942"
+                   : (isa & MOEI_HIP_CDNA4) != 0 ? "gfx950"
+                                                 : "gfx9");
     return text;
 }
 
@@ -205,17 +188,18 @@ static hipError_t load_kernels(const moei_hip_runtime *hip, moei_hip_device *dev
             return error;
         }
     }
-    const hipModule_t ggemm = device->modules[MOEI_HIP_GGEMM];
-    hipError_t error = hip->hipModuleGetFunction(
-        &device->sort_many, device->modules[MOEI_HIP_BODIES], "moek_sort_many");
-    if (error == hipSuccess) {
-        error =
-            hip->hipModuleGetFunction(&device->ggemm_k16, ggemm, "moek_ggemm_bf16_any_bf16__cdna");
+    for (int i = 0; i < MOEI_HIP_NUM_MFMA; i++) {
+        if ((mfma[i].isa & device->arch->isa) == 0) {
+            continue;
+        }
+        const hipError_t error = hip->hipModuleGetFunction(
+            &device->mfma[i], device->modules[mfma[i].source], mfma[i].name);
+        if (error != hipSuccess) {
+            return error;
+        }
     }
-    return error != hipSuccess || (device->arch->isa & MOEI_HIP_CDNA4) == 0
-               ? error
-               : hip->hipModuleGetFunction(&device->ggemm_k32, ggemm,
-                                           "moek_ggemm_bf16_any_bf16__cdna4");
+    return hip->hipModuleGetFunction(&device->sort_many, device->modules[MOEI_HIP_BODIES],
+                                     "moek_sort_many");
 }
 
 static moe_status describe(const moei_hip_runtime *hip, int32_t device_id, moei_hip_device *device)
@@ -465,32 +449,17 @@ static moe_status run_sort(const moei_exec *exec, const moei_kernel *kernel,
     return launch(exec, device_of(exec)->sort_many, "sort_many", grid, &all, sizeof all);
 }
 
-// Rows of an expert are known to the device alone: at most one block of rows each is not full.
-static moe_status run_mfma(const moei_exec *exec, const moei_kernel *kernel,
-                           const moek_ggemm_args *args)
+moe_status moei_hip_launch_mfma(const moei_exec *exec, moei_hip_mfma_kernel kernel,
+                                moei_gpu_grid grid, moei_hip_mfma_args *args)
 {
-    enum { TILE = MOEI_HIP_GGEMM_TILE, MAX_BLOCKS = 1 << 16 }; // blocks walk further tiles
-    const int64_t row_blocks = args->offsets != NULL
-                                   ? args->rows / TILE + args->w.count
-                                   : moei_i64_ceil_div(args->rows, TILE) * args->w.count;
-    const int64_t tiles = row_blocks * moei_i64_ceil_div(args->w.n, TILE);
-    const moei_gpu_grid grid = {(uint32_t)moei_i64_min(tiles, MAX_BLOCKS), MOEI_HIP_GGEMM_THREADS,
-                                MOEI_HIP_GGEMM_SHARED(args->w.count), false};
-    moei_hip_mfma_args all = {.a = *args};
-    if (grid.blocks == 0) {
-        return MOE_OK;
-    }
-    return launch(exec,
-                  kernel->arith == MOEI_ARITH_MFMA_BF16_K32 ? device_of(exec)->ggemm_k32
-                                                            : device_of(exec)->ggemm_k16,
-                  kernel->name, grid, &all, sizeof all);
+    return launch(exec, device_of(exec)->mfma[kernel], mfma[kernel].name, grid, args, sizeof *args);
 }
 
 static moe_status run_ggemm(const moei_exec *exec, const moei_kernel *kernel,
                             const moek_ggemm_args *args)
 {
-    return kernel->supports == mfma_supports ? run_mfma(exec, kernel, args)
-                                             : moei_gpu_ggemm(exec, kernel, args);
+    return moei_hip_is_mfma(kernel) ? moei_hip_mfma(exec, kernel, args)
+                                    : moei_gpu_ggemm(exec, kernel, args);
 }
 
 // The members of the vtable.
@@ -543,6 +512,9 @@ static const moei_backend backend = {
     .memory_free = memory_free,
     .memory_copy = memory_copy,
     .plan_check = plan_check,
+    .packed_bytes = moei_hip_packed_bytes,
+    .pack = moei_hip_pack,
+    .unpack = moei_hip_unpack,
     .route = route_op,
     .place = place_op,
     .sort = sort_op,

@@ -12,14 +12,25 @@
             ".incbin \"" #source "." #arch ".hsaco\"\n"                                            \
             ".popsection\n");                                                                      \
     __attribute__((visibility("hidden"))) extern const unsigned char moei_hip_##source##_##arch[]
-OBJECT(bodies, gfx942);
-OBJECT(bodies, gfx950);
-OBJECT(ggemm_bf16_bf16, gfx942);
-OBJECT(ggemm_bf16_bf16, gfx950);
+#define MOE_HIP_SOURCE(id, name)                                                                   \
+    OBJECT(name, gfx942);                                                                          \
+    OBJECT(name, gfx950);
+#include "backends/hip/sources.def"
+#undef MOE_HIP_SOURCE
 
 const moei_hip_arch moei_hip_archs[MOEI_HIP_NUM_ARCHS] = {
-    {"gfx942", MOEI_HIP_CDNA3, {moei_hip_bodies_gfx942, moei_hip_ggemm_bf16_bf16_gfx942}},
+#define MOE_HIP_SOURCE(id, name) moei_hip_##name##_gfx942,
+    {"gfx942",
+     MOEI_HIP_ANY | MOEI_HIP_CDNA3,
+     {
+#include "backends/hip/sources.def"
+     }},
+#undef MOE_HIP_SOURCE
+#define MOE_HIP_SOURCE(id, name) moei_hip_##name##_gfx950,
     {"gfx950",
-     MOEI_HIP_CDNA3 | MOEI_HIP_CDNA4,
-     {moei_hip_bodies_gfx950, moei_hip_ggemm_bf16_bf16_gfx950}},
+     MOEI_HIP_ANY | MOEI_HIP_CDNA4,
+     {
+#include "backends/hip/sources.def"
+     }},
+#undef MOE_HIP_SOURCE
 };

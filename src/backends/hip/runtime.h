@@ -7,6 +7,7 @@
 
 #include "backends/gpu/drive.h"
 #include "backends/hip/hip_api.h"
+#include "backends/hip/mfma.h"
 #include "moe/backend.h"
 
 /// The runtime's functions.
@@ -30,14 +31,15 @@ extern const moei_host *moei_hip_host;
 /// it is asked for is taken back.
 moe_status moei_hip_status(hipError_t error, const char *what);
 
-// Instruction-set bits of rows (moei_kernel.isa): gfx942 and later, gfx950.
-enum { MOEI_HIP_CDNA3 = 1, MOEI_HIP_CDNA4 = 2 };
+// Instruction-set bits of rows (moei_kernel.isa): either architecture, gfx942, gfx950.
+enum { MOEI_HIP_ANY = 1, MOEI_HIP_CDNA3 = 2, MOEI_HIP_CDNA4 = 4 };
 
 // ---- code objects ------------------------------------------------------------------------------
 
 typedef enum moei_hip_source {
-    MOEI_HIP_BODIES,
-    MOEI_HIP_GGEMM,
+#define MOE_HIP_SOURCE(id, name) MOEI_HIP_##id,
+#include "backends/hip/sources.def"
+#undef MOE_HIP_SOURCE
     MOEI_HIP_NUM_SOURCES
 } moei_hip_source;
 
@@ -61,7 +63,7 @@ typedef struct moei_hip_device {
     hipModule_t modules[MOEI_HIP_NUM_SOURCES];
     hipFunction_t bodies[MOEI_GPU_NUM_BODIES];
     hipFunction_t sort_many;
-    hipFunction_t ggemm_k16, ggemm_k32; // k32: NULL before gfx950
+    hipFunction_t mfma[MOEI_HIP_NUM_MFMA]; // NULL: of another architecture
 } moei_hip_device;
 
 #endif

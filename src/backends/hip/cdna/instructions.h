@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// The instructions of CDNA's matrix units by what they compute. A wave of 64 lanes; lane l has
+//   first operand   output l % 16 of 16
+//   second operand  row l % 16 of 16
+//   k               of both: 8 * (l / 16) .. + 7 of 32 k
+//   result r        output 4 * (l / 16) + r of row l % 16
+// so that a lane ends with four neighbouring outputs of a row. All lanes reach them.
+#ifndef MOEI_HIP_INSTRUCTIONS_H
+#define MOEI_HIP_INSTRUCTIONS_H
+
+#include "backends/gpu/dev.h"
+
+// Qualifiers of a member that runs on the device.
+#if defined(__HIP__)
+#define MOEI_HIP_MEMBER __attribute__((device)) __attribute__((always_inline)) inline
+#else
+#define MOEI_HIP_MEMBER inline
+#endif
+
+typedef float moei_f32x4 __attribute__((vector_size(16)));
+typedef uint32_t moei_u32x2 __attribute__((vector_size(8)));
+typedef uint32_t moei_u32x4 __attribute__((vector_size(16)));
+typedef uint32_t moei_u32x8 __attribute__((vector_size(32)));
+
+/// sum + the products of 32 k of bf16. gfx950: one step of 32. gfx942: two of 16, whose k are 0 ..
+/// 3 of every lane, then 4 .. 7.
+DEV_FN moei_f32x4 moei_mfma_bf16(moei_u32x4 a, moei_u32x4 b, moei_f32x4 sum)
+{
+#if defined(__gfx950__)
+    typedef __bf16 operand __attribute__((ext_vector_type(8)));
+    return __builtin_amdgcn_mfma_f32_16x16x32_bf16(__builtin_bit_cast(operand, a),
+                                                   __builtin_bit_cast(operand, b), sum, 0, 0, 0);
+#else
+    typedef short operand __attribute__((ext_vector_type(4)));
+    const moei_u32x2 low[2] = {{a[0], a[1]}, {b[0], b[1]}};
+    const moei_u32x2 high[2] = {{a[2], a[3]}, {b[2], b[3]}};
+    sum = __builtin_amdgcn_mfma_f32_16x16x16bf16_1k(
+        __builtin_bit_cast(operand, low[0]), __builtin_bit_cast(operand, low[1]), sum, 0, 0, 0);
+    return __builtin_amdgcn_mfma_f32_16x16x16bf16_1k(
+        __builtin_bit_cast(operand, high[0]), __builtin_bit_cast(operand, high[1]), sum, 0, 0, 0);
+#endif
+}
+
+#endif

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products on the matrix units of CDNA, the host's side: which problems a row takes, which kernel
+// runs it, over which grid. Device and host see the same arguments.
+#ifndef MOEI_HIP_MFMA_H
+#define MOEI_HIP_MFMA_H
+
+#include "backends/gpu/drive.h"
+#include "backends/gpu/launch_hip.h"
+#include "backends/hip/packed.h"
+#include "moe/backend.h"
+
+/// The kernels of cdna/kernels.def.
+typedef enum moei_hip_mfma_kernel {
+#define MOE_HIP_MFMA(id, ...) MOEI_HIP_MFMA_##id,
+#include "backends/hip/cdna/kernels.def"
+#undef MOE_HIP_MFMA
+    MOEI_HIP_NUM_MFMA
+} moei_hip_mfma_kernel;
+
+#define MOEI_HIP_MFMA_THREADS 256 // four waves of 16 outputs each
+#define MOEI_HIP_MFMA_OUTPUTS 64  // of a tile
+#define MOEI_HIP_MFMA_FEW     16  // rows of a tile, of kernels for few rows and for many
+#define MOEI_HIP_MFMA_MANY    64
+#define MOEI_HIP_MFMA_SLICE   128 // elements of k in LDS at a time
+#define MOEI_HIP_MFMA_STEP    32  // elements of k of a matrix instruction, and of the finest scale
+
+#define MOEI_HIP_DIES       8 // that workgroups go to in turn
+#define MOEI_HIP_MFMA_STEPS (MOEI_HIP_MFMA_SLICE / MOEI_HIP_MFMA_STEP)
+#define MOEI_HIP_MFMA_PITCH (MOEI_HIP_MFMA_SLICE + 8) // of x in LDS: rows on other banks
+
+/// Bytes of LDS: a slice of x, its scales, the tiles' prefix.
+MOE_HD uint32_t moei_hip_mfma_shared(int32_t rows, int32_t experts)
+{
+    return (uint32_t)rows * (2u * MOEI_HIP_MFMA_PITCH + 4u * MOEI_HIP_MFMA_STEPS) +
+           4u * ((uint32_t)experts + 1u);
+}
+
+/// The arguments of every such kernel.
+typedef struct moei_hip_mfma_args {
+    moei_hip_launch launch;
+    moek_ggemm_args a;
+    moei_hip_packed packed; // of the weights, where they are
+    int32_t zero_point;     // of codes without one per group; -1: none
+    int32_t group_shift;    // log2 of the k that share a scale of the weights; 31: all do
+    int32_t fold;           // elements of k whose sum is scaled before it is added; 0: none is
+    bool x_codes;           // x is codes, not bf16
+} moei_hip_mfma_args;
+
+/// Members of rows, kernels.def.
+bool moei_hip_float_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
+                             moei_whynot *why);
+bool moei_hip_packed_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
+                              moei_whynot *why);
+double moei_hip_mfma_cost(const moei_kernel *kernel, const moei_ggemm_problem *problem);
+
+/// True for rows of the matrix units.
+bool moei_hip_is_mfma(const moei_kernel *kernel);
+
+/// Enqueues a product.
+moe_status moei_hip_mfma(const moei_exec *exec, const moei_kernel *kernel,
+                         const moek_ggemm_args *ggemm);
+
+/// Enqueues a kernel; whoever holds the device has it. `args` begins with a moei_hip_launch, which
+/// this fills.
+moe_status moei_hip_launch_mfma(const moei_exec *exec, moei_hip_mfma_kernel kernel,
+                                moei_gpu_grid grid, moei_hip_mfma_args *args);
+
+#endif
