@@ -8,6 +8,7 @@
 #include "backends/gpu/drive.h"
 #include "backends/hip/hip_api.h"
 #include "backends/hip/mfma.h"
+#include "backends/hip/probe.h"
 #include "moe/backend.h"
 
 /// The runtime's functions.
@@ -31,8 +32,20 @@ extern const moei_host *moei_hip_host;
 /// it is asked for is taken back.
 moe_status moei_hip_status(hipError_t error, const char *what);
 
-// Instruction-set bits of rows (moei_kernel.isa): either architecture, gfx942, gfx950.
-enum { MOEI_HIP_ANY = 1, MOEI_HIP_CDNA3 = 2, MOEI_HIP_CDNA4 = 4 };
+// Instruction-set bits of rows (moei_kernel.isa): either architecture, gfx942, gfx950; families
+// that a device has where it answers as expected (probe.h), and what rows have of them. A device
+// whose arithmetic is not as expected lacks ANY.
+enum {
+    MOEI_HIP_ANY = 1,
+    MOEI_HIP_CDNA3 = 2,
+    MOEI_HIP_CDNA4 = 4,
+    MOEI_HIP_MATRIX_BF16 = 8,
+    MOEI_HIP_CODES = 16,
+    MOEI_HIP_CDNA3_BF16 = MOEI_HIP_CDNA3 | MOEI_HIP_MATRIX_BF16,
+    MOEI_HIP_CDNA4_BF16 = MOEI_HIP_CDNA4 | MOEI_HIP_MATRIX_BF16,
+    MOEI_HIP_CDNA3_DECODED = MOEI_HIP_CDNA3_BF16 | MOEI_HIP_CODES,
+    MOEI_HIP_CDNA4_DECODED = MOEI_HIP_CDNA4_BF16 | MOEI_HIP_CODES
+};
 
 // ---- code objects ------------------------------------------------------------------------------
 
@@ -52,6 +65,18 @@ typedef struct moei_hip_arch {
 
 enum { MOEI_HIP_NUM_ARCHS = 2 };
 extern const moei_hip_arch moei_hip_archs[MOEI_HIP_NUM_ARCHS];
+
+/// Asks the current device; `module` is its object of probes. A few launches.
+void moei_hip_probe(const moei_hip_runtime *hip, const moei_hip_arch *arch, hipModule_t module,
+                    moei_hip_findings *found);
+
+/// One line: a family's name, and what was found.
+const char *moei_hip_family_text(const moei_hip_findings *found, moei_hip_family family, char *text,
+                                 size_t capacity);
+
+/// Names of ISA bits, of a device with why families are off, or of a row.
+const char *moei_hip_isa_text(const moei_hip_findings *found, uint64_t isa, char *text,
+                              size_t capacity);
 
 // ---- devices -----------------------------------------------------------------------------------
 
