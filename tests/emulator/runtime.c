@@ -26,6 +26,7 @@
 //   MOE_EMULATOR_SUM    0 or 1: two orders in which MFMA may sum
 //   MOE_EMULATOR_APPROX 1: v_rcp, v_rsq, v_sqrt, v_exp and v_log give the float on the other side
 //                       of the exact result
+//   MOE_EMULATOR_FAULT  a name of faults.def: silicon that is not as the documents were read
 //   MOE_EMULATOR_STEPS  instructions of a launch at most; default 2^31
 //   MOE_EMULATOR_LDS    "loose": reads of LDS that nobody wrote, and races, are let pass
 //   MOE_EMULATOR_BARRIER "loose": waves may end while others wait, as the hardware allows
@@ -96,6 +97,24 @@ static uint64_t number_of(const char *name, uint64_t otherwise)
 {
     const char *v = getenv(name);
     return v != NULL && *v ? strtoull(v, NULL, 0) : otherwise;
+}
+
+static emu_fault fault_of_device(void)
+{
+    static const char *const names[] = {
+#define EMU_FAULT(id, name) name,
+#include "emulator/faults.def"
+#undef EMU_FAULT
+    };
+    const char *v = getenv("MOE_EMULATOR_FAULT");
+    if (v == NULL || *v == '\0') {
+        return EMU_FAULT_NONE;
+    }
+    int i = 0;
+    while (i + 1 < EMU_FAULT_UNKNOWN && strcmp(v, names[i]) != 0) {
+        i++;
+    }
+    return (emu_fault)(i + 1);
 }
 
 static bool loose(const char *name)
@@ -513,9 +532,17 @@ hipError_t hipModuleLaunchKernel(hipFunction_t function, unsigned int grid_x, un
                     .order = number_of("MOE_EMULATOR_ORDER", 0),
                     .sum = (int)number_of("MOE_EMULATOR_SUM", 0),
                     .approx = (int)number_of("MOE_EMULATOR_APPROX", 0),
+                    .fault = fault_of_device(),
                     .lds_races = !loose("MOE_EMULATOR_LDS"),
                     .lds_unwritten = !loose("MOE_EMULATOR_LDS"),
                     .strict_barriers = !loose("MOE_EMULATOR_BARRIER")};
+    if (l.fault == EMU_FAULT_UNKNOWN) {
+        say("MOE_EMULATOR_FAULT names no fault");
+        return result(hipErrorInvalidValue);
+    }
+    if (l.fault == EMU_FAULT_LAUNCH && strstr(k->name, "probe_matrix") != NULL) {
+        return result(hipErrorLaunchFailure);
+    }
     pthread_mutex_lock(&lock);
     open_memory(true);
     const hipError_t e = launch(&l, k, shared_bytes, buffer, bytes);

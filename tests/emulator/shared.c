@@ -212,7 +212,8 @@ static void run_bpermute(emu_wave *w, const emu_inst *in)
     emu_u32s out;
     EMU_EACH(l)
     {
-        const uint32_t at = (address[l] + (uint32_t)in->offset) >> 2 & 63u;
+        const uint32_t beside = emu_has_fault(w, EMU_FAULT_LANES);
+        const uint32_t at = ((address[l] + (uint32_t)in->offset) >> 2 & 63u) ^ beside;
         out[l] = active(exec, (int)at) ? from[at] : 0;
     }
     emu_put(w, in, out);

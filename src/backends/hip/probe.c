@@ -412,26 +412,35 @@ static void fill_zeros(session *s, const matrix *m, int n, problem *p)
     }
 }
 
-// Values with all their bits, of which two large ones of each sum cancel.
+// Values with all their bits.
 static void fill_rounding(session *s, const matrix *m, int n, problem *p)
 {
-    const int first = (int)draw_below(s, (uint32_t)m->k);
-    const int second = (first + 1 + 5 * n) % m->k;
+    (void)n;
     for (int i = 0; i < SIDE; i++) {
         for (int o = 0; o < 2; o++) {
-            const format f = m->operand[o].format;
-            const float large = f == BF16 ? 0x1p12f : f == E4M3 ? 128.0f : 6.0f;
             for (int k = 0; k < m->k; k++) {
-                p->code[o][i][k] = draw_code(s, f);
+                p->code[o][i][k] = draw_code(s, m->operand[o].format);
             }
-            p->code[o][i][first] = code_of(s, f, large);
-            p->code[o][i][second] = code_of(s, f, o == 0 ? -large : large);
             for (int block = 0; block < m->k / 32; block++) {
                 p->scale[o][i][block] = (uint8_t)(122 + draw_below(s, 11));
             }
         }
         for (int j = 0; j < SIDE; j++) {
             p->sum[i][j] = (float)(int32_t)draw(s) * 0x1p-24f;
+        }
+    }
+}
+
+// Two large products of each sum cancel, before, among and after small ones.
+static void fill_cancelling(session *s, const matrix *m, int n, problem *p)
+{
+    fill_rounding(s, m, n, p);
+    for (int i = 0; i < SIDE; i++) {
+        for (int o = 0; o < 2; o++) {
+            const format f = m->operand[o].format;
+            const float large = f == BF16 ? 0x1p12f : f == E4M3 ? 128.0f : 6.0f;
+            p->code[o][i][n] = code_of(s, f, large);
+            p->code[o][i][m->k - 1 - 9 * n] = code_of(s, f, o == 0 ? -large : large);
         }
     }
 }
@@ -537,9 +546,9 @@ static const question questions[] = {
     {"zeros", fill_zeros, EXACT, 1, false},
     {"subnormal operands", fill_subnormal, EXACT, 2, true},
     {"NaN and infinity", fill_special, BOUND, 1, false},
-    {"rounding", fill_rounding, BOUND, 1, false},
+    {"rounding", fill_rounding, BOUND, 2, false},
     {"other places", fill_permuted, SAME, 1, false},
-    {"rounding", fill_rounding, BOUND, 1, false},
+    {"cancelling sums", fill_cancelling, BOUND, 2, false},
     {"other places", fill_permuted, SAME, 1, false},
     {"subnormal sums", fill_tiny, TINY, 2, false},
 };
