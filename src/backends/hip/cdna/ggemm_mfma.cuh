@@ -2,8 +2,7 @@
 // ggemm on the matrix units of CDNA: weights that bf16 holds exactly x rows that it holds exactly,
 // any sizes and strides.
 //
-// A block of four waves computes 64 outputs x ROWS rows, a wave 16 outputs of them in ROWS / 16
-// matrix instructions a step (instructions.h). Weights go from memory to the registers of the one
+// Tiles are those of tile.cuh. Weights go from memory to the registers of the one
 // wave that multiplies them, a slice of 128 k ahead, and are decoded there (decode.cuh); rows of x
 // lie in LDS, 272 bytes a slice, and are fetched a slice ahead, too, decoded where they are codes.
 // What lies past the end of a row of x is 0, and weights there are finite; for what lies past the
@@ -13,16 +12,12 @@
 // change every `fold` k, one chain for those k, and acc = fma(sum * s_x, s_w, acc) at its end.
 // So bits depend on K and the row alone: not on the tile, nor on the rows beside it.
 //
-// Tiles that are at work at the same time share weights, and on these devices an L2: workgroups go
-// to the dies in turn, so a die takes a run of tiles (moei_hip_next_tile).
 // Limit: LDS reads, ROWS / 16 of 16 bytes a lane for as many matrix instructions.
 #ifndef MOEI_HIP_GGEMM_MFMA_CUH
 #define MOEI_HIP_GGEMM_MFMA_CUH
 
-#include "backends/gpu/scales.cuh"
-#include "backends/gpu/tiles.cuh"
 #include "backends/hip/cdna/decode.cuh"
-#include "backends/hip/mfma.h"
+#include "backends/hip/cdna/tile.cuh"
 
 #define MOEI_HIP_PIECE 8 // elements of x that a thread fetches
 
@@ -32,48 +27,6 @@ template <int ROWS> struct moei_hip_lds {
     float x_scale[MOEI_HIP_MFMA_STEPS][ROWS]; // of the slice's steps
     int32_t prefix[1];                        // of tiles; as many as there are experts and one
 };
-
-// ------------------------------------------------------------------------------------------- tiles
-
-/// The tile that a block takes in its round `i`; -1 past the last.
-DEV_FN int64_t moei_hip_next_tile(int64_t tiles, int64_t i)
-{
-    const int64_t each = (tiles + MOEI_HIP_DIES - 1) / MOEI_HIP_DIES; // of a die
-    const int64_t die = dev_block() % MOEI_HIP_DIES;
-    const int64_t at = dev_block() / MOEI_HIP_DIES + i * (dev_blocks() / MOEI_HIP_DIES);
-    const int64_t tile = die * each + at;
-    return at < each && tile < tiles ? tile : -1;
-}
-
-// ------------------------------------------------------------------------------------------ bf16
-
-/// Elements k .. k + 7 of a row of bf16 at p, 0 past its end. `wide`: it lies at a multiple of 16
-/// bytes.
-DEV_FN moei_u32x4 moei_hip_fetch(const uint8_t *p, int64_t k, int64_t end, bool wide)
-{
-    moei_u32x4 v = {0, 0, 0, 0};
-    p += 2 * k;
-    if (wide && end - k >= MOEI_HIP_PIECE) {
-        return *(const moei_u32x4 *)(const void *)p;
-    }
-    if (k >= end) {
-        return v;
-    }
-    // Ends of rows, and rows at other addresses: what matters is that this is little code.
-    const int n = end - k < MOEI_HIP_PIECE ? (int)(end - k) : MOEI_HIP_PIECE;
-    uint64_t low = 0;
-    uint64_t high = 0;
-    MOEI_GPU_ROLL
-    for (int i = n - 1; i >= 0; i--) {
-        high = high << 16 | low >> 48;
-        low = low << 16 | (uint32_t)p[2 * i + 1] << 8 | p[2 * i];
-    }
-    v[0] = (uint32_t)low;
-    v[1] = (uint32_t)(low >> 32);
-    v[2] = (uint32_t)high;
-    v[3] = (uint32_t)(high >> 32);
-    return v;
-}
 
 // --------------------------------------------------------------------------------------- weights
 
@@ -103,7 +56,7 @@ struct moei_hip_row_weights {
         (void)g;
         MOEI_GPU_UNROLL
         for (int i = 0; i < MOEI_HIP_MFMA_STEPS; i++) {
-            s->v[i] = moei_hip_fetch(row, k0 + i * MOEI_HIP_MFMA_STEP, k_end, wide);
+            s->v[i] = moei_hip_fetch<2>(row, k0 + i * MOEI_HIP_MFMA_STEP, k_end, wide);
         }
     }
 
@@ -254,32 +207,6 @@ DEV_FN moei_u32x4 moei_hip_fetch_codes(const moei_hip_mfma_args *g, int32_t e, i
 
 // ----------------------------------------------------------------------------------------- a tile
 
-/// The scale of a row of x for 32 k from k on.
-DEV_FN float moei_hip_x_scale(const moei_hip_mfma_args *g, const moei_tile *t, int64_t i, int64_t k)
-{
-    const int64_t row = t->i0 + i < t->i1 ? t->i0 + i : t->i1 - 1;
-    return k < g->a.w.k ? moei_gpu_x_scale(&g->a, t->e, row, k) : 0.0f;
-}
-
-/// From a sum to y before its rounding, in the order of ops/ggemm.h.
-template <bool PACKED>
-DEV_FN float moei_hip_finish(const moei_hip_mfma_args *g, const moek_ggemm_args *rest, int32_t e,
-                             int64_t i, int64_t n, float v)
-{
-    const moek_ggemm_args *a = &g->a;
-    if (PACKED) {
-        const moei_hip_packed *p = &g->packed;
-        if (a->x.scales != nullptr && a->x.group == 0) {
-            v = v * moei_gpu_x_scale(a, e, i, 0);
-        }
-        if (p->scales == MOEI_HIP_SCALES_APART && p->groups > 0 && a->w.block_k == 0) {
-            v = v * ((const float *)(const void *)(a->w.values + e * a->w.value_e_stride +
-                                                   p->scales_at))[n];
-        }
-    }
-    return moei_gpu_finish(rest, e, i, n, v); // without the two
-}
-
 template <class Weights, bool PACKED, int ROWS>
 DEV_FN void moei_hip_tile(const moei_hip_mfma_args *g, const moei_tile *t, moei_hip_lds<ROWS> *lds)
 {
@@ -288,7 +215,7 @@ DEV_FN void moei_hip_tile(const moei_hip_mfma_args *g, const moei_tile *t, moei_
     const int64_t k_end = a->w.k;
     const uint32_t thread = dev_thread();
     const uint32_t lane = thread % 64;
-    const int64_t n0 = (int64_t)t->m * MOEI_HIP_MFMA_OUTPUTS + thread / 64 * 16; // of the wave
+    const int64_t n0 = moei_hip_first_output(t);
     Weights weights;
     typename Weights::slice now;
     typename Weights::slice next = {};
@@ -297,24 +224,18 @@ DEV_FN void moei_hip_tile(const moei_hip_mfma_args *g, const moei_tile *t, moei_
     const uint32_t line = thread / 16;
     const uint32_t column = thread % 16 * MOEI_HIP_PIECE;
     const bool codes = PACKED && g->x_codes;
-    const bool wide =
-        ((uintptr_t)a->x.data | (uint64_t)a->x.batch_stride | (uint64_t)a->x.row_stride) % 16 == 0;
+    const bool wide = moei_hip_is_wide(&a->x);
     const bool fold_x = PACKED && g->fold != 0 && a->x.scales != nullptr && a->x.group > 16;
-    const bool fold_w = PACKED && g->fold != 0 && g->packed.scales == MOEI_HIP_SCALES_APART &&
-                        g->packed.groups > 0 && a->w.block_k > 0;
+    const float *w_scales = PACKED && g->fold != 0 ? moei_hip_w_scales(g, t->e) : nullptr;
     const uint8_t *from[COLUMNS];
     int64_t rows[COLUMNS];
     moei_u32x4 next_x[COLUMNS] = {};
     float next_scale = 0.0f;
     MOEI_GPU_UNROLL
     for (int p = 0; p < COLUMNS; p++) {
-        rows[p] = t->i0 + line + 16 * p < t->i1 ? t->i0 + line + 16 * p : t->i1 - 1;
+        rows[p] = moei_hip_row(t, line + 16 * p);
         from[p] = moei_x_at(a, t->e, rows[p]);
     }
-    const float *w_scales =
-        fold_w ? (const float *)(const void *)(a->w.values + t->e * a->w.value_e_stride +
-                                               g->packed.scales_at)
-               : nullptr;
     // The four outputs of a lane's results; past the padded ones, any.
     const int64_t n = n0 + lane / 16 * 4;
     const int64_t n_scale = n < g->packed.outputs ? n : 0;
@@ -339,7 +260,7 @@ DEV_FN void moei_hip_tile(const moei_hip_mfma_args *g, const moei_tile *t, moei_
             for (int p = 0; p < COLUMNS; p++) {
                 next_x[p] =
                     codes ? moei_hip_fetch_codes(g, t->e, rows[p], from[p], k_next + column, k_end)
-                          : moei_hip_fetch(from[p], k_next + column, k_end, wide);
+                          : moei_hip_fetch<2>(from[p], k_next + column, k_end, wide);
             }
             if (fold_x && thread < MOEI_HIP_MFMA_STEPS * ROWS) {
                 next_scale = moei_hip_x_scale(g, t, thread % ROWS,
@@ -367,7 +288,7 @@ DEV_FN void moei_hip_tile(const moei_hip_mfma_args *g, const moei_tile *t, moei_
             const int64_t end = k + MOEI_HIP_MFMA_STEP;
             if (PACKED && g->fold != 0 && (end >= k_end || (end & (g->fold - 1)) == 0)) {
                 moei_f32x4 s_w = {1.0f, 1.0f, 1.0f, 1.0f};
-                if (fold_w) {
+                if (w_scales != nullptr) {
                     s_w = *(const moei_f32x4 *)(const void *)(w_scales +
                                                               (k >> g->group_shift) *
                                                                   g->packed.outputs +
@@ -385,60 +306,25 @@ DEV_FN void moei_hip_tile(const moei_hip_mfma_args *g, const moei_tile *t, moei_
             }
         }
     }
-    moek_ggemm_args rest = *a;
-    if (PACKED) { // moei_hip_finish applies them
-        rest.x.scales = nullptr;
-        rest.w.scales = nullptr;
-    } else {
-        dev_assume(a->x.scales == nullptr && a->x.scale2 == nullptr && a->w.scales == nullptr &&
-                   a->w.scale2 == nullptr);
-    }
-    MOEI_GPU_UNROLL
-    for (int p = 0; p < COLUMNS; p++) {
-        const int64_t row = t->i0 + 16 * p + lane % 16;
-        if (row >= t->i1 || n >= a->w.n) {
-            continue;
-        }
-        float v[4];
-        MOEI_GPU_UNROLL
-        for (int r = 0; r < 4; r++) {
-            const float total = PACKED && g->fold != 0 ? acc[p][r] : sum[p][r];
-            v[r] =
-                n + r < a->w.n ? moei_hip_finish<PACKED>(g, &rest, t->e, row, n + r, total) : 0.0f;
-        }
-        const int left = a->w.n - n < 4 ? (int)(a->w.n - n) : 4;
-        uint8_t *y = moei_y_at(a, t->e, row) + n * moei_gpu_float_bytes(a->y_dtype);
-        moei_gpu_store_piece<4>(a->y_dtype, y, left, v);
-    }
+    moei_hip_store<PACKED>(g, t, PACKED && g->fold != 0 ? acc : sum);
 }
 
-template <class Weights, bool PACKED, int ROWS>
-DEV_FN void moei_hip_mfma(const moei_hip_mfma_args *g)
-{
-    moei_hip_lds<ROWS> *lds = (moei_hip_lds<ROWS> *)dev_shared();
-    const moek_ggemm_args *a = &g->a;
-    const int32_t m_blocks =
-        (int32_t)((a->w.n + MOEI_HIP_MFMA_OUTPUTS - 1) / MOEI_HIP_MFMA_OUTPUTS);
-    moei_tiles_begin(a, ROWS, lds->prefix);
-    const int64_t tiles = (int64_t)lds->prefix[a->w.count] * m_blocks;
-    int64_t tile;
-    for (int64_t i = 0; (tile = moei_hip_next_tile(tiles, i)) >= 0; i++) {
-        moei_tile t;
-        (void)moei_tile_at(a, lds->prefix, ROWS, ROWS, m_blocks, tile, &t);
-        moei_hip_tile<Weights, PACKED, ROWS>(g, &t, lds);
+template <class Weights, bool PACKED, int COUNT> struct moei_hip_mfma_tile {
+    static constexpr int ROWS = COUNT;
+    typedef moei_hip_lds<ROWS> lds;
+
+    static MOEI_HIP_MEMBER void run(const moei_hip_mfma_args *g, const moei_tile *t, lds *l)
+    {
+        moei_hip_tile<Weights, PACKED, ROWS>(g, t, l);
     }
-}
+};
 
 /// A pair of kernels, for few and for many rows of an expert.
-#define MOEI_HIP_KERNEL(name, rows, packed, ...)                                                   \
-    extern "C" __attribute__((global)) __attribute__((                                             \
-        amdgpu_flat_work_group_size(MOEI_HIP_MFMA_THREADS, MOEI_HIP_MFMA_THREADS))) void           \
-    name(const moei_hip_mfma_args g)                                                               \
-    {                                                                                              \
-        moei_hip_mfma<__VA_ARGS__, packed, rows>(&g);                                              \
-    }
 #define MOEI_HIP_KERNELS(name, packed, ...)                                                        \
-    MOEI_HIP_KERNEL(name, MOEI_HIP_MFMA_FEW, packed, __VA_ARGS__)                                  \
-    MOEI_HIP_KERNEL(name##_many, MOEI_HIP_MFMA_MANY, packed, __VA_ARGS__)
+    MOEI_HIP_KERNEL(name,                                                                          \
+                    moei_hip_tiles<moei_hip_mfma_tile<__VA_ARGS__, packed, MOEI_HIP_MFMA_FEW>>(g)) \
+    MOEI_HIP_KERNEL(                                                                               \
+        name##_many,                                                                               \
+        moei_hip_tiles<moei_hip_mfma_tile<__VA_ARGS__, packed, MOEI_HIP_MFMA_MANY>>(g))
 
 #endif
