@@ -80,7 +80,7 @@ static void unpack(const emu_wave *w, const emu_inst *in, int operand, shape s, 
     const emu_operand *o = &in->o[operand];
     const int groups = EMU_LANES / s.m;
     const int items = s.k / groups;
-    const bool halves = kind == F8F6F4 && bits_of(format) == 8;
+    const bool halves = kind == F8F6F4 && bits_of(format) == 8 && !emu_has_fault(w, EMU_FAULT_MX_K);
     const int bits = kind == F32 ? 32 : kind == F16 || kind == BF16 ? 16 : bits_of(format);
     float value[256];
     if (bits <= 8) {

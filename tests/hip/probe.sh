@@ -27,42 +27,53 @@ families() { # of moe info: "name: ..." or "name off: ..."
 }
 
 bf16="bf16 matrix units"
+fp8="fp8 matrix units"
+mx="scaled matrix units"
 codes="codes to bf16"
-all=$(printf '%s\n' arithmetic "$bf16" "$codes")
+matrix="$bf16+$fp8"
+all="arithmetic+$bf16+$fp8+$codes"
+if [ "$arch" = gfx950 ]; then
+    matrix="$matrix+$mx"
+    all="arithmetic+$matrix+$codes"
+fi
 
-# fault, families that are off (all: the device is refused), what was asked
-faults="mfma-rows|$bf16|layout: output
-mfma-k|$bf16|layout: output
+# fault | families that are off (refused: the device is) | what was asked of each
+faults="mfma-rows|$matrix|layout: output
+mfma-k|$matrix|layout: output
+mfma-zero|$matrix|expected 0, came -0
+mfma-nan|$matrix|NaN and infinity: output .*: expected nan
+mfma-short|$matrix|output
+mfma-places|$matrix|other places: output
+launch|$matrix|moek_probe_matrix_.*: unspecified launch failure
 mfma-truncate|$bf16|layout: output
-mfma-zero|$bf16|expected 0, came -0
 mfma-flush|$bf16|subnormal operands: output
-mfma-nan|$bf16|NaN and infinity: output 0, row 0: expected nan
-mfma-short|$bf16|output
-mfma-places|$bf16|other places: output
-launch|$bf16|moek_probe_matrix_bf16: unspecified launch failure
 cvt-nan|$codes|expected
-div|all|expected
-flush|all|came 00000000
-lanes|all|a of another lane"
-if [ "$arch" = gfx950 ]; then # gfx942 has no such conversions
+div|refused|expected
+flush|refused|came 00000000
+lanes|refused|a of another lane"
+if [ "$arch" = gfx950 ]; then # gfx942 has no such conversions and scales
     faults="$faults
 cvt-scale|$codes|mxfp4: code
-cvt-select|$codes|mxfp4: code"
+cvt-select|$codes|mxfp4: code
+mx-k|$mx|layout: output
+scale-lanes|$mx|layout: output
+scale-opsel|$mx|layout: output"
 fi
 
 found=$(families "")
-[ "$(sed 's/: .*//' <<< "$found")" = "$all" ] && ! grep -q " off" <<< "$found"
+[ "$(sed 's/: .*//' <<< "$found" | paste -sd+)" = "$all" ] && ! grep -q " off" <<< "$found"
 verdict $? "without a fault"
 for sum in 0 1; do
     word=kept
     [ $sum = 1 ] && word="become 0"
-    MOE_EMULATOR_SUM=$sum families "" | grep -q "^$bf16: as expected; subnormal sums.*$word"
+    MOE_EMULATOR_SUM=$sum families "" | grep "matrix units" | grep -qv ": as expected; subnormal sums.*$word"
+    [ $? = 1 ]
     verdict $? "what is recorded of subnormal sums, order $sum"
 done
 
 while IFS='|' read -r fault off text; do
     found=$(families "$fault")
-    if [ "$off" = all ]; then
+    if [ "$off" = refused ]; then
         [ -z "$found" ] && grep -q "^backend hip .*absent: .*$text" "$out"
         verdict $? "$fault: moe info"
         code=0
@@ -70,36 +81,46 @@ while IFS='|' read -r fault off text; do
         [ $code = 3 ] && [ ! -s "$out" ] && [ "$(wc -l < "$err")" = 1 ] && grep -q "$text" "$err"
         verdict $? "$fault: moe check: code $code"
     else
-        [ "$(grep -c . <<< "$found")" = "$(grep -c . <<< "$all")" ] &&
-            [ "$(grep " off: " <<< "$found" | sed 's/ off: .*//')" = "$off" ] && grep -q " off: .*$text" <<< "$found"
+        [ "$(sed 's/: .*//; s/ off$//' <<< "$found" | paste -sd+)" = "$all" ] &&
+            [ "$(grep " off: " <<< "$found" | sed 's/ off: .*//' | paste -sd+)" = "$off" ] &&
+            ! grep " off: " <<< "$found" | grep -qv " off: .*$text"
         verdict $? "$fault: moe info"
     fi
 done <<< "$faults"
 
-# Rows of the family are refused, others are not, and layers have the results that they have without it.
-refused() { # fault, family that is off, rows that are, rows that are not
-    MOE_EMULATOR_FAULT=$1 "$moe" explain --shape 64,64,4,2 --format bf16 --device hip --det batch > "$out" 2> "$err"
-    [ "$(grep -cE "moek_ggemm_$3" "$out")" -ge 2 ] &&
-        ! grep -E "moek_ggemm_$3" "$out" | grep -qv "($2 off: .*the kernel needs"
-    verdict $? "$1: moe explain: rows that are off"
-    [ "$(grep -cE "moek_ggemm_$4" "$out")" -ge 2 ] && ! grep -E "moek_ggemm_$4" "$out" | grep -q " off: " &&
-        grep -qE "^ \* +moek_ggemm_$4.* runs" "$out"
-    verdict $? "$1: moe explain: rows that are not"
-    code=0
-    MOE_EMULATOR_FAULT=$1 "$moe" check --device hip --kernel "moek_ggemm_any_any_packed*" > "$out" 2> "$err" || code=$?
-    [ $code = 3 ] && grep -q "skipped: .*$2 off: " "$out"
-    verdict $? "$1: moe check of a row: code $code"
-    code=0
-    MOE_EMULATOR_FAULT=$1 "$moe" check --device hip --kernel 'layer-?' > "$out" 2> "$err" || code=$?
+# Rows of the family are refused, others are not and run instead, and layers have the results that they have
+# without it.
+refused() { # fault, family that is off, a row that is, the row that runs instead, what is explained
+    local fault=$1 family=$2 off=$3 on=$4
+    shift 4
+    MOE_EMULATOR_FAULT='' "$moe" explain --shape 64,64,4,2 "$@" --det batch --device hip > "$out" 2> "$err"
+    grep -qE "^ \* +moek_ggemm_$off +runs" "$out"
+    verdict $? "without a fault: moe explain: $off"
+    MOE_EMULATOR_FAULT=$fault "$moe" explain --shape 64,64,4,2 "$@" --det batch --device hip > "$out" 2> "$err"
+    grep -E "moek_ggemm_$off " "$out" | grep -q "($family off: .*the kernel needs .*$family" &&
+        grep -qE "^ \* +moek_ggemm_$on +runs" "$out"
+    verdict $? "$fault: moe explain: $off"
+    local code=0
+    MOE_EMULATOR_FAULT=$fault "$moe" check --device hip --kernel "moek_ggemm_$off" > "$out" 2> "$err" || code=$?
+    [ $code = 3 ] && grep -q "skipped: .*$family off: " "$out"
+    verdict $? "$fault: moe check of a row: code $code"
+}
+layers() { # fault, layers
+    local code=0
+    MOE_EMULATOR_FAULT=$1 "$moe" check --device hip --kernel "$2" > "$out" 2> "$err" || code=$?
     [ $code = 0 ]
     verdict $? "$1: moe check of layers: code $code"
 }
-version=${arch/gfx942/cdna3}
-version=${version/gfx950/cdna4}
 if [ "$arch" = gfx942 ]; then
-    refused mfma-rows "$bf16" "(bf16_any_bf16|any_any_packed)__$version" "any_any_any__gpu"
+    refused mfma-rows "$bf16" any_any_packed__cdna3 any_any_any__gpu_c256 --format bf16
+    refused cvt-nan "$codes" any_any_packed__cdna3 bf16_any_bf16__cdna3 --format bf16
+    refused cvt-nan "$codes" any_any_packed__cdna3_b128 any_any_any__gpu_b128 --format e4m3fn_block
+    layers mfma-rows 'layer-?'
 else
-    refused cvt-nan "$codes" "any_any_packed__$version" "(any_any_any__gpu|bf16_any_bf16__$version)"
+    refused scale-lanes "$mx" mx_any_packed__cdna4 any_any_packed__cdna4_b32 --format mxfp4 --activation mx_floor
+    refused cvt-nan "$codes" any_any_packed__cdna4 any_any_any__gpu_b32 --format mxfp4
+    layers cvt-nan 'layer-?'
+    layers mfma-k 'layer-1?'
 fi
 
 # A fault that does not exist is none that passes.

@@ -9,6 +9,7 @@
 #include "backends/hip/runtime.h"
 #include "numerics/bf16.h"
 #include "numerics/fp4.h"
+#include "numerics/fp6.h"
 #include "numerics/fp8.h"
 
 enum { LANES = 64, SIDE = 16, MAX_K = 128, MAX_BLOCKS = MAX_K / 32 };
@@ -26,7 +27,7 @@ typedef struct session {
 
 // ---- asking ------------------------------------------------------------------------------------
 
-enum { MAX_WAVES = 160, MAX_IN = 8 + 8 + 4 + 2, MAX_OUT = MOEI_HIP_NUM_ARITHMETIC };
+enum { MAX_WAVES = 40, MAX_IN = 8 + 8 + 4 + 2, MAX_OUT = MOEI_HIP_NUM_ARITHMETIC };
 #define MAX_WORDS ((size_t)MAX_WAVES * LANES * (MAX_IN + MAX_OUT))
 
 // The first reason counts.
@@ -260,7 +261,8 @@ static bool probe_codes(session *s, const codes *row)
         if (came != expected && (came == came || expected == expected)) {
             char why[112];
             (void)snprintf(why, sizeof why, "code %02x in place %u, scale %g: expected %g, came %g",
-                           c, p, (double)scale, (double)expected, (double)came);
+                           c, p, (double)scale, isnan(expected) ? (double)NAN : (double)expected,
+                           (double)came);
             return disagree(s, MOEI_HIP_FAMILY_CODES, row->name, why);
         }
     }
@@ -269,7 +271,7 @@ static bool probe_codes(session *s, const codes *row)
 
 // ---- matrix instructions -----------------------------------------------------------------------
 
-typedef enum format { BF16, E4M3, E2M1 } format;
+typedef enum format { BF16, E4M3, E5M2, E2M3, E3M2, E2M1 } format; // gfx942: E4M3 is fnuz
 
 /// A row of cdna/probes.def.
 typedef struct matrix {
@@ -282,12 +284,12 @@ typedef struct matrix {
         format format;
         uint32_t words;
     } operand[2];
-    uint32_t scales; // operands have one per 32 k
+    int byte[2]; // of a register that has the scale of 32 k; -1: there are none
 } matrix;
 
 static const matrix matrix_rows[] = {
 #define MOE_HIP_PROBE_MATRIX(name, isa, family, arith, k, format_a, words_a, format_b, words_b,    \
-                             scales, call)                                                         \
+                             byte_a, byte_b, call)                                                 \
     {#name,                                                                                        \
      "moek_probe_matrix_" #name,                                                                   \
      MOEI_HIP_##isa,                                                                               \
@@ -295,7 +297,7 @@ static const matrix matrix_rows[] = {
      MOEI_ARITH_##arith,                                                                           \
      k,                                                                                            \
      {{format_a, words_a}, {format_b, words_b}},                                                   \
-     scales},
+     {byte_a, byte_b}},
 #include "backends/hip/cdna/probes.def"
 #undef MOE_HIP_PROBE_MATRIX
 };
@@ -309,25 +311,51 @@ typedef struct problem {
     float result[SIDE][SIDE];
 } problem;
 
+static bool has_scales(const matrix *m)
+{
+    return m->byte[0] >= 0;
+}
+
 static int bits_of(format f)
 {
-    return f == BF16 ? 16 : f == E4M3 ? 8 : 4;
+    return f == BF16 ? 16 : f <= E5M2 ? 8 : f <= E3M2 ? 6 : 4;
 }
 
 static float value_of(const session *s, format f, uint32_t c)
 {
-    return f == BF16   ? moei_bf16_to_f32((uint16_t)c)
-           : f == E2M1 ? moei_e2m1_to_f32((uint8_t)c)
-           : s->fnuz   ? moei_e4m3fnuz_to_f32((uint8_t)c)
-                       : moei_e4m3fn_to_f32((uint8_t)c);
+    switch (f) {
+    case BF16:
+        return moei_bf16_to_f32((uint16_t)c);
+    case E4M3:
+        return s->fnuz ? moei_e4m3fnuz_to_f32((uint8_t)c) : moei_e4m3fn_to_f32((uint8_t)c);
+    case E5M2:
+        return moei_e5m2_to_f32((uint8_t)c);
+    case E2M3:
+        return moei_e2m3_to_f32((uint8_t)c);
+    case E3M2:
+        return moei_e3m2_to_f32((uint8_t)c);
+    default:
+        return moei_e2m1_to_f32((uint8_t)c);
+    }
 }
 
 static uint16_t code_of(const session *s, format f, float x)
 {
-    return f == BF16   ? moei_f32_to_bf16(x)
-           : f == E2M1 ? moei_f32_to_e2m1(x, MOEI_OVERFLOW_NAN)
-           : s->fnuz   ? moei_f32_to_e4m3fnuz(x, MOEI_OVERFLOW_NAN)
+    switch (f) {
+    case BF16:
+        return moei_f32_to_bf16(x);
+    case E4M3:
+        return s->fnuz ? moei_f32_to_e4m3fnuz(x, MOEI_OVERFLOW_NAN)
                        : moei_f32_to_e4m3fn(x, MOEI_OVERFLOW_NAN);
+    case E5M2:
+        return moei_f32_to_e5m2(x, MOEI_OVERFLOW_NAN);
+    case E2M3:
+        return moei_f32_to_e2m3(x, MOEI_OVERFLOW_NAN);
+    case E3M2:
+        return moei_f32_to_e3m2(x, MOEI_OVERFLOW_NAN);
+    default:
+        return moei_f32_to_e2m1(x, MOEI_OVERFLOW_NAN);
+    }
 }
 
 // A finite code that is not 0; of bf16 with an exponent of -9 to 8.
@@ -338,7 +366,7 @@ static uint16_t draw_code(session *s, format f)
         const uint32_t c =
             f == BF16 ? (r & 0x807Fu) | (118 + (r >> 16) % 18) << 7 : r & ((1u << bits_of(f)) - 1);
         const float v = value_of(s, f, c);
-        if (v == v && v != 0) {
+        if (isfinite(v) && v != 0) {
             return (uint16_t)c;
         }
     }
@@ -363,20 +391,21 @@ typedef enum judgement {
     TINY   // subnormal sums: kept or 0, both allowed; which is noted
 } judgement;
 
-// Of one output and all rows one k has a value, another k of another output: with enough
-// displacements each pair is seen.
+// One k of each output has a value, another of each, so that a result is one product and shows
+// which: where an element went that is not where it is expected. (fill_integers sees all places.)
 static void fill_layout(session *s, const matrix *m, int n, problem *p)
 {
     const format a = m->operand[0].format;
     const format b = m->operand[1].format;
     for (int i = 0; i < SIDE; i++) {
-        p->code[0][i][(i + n) % m->k] = draw_code(s, a);
+        p->code[0][i][(i + n * m->k / SIDE) % m->k] = draw_code(s, a);
         for (int k = 0; k < m->k; k++) {
             p->code[1][i][k] = draw_code(s, b);
         }
-        for (int block = 0; block < m->k / 32; block++) {
-            p->scale[0][i][block] = (uint8_t)(117 + draw_below(s, 21));
-            p->scale[1][i][block] = (uint8_t)(117 + draw_below(s, 21));
+        for (int block = 0; block < m->k / 32; block++) { // of all sizes, which cancel
+            const uint32_t about = ((uint32_t)n * 64 + (uint32_t)block * 80) % 249;
+            p->scale[0][i][block] = (uint8_t)(about + draw_below(s, 6));
+            p->scale[1][i][block] = (uint8_t)(254 - about - draw_below(s, 6));
         }
     }
 }
@@ -438,7 +467,7 @@ static void fill_cancelling(session *s, const matrix *m, int n, problem *p)
     for (int i = 0; i < SIDE; i++) {
         for (int o = 0; o < 2; o++) {
             const format f = m->operand[o].format;
-            const float large = f == BF16 ? 0x1p12f : f == E4M3 ? 128.0f : 6.0f;
+            const float large = f == BF16 ? 0x1p12f : bits_of(f) == 8 ? 128.0f : 6.0f;
             p->code[o][i][n] = code_of(s, f, large);
             p->code[o][i][m->k - 1 - 9 * n] = code_of(s, f, o == 0 ? -large : large);
         }
@@ -479,10 +508,10 @@ static void fill_special(session *s, const matrix *m, int n, problem *p)
     const format a = m->operand[0].format;
     const format b = m->operand[1].format;
     fill_rounding(s, m, n, p);
-    if (a != E2M1) {
+    if (bits_of(a) >= 8) {
         p->code[0][0][5] = code_of(s, a, NAN);
     }
-    if (b != E2M1) {
+    if (bits_of(b) >= 8) {
         p->code[1][3][9] = code_of(s, b, NAN);
     }
     if (a == BF16 && b == BF16) {
@@ -491,7 +520,7 @@ static void fill_special(session *s, const matrix *m, int n, problem *p)
         p->code[1][5][11] = 0;
         p->code[1][7][13] = code_of(s, b, -INFINITY);
     }
-    if (m->scales != 0) {
+    if (has_scales(m)) {
         p->scale[0][8][1] = 255;
         p->scale[1][9][2] = 255;
     }
@@ -504,7 +533,7 @@ static void fill_subnormal(session *s, const matrix *m, int n, problem *p)
 {
     fill_layout(s, m, n, p);
     for (int i = 0; i < SIDE; i++) {
-        uint16_t *a = &p->code[0][i][(i + n) % m->k];
+        uint16_t *a = &p->code[0][i][(i + n * m->k / SIDE) % m->k];
         for (int k = 0; k < m->k; k++) {
             uint16_t *b = &p->code[1][i][k];
             *b = (uint16_t)((*b & 0x807F) | (n == 0 ? 190 << 7 : 1)); // 2^63 and more, or tiny
@@ -523,7 +552,7 @@ static void fill_tiny(session *s, const matrix *m, int n, problem *p)
         for (int o = 0; o < 2; o++) {
             const format f = m->operand[o].format;
             const float one = f == BF16 ? 0x1p-70f : 1.0f;
-            for (int k = 0; n == 0 && (f == BF16 || m->scales != 0) && k < (o == 0 ? i + 1 : m->k);
+            for (int k = 0; n == 0 && (f == BF16 || has_scales(m)) && k < (o == 0 ? i + 1 : m->k);
                  k += 3) {
                 p->code[o][i][k] = code_of(s, f, one);
             }
@@ -536,12 +565,12 @@ typedef struct question {
     const char *name;
     void (*fill)(session *s, const matrix *m, int n, problem *p);
     judgement judge;
-    int waves;    // 0: one for each k
+    int waves;
     bool of_bf16; // other formats have no such values
 } question;
 
 static const question questions[] = {
-    {"layout", fill_layout, EXACT, 0, false},
+    {"layout", fill_layout, EXACT, SIDE, false},
     {"integers", fill_integers, EXACT, 4, false},
     {"zeros", fill_zeros, EXACT, 1, false},
     {"subnormal operands", fill_subnormal, EXACT, 2, true},
@@ -558,7 +587,7 @@ static void lay(const matrix *m, const problem *p, uint32_t *in)
 {
     const uint32_t first = m->operand[0].words;
     const uint32_t both = first + m->operand[1].words;
-    const uint32_t each = both + 4 + 2 * m->scales;
+    const uint32_t each = both + 4 + (has_scales(m) ? 2 : 0);
     memset(in, 0, (size_t)4 * LANES * each);
     for (int o = 0; o < 2; o++) {
         const int bits = bits_of(m->operand[o].format);
@@ -567,12 +596,18 @@ static void lay(const matrix *m, const problem *p, uint32_t *in)
                 int lane;
                 int item;
                 place(m, o, row, k, &lane, &item);
-                in[(uint32_t)lane * each + (o == 0 ? 0 : first) + (uint32_t)(item * bits / 32)] |=
-                    (uint32_t)p->code[o][row][k] << (item * bits % 32);
+                const uint64_t code = (uint64_t)p->code[o][row][k] << (item * bits % 32);
+                uint32_t *to = in + (uint32_t)lane * each + (o == 0 ? 0 : first) + item * bits / 32;
+                to[0] |= (uint32_t)code;
+                if (code >> 32 != 0) { // six bits in two words
+                    to[1] |= (uint32_t)(code >> 32);
+                }
             }
-            for (int block = 0; m->scales != 0 && block < m->k / 32; block++) {
+            for (int block = 0; has_scales(m) && block < m->k / 32; block++) {
+                const int at = 8 * m->byte[o]; // other bytes hold anything
+                const uint32_t any = 0x9E3779B9u * (uint32_t)(8 * row + 2 * block + o + 1);
                 in[(uint32_t)(row + SIDE * block) * each + both + 4 + (uint32_t)o] =
-                    p->scale[o][row][block];
+                    (any & ~(0xFFu << at)) | (uint32_t)p->scale[o][row][block] << at;
             }
         }
     }
@@ -630,7 +665,8 @@ static bool judge_one(const session *s, const matrix *m, const question *q, cons
         char why[112];
         (void)snprintf(what, sizeof what, "%s, %s", m->name, q->name);
         (void)snprintf(why, sizeof why, "output %d, row %d: expected %.9g, came %.9g (%08x)", i, j,
-                       (double)expected, (double)came, moei_f32_bits(came));
+                       isnan(expected) ? (double)NAN : (double)expected, (double)came,
+                       moei_f32_bits(came));
         return disagree(s, m->family, what, why);
     }
     return true;
@@ -641,10 +677,14 @@ static bool judge(const session *s, const matrix *m, const question *q, const pr
     double value[2][SIDE][MAX_K];
     for (int o = 0; o < 2; o++) {
         for (int i = 0; i < SIDE; i++) {
+            double scale = 1.0;
             for (int k = 0; k < m->k; k++) {
-                const double v = (double)value_of(s, m->operand[o].format, p->code[o][i][k]);
-                const int scale = m->scales != 0 ? p->scale[o][i][k / 32] : 127;
-                value[o][i][k] = scale == 255 ? (double)NAN : ldexp(v, scale - 127);
+                if (has_scales(m) && k % 32 == 0) {
+                    const uint8_t c = p->scale[o][i][k / 32];
+                    scale = c == 255 ? (double)NAN : ldexp(1.0, c - 127);
+                }
+                value[o][i][k] =
+                    (double)value_of(s, m->operand[o].format, p->code[o][i][k]) * scale;
             }
         }
     }
@@ -665,12 +705,14 @@ static bool probe_matrix(session *s, const matrix *m, problem *problems)
     enum { QUESTIONS = sizeof questions / sizeof questions[0] };
     const question *of[MAX_WAVES];
     const bool bf16 = m->operand[0].format == BF16 && m->operand[1].format == BF16;
-    const uint32_t in = m->operand[0].words + m->operand[1].words + 4 + 2 * m->scales;
+    const uint32_t in = m->operand[0].words + m->operand[1].words + 4 + (has_scales(m) ? 2 : 0);
     uint32_t waves = 0;
     memset(problems, 0, MAX_WAVES * sizeof *problems);
     for (int q = 0; q < QUESTIONS; q++) {
-        const int count = questions[q].waves == 0 ? m->k : questions[q].waves;
-        for (int n = 0; n < count && (bf16 || !questions[q].of_bf16); n++, waves++) {
+        for (int n = 0; n < questions[q].waves && (bf16 || !questions[q].of_bf16); n++, waves++) {
+            if (waves == MAX_WAVES) {
+                return disagree(s, m->family, m->name, "more questions than there is room for");
+            }
             of[waves] = &questions[q];
             memset(problems[waves].scale, 127, sizeof problems[waves].scale);
             questions[q].fill(s, m, n, &problems[waves]);
