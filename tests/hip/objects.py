@@ -24,6 +24,9 @@ REQUIRED = {
     # What is asked of a device is what kernels do.
     "moek_probe_arithmetic": ["v_div_fixup_f32", "v_sqrt_f32", "v_fma_f32", "ds_bpermute_b32"],
     "moek_probe_matrix_bf16": ["v_mfma_f32_16x16x(16|32)_bf16"],
+    r"moek_probe_matrix_fp8_\w+@gfx942": ["v_mfma_f32_16x16x32_fp8_fp8"],
+    r"moek_probe_matrix_fp8_\w+@gfx950": ["v_mfma_f32_16x16x128_f8f6f4"],
+    r"moek_probe_matrix_mx_\w+": ["v_mfma_scale_f32_16x16x128_f8f6f4"],
     "moek_probe_codes_mxfp4@gfx950": ["v_cvt_scalef32_pk_bf16_fp4"],
     "moek_probe_codes_nvfp4@gfx950": ["v_cvt_scalef32_pk_f32_fp4"],
     "moek_probe_codes_(e4m3|e5m2)@gfx950": ["v_cvt_scalef32_pk_bf16_(fp8|bf8)"],
