@@ -298,11 +298,22 @@ static moe_status load_device(const moei_hip_runtime *hip, int32_t device_id,
     return status;
 }
 
+// What is off makes rows slower: a context says so.
+static void warn(const moe_context *ctx, const moei_hip_findings *found)
+{
+    char line[256];
+    for (int f = 0; f < MOEI_HIP_NUM_FAMILIES; f++) {
+        if (found->text[f][0] != '\0') {
+            moei_hip_host->log(ctx, 1,
+                               moei_hip_family_text(found, (moei_hip_family)f, line, sizeof line));
+        }
+    }
+}
+
 static moe_status open_device(const moe_context *ctx, int32_t device_id, void **out)
 {
     const char *reason;
     const moei_hip_runtime *hip = moei_hip_load(&reason);
-    (void)ctx;
     if (hip == NULL) {
         return moei_hip_host->fail(MOE_E_DEVICE, "hip: %s", reason);
     }
@@ -334,6 +345,9 @@ static moe_status open_device(const moe_context *ctx, int32_t device_id, void **
         *out = &known[device_id].device;
     }
     (void)pthread_mutex_unlock(&lock);
+    if (status == MOE_OK) {
+        warn(ctx, &known[device_id].found);
+    }
     return status;
 }
 
