@@ -45,11 +45,6 @@ static void fill_codes(float value[256], emu_arch arch, emu_small format)
     }
 }
 
-EMU_INLINE bool is_nan(float f)
-{
-    return f != f;
-}
-
 // Operands as another matrix unit has them.
 static void spoil(const emu_wave *w, const emu_operand *o, const emu_inst *in, shape s, source kind,
                   float v[MAX_K][MAX_M])
@@ -66,7 +61,7 @@ static void spoil(const emu_wave *w, const emu_operand *o, const emu_inst *in, s
                 *f = emu_float(emu_flushed(bits));
             } else if (emu_has_fault(w, EMU_FAULT_MFMA_TRUNCATE) && kind == BF16) {
                 *f = emu_float(bits & 0xFFFE0000u);
-            } else if (emu_has_fault(w, EMU_FAULT_MFMA_NAN) && is_nan(*f)) {
+            } else if (emu_has_fault(w, EMU_FAULT_MFMA_NAN) && emu_is_nan(bits)) {
                 *f = 0;
             }
         }
@@ -136,17 +131,28 @@ EMU_INLINE uint32_t taken(const emu_wave *w, const emu_operand *c, int m, int i,
 EMU_INLINE void given(emu_wave *w, const emu_operand *d, int m, int i, int j, uint32_t v)
 {
     int lane;
-    if (emu_has_fault(w, EMU_FAULT_MFMA_ROWS)) {
-        i = i / 16 * 16 + i % 4 * 4 + i % 16 / 4;
-    } else if (emu_has_fault(w, EMU_FAULT_MFMA_ZERO) && v == 0) {
-        v = 0x80000000u;
-    } else if (emu_has_fault(w, EMU_FAULT_MFMA_SHORT)) {
-        v = is_nan(emu_float(v)) ? v : v & ~0xFFu;
-    } else if (emu_has_fault(w, EMU_FAULT_MFMA_PLACES) && j >= 8) {
-        v = is_nan(emu_float(v)) ? v : v & ~1u;
-    }
     const unsigned at = place(m, i, j, &lane);
     w->v[d->reg + at][lane] = v;
+}
+
+/// Results; as another matrix unit has them, where there is a fault.
+static void give(emu_wave *w, const emu_operand *d, int m, float acc[MAX_M][MAX_M])
+{
+    const emu_fault fault = w->group->launch->fault;
+    for (int i = 0; i < m; i++) {
+        const int to = fault == EMU_FAULT_MFMA_ROWS ? i / 16 * 16 + i % 4 * 4 + i % 16 / 4 : i;
+        for (int j = 0; j < m; j++) {
+            uint32_t v = emu_bits(acc[i][j]);
+            if (fault == EMU_FAULT_MFMA_ZERO && v == 0) {
+                v = 0x80000000u;
+            } else if (fault == EMU_FAULT_MFMA_SHORT && !emu_is_nan(v)) {
+                v &= ~0xFFu;
+            } else if (fault == EMU_FAULT_MFMA_PLACES && !emu_is_nan(v) && j >= 8) {
+                v &= ~1u;
+            }
+            given(w, d, m, to, j, v);
+        }
+    }
 }
 
 EMU_INLINE float flushed(float f)
@@ -214,11 +220,7 @@ static void run_floats(emu_wave *w, const emu_inst *in)
     } else {
         multiply_chain(32, s.k, A, B, acc);
     }
-    for (int i = 0; i < m; i++) {
-        for (int j = 0; j < m; j++) {
-            given(w, &in->o[0], m, i, j, emu_bits(acc[i][j]));
-        }
-    }
+    give(w, &in->o[0], m, acc);
 }
 
 static void run_i8(emu_wave *w, const emu_inst *in)
@@ -329,11 +331,7 @@ static void run_f8f6f4(emu_wave *w, const emu_inst *in)
             }
         }
     }
-    for (int i = 0; i < m; i++) {
-        for (int j = 0; j < m; j++) {
-            given(w, &in->o[0], m, i, j, emu_bits(acc[i][j]));
-        }
-    }
+    give(w, &in->o[0], m, acc);
 }
 
 // clang-format off
