@@ -817,7 +817,6 @@ void moei_hip_probe(const moei_hip_runtime *hip, const moei_hip_arch *arch, hipM
     problem *problems = malloc(MAX_WAVES * sizeof *problems);
     memset(found, 0, sizeof *found);
     found->isa = arch->isa & ~(uint64_t)MOEI_HIP_ANY;
-    found->asked[MOEI_HIP_FAMILY_ARITHMETIC] = true;
     if (s.host == NULL || problems == NULL) {
         (void)disagree(&s, MOEI_HIP_FAMILY_ARITHMETIC, "memory", "there is none left");
     } else {
