@@ -154,7 +154,7 @@ moe_status moei_hip_mfma(const moei_exec *exec, const moei_kernel *kernel,
         .zero_point = moei_hip_zero_point(ggemm->w.format),
         .group_shift = log2_of(ggemm->w.block_k),
         .fold = moei_hip_host->arith(kernel->arith)->chunk,
-        .x_codes = ggemm->x.dtype != MOE_BF16,
+        .x_bits = moei_hip_host->dtype_bits(ggemm->x.dtype),
     };
     const moei_gpu_grid grid = {(uint32_t)moei_i64_min(blocks, MAX_BLOCKS), MOEI_HIP_MFMA_THREADS,
                                 moei_hip_mfma_shared(rows, ggemm->w.count), false};
