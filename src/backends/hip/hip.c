@@ -523,6 +523,7 @@ static const moei_backend backend = {
     .glu = glu_op,
     .combine = combine_op,
     .run_steps = run_steps,
+    .time = moei_hip_time,
 };
 
 const moei_backend *moe_backend_entry(const moei_host *host, uint32_t abi)

@@ -31,6 +31,10 @@ extern const moei_host *moei_hip_host;
 /// it is asked for is taken back.
 moe_status moei_hip_status(hipError_t error, const char *what);
 
+/// Member of the vtable: the clock of the device.
+moe_status moei_hip_time(const moei_exec *exec, moe_status (*enqueue)(void *arg, void *stream),
+                         void *arg, int32_t repeats, double *seconds);
+
 // Instruction-set bits of rows (moei_kernel.isa): either architecture, gfx942, gfx950.
 enum { MOEI_HIP_ANY = 1, MOEI_HIP_CDNA3 = 2, MOEI_HIP_CDNA4 = 4 };
 
