@@ -42,6 +42,16 @@ DEV_FN moei_f32x4 moei_mfma_bf16(moei_u32x4 a, moei_u32x4 b, moei_f32x4 sum)
 #endif
 }
 
+/// A value that is the same on all lanes.
+DEV_FN uint32_t moei_first_lane(uint32_t v)
+{
+#if defined(__HIP__)
+    return (uint32_t)__builtin_amdgcn_readfirstlane((int)v);
+#else
+    return v;
+#endif
+}
+
 // ---- conversions -------------------------------------------------------------------------------
 
 #define MOEI_PERM_ZERO 12u // a byte of 0
