@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "backends/gpu/pack.h"
-#include "backends/hip/runtime.h"
+#include "backends/hip/mfma.h"
 #include "core/safemath.h"
 #include "numerics/fp6.h"
 #include "numerics/fp8.h"
