@@ -187,17 +187,17 @@ template <int CODE> struct moei_hip_packed_weights {
         if (!SCALED || scales == nullptr) {
             return;
         }
-        const int64_t slice = k0 / MOEI_HIP_MFMA_SLICE;
+        const int64_t part = k0 / MOEI_HIP_MFMA_SLICE;
         if (p->cdna4) {
-            s->shift = shift + (uint32_t)(slice % 2) * 16;
+            s->shift = shift + (uint32_t)(part % 2) * 16;
             MOEI_GPU_UNROLL
             for (int i = 0; i < MOEI_HIP_MFMA_STEPS; i++) {
-                s->scales[i] = *(const uint32_t *)(const void *)(scales + slice / 2 * 256 + i * 64);
+                s->scales[i] = *(const uint32_t *)(const void *)(scales + part / 2 * 256 + i * 64);
             }
         } else if (p->scales == MOEI_HIP_SCALES_E8M0) {
-            s->scales[0] = *(const uint32_t *)(const void *)(scales + slice * 64);
+            s->scales[0] = *(const uint32_t *)(const void *)(scales + part * 64);
         } else {
-            const uint32_t *two = (const uint32_t *)(const void *)(scales + slice * 128);
+            const uint32_t *two = (const uint32_t *)(const void *)(scales + part * 128);
             s->scales[0] = two[0];
             s->scales[1] = two[1];
         }
@@ -431,9 +431,7 @@ DEV_FN void moei_hip_mfma(const moei_hip_mfma_args *g)
 
 /// A pair of kernels, for few and for many rows of an expert.
 #define MOEI_HIP_KERNEL(name, rows, packed, ...)                                                   \
-    extern "C" __attribute__((global)) __attribute__((                                             \
-        amdgpu_flat_work_group_size(MOEI_HIP_MFMA_THREADS, MOEI_HIP_MFMA_THREADS))) void           \
-    name(const moei_hip_mfma_args g)                                                               \
+    MOEI_HIP_GLOBAL(MOEI_HIP_MFMA_THREADS) name(const moei_hip_mfma_args g)                        \
     {                                                                                              \
         moei_hip_mfma<__VA_ARGS__, packed, rows>(&g);                                              \
     }
