@@ -66,7 +66,8 @@ static const struct {
     moei_hip_source source;
     uint64_t isa;
 } mfma[MOEI_HIP_NUM_MFMA] = {
-#define MOE_HIP_MFMA(id, name, source, isa) {#name, MOEI_HIP_##source, MOEI_HIP_##isa},
+#define MOE_HIP_MFMA(id, name, source, isa, outputs, rows)                                         \
+    {#name, MOEI_HIP_##source, MOEI_HIP_##isa},
 #include "backends/hip/cdna/kernels.def"
 #undef MOE_HIP_MFMA
 };
@@ -514,6 +515,7 @@ static const moei_backend backend = {
     .glu = glu_op,
     .combine = combine_op,
     .run_steps = run_steps,
+    .time = moei_hip_time,
 };
 
 const moei_backend *moe_backend_entry(const moei_host *host, uint32_t abi)

@@ -27,9 +27,6 @@ typedef enum moei_hip_mfma_kernel {
 } moei_hip_mfma_kernel;
 
 #define MOEI_HIP_MFMA_THREADS 256 // four waves of 16 outputs each
-#define MOEI_HIP_MFMA_OUTPUTS 64  // of a tile
-#define MOEI_HIP_MFMA_FEW     16  // rows of a tile, of kernels for few rows and for many
-#define MOEI_HIP_MFMA_MANY    64
 #define MOEI_HIP_MFMA_SLICE   128 // elements of k in LDS at a time
 #define MOEI_HIP_MFMA_STEP    32  // elements of k of a matrix instruction, and of the finest scale
 
@@ -37,11 +34,14 @@ typedef enum moei_hip_mfma_kernel {
 #define MOEI_HIP_MFMA_STEPS (MOEI_HIP_MFMA_SLICE / MOEI_HIP_MFMA_STEP)
 #define MOEI_HIP_MFMA_PITCH (MOEI_HIP_MFMA_SLICE + 8) // of x in LDS: rows on other banks
 
-/// Bytes of LDS: a slice of x, its scales, the tiles' prefix.
+#define MOEI_HIP_MFMA_CODES 256 // of x, at most
+#define MOEI_HIP_MFMA_FEW   16  // rows of an expert that are few
+
+/// Bytes of LDS: a slice of x, its scales, a table of codes, the tiles' prefix.
 MOE_HD uint32_t moei_hip_mfma_shared(int32_t rows, int32_t experts)
 {
     return (uint32_t)rows * (2u * MOEI_HIP_MFMA_PITCH + 4u * MOEI_HIP_MFMA_STEPS) +
-           4u * ((uint32_t)experts + 1u);
+           2u * MOEI_HIP_MFMA_CODES + 4u * ((uint32_t)experts + 1u);
 }
 
 /// The arguments of every such kernel.
@@ -52,7 +52,7 @@ typedef struct moei_hip_mfma_args {
     int32_t zero_point;     // of codes without one per group; -1: none
     int32_t group_shift;    // log2 of the k that share a scale of the weights; 31: all do
     int32_t fold;           // elements of k whose sum is scaled before it is added; 0: none is
-    bool x_codes;           // x is codes, not bf16
+    int32_t x_bits;         // of an element of x: 16 are bf16
 } moei_hip_mfma_args;
 
 /// Members of rows, kernels.def.

@@ -28,6 +28,10 @@ const moei_hip_runtime *moei_hip(void);
 /// it is asked for is taken back.
 moe_status moei_hip_status(hipError_t error, const char *what);
 
+/// Member of the vtable: the clock of the device.
+moe_status moei_hip_time(const moei_exec *exec, moe_status (*enqueue)(void *arg, void *stream),
+                         void *arg, int32_t repeats, double *seconds);
+
 // ---- code objects ------------------------------------------------------------------------------
 
 typedef enum moei_hip_source {
