@@ -89,7 +89,7 @@ moe_status moei_hip_launch_mfma(const moei_exec *exec, moei_hip_mfma_kernel kern
                                 moei_gpu_grid grid, moei_hip_mfma_args *args)
 {
     static const uint64_t isas[MOEI_HIP_NUM_MFMA] = {
-#define MOE_HIP_MFMA(id, name, source, isa) MOEI_HIP_##isa,
+#define MOE_HIP_MFMA(id, name, source, isa, ...) MOEI_HIP_##isa,
 #include "backends/hip/cdna/kernels.def"
 #undef MOE_HIP_MFMA
     };
