@@ -66,8 +66,7 @@ static const struct {
     moei_hip_source source;
     uint64_t isa;
 } mfma[MOEI_HIP_NUM_MFMA] = {
-#define MOE_HIP_MFMA(id, name, source, isa, outputs, rows)                                         \
-    {#name, MOEI_HIP_##source, MOEI_HIP_##isa},
+#define MOE_HIP_MFMA(id, name, source, isa, ...) {#name, MOEI_HIP_##source, MOEI_HIP_##isa},
 #include "backends/hip/cdna/kernels.def"
 #undef MOE_HIP_MFMA
 };

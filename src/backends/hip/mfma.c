@@ -155,9 +155,9 @@ moe_status moei_hip_mfma(const moei_exec *exec, const moei_kernel *kernel,
                          const moek_ggemm_args *ggemm)
 {
     static const struct {
-        int32_t outputs, rows;
+        int32_t outputs, rows, slice;
     } tiles[MOEI_HIP_NUM_MFMA] = {
-#define MOE_HIP_MFMA(id, name, source, isa, outputs, rows) {outputs, rows},
+#define MOE_HIP_MFMA(id, name, source, isa, outputs, rows, slice) {outputs, rows, slice},
 #include "backends/hip/cdna/kernels.def"
 #undef MOE_HIP_MFMA
     };
@@ -176,6 +176,7 @@ moe_status moei_hip_mfma(const moei_exec *exec, const moei_kernel *kernel,
     const int64_t blocks =
         moei_i64_round_up(tiles_of(ggemm, tiles[runs].outputs, rows), MOEI_HIP_DIES);
     const moei_gpu_grid grid = {(uint32_t)moei_i64_min(blocks, MAX_BLOCKS), MOEI_HIP_MFMA_THREADS,
-                                moei_hip_mfma_shared(rows, ggemm->w.count), false};
+                                moei_hip_mfma_shared(rows, tiles[runs].slice, ggemm->w.count),
+                                false};
     return grid.blocks == 0 ? MOE_OK : moei_hip_launch_mfma(exec, runs, grid, &args);
 }

@@ -27,20 +27,18 @@ typedef enum moei_hip_mfma_kernel {
 } moei_hip_mfma_kernel;
 
 #define MOEI_HIP_MFMA_THREADS 256 // four waves of 16 outputs each
-#define MOEI_HIP_MFMA_SLICE   128 // elements of k in LDS at a time
 #define MOEI_HIP_MFMA_STEP    32  // elements of k of a matrix instruction, and of the finest scale
 
-#define MOEI_HIP_DIES       8 // that workgroups go to in turn
-#define MOEI_HIP_MFMA_STEPS (MOEI_HIP_MFMA_SLICE / MOEI_HIP_MFMA_STEP)
-#define MOEI_HIP_MFMA_PITCH (MOEI_HIP_MFMA_SLICE + 8) // of x in LDS: rows on other banks
+#define MOEI_HIP_DIES 8 // that workgroups go to in turn
 
 #define MOEI_HIP_MFMA_CODES 256 // of x, at most
 #define MOEI_HIP_MFMA_FEW   16  // rows of an expert that are few
 
 /// Bytes of LDS: a slice of x, its scales, a table of codes, the tiles' prefix.
-MOE_HD uint32_t moei_hip_mfma_shared(int32_t rows, int32_t experts)
+MOE_HD uint32_t moei_hip_mfma_shared(int32_t rows, int32_t slice, int32_t experts)
 {
-    return (uint32_t)rows * (2u * MOEI_HIP_MFMA_PITCH + 4u * MOEI_HIP_MFMA_STEPS) +
+    return (uint32_t)rows *
+               (2u * ((uint32_t)slice + 8u) + 4u * (uint32_t)slice / MOEI_HIP_MFMA_STEP) +
            2u * MOEI_HIP_MFMA_CODES + 4u * ((uint32_t)experts + 1u);
 }
 

@@ -22,26 +22,28 @@
 
 #define MOEI_HIP_PIECE 8 // elements of x that a thread fetches
 
-/// What a block has in LDS.
-template <int OUTPUTS, int ROWS> struct moei_hip_lds {
+/// What a block has in LDS. SLICE: elements of k that lie there at a time.
+template <int OUTPUTS, int ROWS, int SLICE> struct moei_hip_lds {
+    static constexpr int PITCH = SLICE + 8; // 16 bytes more: rows on other banks
     union {
-        alignas(16) uint16_t x[ROWS * MOEI_HIP_MFMA_PITCH]; // a slice of x
+        alignas(16) uint16_t x[ROWS][PITCH];
         moei_hip_sums<OUTPUTS, ROWS> sums;
     };
-    float x_scale[MOEI_HIP_MFMA_STEPS][ROWS]; // of the slice's steps
-    uint16_t decoded[MOEI_HIP_MFMA_CODES];    // bf16 of each code of x
-    int32_t prefix[1];                        // of tiles; as many as there are experts and one
+    float x_scale[SLICE / MOEI_HIP_MFMA_STEP][ROWS];
+    uint16_t decoded[MOEI_HIP_MFMA_CODES]; // bf16 of each code of x
+    int32_t prefix[1];                     // of tiles; as many as there are experts and one
 };
 
 // --------------------------------------------------------------------------------------- weights
 
-/// The weights of the 16 outputs of a wave, as a lane reads them: canonical bf16.
+/// The weights of 16 outputs, as a lane reads them: canonical bf16.
 struct moei_hip_row_weights {
     const uint8_t *row;
     int64_t bytes; // of the row from there on
 
-    struct slice {
-        moei_u32x4 v[MOEI_HIP_MFMA_STEPS];
+    /// What a lane holds of 32 k.
+    struct step {
+        moei_u32x4 v;
     };
 
     MOEI_HIP_MEMBER void begin(const moei_hip_mfma_args *g, int32_t e, int64_t n0, uint32_t lane)
@@ -52,20 +54,16 @@ struct moei_hip_row_weights {
         bytes = 2 * w->k - lane / 16 * 16;
     }
 
-    MOEI_HIP_MEMBER void read(const moei_hip_mfma_args *g, int64_t k0, slice *s) const
+    MOEI_HIP_MEMBER void read(const moei_hip_mfma_args *g, int64_t k, step *s) const
     {
         (void)g;
-        MOEI_GPU_UNROLL
-        for (int i = 0; i < MOEI_HIP_MFMA_STEPS; i++) {
-            const int64_t at = 2 * (k0 + i * MOEI_HIP_MFMA_STEP);
-            s->v[i] = moei_hip_fetch_bytes(row + at, bytes - at);
-        }
+        s->v = moei_hip_fetch_bytes(row + 2 * k, bytes - 2 * k);
     }
 
-    MOEI_HIP_MEMBER moei_u32x4 operand(const moei_hip_mfma_args *g, const slice *s, int i) const
+    MOEI_HIP_MEMBER moei_u32x4 operand(const moei_hip_mfma_args *g, const step *s) const
     {
         (void)g;
-        return s->v[i];
+        return s->v;
     }
 };
 
@@ -75,112 +73,70 @@ template <int CODE> struct moei_hip_packed_weights {
     static constexpr bool SCALED = CODE >= MOEI_HIP_CODE_E4M3 || moei_hip_code_of<CODE>::E2M1;
     static constexpr bool OFFSET = CODE == MOEI_HIP_CODE_U4 || CODE == MOEI_HIP_CODE_U8;
 
-    const uint8_t *codes;
-    const uint8_t *scales; // in the codes' units; else NULL
-    const uint8_t *zeros;  // of groups; NULL: one for all
-    uint32_t lane;
-    uint32_t shift; // CDNA4 layout: of the byte of 16 outputs, in its pair
+    const uint8_t *expert;
+    uint32_t codes;  // byte of the expert where the lane's begin
+    uint32_t scales; // where scales are in the codes' units: that of the first one
+    uint32_t zeros;  // where groups have zero points: likewise
 
-    struct slice {
-        uint32_t words[MOEI_HIP_MFMA_STEPS][WORDS];
-        uint32_t scales[MOEI_HIP_MFMA_STEPS];
-        uint32_t zeros[MOEI_HIP_MFMA_STEPS];
-        uint32_t shift;
+    struct step {
+        uint32_t words[WORDS];
+        uint32_t scale; // or zero point
     };
 
-    MOEI_HIP_MEMBER void begin(const moei_hip_mfma_args *g, int32_t e, int64_t n0, uint32_t l)
+    MOEI_HIP_MEMBER void begin(const moei_hip_mfma_args *g, int32_t e, int64_t n0, uint32_t lane)
     {
         const moei_hip_packed *p = &g->packed;
-        const uint8_t *expert = g->a.w.values + e * g->a.w.value_e_stride;
         // Waves past the last output read it: theirs are dropped.
-        const int64_t tile = (n0 < p->outputs ? n0 : p->outputs - 16) / 16;
-        const uint32_t octet = l / 16;
-        lane = l;
-        codes = expert + tile * 16 * p->row_bytes + l % 16 * 16 +
+        const uint32_t tile = (uint32_t)(n0 < p->outputs ? n0 : p->outputs - 16) / 16;
+        const uint32_t octet = lane / 16;
+        expert = g->a.w.values + e * g->a.w.value_e_stride;
+        codes = tile * 16 * (uint32_t)p->row_bytes + lane % 16 * 16 +
                 (WORDS == 4   ? octet * 256
                  : WORDS == 2 ? octet / 2 * 256 + octet % 2 * 8
                               : octet * 4);
-        shift = 0;
-        scales = nullptr;
-        zeros = nullptr;
-        if (SCALED && p->scales != MOEI_HIP_SCALES_APART) {
-            scales = expert + p->scales_at;
-            if (p->cdna4) {
-                scales += tile / 2 * 32 * p->groups + l % 16 * 4;
-                shift = (uint32_t)(tile % 2) * 8;
-            } else {
-                scales +=
-                    tile * 16 * p->groups + l % 16 * (p->scales == MOEI_HIP_SCALES_E8M0 ? 4 : 8);
-            }
+        scales = (uint32_t)p->scales_at;
+        if (SCALED && p->scales == MOEI_HIP_SCALES_E8M0) {
+            scales += p->cdna4 ? tile / 2 * 32 * (uint32_t)p->groups + lane % 16 * 4 + tile % 2
+                               : tile * 16 * (uint32_t)p->groups + lane % 16 * 4;
+        } else if (SCALED && p->scales == MOEI_HIP_SCALES_E4M3) {
+            scales += tile * 16 * (uint32_t)p->groups + lane % 16 * 8 + lane / 32;
         }
-        if (OFFSET && p->zeros_at != p->bytes) {
-            zeros = expert + p->zeros_at + tile * 16 + l % 16;
-        }
+        zeros = (uint32_t)p->zeros_at + tile * 16 + lane % 16;
     }
 
-    MOEI_HIP_MEMBER void read(const moei_hip_mfma_args *g, int64_t k0, slice *s) const
+    MOEI_HIP_MEMBER void read(const moei_hip_mfma_args *g, int64_t k, step *s) const
     {
         const moei_hip_packed *p = &g->packed;
+        const uint32_t at = (uint32_t)k / 32;
+        const uint32_t *from =
+            (const uint32_t *)(const void *)(expert + (codes + at * (256 * WORDS)));
         MOEI_GPU_UNROLL
-        for (int i = 0; i < MOEI_HIP_MFMA_STEPS; i++) {
-            const int64_t k = k0 + i * MOEI_HIP_MFMA_STEP;
-            // bf16 is padded to 32 k alone.
-            const uint32_t *from =
-                (const uint32_t *)(const void *)(codes + (CODE != MOEI_HIP_CODE_BF16 || k < g->a.w.k
-                                                              ? k / 32 * (256 * WORDS)
-                                                              : 0));
-            MOEI_GPU_UNROLL
-            for (int j = 0; j < WORDS; j++) {
-                s->words[i][j] = from[j];
-            }
-            if (OFFSET) {
-                s->zeros[i] = zeros != nullptr && k < g->a.w.k
-                                  ? zeros[(k >> g->group_shift) * p->outputs]
-                                  : (uint32_t)g->zero_point;
-            }
+        for (int j = 0; j < WORDS; j++) {
+            s->words[j] = from[j];
         }
-        if (!SCALED || scales == nullptr) {
-            return;
-        }
-        const int64_t part = k0 / MOEI_HIP_MFMA_SLICE;
-        if (p->cdna4) {
-            s->shift = shift + (uint32_t)(part % 2) * 16;
-            MOEI_GPU_UNROLL
-            for (int i = 0; i < MOEI_HIP_MFMA_STEPS; i++) {
-                s->scales[i] = *(const uint32_t *)(const void *)(scales + part / 2 * 256 + i * 64);
-            }
-        } else if (p->scales == MOEI_HIP_SCALES_E8M0) {
-            s->scales[0] = *(const uint32_t *)(const void *)(scales + part * 64);
-        } else {
-            const uint32_t *two = (const uint32_t *)(const void *)(scales + part * 128);
-            s->scales[0] = two[0];
-            s->scales[1] = two[1];
+        if (OFFSET) {
+            s->scale = p->zeros_at != p->bytes
+                           ? expert[zeros + ((uint32_t)k >> g->group_shift) * (uint32_t)p->outputs]
+                           : (uint32_t)g->zero_point;
+        } else if (SCALED && p->scales != MOEI_HIP_SCALES_APART) {
+            const uint32_t byte = p->cdna4 ? at / 8 * 256 + at % 4 * 64 + at / 4 % 2 * 2
+                                  : p->scales == MOEI_HIP_SCALES_E8M0 ? at / 4 * 64 + at % 4
+                                                                      : at / 4 * 128 + at % 4 * 2;
+            s->scale = expert[scales + byte];
         }
     }
 
-    MOEI_HIP_MEMBER float scale(const moei_hip_mfma_args *g, const slice *s, int i) const
+    MOEI_HIP_MEMBER moei_u32x4 operand(const moei_hip_mfma_args *g, const step *s) const
     {
-        if (!SCALED || scales == nullptr) {
-            return 1.0f;
-        }
-        if (g->packed.cdna4) {
-            return moei_f32_from_bits((s->scales[i] >> s->shift & 0xFF) << 23);
-        }
-        return g->packed.scales == MOEI_HIP_SCALES_E8M0
-                   ? moei_f32_from_bits((s->scales[0] >> 8 * i & 0xFF) << 23)
-                   : moei_e4m3fn_to_f32(
-                         (uint8_t)(s->scales[i / 2] >> (i % 2 * 16 + lane / 32 * 8)));
-    }
-
-    MOEI_HIP_MEMBER moei_u32x4 operand(const moei_hip_mfma_args *g, const slice *s, int i) const
-    {
-        return moei_hip_decode<CODE>(s->words[i], scale(g, s, i),
-                                     OFFSET ? (float)s->zeros[i] : 0.0f);
+        const moei_hip_scales kind = g->packed.scales;
+        const float scale = !SCALED || kind == MOEI_HIP_SCALES_APART ? 1.0f
+                            : kind == MOEI_HIP_SCALES_E8M0 ? moei_f32_from_bits(s->scale << 23)
+                                                           : moei_e4m3fn_to_f32((uint8_t)s->scale);
+        return moei_hip_decode<CODE>(s->words, scale, OFFSET ? (float)s->scale : 0.0f);
     }
 };
 
-// --------------------------------------------------------------------------------------- codes of
-// x
+// ------------------------------------------------------------------------------------ codes of x
 
 /// The value of a code of 4, 6 or 8 bits.
 DEV_FN float moei_hip_value_of(moe_dtype dtype, uint8_t code)
@@ -262,12 +218,17 @@ DEV_FN moei_u32x4 moei_hip_decode_x(const moei_hip_mfma_args *g, const uint16_t 
 
 // ----------------------------------------------------------------------------------------- a tile
 
-template <class Weights, bool PACKED, int WIDTH, int HEIGHT> struct moei_hip_mfma_tile {
+template <class Weights, bool PACKED, int WIDTH, int HEIGHT, int SLICE> struct moei_hip_mfma_tile {
     static constexpr int OUTPUTS = WIDTH;
     static constexpr int ROWS = HEIGHT;
     static constexpr int SQUARES = OUTPUTS / 64; // of a wave, side by side
     static constexpr int COLUMNS = ROWS / 16;    // one below the other
-    typedef moei_hip_lds<OUTPUTS, ROWS> lds;
+    static constexpr int STEPS = SLICE / MOEI_HIP_MFMA_STEP;
+    static constexpr int ACROSS = SLICE / MOEI_HIP_PIECE; // threads that fetch a row of x together
+    static constexpr int DOWN = MOEI_HIP_MFMA_THREADS / ACROSS;
+    static constexpr int PIECES = ROWS / DOWN; // of a thread
+    static_assert(STEPS * ROWS <= MOEI_HIP_MFMA_THREADS && PIECES > 0, "work for all threads");
+    typedef moei_hip_lds<OUTPUTS, ROWS, SLICE> lds;
 
     static MOEI_HIP_MEMBER void begin(const moei_hip_mfma_args *g, lds *l)
     {
@@ -283,59 +244,55 @@ template <class Weights, bool PACKED, int WIDTH, int HEIGHT> struct moei_hip_mfm
         const uint32_t thread = dev_thread();
         const uint32_t lane = thread % 64;
         const int64_t n0 = moei_hip_first_output<OUTPUTS>(t);
-        // What this thread fetches of x: piece `column` of rows `line`, line + 16...
-        const uint32_t line = thread / 16;
-        const uint32_t column = thread % 16 * MOEI_HIP_PIECE;
+        // What this thread fetches of x: piece `column` of rows `line`, line + DOWN...
+        const uint32_t line = thread / ACROSS;
+        const uint32_t column = thread % ACROSS * MOEI_HIP_PIECE;
         const bool codes = PACKED && g->x_bits != 16;
         const bool fold = PACKED && g->fold != 0;
         const bool fold_x = fold && a->x.scales != nullptr && a->x.group > 16;
         const float *w_scales = fold ? moei_hip_w_scales(g, t->e) : nullptr;
-        const uint8_t *from[COLUMNS];
-        moei_u32x4 next_x[COLUMNS] = {};
+        const uint8_t *from[PIECES];
+        moei_u32x4 next_x[PIECES] = {};
         float next_scale = 0.0f;
         MOEI_GPU_UNROLL
-        for (int p = 0; p < COLUMNS; p++) {
-            from[p] = moei_x_at(a, t->e, moei_hip_row(t, line + 16 * p));
+        for (int p = 0; p < PIECES; p++) {
+            from[p] = moei_x_at(a, t->e, moei_hip_row(t, line + DOWN * p));
         }
         Weights weights[SQUARES];
-        typename Weights::slice now[SQUARES];
-        typename Weights::slice next[SQUARES] = {};
+        typename Weights::step next[STEPS][SQUARES]; // of the slice that comes
         MOEI_GPU_UNROLL
         for (int q = 0; q < SQUARES; q++) {
             weights[q].begin(g, t->e, n0 + 16 * q, lane);
+            MOEI_GPU_UNROLL
+            for (int i = 0; i < STEPS; i++) {
+                if (i * MOEI_HIP_MFMA_STEP < k_end) {
+                    weights[q].read(g, i * MOEI_HIP_MFMA_STEP, &next[i][q]);
+                }
+            }
         }
         moei_f32x4 sum[SQUARES][COLUMNS] = {};
         moei_f32x4 acc[SQUARES][COLUMNS] = {};
-        for (int64_t k0 = -MOEI_HIP_MFMA_SLICE; k0 < k_end; k0 += MOEI_HIP_MFMA_SLICE) {
-            const int64_t k_next = k0 + MOEI_HIP_MFMA_SLICE;
+        for (int64_t k0 = -SLICE; k0 < k_end; k0 += SLICE) {
             dev_sync(); // all have read the slice before
             MOEI_GPU_UNROLL
-            for (int p = 0; p < COLUMNS; p++) {
-                *(moei_u32x4 *)(void *)(l->x + (line + 16 * p) * MOEI_HIP_MFMA_PITCH + column) =
+            for (int p = 0; p < PIECES; p++) {
+                *(moei_u32x4 *)(void *)(l->x[line + DOWN * p] + column) =
                     codes ? moei_hip_decode_x(g, l->decoded, next_x[p]) : next_x[p];
             }
-            if (fold_x && thread < MOEI_HIP_MFMA_STEPS * ROWS) {
+            if (fold_x && thread < STEPS * ROWS) {
                 l->x_scale[thread / ROWS][thread % ROWS] = next_scale;
             }
             dev_sync();
-            MOEI_GPU_UNROLL
-            for (int q = 0; q < SQUARES; q++) {
-                now[q] = next[q];
-            }
-            if (k_next < k_end) {
+            if (k0 + SLICE < k_end) {
+                const int64_t k = k0 + SLICE + column;
                 MOEI_GPU_UNROLL
-                for (int q = 0; q < SQUARES; q++) {
-                    weights[q].read(g, k_next, &next[q]);
-                }
-                const int64_t k = k_next + column;
-                MOEI_GPU_UNROLL
-                for (int p = 0; p < COLUMNS; p++) {
+                for (int p = 0; p < PIECES; p++) {
                     next_x[p] = codes ? moei_hip_fetch_codes(
-                                            g, t->e, moei_hip_row(t, line + 16 * p), from[p], k)
+                                            g, t->e, moei_hip_row(t, line + DOWN * p), from[p], k)
                                       : moei_hip_fetch_bytes(from[p] + 2 * k, 2 * (k_end - k));
                 }
-                if (fold_x && thread < MOEI_HIP_MFMA_STEPS * ROWS) {
-                    const int64_t at = k_next + thread / ROWS * MOEI_HIP_MFMA_STEP;
+                if (fold_x && thread < STEPS * ROWS) {
+                    const int64_t at = k0 + SLICE + thread / ROWS * MOEI_HIP_MFMA_STEP;
                     next_scale = moei_hip_x_scale(a, t->e, moei_hip_row(t, thread % ROWS),
                                                   at < k_end ? at : k_end - 1);
                 }
@@ -344,7 +301,7 @@ template <class Weights, bool PACKED, int WIDTH, int HEIGHT> struct moei_hip_mfm
                 continue;
             }
             MOEI_GPU_UNROLL
-            for (int i = 0; i < MOEI_HIP_MFMA_STEPS; i++) {
+            for (int i = 0; i < STEPS; i++) {
                 const int64_t k = k0 + i * MOEI_HIP_MFMA_STEP;
                 if (k >= k_end) {
                     break;
@@ -352,14 +309,15 @@ template <class Weights, bool PACKED, int WIDTH, int HEIGHT> struct moei_hip_mfm
                 moei_u32x4 w[SQUARES];
                 MOEI_GPU_UNROLL
                 for (int q = 0; q < SQUARES; q++) {
-                    w[q] = weights[q].operand(g, &now[q], i);
+                    w[q] = weights[q].operand(g, &next[i][q]);
+                    if (k + SLICE < k_end) {
+                        weights[q].read(g, k + SLICE, &next[i][q]);
+                    }
                 }
                 MOEI_GPU_UNROLL
                 for (int p = 0; p < COLUMNS; p++) {
                     const moei_u32x4 x =
-                        *(const moei_u32x4 *)(const void *)(l->x +
-                                                            (16 * p + lane % 16) *
-                                                                MOEI_HIP_MFMA_PITCH +
+                        *(const moei_u32x4 *)(const void *)(l->x[16 * p + lane % 16] +
                                                             i * MOEI_HIP_MFMA_STEP + lane / 16 * 8);
                     MOEI_GPU_UNROLL
                     for (int q = 0; q < SQUARES; q++) {
@@ -404,10 +362,11 @@ template <class Weights, bool PACKED, int WIDTH, int HEIGHT> struct moei_hip_mfm
     }
 };
 
-/// A pair of kernels, for few and for many rows of an expert.
+/// A pair of kernels. For few rows of an expert, memory decides: more of k is under way. For many,
+/// LDS: more outputs share a row.
 #define MOEI_HIP_KERNELS(name, packed, ...)                                                        \
-    MOEI_HIP_KERNEL(name, moei_hip_tiles<moei_hip_mfma_tile<__VA_ARGS__, packed, 64, 16>>(g))      \
+    MOEI_HIP_KERNEL(name, moei_hip_tiles<moei_hip_mfma_tile<__VA_ARGS__, packed, 64, 16, 256>>(g)) \
     MOEI_HIP_KERNEL(name##_many,                                                                   \
-                    moei_hip_tiles<moei_hip_mfma_tile<__VA_ARGS__, packed, 128, 64>>(g))
+                    moei_hip_tiles<moei_hip_mfma_tile<__VA_ARGS__, packed, 128, 64, 128>>(g))
 
 #endif

@@ -25,6 +25,7 @@
 #define MOEI_HIP_GLOBAL(threads) extern "C" void
 #endif
 
+typedef float moei_f32x2 __attribute__((vector_size(8)));
 typedef float moei_f32x4 __attribute__((vector_size(16)));
 typedef uint32_t moei_u32x2 __attribute__((vector_size(8)));
 typedef uint32_t moei_u32x4 __attribute__((vector_size(16)));
@@ -52,5 +53,70 @@ DEV_FN moei_f32x4 moei_mfma_bf16(moei_u32x4 a, moei_u32x4 b, moei_f32x4 sum)
         __builtin_bit_cast(operand, high[0]), __builtin_bit_cast(operand, high[1]), sum, 0, 0, 0);
 #endif
 }
+
+/// A value that is the same on all lanes.
+DEV_FN uint32_t moei_first_lane(uint32_t v)
+{
+#if defined(__HIP__)
+    return (uint32_t)__builtin_amdgcn_readfirstlane((int)v);
+#else
+    return v;
+#endif
+}
+
+// ---- conversions -------------------------------------------------------------------------------
+
+#define MOEI_PERM_ZERO 12u // a byte of 0
+
+/// Bytes of (low, high), 0 .. 7, that the bytes of `select` name.
+DEV_FN uint32_t moei_perm(uint32_t high, uint32_t low, uint32_t select)
+{
+#if defined(__HIP__)
+    return __builtin_amdgcn_perm(high, low, select);
+#else
+    uint32_t v = 0;
+    for (int i = 0; i < 4; i++) {
+        const uint32_t which = select >> 8 * i & 0xFF;
+        const uint32_t byte = which < 4   ? low >> 8 * which
+                              : which < 8 ? high >> 8 * (which - 4)
+                                          : 0;
+        v |= (byte & 0xFF) << 8 * i;
+    }
+    return v;
+#endif
+}
+
+#if defined(__gfx950__)
+/// Codes 2 I and 2 I + 1 of a word of e2m1, times the power of two of a scale, as bf16.
+template <int I> DEV_FN uint32_t moei_cvt_e2m1_bf16(uint32_t word, float scale)
+{
+    typedef __bf16 pair __attribute__((ext_vector_type(2)));
+    const pair v = __builtin_amdgcn_cvt_scalef32_pk_bf16_fp4(word, scale, I);
+    return __builtin_bit_cast(uint32_t, v);
+}
+
+/// The low or the high two codes of a word of e4m3fn or e5m2, likewise.
+template <bool E5M2, bool HIGH> DEV_FN uint32_t moei_cvt_f8_bf16(uint32_t word, float scale)
+{
+    typedef __bf16 pair __attribute__((ext_vector_type(2)));
+    pair v;
+    if constexpr (E5M2) {
+        v = __builtin_amdgcn_cvt_scalef32_pk_bf16_bf8(word, scale, HIGH);
+    } else {
+        v = __builtin_amdgcn_cvt_scalef32_pk_bf16_fp8(word, scale, HIGH);
+    }
+    return __builtin_bit_cast(uint32_t, v);
+}
+#endif
+
+#if defined(__gfx942__)
+/// The low or the high two codes of a word of e4m3fnuz.
+template <bool HIGH> DEV_FN moei_f32x2 moei_cvt_fnuz_f32(uint32_t word)
+{
+    typedef float two __attribute__((ext_vector_type(2)));
+    const two v = __builtin_amdgcn_cvt_pk_f32_fp8((int)word, HIGH);
+    return __builtin_bit_cast(moei_f32x2, v);
+}
+#endif
 
 #endif

@@ -24,6 +24,28 @@ DEV_FN int64_t moei_hip_next_tile(int64_t tiles, int64_t i)
     return at < each && tile < tiles ? tile : -1;
 }
 
+/// A tile as what it is, the same on all lanes, so that scalar registers hold it.
+DEV_FN moei_tile moei_hip_uniform(const moei_tile &t)
+{
+    return {(int32_t)moei_first_lane((uint32_t)t.e), (int32_t)moei_first_lane((uint32_t)t.m),
+            (int32_t)moei_first_lane((uint32_t)t.i0), (int32_t)moei_first_lane((uint32_t)t.i1)};
+}
+
+/// The kernel's arguments again: the compiler takes what is read here for other than what was read
+/// before, and does not keep it in registers from then on.
+DEV_FN const moei_hip_mfma_args *moei_hip_reload(const moei_hip_mfma_args *g)
+{
+#if defined(__HIP__)
+    typedef const __attribute__((address_space(4))) moei_hip_mfma_args *pointer;
+    pointer p = (pointer)__builtin_amdgcn_kernarg_segment_ptr();
+    (void)g;
+    asm volatile("" : "+s"(p));
+    return (const moei_hip_mfma_args *)p;
+#else
+    return g;
+#endif
+}
+
 /// First output of a lane's wave, in a tile of so many.
 template <int OUTPUTS> DEV_FN int64_t moei_hip_first_output(const moei_tile *t)
 {
@@ -117,6 +139,7 @@ DEV_FN void moei_hip_store(const moei_hip_mfma_args *g, const moei_tile *t,
                            const moei_f32x4 (&sums)[OUTPUTS / 64][ROWS / 16])
 {
     constexpr int PART = moei_hip_sums<OUTPUTS, ROWS>::PART;
+    g = moei_hip_reload(g);
     const moek_ggemm_args *a = &g->a;
     const uint32_t lane = dev_thread() % 64;
     const uint32_t column = dev_thread() % OUTPUTS;
@@ -169,7 +192,8 @@ template <class TILE> DEV_FN void moei_hip_tiles(const moei_hip_mfma_args *g)
     for (int64_t i = 0; (tile = moei_hip_next_tile(tiles, i)) >= 0; i++) {
         moei_tile t;
         (void)moei_tile_at(a, lds->prefix, TILE::ROWS, TILE::ROWS, m_blocks, tile, &t);
-        TILE::run(g, &t, lds);
+        t = moei_hip_uniform(t);
+        TILE::run(moei_hip_reload(g), &t, lds);
     }
 }
 
