@@ -157,15 +157,6 @@ static bool probe(uint64_t *isa, char *text, size_t capacity)
     return true;
 }
 
-static const char *isa_text(uint64_t isa, char *text, size_t capacity)
-{
-    (void)snprintf(text, capacity, "%s",
-                   (isa & MOEI_HIP_CDNA3) != 0   ? "gfx942"
-                   : (isa & MOEI_HIP_CDNA4) != 0 ? "gfx950"
-                                                 : "gfx9");
-    return text;
-}
-
 // Loads every kernel: a run looks nothing up.
 static hipError_t load_kernels(const moei_hip_runtime *hip, moei_hip_device *device)
 {
@@ -505,7 +496,7 @@ static const moei_backend backend = {
     .num_kernels = NUM_KERNELS,
     .runs = runs,
     .probe = probe,
-    .isa_text = isa_text,
+    .isa_text = moei_hip_isa_text,
     .open = open_device,
     .close = close_device,
     .memory_alloc = memory_alloc,

@@ -1,8 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "backends/hip/mfma.h"
 
-#include "backends/hip/runtime.h"
+#include <stdio.h>
+
 #include "core/safemath.h"
+
+const char *moei_hip_isa_text(uint64_t isa, char *text, size_t capacity)
+{
+    (void)snprintf(text, capacity, "%s",
+                   (isa & MOEI_HIP_CDNA3) != 0   ? "gfx942"
+                   : (isa & MOEI_HIP_CDNA4) != 0 ? "gfx950"
+                                                 : "gfx9");
+    return text;
+}
 
 // ---- what a row takes --------------------------------------------------------------------------
 

@@ -9,6 +9,15 @@
 #include "backends/hip/packed.h"
 #include "moe/backend.h"
 
+/// The library's functions.
+extern const moei_host *moei_hip_host;
+
+// Instruction-set bits of rows (moei_kernel.isa): either architecture, gfx942, gfx950.
+enum { MOEI_HIP_ANY = 1, MOEI_HIP_CDNA3 = 2, MOEI_HIP_CDNA4 = 4 };
+
+/// Member of the vtable.
+const char *moei_hip_isa_text(uint64_t isa, char *text, size_t capacity);
+
 /// The kernels of cdna/kernels.def.
 typedef enum moei_hip_mfma_kernel {
 #define MOE_HIP_MFMA(id, ...) MOEI_HIP_MFMA_##id,

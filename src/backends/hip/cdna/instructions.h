@@ -9,12 +9,20 @@
 #define MOEI_HIP_INSTRUCTIONS_H
 
 #include "backends/gpu/dev.h"
+#if !defined(__HIP__)
+#include "backends/hip/cdna/instructions_sim.h"
+#endif
 
-// Qualifiers of a member that runs on the device.
+// Qualifiers of a member that runs on the device, and of a kernel whose blocks have so many
+// threads.
 #if defined(__HIP__)
 #define MOEI_HIP_MEMBER __attribute__((device)) __attribute__((always_inline)) inline
+#define MOEI_HIP_GLOBAL(threads)                                                                   \
+    extern "C" __attribute__((global))                                                             \
+    __attribute__((amdgpu_flat_work_group_size(threads, threads))) void
 #else
-#define MOEI_HIP_MEMBER inline
+#define MOEI_HIP_MEMBER          inline
+#define MOEI_HIP_GLOBAL(threads) extern "C" void
 #endif
 
 typedef float moei_f32x2 __attribute__((vector_size(8)));
@@ -27,7 +35,11 @@ typedef uint32_t moei_u32x8 __attribute__((vector_size(32)));
 /// 3 of every lane, then 4 .. 7.
 DEV_FN moei_f32x4 moei_mfma_bf16(moei_u32x4 a, moei_u32x4 b, moei_f32x4 sum)
 {
-#if defined(__gfx950__)
+#if !defined(__HIP__)
+    return moei_sim_here.cdna4
+               ? moei_sim_products("mfma_16x16x32_bf16", moei_sim_mfma_bf16_k32, a, b, sum)
+               : moei_sim_products("two mfma_16x16x16_bf16", moei_sim_mfma_bf16_k16, a, b, sum);
+#elif defined(__gfx950__)
     typedef __bf16 operand __attribute__((ext_vector_type(8)));
     return __builtin_amdgcn_mfma_f32_16x16x32_bf16(__builtin_bit_cast(operand, a),
                                                    __builtin_bit_cast(operand, b), sum, 0, 0, 0);

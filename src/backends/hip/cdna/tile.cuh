@@ -199,9 +199,7 @@ template <class TILE> DEV_FN void moei_hip_tiles(const moei_hip_mfma_args *g)
 
 /// A kernel whose body sees its arguments as `g`.
 #define MOEI_HIP_KERNEL(name, ...)                                                                 \
-    extern "C" __attribute__((global)) __attribute__((                                             \
-        amdgpu_flat_work_group_size(MOEI_HIP_MFMA_THREADS, MOEI_HIP_MFMA_THREADS))) void           \
-    name(const moei_hip_mfma_args arguments)                                                       \
+    MOEI_HIP_GLOBAL(MOEI_HIP_MFMA_THREADS) name(const moei_hip_mfma_args arguments)                \
     {                                                                                              \
         const moei_hip_mfma_args *g = &arguments;                                                  \
         __VA_ARGS__;                                                                               \
