@@ -13,9 +13,9 @@ import sys
 
 LDS = {"gfx942": 64 << 10, "gfx950": 160 << 10}
 REGISTERS = 512  # of a lane, for the waves of a SIMD together; a compute unit has four SIMDs
-# Vector registers at most, where a block more on a compute unit is worth it: of few rows, and of codes, four blocks
-# of four waves, of many rows two.
-VECTOR = {r"moek_mfma_(fp8|mx)_\w+": 128, r"moek_mfma_\w+_many": 256, r"moek_mfma_\w+": 128}
+# Vector registers at most, where a block more on a compute unit is worth it: of few rows four blocks of four
+# waves, of many two.
+VECTOR = {r"moek_mfma_\w+_many": 256, r"moek_mfma_\w+": 128}
 REQUIRED = {
     r"moek_mfma_\w+": ["ds_read_b128|ds_read2_b64", "s_barrier"],
     r"moek_mfma_(?!fp8_|mx_)\w+": ["v_mfma_f32_16x16x(16|32)_bf16"],

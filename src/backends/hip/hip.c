@@ -66,7 +66,7 @@ static const struct {
     moei_hip_source source;
     uint64_t isa;
 } mfma[MOEI_HIP_NUM_MFMA] = {
-#define MOE_HIP_MFMA(id, name, source, isa) {#name, MOEI_HIP_##source, MOEI_HIP_##isa},
+#define MOE_HIP_MFMA(id, name, source, isa, ...) {#name, MOEI_HIP_##source, MOEI_HIP_##isa},
 #include "backends/hip/cdna/kernels.def"
 #undef MOE_HIP_MFMA
 };
@@ -155,15 +155,6 @@ static bool probe(uint64_t *isa, char *text, size_t capacity)
                    count, count == 1 ? "" : "s", name, arch->name, units, version / 10000000,
                    version / 100000 % 100);
     return true;
-}
-
-static const char *isa_text(uint64_t isa, char *text, size_t capacity)
-{
-    (void)snprintf(text, capacity, "%s",
-                   (isa & MOEI_HIP_CDNA3) != 0   ? "gfx942"
-                   : (isa & MOEI_HIP_CDNA4) != 0 ? "gfx950"
-                                                 : "gfx9");
-    return text;
 }
 
 // Loads every kernel: a run looks nothing up.
@@ -505,7 +496,7 @@ static const moei_backend backend = {
     .num_kernels = NUM_KERNELS,
     .runs = runs,
     .probe = probe,
-    .isa_text = isa_text,
+    .isa_text = moei_hip_isa_text,
     .open = open_device,
     .close = close_device,
     .memory_alloc = memory_alloc,
@@ -523,6 +514,7 @@ static const moei_backend backend = {
     .glu = glu_op,
     .combine = combine_op,
     .run_steps = run_steps,
+    .time = moei_hip_time,
 };
 
 const moei_backend *moe_backend_entry(const moei_host *host, uint32_t abi)

@@ -24,15 +24,13 @@ const moei_hip_runtime *moei_hip_load(const char **reason);
 /// As moei_hip_load where a device is open already.
 const moei_hip_runtime *moei_hip(void);
 
-/// The library's functions.
-extern const moei_host *moei_hip_host;
-
 /// OK, or DEVICE (NO_MEMORY) with what was tried and HIP's own words. An error that HIP keeps until
 /// it is asked for is taken back.
 moe_status moei_hip_status(hipError_t error, const char *what);
 
-// Instruction-set bits of rows (moei_kernel.isa): either architecture, gfx942, gfx950.
-enum { MOEI_HIP_ANY = 1, MOEI_HIP_CDNA3 = 2, MOEI_HIP_CDNA4 = 4 };
+/// Member of the vtable: the clock of the device.
+moe_status moei_hip_time(const moei_exec *exec, moe_status (*enqueue)(void *arg, void *stream),
+                         void *arg, int32_t repeats, double *seconds);
 
 // ---- code objects ------------------------------------------------------------------------------
 
