@@ -44,6 +44,7 @@ add_library(moe_hip MODULE
     src/backends/hip/packed.c
     src/backends/hip/probe.c
     src/backends/hip/runtime.c
+    src/backends/hip/time.c
     src/backends/gpu/drive_ggemm.c
     src/backends/gpu/drive_ids.c
     src/backends/gpu/drive_rows.c

@@ -203,6 +203,7 @@ struct emu_launch {
     emu_range *ranges;          // sorted
     size_t num_ranges;
     uint64_t steps, max_steps;
+    uint64_t *runs;  // of each instruction of the code object; NULL: they are not counted
     uint64_t order;  // MOE_EMULATOR_ORDER
     int sum;         // MOE_EMULATOR_SUM
     int approx;      // MOE_EMULATOR_APPROX

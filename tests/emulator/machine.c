@@ -313,11 +313,15 @@ static void start_group(emu_group *g, uint64_t index, const void *kernarg, const
 static void run_wave(emu_wave *w)
 {
     const emu_inst *code = w->code;
+    uint64_t *runs = w->group->launch->runs;
     uint64_t n = 0;
     w->stop = EMU_RUNS;
     while (w->stop == EMU_RUNS && n < SLICE) {
         const emu_inst *in = &code[w->pc++];
         w->now = in;
+        if (runs != NULL) {
+            runs[w->pc - 1]++;
+        }
         in->run(w, in);
         n++;
     }

@@ -34,13 +34,14 @@
 //   MOE_EMULATOR_BARRIER "loose": waves may end while others wait, as the hardware allows
 //   MOE_EMULATOR_FAR    1: the host that touches device memory faults (but during a launch)
 //   MOE_EMULATOR_QUIET  1: errors are not printed
-//   MOE_EMULATOR_STATS  1: the instructions of each launch are printed
+//   MOE_EMULATOR_STATS  1: the instructions of each launch are printed; 2: how often each ran, too
 //   MOE_EMULATOR_BASE   1: without AVX2 and FMA
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #pragma GCC visibility push(default)
@@ -465,6 +466,25 @@ static bool arguments(void **extra, const void **buffer, size_t *bytes)
     return *buffer != NULL || *bytes == 0;
 }
 
+// How often waves ran each kind of instruction.
+static void print_runs(const emu_launch *l)
+{
+    const emu_code *code = l->kernel->code;
+    for (size_t i = 0; l->runs != NULL && i < code->num; i++) {
+        uint64_t all = 0;
+        for (size_t j = i; l->runs[i] != 0 && j < code->num; j++) {
+            if (code->inst[j].row == code->inst[i].row) {
+                all += l->runs[j];
+                l->runs[j] = j == i ? l->runs[j] : 0;
+            }
+        }
+        if (all != 0) {
+            (void)fprintf(stderr, "emulator: %s %llu\n", code->inst[i].row->name,
+                          (unsigned long long)all);
+        }
+    }
+}
+
 static hipError_t launch(emu_launch *l, emu_kernel *k, unsigned shared_bytes, const void *buffer,
                          size_t bytes)
 {
@@ -514,6 +534,8 @@ static hipError_t launch(emu_launch *l, emu_kernel *k, unsigned shared_bytes, co
         }
         l->ranges = all;
         l->num_ranges = n;
+        l->runs =
+            number_of("MOE_EMULATOR_STATS", 0) > 1 ? calloc(k->code->num, sizeof *l->runs) : NULL;
         const bool ok = emu_run(l, shared_bytes, kernarg, &packet);
         e = ok ? hipSuccess : hipErrorLaunchFailure;
         if (!ok) {
@@ -521,7 +543,9 @@ static hipError_t launch(emu_launch *l, emu_kernel *k, unsigned shared_bytes, co
         } else if (getenv("MOE_EMULATOR_STATS") != NULL) {
             (void)fprintf(stderr, "emulator: kernel %s: %llu instructions of waves\n", k->name,
                           (unsigned long long)l->steps);
+            print_runs(l);
         }
+        free(l->runs);
     }
     free(kernarg);
     free(all);
@@ -566,6 +590,47 @@ hipError_t hipModuleLaunchKernel(hipFunction_t function, unsigned int grid_x, un
     open_memory(false);
     pthread_mutex_unlock(&lock);
     return result(e);
+}
+
+// A launch is over when it returns: an event is the time at which it was recorded.
+struct ihipEvent_t {
+    struct timespec at;
+    bool recorded;
+};
+
+hipError_t hipEventCreate(hipEvent_t *event)
+{
+    *event = calloc(1, sizeof **event);
+    return result(*event != NULL ? hipSuccess : hipErrorOutOfMemory);
+}
+
+hipError_t hipEventDestroy(hipEvent_t event)
+{
+    free(event);
+    return hipSuccess;
+}
+
+hipError_t hipEventRecord(hipEvent_t event, hipStream_t stream)
+{
+    (void)stream;
+    event->recorded = true;
+    (void)clock_gettime(CLOCK_MONOTONIC, &event->at);
+    return hipSuccess;
+}
+
+hipError_t hipEventSynchronize(hipEvent_t event)
+{
+    return result(event->recorded ? hipSuccess : hipErrorInvalidHandle);
+}
+
+hipError_t hipEventElapsedTime(float *milliseconds, hipEvent_t from, hipEvent_t to)
+{
+    if (!from->recorded || !to->recorded) {
+        return result(hipErrorInvalidHandle);
+    }
+    *milliseconds = (float)(to->at.tv_sec - from->at.tv_sec) * 1e3f +
+                    (float)(to->at.tv_nsec - from->at.tv_nsec) * 1e-6f;
+    return hipSuccess;
 }
 
 hipError_t hipStreamSynchronize(hipStream_t stream)

@@ -19,7 +19,7 @@ int main(void)
 #define ARCH_ANY   "ANY"
 #define ARCH_CDNA3 "gfx942"
 #define ARCH_CDNA4 "gfx950"
-#define MOE_HIP_MFMA(id, name, source, isa)                                                        \
+#define MOE_HIP_MFMA(id, name, source, isa, ...)                                                   \
     (void)printf(#name " %zu %d %s\n", sizeof(moei_hip_mfma_args), MOEI_HIP_MFMA_THREADS,          \
                  ARCH_##isa);
 #include "backends/hip/cdna/kernels.def"

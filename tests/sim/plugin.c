@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 // Backend "sim": the device bodies on the host, as a plugin. `moe check --device ext` compares
-// every row with the CPU's own, bit for bit.
+// every row with the CPU's own, bit for bit. With MOE_SIM_ARCH, gfx942 or gfx950, the rows of AMD's
+// matrix units are there, too, as src/backends/hip has them.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "sim/sim.h"
+#include "sim/products.h"
 
-static const moei_host *host;
+const moei_host *moei_hip_host; // as the files of hip/ call it
 
-// ---- launches and graphs -----------------------------------------------------------------------
+// ---- launches ----------------------------------------------------------------------------------
 
 /// A launch as a device graph holds it: grid and arguments are those of its capture.
 typedef struct launch {
     struct launch *next;
-    moei_gpu_body body;
+    const moei_sim_body *body;
     moei_gpu_grid grid;
     uint32_t delay;
     uint8_t args[]; // args_bytes of the body
@@ -26,14 +27,15 @@ typedef struct sim_graph {
 
 static _Thread_local sim_graph *captured; // takes the launches; NULL: they run
 
-static moe_status run(moei_gpu_body body, moei_gpu_grid grid, const void *args, uint32_t delay)
+static moe_status run(const moei_sim_body *body, moei_gpu_grid grid, const void *args,
+                      uint32_t delay)
 {
     char text[256];
-    if (moei_sim_launch(&moei_sim_bodies[body], grid, args, delay, text, sizeof text)) {
+    if (moei_sim_launch(body, grid, args, delay, text, sizeof text)) {
         return MOE_OK;
     }
     (void)fprintf(stderr, "sim: %s\n", text); // checks of kernel rows look at results alone
-    return host->fail(MOE_E_DEVICE, "sim: %s", text);
+    return moei_hip_host->fail(MOE_E_DEVICE, "sim: %s", text);
 }
 
 // Another size for each of the orders of threads that tests ask for; one of them has no clusters.
@@ -45,26 +47,65 @@ uint32_t moei_gpu_cluster_blocks(const moei_exec *exec)
     return blocks[order != NULL ? strtoul(order, NULL, 10) % 3 : 0];
 }
 
-static moe_status record(moei_gpu_body body, moei_gpu_grid grid, const void *args, uint32_t delay)
+static moe_status record(const moei_sim_body *body, moei_gpu_grid grid, const void *args,
+                         uint32_t delay)
 {
-    const size_t bytes = moei_sim_bodies[body].args_bytes;
-    launch *made = malloc(sizeof *made + bytes);
+    launch *made = malloc(sizeof *made + body->args_bytes);
     if (made == NULL) {
-        return host->fail(MOE_E_NO_MEMORY, "sim: no memory for a graph");
+        return moei_hip_host->fail(MOE_E_NO_MEMORY, "sim: no memory for a graph");
     }
     *made = (launch){.body = body, .grid = grid, .delay = delay};
-    memcpy(made->args, args, bytes);
+    memcpy(made->args, args, body->args_bytes);
     *captured->end = made;
     captured->end = &made->next;
     return MOE_OK;
 }
 
-moe_status moei_gpu_launch(const moei_exec *exec, moei_gpu_body body, moei_gpu_grid grid,
-                           const void *args)
+static moe_status take(const moei_exec *exec, const moei_sim_body *body, moei_gpu_grid grid,
+                       const void *args)
 {
     return captured != NULL ? record(body, grid, args, exec->delay)
                             : run(body, grid, args, exec->delay);
 }
+
+moe_status moei_gpu_launch(const moei_exec *exec, moei_gpu_body body, moei_gpu_grid grid,
+                           const void *args)
+{
+    return take(exec, &moei_sim_bodies[body], grid, args);
+}
+
+// ---- AMD's matrix units ------------------------------------------------------------------------
+
+static uint64_t isa_in_hand(void)
+{
+    const char *arch = getenv("MOE_SIM_ARCH");
+    return arch == NULL                  ? 0
+           : strcmp(arch, "gfx942") == 0 ? MOEI_HIP_ANY | MOEI_HIP_CDNA3
+           : strcmp(arch, "gfx950") == 0 ? MOEI_HIP_ANY | MOEI_HIP_CDNA4
+                                         : 0;
+}
+
+moe_status moei_hip_launch_mfma(const moei_exec *exec, moei_hip_mfma_kernel kernel,
+                                moei_gpu_grid grid, moei_hip_mfma_args *args)
+{
+    static const uint64_t isas[MOEI_HIP_NUM_MFMA] = {
+#define MOE_HIP_MFMA(id, name, source, isa, ...) MOEI_HIP_##isa,
+#include "backends/hip/cdna/kernels.def"
+#undef MOE_HIP_MFMA
+    };
+    const uint64_t isa = isa_in_hand();
+    const uint32_t lds = (isa & MOEI_HIP_CDNA4) != 0 ? 160 << 10 : 64 << 10;
+    if ((isas[kernel] & isa) == 0 || grid.shared > lds) {
+        return moei_hip_host->fail(MOE_E_DEVICE,
+                                   "sim: %s is of another machine, or %u bytes of "
+                                   "LDS are more than it has",
+                                   moei_sim_mfma[kernel].name, grid.shared);
+    }
+    args->launch = (moei_hip_launch){.threads = grid.threads, .blocks = grid.blocks};
+    return take(exec, &moei_sim_mfma[kernel], grid, args);
+}
+
+// ---- graphs ------------------------------------------------------------------------------------
 
 static void graph_release(const moei_exec *exec, void *graph)
 {
@@ -84,7 +125,7 @@ static moe_status graph_capture(const moei_exec *exec,
 {
     sim_graph *g = malloc(sizeof *g);
     if (g == NULL) {
-        return host->fail(MOE_E_NO_MEMORY, "sim: no memory for a graph");
+        return moei_hip_host->fail(MOE_E_NO_MEMORY, "sim: no memory for a graph");
     }
     *g = (sim_graph){NULL, &g->first};
     captured = g;
@@ -113,7 +154,7 @@ static moe_status graph_run(const moei_exec *exec, void *graph)
 
 static bool supports(const moei_kernel *kernel, const moei_ggemm_problem *problem, moei_whynot *why)
 {
-    return moei_gpu_ggemm_supports(host, kernel, problem, why);
+    return moei_gpu_ggemm_supports(moei_hip_host, kernel, problem, why);
 }
 
 static double cost(const moei_kernel *kernel, const moei_ggemm_problem *problem)
@@ -144,6 +185,24 @@ static const moei_kernel kernels[] = {
     PRODUCT("i32", I32),
     ROW(GLU, "glu_any_any__sim", NONE, .fn = NULL),
     ROW(COMBINE, "combine_any_any__sim", NONE, .fn = NULL),
+#define ROW_ANY(...)
+#define ROW_CDNA3(...) MATRIX_ROW(CDNA3, __VA_ARGS__)
+#define ROW_CDNA4(...) MATRIX_ROW(CDNA4, __VA_ARGS__)
+// The host answers as the sources expect: what a device is asked is not asked here.
+#define ROW_CDNA3_BF16    ROW_CDNA3
+#define ROW_CDNA3_DECODED ROW_CDNA3
+#define ROW_CDNA3_FP8     ROW_CDNA3
+#define ROW_CDNA4_BF16    ROW_CDNA4
+#define ROW_CDNA4_DECODED ROW_CDNA4
+#define ROW_CDNA4_FP8     ROW_CDNA4
+#define ROW_CDNA4_MX      ROW_CDNA4
+#define MATRIX_ROW(bit, row, mr_, nr_, kr_, layout_, class, supports_, cost_)                      \
+    ROW(GGEMM, row, class, .isa = MOEI_HIP_##bit, .mr = mr_, .nr = nr_, .kr = kr_,                 \
+        .layout = MOEI_LAYOUT_##layout_, .supports = supports_, .cost = cost_),
+#define MOE_KERNEL(op, name, isa, arch, mr, nr, kr, layout, arith, flags, supports, cost)          \
+    ROW_##isa(#op "_" #name, mr, nr, kr, layout, arith, supports, cost)
+#include "backends/hip/kernels.def"
+#undef MOE_KERNEL
 };
 #define NUM_KERNELS (sizeof kernels / sizeof kernels[0])
 
@@ -154,6 +213,13 @@ static moe_status route(const moei_exec *exec, const moei_kernel *kernel,
 {
     return kernel->fn == (moei_kernel_fn)moei_gpu_route_wide ? moei_gpu_route_wide(exec, args)
                                                              : moei_gpu_route(exec, kernel, args);
+}
+
+static moe_status ggemm(const moei_exec *exec, const moei_kernel *kernel,
+                        const moek_ggemm_args *args)
+{
+    return moei_hip_is_mfma(kernel) ? moei_hip_mfma(exec, kernel, args)
+                                    : moei_gpu_ggemm(exec, kernel, args);
 }
 
 static const moei_backend backend;
@@ -178,7 +244,7 @@ static moe_status run_steps(const moei_exec *exec, const moei_step *steps, int32
 
 static bool probe(uint64_t *isa, char *text, size_t capacity)
 {
-    *isa = 0;
+    *isa = isa_in_hand();
     (void)snprintf(text, capacity, "device bodies as fibers on the host");
     return true;
 }
@@ -192,11 +258,15 @@ static const moei_backend backend = {
     .num_kernels = NUM_KERNELS,
     .runs = runs,
     .probe = probe,
+    .isa_text = moei_hip_isa_text,
     .route = route,
     .place = moei_gpu_place,
     .sort = moei_gpu_sort,
     .quantize = moei_gpu_quantize,
-    .ggemm = moei_gpu_ggemm,
+    .packed_bytes = moei_hip_packed_bytes,
+    .pack = moei_hip_pack,
+    .unpack = moei_hip_unpack,
+    .ggemm = ggemm,
     .glu = moei_gpu_glu,
     .combine = moei_gpu_combine,
     .run_steps = run_steps,
@@ -208,7 +278,7 @@ static const moei_backend backend = {
 const moei_backend *moe_backend_entry(const moei_host *table, uint32_t abi)
 {
     if (abi == MOE_BACKEND_ABI) {
-        host = table;
+        moei_hip_host = table;
     }
     return &backend;
 }

@@ -120,6 +120,7 @@ struct fiber {
     fiber *next;    // runs when this one waits; NULL: the scheduler
     void *fake;     // ASan's
     uint32_t exchanges;
+    bool in_wave; // it waits for a wave
 };
 
 struct machine {
@@ -133,7 +134,10 @@ struct machine {
     void *sp, *fake;                         // of the scheduler
     const void *bottom;
     size_t bottom_size;
-    uint32_t slots[2][MAX_CLUSTER * MAX_THREADS]; // what lanes exchange, in turns
+    uint32_t slots[2][MAX_CLUSTER * MAX_THREADS];              // what lanes exchange, in turns
+    uint32_t given[MAX_CLUSTER * MAX_THREADS][MOEI_SIM_GIVEN]; // to matrix instructions
+    uint32_t taken[MAX_CLUSTER * MAX_THREADS][MOEI_SIM_TAKEN];
+    uint32_t arrived[MAX_CLUSTER * MAX_THREADS / MOEI_SIM_WAVE]; // lanes of each wave
     uint32_t lanes[WARP], warps[MAX_THREADS / WARP];
     const moei_sim_body *body;
     const void *args;
@@ -229,7 +233,7 @@ bool same_state(const fiber *a, const fiber *b)
 const char *const in_sync = "dev_sync";
 const char *const in_cluster = "dev_sync_cluster";
 
-// Lets a warp run until it waits for the block or the cluster, or to its end.
+// Lets a warp run until it waits for its wave, the block or the cluster, or to its end.
 bool run_warp(fiber *lane)
 {
     do {
@@ -237,8 +241,27 @@ bool run_warp(fiber *lane)
         for (uint32_t i = 1; i < WARP && !m.failed; i++) {
             (void)same_state(lane, lane + i);
         }
-    } while (!m.failed && lane->at != NULL && lane->at != in_sync && lane->at != in_cluster);
+    } while (!m.failed && lane->at != NULL && lane->at != in_sync && lane->at != in_cluster &&
+             !lane->in_wave);
     return !m.failed;
+}
+
+// Lets a warp that waits for its wave run on, with the other half, until neither does.
+bool run_wave(fiber *thread, uint32_t warp)
+{
+    fiber *lane = &thread[warp * WARP];
+    fiber *other = &thread[(warp ^ 1) * WARP];
+    while (lane->in_wave) {
+        if ((warp ^ 1) * WARP >= moei_sim_here.threads) {
+            complain("thread %d is in %s, its wave has %d lanes", (int)thread_of(lane), lane->at,
+                     (int)WARP);
+            return false;
+        }
+        if (!same_state(lane, other) || !run_warp(lane) || !run_warp(other)) {
+            return false;
+        }
+    }
+    return true;
 }
 
 void begin_block(fiber *thread, uint32_t shared_bytes)
@@ -250,7 +273,9 @@ void begin_block(fiber *thread, uint32_t shared_bytes)
         f->sp = first_frame(stack_of(f) + STACK);
         f->next = place + 1 < WARP ? &thread[i - place + m.lanes[place + 1]] : NULL;
         f->exchanges = 0;
+        f->in_wave = false;
         f->at = in_cluster; // not ended
+        m.arrived[(size_t)(f - m.fibers) / MOEI_SIM_WAVE] = 0;
     }
 }
 
@@ -261,6 +286,11 @@ bool run_block(fiber *thread)
     do {
         for (uint32_t w = 0; w < warps; w++) {
             if (!run_warp(&thread[m.warps[w] * WARP])) {
+                return false;
+            }
+        }
+        for (uint32_t w = 0; w < warps; w++) {
+            if (!run_wave(thread, m.warps[w])) {
                 return false;
             }
         }
@@ -334,6 +364,7 @@ bool make_shared(uint32_t bytes)
 void run_grid(const moei_sim_body *body, moei_gpu_grid grid, const void *args, uint32_t delay)
 {
     const char *text = getenv("MOE_SIM_ORDER");
+    const char *arch = getenv("MOE_SIM_ARCH");
     const unsigned long seed = delay > 0 ? 2 : text != NULL ? strtoul(text, NULL, 10) : 0;
     // Copies of their exact size: ASan sees what lies beyond.
     uint32_t *order = (uint32_t *)malloc(grid.blocks * sizeof *order);
@@ -351,6 +382,7 @@ void run_grid(const moei_sim_body *body, moei_gpu_grid grid, const void *args, u
         m.args = copy;
         moei_sim_here.threads = grid.threads;
         moei_sim_here.blocks = grid.blocks;
+        moei_sim_here.cdna4 = arch != NULL && strcmp(arch, "gfx950") == 0;
         for (uint32_t b = 0; b < grid.blocks && !m.failed; b += m.running) {
             (void)run_cluster(order + b, grid.shared);
         }
@@ -405,6 +437,24 @@ const uint32_t *moei_sim_exchange(const char *call, uint32_t v)
     slots[self] = v;
     wait_in(call);
     return slots + self / WARP * WARP;
+}
+
+const uint32_t *moei_sim_wave(const char *call, moei_sim_wave_fn *compute, const uint32_t *given,
+                              uint32_t words)
+{
+    const size_t self = (size_t)(m.now - m.fibers);
+    const size_t wave = self / MOEI_SIM_WAVE;
+    // What the last one computes stays until all have come here again. Where they are in different
+    // calls, nobody goes on.
+    memcpy(m.given[self], given, words * sizeof *given);
+    if (++m.arrived[wave] == MOEI_SIM_WAVE) {
+        m.arrived[wave] = 0;
+        compute(&m.given[wave * MOEI_SIM_WAVE], &m.taken[wave * MOEI_SIM_WAVE]);
+    }
+    m.now->in_wave = true;
+    wait_in(call);
+    m.now->in_wave = false;
+    return m.taken[self];
 }
 
 void moei_sim_sync(void)

@@ -90,6 +90,53 @@ static void check_promises(const char *order, bool cluster)
     }
 }
 
+// Every lane takes what the lane before it in the wave gave, and the sum of what all gave.
+static void pass_on(const uint32_t (*given)[MOEI_SIM_GIVEN], uint32_t (*taken)[MOEI_SIM_TAKEN])
+{
+    uint32_t sum = 0;
+    for (int l = 0; l < MOEI_SIM_WAVE; l++) {
+        sum += given[l][1];
+    }
+    for (int l = 0; l < MOEI_SIM_WAVE; l++) {
+        taken[l][0] = given[(l + 63) % 64][0];
+        taken[l][1] = sum;
+    }
+}
+
+enum { WAVES = 4 };
+
+// Waves go their own ways between barriers: each comes together another number of times.
+static void waves(const void *args)
+{
+    seen *s = *(seen *const *)args;
+    const uint32_t lane = dev_thread() % 64;
+    const uint32_t wave = dev_thread() / 64;
+    bool good = true;
+    for (int turn = 0; turn < 2; turn++) {
+        uint32_t given[2] = {1000 * wave + lane, lane};
+        for (uint32_t i = 0; i <= wave; i++) {
+            const uint32_t *taken = moei_sim_wave("pass_on", pass_on, given, 2);
+            good =
+                good && taken[0] == 1000 * wave + (lane + 63 - i) % 64 && taken[1] == 2016 + 64 * i;
+            given[0] = taken[0];
+            given[1]++;
+        }
+        dev_sync();
+    }
+    (void)dev_add_i32(&s->wrong, good ? 0 : 1);
+}
+
+static void check_waves(const char *order)
+{
+    static seen s;
+    seen *args = &s;
+    char text[256] = "";
+    s = seen();
+    (void)setenv("MOE_SIM_ORDER", order, 1);
+    CHECK(launch(waves, {2, 64 * WAVES, 0, false}, &args, text), "%s", text);
+    CHECK(s.wrong == 0, "order %s: %d threads took something else", order, (int)s.wrong);
+}
+
 // ---- what it forbids ---------------------------------------------------------------------------
 
 static void some_lanes_shuffle(const void *)
@@ -144,6 +191,39 @@ static void some_blocks_sync(const void *)
     }
 }
 
+// Instructions of a wave that some of its lanes do not reach.
+static void give_to(const char *call)
+{
+    uint32_t given[2] = {};
+    (void)moei_sim_wave(call, pass_on, given, 2);
+}
+
+static void one_lane_leaves(const void *)
+{
+    if (dev_thread() != 70) {
+        give_to("mfma");
+    }
+}
+
+static void half_a_wave(const void *)
+{
+    if (dev_thread() < 32) {
+        give_to("mfma");
+    } else {
+        dev_sync();
+    }
+}
+
+static void halves_differ(const void *)
+{
+    give_to(dev_thread() % 64 < 32 ? "mfma" : "another");
+}
+
+static void lanes_differ(const void *)
+{
+    give_to(dev_lane() < 16 ? "mfma" : "another");
+}
+
 static void check_refusal(void (*run)(const void *), moei_gpu_grid grid, const char *order,
                           const char *want)
 {
@@ -186,6 +266,17 @@ int main(void)
                       "its end: block 0 is out of range");
         check_refusal(some_blocks_sync, {2, 32, 0, true}, "1",
                       "body trial, block 0: thread 0 is in dev_sync_cluster, thread 0 in its end");
+        check_waves(order);
+        check_refusal(one_lane_leaves, {1, 128, 0, false}, order,
+                      "body trial, block 0: thread 64 is in mfma, thread 70 in its end");
+        check_refusal(half_a_wave, {1, 64, 0, false}, "0",
+                      "body trial, block 0: thread 0 is in mfma, thread 32 in dev_sync");
+        check_refusal(halves_differ, {1, 64, 0, false}, "0",
+                      "body trial, block 0: thread 0 is in mfma, thread 32 in another");
+        check_refusal(lanes_differ, {1, 64, 0, false}, "0",
+                      "body trial, block 0: thread 0 is in mfma, thread 16 in another");
+        check_refusal(halves_differ, {1, 32, 0, false}, order,
+                      "body trial, block 0: thread 0 is in mfma, its wave has 32 lanes");
         check_refusal(lane_32, {9, 32, 0, true}, order,
                       "body trial: cluster of 9 blocks (at most 8)");
         check_promises(order, true); // nothing is left of a failed launch

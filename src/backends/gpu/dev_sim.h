@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // gpu/dev.h on the host, for sanitizers and tests: tests/sim/sim.h runs the threads of a block as
 // fibers. What a device would leave undefined ends the launch with a message: a shuffle, ballot,
-// match or barrier that some lanes do not reach, a lane out of range. C++17.
+// match, barrier or matrix instruction that some lanes do not reach, a lane out of range. C++17.
 #ifndef MOEI_GPU_DEV_SIM_H
 #define MOEI_GPU_DEV_SIM_H
 
@@ -15,11 +15,22 @@ extern "C" {
 struct moei_sim_place {
     uint32_t thread, threads, block, blocks;
     void *shared;
+    bool cdna4; // of AMD's machines the one that matrix instructions are of: gfx950, else gfx942
 };
 extern struct moei_sim_place moei_sim_here;
 
 /// Waits for all lanes of the warp in `call`. Returns what each lane gave, valid until the next.
 const uint32_t *moei_sim_exchange(const char *call, uint32_t v);
+
+/// What a matrix instruction makes of what the 64 lanes of a wave gave, for each to take.
+enum { MOEI_SIM_WAVE = 64, MOEI_SIM_GIVEN = 24, MOEI_SIM_TAKEN = 16 }; // lanes; words of a lane
+typedef void moei_sim_wave_fn(const uint32_t (*given)[MOEI_SIM_GIVEN],
+                              uint32_t (*taken)[MOEI_SIM_TAKEN]);
+
+/// Waits for all lanes of the wave, which are two warps, in `call`; the last of them computes.
+/// Returns what this lane takes, valid until the next.
+const uint32_t *moei_sim_wave(const char *call, moei_sim_wave_fn *compute, const uint32_t *given,
+                              uint32_t words);
 
 /// Waits for all threads of the block, or of all blocks of the cluster.
 void moei_sim_sync(void);

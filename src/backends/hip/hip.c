@@ -66,7 +66,7 @@ static const struct {
     moei_hip_source source;
     uint64_t isa;
 } mfma[MOEI_HIP_NUM_MFMA] = {
-#define MOE_HIP_MFMA(id, name, source, isa) {#name, MOEI_HIP_##source, MOEI_HIP_##isa},
+#define MOE_HIP_MFMA(id, name, source, isa, ...) {#name, MOEI_HIP_##source, MOEI_HIP_##isa},
 #include "backends/hip/cdna/kernels.def"
 #undef MOE_HIP_MFMA
 };
@@ -195,7 +195,7 @@ static bool probe(uint64_t *isa, char *text, size_t capacity)
 static const char *isa_text(uint64_t isa, char *text, size_t capacity)
 {
     // A context's bits are those of the first device: another one has no fewer, or is refused.
-    return moei_hip_isa_text(&known[0].found, isa, text, capacity);
+    return moei_hip_found_text(&known[0].found, isa, text, capacity);
 }
 
 // Loads every kernel: a run looks nothing up.
@@ -271,8 +271,8 @@ static moe_status check_device(int32_t device_id)
     if ((known[0].found.isa & ~known[device_id].found.isa) != 0) {
         return moei_hip_host->fail(
             MOE_E_DEVICE, "hip: device %d lacks what device 0 has: %s", (int)device_id,
-            moei_hip_isa_text(&known[device_id].found, known[device_id].found.isa, text,
-                              sizeof text));
+            moei_hip_found_text(&known[device_id].found, known[device_id].found.isa, text,
+                                sizeof text));
     }
     return MOE_OK;
 }
@@ -586,6 +586,7 @@ static const moei_backend backend = {
     .glu = glu_op,
     .combine = combine_op,
     .run_steps = run_steps,
+    .time = moei_hip_time,
 };
 
 const moei_backend *moe_backend_entry(const moei_host *host, uint32_t abi)

@@ -46,6 +46,7 @@ typedef enum hipMemcpyKind {
 
 typedef int hipDevice_t;
 typedef struct ihipStream_t *hipStream_t;
+typedef struct ihipEvent_t *hipEvent_t;
 typedef struct ihipModule_t *hipModule_t;
 typedef struct ihipModuleSymbol_t *hipFunction_t;
 
@@ -81,6 +82,12 @@ typedef struct ihipModuleSymbol_t *hipFunction_t;
                        unsigned int block_z, unsigned int shared_bytes, hipStream_t stream,        \
                        void **params, void **extra))                                               \
     MOEI_HIP_FUNCTION(hipError_t, hipStreamSynchronize, (hipStream_t stream))                      \
+    MOEI_HIP_FUNCTION(hipError_t, hipEventCreate, (hipEvent_t * event))                            \
+    MOEI_HIP_FUNCTION(hipError_t, hipEventDestroy, (hipEvent_t event))                             \
+    MOEI_HIP_FUNCTION(hipError_t, hipEventRecord, (hipEvent_t event, hipStream_t stream))          \
+    MOEI_HIP_FUNCTION(hipError_t, hipEventSynchronize, (hipEvent_t event))                         \
+    MOEI_HIP_FUNCTION(hipError_t, hipEventElapsedTime,                                             \
+                      (float *milliseconds, hipEvent_t from, hipEvent_t to))                       \
     MOEI_HIP_FUNCTION(hipError_t, hipDeviceSynchronize, (void))                                    \
     MOEI_HIP_FUNCTION(const char *, hipGetErrorString, (hipError_t error))                         \
     MOEI_HIP_FUNCTION(hipError_t, hipGetLastError, (void))

@@ -1,8 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "backends/hip/mfma.h"
 
-#include "backends/hip/runtime.h"
+#include <stdio.h>
+
 #include "core/safemath.h"
+
+const char *moei_hip_isa_text(uint64_t isa, char *text, size_t capacity)
+{
+    (void)snprintf(text, capacity, "%s",
+                   (isa & MOEI_HIP_CDNA3) != 0   ? "gfx942"
+                   : (isa & MOEI_HIP_CDNA4) != 0 ? "gfx950"
+                                                 : "gfx9");
+    return text;
+}
 
 // ---- what a row takes --------------------------------------------------------------------------
 
@@ -214,13 +224,13 @@ static moei_hip_mfma_kernel kernel_of(const moei_kernel *row, moei_hip_code code
 }
 
 // Rows of an expert are known to the device alone: at most one block of rows each is not full.
-static int64_t tiles_of(const moek_ggemm_args *ggemm, int64_t rows)
+static int64_t tiles_of(const moek_ggemm_args *ggemm, int32_t outputs, int32_t rows)
 {
     const int64_t experts = ggemm->w.count;
     const int64_t row_blocks = ggemm->offsets != NULL
                                    ? ggemm->rows / rows + moei_i64_min(experts, ggemm->rows)
                                    : moei_i64_ceil_div(ggemm->rows, rows) * experts;
-    return row_blocks * moei_i64_ceil_div(ggemm->w.n, MOEI_HIP_MFMA_OUTPUTS);
+    return row_blocks * moei_i64_ceil_div(ggemm->w.n, outputs);
 }
 
 // Rows of an expert in the mean, of those that can have some.
@@ -243,24 +253,32 @@ static int32_t log2_of(int64_t groups_of_k)
 moe_status moei_hip_mfma(const moei_exec *exec, const moei_kernel *kernel,
                          const moek_ggemm_args *ggemm)
 {
+    static const struct {
+        int32_t outputs, rows, slice;
+    } tiles[MOEI_HIP_NUM_MFMA] = {
+#define MOE_HIP_MFMA(id, name, source, isa, outputs, rows, slice) {outputs, rows, slice},
+#include "backends/hip/cdna/kernels.def"
+#undef MOE_HIP_MFMA
+    };
     enum { MAX_BLOCKS = 1 << 16 }; // blocks walk further tiles
-    const bool many = has_many_rows(ggemm);
-    const int32_t rows = many ? MOEI_HIP_MFMA_MANY : MOEI_HIP_MFMA_FEW;
-    const int64_t blocks = moei_i64_round_up(tiles_of(ggemm, rows), MOEI_HIP_DIES);
     moei_hip_mfma_args args = {
         .a = *ggemm,
         .packed = moei_hip_packed_of(&ggemm->w, (kernel->isa & MOEI_HIP_CDNA4) != 0),
         .zero_point = moei_hip_zero_point(ggemm->w.format),
         .group_shift = log2_of(ggemm->w.block_k),
         .fold = moei_hip_host->arith(kernel->arith)->chunk,
-        .x_codes = ggemm->x.dtype != MOE_BF16,
+        .x_bits = moei_hip_host->dtype_bits(ggemm->x.dtype),
     };
-    const uint32_t shared = takes_codes(kernel) ? moei_hip_codes_shared(rows, ggemm->w.count)
-                                                : moei_hip_mfma_shared(rows, ggemm->w.count);
+    const moei_hip_mfma_kernel few = kernel_of(kernel, args.packed.code);
+    const moei_hip_mfma_kernel runs = has_many_rows(ggemm) ? few + 1 : few;
+    const int32_t rows = tiles[runs].rows;
+    const int64_t blocks =
+        moei_i64_round_up(tiles_of(ggemm, tiles[runs].outputs, rows), MOEI_HIP_DIES);
+    const uint32_t shared =
+        takes_codes(kernel)
+            ? moei_hip_codes_shared(tiles[runs].outputs, rows, tiles[runs].slice, ggemm->w.count)
+            : moei_hip_mfma_shared(rows, tiles[runs].slice, ggemm->w.count);
     const moei_gpu_grid grid = {(uint32_t)moei_i64_min(blocks, MAX_BLOCKS), MOEI_HIP_MFMA_THREADS,
                                 shared, false};
-    return grid.blocks == 0
-               ? MOE_OK
-               : moei_hip_launch_mfma(exec, kernel_of(kernel, args.packed.code) + (many ? 1 : 0),
-                                      grid, &args);
+    return grid.blocks == 0 ? MOE_OK : moei_hip_launch_mfma(exec, runs, grid, &args);
 }

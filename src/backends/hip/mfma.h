@@ -9,6 +9,32 @@
 #include "backends/hip/packed.h"
 #include "moe/backend.h"
 
+/// The library's functions.
+extern const moei_host *moei_hip_host;
+
+// Instruction-set bits of rows (moei_kernel.isa): either architecture, gfx942, gfx950; families
+// that a device has where it answers as expected (probe.h), and what rows have of them. A device
+// whose arithmetic is not as expected lacks ANY.
+enum {
+    MOEI_HIP_ANY = 1,
+    MOEI_HIP_CDNA3 = 2,
+    MOEI_HIP_CDNA4 = 4,
+    MOEI_HIP_MATRIX_BF16 = 8,
+    MOEI_HIP_DECODES = 16,
+    MOEI_HIP_MATRIX_FP8 = 32,
+    MOEI_HIP_MATRIX_MX = 64,
+    MOEI_HIP_CDNA3_BF16 = MOEI_HIP_CDNA3 | MOEI_HIP_MATRIX_BF16,
+    MOEI_HIP_CDNA4_BF16 = MOEI_HIP_CDNA4 | MOEI_HIP_MATRIX_BF16,
+    MOEI_HIP_CDNA3_DECODED = MOEI_HIP_CDNA3_BF16 | MOEI_HIP_DECODES,
+    MOEI_HIP_CDNA4_DECODED = MOEI_HIP_CDNA4_BF16 | MOEI_HIP_DECODES,
+    MOEI_HIP_CDNA3_FP8 = MOEI_HIP_CDNA3 | MOEI_HIP_MATRIX_FP8,
+    MOEI_HIP_CDNA4_FP8 = MOEI_HIP_CDNA4 | MOEI_HIP_MATRIX_FP8,
+    MOEI_HIP_CDNA4_MX = MOEI_HIP_CDNA4 | MOEI_HIP_MATRIX_MX
+};
+
+/// Names the architecture.
+const char *moei_hip_isa_text(uint64_t isa, char *text, size_t capacity);
+
 /// The kernels of cdna/kernels.def.
 typedef enum moei_hip_mfma_kernel {
 #define MOE_HIP_MFMA(id, ...) MOEI_HIP_MFMA_##id,
@@ -18,29 +44,31 @@ typedef enum moei_hip_mfma_kernel {
 } moei_hip_mfma_kernel;
 
 #define MOEI_HIP_MFMA_THREADS 256 // four waves of 16 outputs each
-#define MOEI_HIP_MFMA_OUTPUTS 64  // of a tile
-#define MOEI_HIP_MFMA_FEW     16  // rows of a tile, of kernels for few rows and for many
-#define MOEI_HIP_MFMA_MANY    64
-#define MOEI_HIP_MFMA_SLICE   128 // elements of k in LDS at a time
 #define MOEI_HIP_MFMA_STEP    32  // elements of k of a matrix instruction, and of the finest scale
 
-#define MOEI_HIP_DIES       8 // that workgroups go to in turn
-#define MOEI_HIP_MFMA_STEPS (MOEI_HIP_MFMA_SLICE / MOEI_HIP_MFMA_STEP)
-#define MOEI_HIP_MFMA_PITCH (MOEI_HIP_MFMA_SLICE + 8) // of x in LDS: rows on other banks
+#define MOEI_HIP_DIES 8 // that workgroups go to in turn
 
-/// Bytes of LDS: a slice of x, its scales, the tiles' prefix.
-MOE_HD uint32_t moei_hip_mfma_shared(int32_t rows, int32_t experts)
+#define MOEI_HIP_MFMA_CODES 256 // of x, at most
+#define MOEI_HIP_MFMA_FEW   16  // rows of an expert that are few
+
+/// Bytes of LDS: a slice of x, its scales, a table of codes, the tiles' prefix.
+MOE_HD uint32_t moei_hip_mfma_shared(int32_t rows, int32_t slice, int32_t experts)
 {
-    return (uint32_t)rows * (2u * MOEI_HIP_MFMA_PITCH + 4u * MOEI_HIP_MFMA_STEPS) +
-           4u * ((uint32_t)experts + 1u);
+    return (uint32_t)rows *
+               (2u * ((uint32_t)slice + 8u) + 4u * (uint32_t)slice / MOEI_HIP_MFMA_STEP) +
+           2u * MOEI_HIP_MFMA_CODES + 4u * ((uint32_t)experts + 1u);
 }
 
-#define MOEI_HIP_CODES_PITCH (MOEI_HIP_MFMA_SLICE + 16) // of rows of codes in LDS, in bytes
+#define MOEI_HIP_CODES_STEP 128 // elements of k of an instruction that multiplies codes
+#define MOEI_HIP_CODES_PAD  16  // bytes between rows in LDS
 
-/// The same of kernels that multiply codes: rows are bytes, scales those of a slice.
-MOE_HD uint32_t moei_hip_codes_shared(int32_t rows, int32_t experts)
+/// The same of kernels that multiply codes: a slice of x or sums on their way out, scales, prefix.
+MOE_HD uint32_t moei_hip_codes_shared(int32_t outputs, int32_t rows, int32_t slice, int32_t experts)
 {
-    return (uint32_t)rows * (MOEI_HIP_CODES_PITCH + 4u) + 4u * ((uint32_t)experts + 1u);
+    const uint32_t x = (uint32_t)(rows * (slice + MOEI_HIP_CODES_PAD));
+    const uint32_t sums = (uint32_t)(rows * 64 / outputs * (outputs + 4)) * 4u;
+    return (x > sums ? x : sums) + 4u * (uint32_t)(rows * (slice / MOEI_HIP_CODES_STEP)) +
+           4u * ((uint32_t)experts + 1u);
 }
 
 /// The arguments of every such kernel.
@@ -51,7 +79,7 @@ typedef struct moei_hip_mfma_args {
     int32_t zero_point;     // of codes without one per group; -1: none
     int32_t group_shift;    // log2 of the k that share a scale of the weights; 31: all do
     int32_t fold;           // elements of k whose sum is scaled before it is added; 0: none is
-    bool x_codes;           // x is codes, not bf16
+    int32_t x_bits;         // of an element of x: 16 are bf16
 } moei_hip_mfma_args;
 
 /// Members of rows, kernels.def.

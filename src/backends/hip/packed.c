@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "backends/gpu/pack.h"
-#include "backends/hip/runtime.h"
+#include "backends/hip/mfma.h"
 #include "core/safemath.h"
 #include "numerics/fp6.h"
 #include "numerics/fp8.h"
@@ -155,8 +155,8 @@ static void widen(const moei_matrices *m, const uint8_t *row, int64_t k0, int64_
                   uint8_t *to)
 {
     for (int64_t i = 0; i < count; i++) {
-        const uint8_t code = k0 + i < m->k ? moei_get_u6(row, (size_t)(k0 + i))
-                                           : row[6 * m->k / 8] >> (8 - spare_bits(m->k));
+        const uint8_t code = (uint8_t)(k0 + i < m->k ? moei_get_u6(row, (size_t)(k0 + i))
+                                                     : row[6 * m->k / 8] >> (8 - spare_bits(m->k)));
         const float v =
             m->format->elem == MOE_E2M3 ? moei_e2m3_to_f32(code) : moei_e3m2_to_f32(code);
         to[i] = moei_f32_to_e4m3fn(v, MOEI_OVERFLOW_SATURATE);

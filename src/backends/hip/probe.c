@@ -787,14 +787,11 @@ const char *moei_hip_family_text(const moei_hip_findings *found, moei_hip_family
     return text;
 }
 
-const char *moei_hip_isa_text(const moei_hip_findings *found, uint64_t isa, char *text,
-                              size_t capacity)
+const char *moei_hip_found_text(const moei_hip_findings *found, uint64_t isa, char *text,
+                                size_t capacity)
 {
     const bool device = (isa & MOEI_HIP_ANY) != 0; // else what a row needs
-    size_t used = (size_t)snprintf(text, capacity, "%s",
-                                   (isa & MOEI_HIP_CDNA3) != 0   ? "gfx942"
-                                   : (isa & MOEI_HIP_CDNA4) != 0 ? "gfx950"
-                                                                 : "gfx9");
+    size_t used = strlen(moei_hip_isa_text(isa, text, capacity));
     for (int f = 0; f < MOEI_HIP_NUM_FAMILIES; f++) {
         const bool has = (isa & families[f].bit) != 0;
         const bool off = device && !has && found->text[f][0] != '\0';

@@ -25,32 +25,13 @@ const moei_hip_runtime *moei_hip_load(const char **reason);
 /// As moei_hip_load where a device is open already.
 const moei_hip_runtime *moei_hip(void);
 
-/// The library's functions.
-extern const moei_host *moei_hip_host;
-
 /// OK, or DEVICE (NO_MEMORY) with what was tried and HIP's own words. An error that HIP keeps until
 /// it is asked for is taken back.
 moe_status moei_hip_status(hipError_t error, const char *what);
 
-// Instruction-set bits of rows (moei_kernel.isa): either architecture, gfx942, gfx950; families
-// that a device has where it answers as expected (probe.h), and what rows have of them. A device
-// whose arithmetic is not as expected lacks ANY.
-enum {
-    MOEI_HIP_ANY = 1,
-    MOEI_HIP_CDNA3 = 2,
-    MOEI_HIP_CDNA4 = 4,
-    MOEI_HIP_MATRIX_BF16 = 8,
-    MOEI_HIP_DECODES = 16,
-    MOEI_HIP_MATRIX_FP8 = 32,
-    MOEI_HIP_MATRIX_MX = 64,
-    MOEI_HIP_CDNA3_BF16 = MOEI_HIP_CDNA3 | MOEI_HIP_MATRIX_BF16,
-    MOEI_HIP_CDNA4_BF16 = MOEI_HIP_CDNA4 | MOEI_HIP_MATRIX_BF16,
-    MOEI_HIP_CDNA3_DECODED = MOEI_HIP_CDNA3_BF16 | MOEI_HIP_DECODES,
-    MOEI_HIP_CDNA4_DECODED = MOEI_HIP_CDNA4_BF16 | MOEI_HIP_DECODES,
-    MOEI_HIP_CDNA3_FP8 = MOEI_HIP_CDNA3 | MOEI_HIP_MATRIX_FP8,
-    MOEI_HIP_CDNA4_FP8 = MOEI_HIP_CDNA4 | MOEI_HIP_MATRIX_FP8,
-    MOEI_HIP_CDNA4_MX = MOEI_HIP_CDNA4 | MOEI_HIP_MATRIX_MX
-};
+/// Member of the vtable: the clock of the device.
+moe_status moei_hip_time(const moei_exec *exec, moe_status (*enqueue)(void *arg, void *stream),
+                         void *arg, int32_t repeats, double *seconds);
 
 // ---- code objects ------------------------------------------------------------------------------
 
@@ -80,8 +61,8 @@ const char *moei_hip_family_text(const moei_hip_findings *found, moei_hip_family
                                  size_t capacity);
 
 /// Names of ISA bits, of a device with why families are off, or of a row.
-const char *moei_hip_isa_text(const moei_hip_findings *found, uint64_t isa, char *text,
-                              size_t capacity);
+const char *moei_hip_found_text(const moei_hip_findings *found, uint64_t isa, char *text,
+                                size_t capacity);
 
 // ---- devices -----------------------------------------------------------------------------------
 

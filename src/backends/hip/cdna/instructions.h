@@ -12,14 +12,23 @@
 #define MOEI_HIP_INSTRUCTIONS_H
 
 #include "backends/gpu/dev.h"
-
-// Qualifiers of a member that runs on the device.
-#if defined(__HIP__)
-#define MOEI_HIP_MEMBER __attribute__((device)) __attribute__((always_inline)) inline
-#else
-#define MOEI_HIP_MEMBER inline
+#if !defined(__HIP__)
+#include "backends/hip/cdna/instructions_sim.h"
 #endif
 
+// Qualifiers of a member that runs on the device, and of a kernel whose blocks have so many
+// threads.
+#if defined(__HIP__)
+#define MOEI_HIP_MEMBER __attribute__((device)) __attribute__((always_inline)) inline
+#define MOEI_HIP_GLOBAL(threads)                                                                   \
+    extern "C" __attribute__((global))                                                             \
+    __attribute__((amdgpu_flat_work_group_size(threads, threads))) void
+#else
+#define MOEI_HIP_MEMBER          inline
+#define MOEI_HIP_GLOBAL(threads) extern "C" void
+#endif
+
+typedef float moei_f32x2 __attribute__((vector_size(8)));
 typedef float moei_f32x4 __attribute__((vector_size(16)));
 typedef uint32_t moei_u32x2 __attribute__((vector_size(8)));
 typedef uint32_t moei_u32x4 __attribute__((vector_size(16)));
@@ -29,7 +38,11 @@ typedef uint32_t moei_u32x8 __attribute__((vector_size(32)));
 /// 3 of every lane, then 4 .. 7.
 DEV_FN moei_f32x4 moei_mfma_bf16(moei_u32x4 a, moei_u32x4 b, moei_f32x4 sum)
 {
-#if defined(__gfx950__)
+#if !defined(__HIP__)
+    return moei_sim_here.cdna4
+               ? moei_sim_products("mfma_16x16x32_bf16", moei_sim_mfma_bf16_k32, a, b, sum)
+               : moei_sim_products("two mfma_16x16x16_bf16", moei_sim_mfma_bf16_k16, a, b, sum);
+#elif defined(__gfx950__)
     typedef __bf16 operand __attribute__((ext_vector_type(8)));
     return __builtin_amdgcn_mfma_f32_16x16x32_bf16(__builtin_bit_cast(operand, a),
                                                    __builtin_bit_cast(operand, b), sum, 0, 0, 0);
@@ -63,11 +76,15 @@ constexpr int moei_hip_float_bits(int format)
 template <int A, int B>
 DEV_FN moei_f32x4 moei_mfma_codes(moei_u32x8 a, moei_u32x8 b, moei_f32x4 sum)
 {
-#if defined(__gfx950__)
+#if !defined(__HIP__)
+    return moei_sim_here.cdna4
+               ? moei_sim_codes("mfma_16x16x128_f8f6f4", moei_sim_mfma_codes, a, b, sum, A | B << 4)
+               : moei_sim_codes("four mfma_16x16x32_fp8", moei_sim_mfma_fnuz, a, b, sum, 0);
+#elif defined(__gfx950__)
     // Two scales of 0 are how the compiler is asked for the instruction without any.
     return __builtin_amdgcn_mfma_scale_f32_16x16x128_f8f6f4(a, b, sum, A, B, 0, 0, 0, 0);
 #else
-    static_assert(A == MOEI_HIP_E4M3 && B == MOEI_HIP_E4M3, "gfx942 has a format of each kind");
+    static_assert(A == MOEI_HIP_E4M3 && B == MOEI_HIP_E4M3, "the one format that is multiplied");
     // Four steps of 32 k. Which of the 128 a step takes does not matter, as long as both operands
     // agree: 8 neighbours of every lane.
     MOEI_GPU_UNROLL
@@ -80,22 +97,97 @@ DEV_FN moei_f32x4 moei_mfma_codes(moei_u32x8 a, moei_u32x8 b, moei_f32x4 sum)
 #endif
 }
 
-/// gfx950: the same times scales: code 127 is 1, 255 makes NaN. The lowest byte of scale_a counts,
-/// and byte `byte` of scale_b, which is known where loops are unrolled.
+#if !defined(__gfx942__)
+/// gfx950: the same times scales: code 127 is 1, 255 makes NaN. Of each word of scales a byte
+/// counts, whose number is known where loops are unrolled.
 template <int A, int B>
 DEV_FN moei_f32x4 moei_mfma_mx(moei_u32x8 a, moei_u32x8 b, moei_f32x4 sum, uint32_t scale_a,
-                               uint32_t scale_b, int byte);
+                               int byte_a, uint32_t scale_b, int byte_b)
+{
+#if !defined(__HIP__)
+    return moei_sim_codes("mfma_scale_16x16x128_f8f6f4", moei_sim_mfma_mx, a, b, sum, A | B << 4,
+                          scale_a >> 8 * byte_a, scale_b >> 8 * byte_b);
+#else
+#define MX(of_a, of_b)                                                                             \
+    __builtin_amdgcn_mfma_scale_f32_16x16x128_f8f6f4(a, b, sum, A, B, of_a, (int)scale_a, of_b,    \
+                                                     (int)scale_b)
+#define MX_OF(of_a)                                                                                \
+    (byte_b == 0   ? MX(of_a, 0)                                                                   \
+     : byte_b == 1 ? MX(of_a, 1)                                                                   \
+     : byte_b == 2 ? MX(of_a, 2)                                                                   \
+                   : MX(of_a, 3))
+    return byte_a == 0 ? MX_OF(0) : byte_a == 1 ? MX_OF(1) : byte_a == 2 ? MX_OF(2) : MX_OF(3);
+#undef MX_OF
+#undef MX
+#endif
+}
+#else
+template <int A, int B>
+DEV_FN moei_f32x4 moei_mfma_mx(moei_u32x8, moei_u32x8, moei_f32x4, uint32_t, int, uint32_t, int);
+#endif
+
+/// A value that is the same on all lanes.
+DEV_FN uint32_t moei_first_lane(uint32_t v)
+{
+#if defined(__HIP__)
+    return (uint32_t)__builtin_amdgcn_readfirstlane((int)v);
+#else
+    return v;
+#endif
+}
+
+// ---- conversions -------------------------------------------------------------------------------
+
+#define MOEI_PERM_ZERO 12u // a byte of 0
+
+/// Bytes of (low, high), 0 .. 7, that the bytes of `select` name.
+DEV_FN uint32_t moei_perm(uint32_t high, uint32_t low, uint32_t select)
+{
+#if defined(__HIP__)
+    return __builtin_amdgcn_perm(high, low, select);
+#else
+    uint32_t v = 0;
+    for (int i = 0; i < 4; i++) {
+        const uint32_t which = select >> 8 * i & 0xFF;
+        const uint32_t byte = which < 4 ? low >> 8 * which
+                              : which < 8 ? high >> 8 * (which - 4)
+                                          : 0;
+        v |= (byte & 0xFF) << 8 * i;
+    }
+    return v;
+#endif
+}
 
 #if defined(__gfx950__)
-template <int A, int B>
-DEV_FN moei_f32x4 moei_mfma_mx(moei_u32x8 a, moei_u32x8 b, moei_f32x4 sum, uint32_t scale_a,
-                               uint32_t scale_b, int byte)
+/// Codes 2 I and 2 I + 1 of a word of e2m1, times the power of two of a scale, as bf16.
+template <int I> DEV_FN uint32_t moei_cvt_e2m1_bf16(uint32_t word, float scale)
 {
-#define MX(byte)                                                                                   \
-    __builtin_amdgcn_mfma_scale_f32_16x16x128_f8f6f4(a, b, sum, A, B, 0, (int)scale_a, byte,       \
-                                                     (int)scale_b)
-    return byte == 0 ? MX(0) : byte == 1 ? MX(1) : byte == 2 ? MX(2) : MX(3);
-#undef MX
+    typedef __bf16 pair __attribute__((ext_vector_type(2)));
+    const pair v = __builtin_amdgcn_cvt_scalef32_pk_bf16_fp4(word, scale, I);
+    return __builtin_bit_cast(uint32_t, v);
+}
+
+/// The low or the high two codes of a word of e4m3fn or e5m2, likewise.
+template <bool E5M2, bool HIGH> DEV_FN uint32_t moei_cvt_f8_bf16(uint32_t word, float scale)
+{
+    typedef __bf16 pair __attribute__((ext_vector_type(2)));
+    pair v;
+    if constexpr (E5M2) {
+        v = __builtin_amdgcn_cvt_scalef32_pk_bf16_bf8(word, scale, HIGH);
+    } else {
+        v = __builtin_amdgcn_cvt_scalef32_pk_bf16_fp8(word, scale, HIGH);
+    }
+    return __builtin_bit_cast(uint32_t, v);
+}
+#endif
+
+#if defined(__gfx942__)
+/// The low or the high two codes of a word of e4m3fnuz.
+template <bool HIGH> DEV_FN moei_f32x2 moei_cvt_fnuz_f32(uint32_t word)
+{
+    typedef float two __attribute__((ext_vector_type(2)));
+    const two v = __builtin_amdgcn_cvt_pk_f32_fp8((int)word, HIGH);
+    return __builtin_bit_cast(moei_f32x2, v);
 }
 #endif
 

@@ -5,9 +5,7 @@
 #include "backends/hip/probe.h"
 
 #define MOEI_HIP_PROBE(name)                                                                       \
-    extern "C" __attribute__((global)) __attribute__((                                             \
-        amdgpu_flat_work_group_size(MOEI_HIP_PROBE_THREADS, MOEI_HIP_PROBE_THREADS))) void         \
-    moek_probe_##name(const moei_hip_probe_args g)
+    MOEI_HIP_GLOBAL(MOEI_HIP_PROBE_THREADS) moek_probe_##name(const moei_hip_probe_args g)
 
 // The lane in all waves.
 DEV_FN uint32_t moei_hip_probe_at(void)
@@ -52,13 +50,13 @@ DEV_FN typename moei_hip_probe_operand<WORDS>::type moei_hip_probe_read(const ui
                              byte_a, byte_b, call)                                                 \
     MOEI_HIP_ON_##isa(MOEI_HIP_PROBE(matrix_##name) {                                              \
         const uint32_t at = moei_hip_probe_at();                                                   \
-        const uint32_t *in = g.in + at * (words_a + words_b + 4 + (byte_a < 0 ? 0 : 2));                     \
+        const uint32_t *in = g.in + at * (words_a + words_b + 4 + (byte_a < 0 ? 0 : 2));           \
         const auto a = moei_hip_probe_read<words_a>(in);                                           \
         const auto b = moei_hip_probe_read<words_b>(in + words_a);                                 \
         const moei_f32x4 c =                                                                       \
             __builtin_bit_cast(moei_f32x4, moei_hip_probe_read<4>(in + words_a + words_b));        \
-        const uint32_t scale_a = byte_a >= 0 ? in[words_a + words_b + 4] : 0;                           \
-        const uint32_t scale_b = byte_a >= 0 ? in[words_a + words_b + 5] : 0;                           \
+        const uint32_t scale_a = byte_a >= 0 ? in[words_a + words_b + 4] : 0;                      \
+        const uint32_t scale_b = byte_a >= 0 ? in[words_a + words_b + 5] : 0;                      \
         (void)scale_a;                                                                             \
         (void)scale_b;                                                                             \
         *(moei_f32x4 *)(void *)(g.out + 4 * at) = call;                                            \

@@ -1,0 +1,240 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Plants mistakes in the sources of AMD's kernels, one at a time, and expects that `moe check` under
+emulation notices each: mutations.py CONFIG [GLOB]
+
+CONFIG is what tests/hip/CMakeLists.txt writes: compilers, flags, paths. A mistake is a text of a
+source that becomes another; the changed file lies in a folder that the compiler looks into first.
+One object is compiled from it, with the flags of the plugin and with the kernels that the check runs
+(the others trap: a check that meets one proves nothing), and the plugin is linked again around it.
+"""
+import fnmatch
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+TILE = "src/backends/hip/cdna/tile.cuh"
+MFMA = "src/backends/hip/cdna/ggemm_mfma.cuh"
+DECODE = "src/backends/hip/cdna/decode.cuh"
+PACKED = "src/backends/hip/packed.c"
+QUANTIZE = "src/backends/gpu/quantize.cuh"
+
+BF16 = ("ggemm_bf16", "gfx942", ["moek_mfma_row_bf16"], ["moek_ggemm_bf16_*", "--quick"])
+MANY = ("ggemm_bf16", "gfx942", ["moek_mfma_row_bf16", "moek_mfma_row_bf16_many"], ["moek_ggemm_bf16_*"])
+
+
+def packed(source, arch, kernel, fmt, every, rows="*"):
+    return (source, arch, ["moek_mfma_" + kernel],
+            ["moek_ggemm_any_any_packed__" + rows, "--format", fmt, "--quick", "--every", str(every)])
+
+
+MXFP4_3 = packed("ggemm_fp4", "gfx942", "mxfp4", "mxfp4", 5)
+MXFP4_4 = packed("ggemm_fp4", "gfx950", "mxfp4", "mxfp4", 5)
+NVFP4 = packed("ggemm_fp4", "gfx942", "nvfp4", "nvfp4", 5)
+INT4 = packed("ggemm_int", "gfx942", "u4", "int4_group", 9)
+INT8 = packed("ggemm_int", "gfx950", "u8", "int8_channel", 5)
+E4M3 = packed("ggemm_fp8", "gfx950", "e4m3", "e4m3fn_block", 5)
+QUANTISERS = ("bodies", "gfx942", ["quantize", "dequantize"], ["moek_quantize_*", "--every", "23"])
+SORT = ("bodies", "gfx950", ["sort", "sort_few"], ["moek_sort_*", "--every", "3"])
+HOST = (None, "gfx942", [], ["moek_ggemm_any_any_packed__*", "--format", "mxfp4", "--quick", "--every", "9"])
+HOST_4 = (None, "gfx950", [], HOST[3])
+
+# name: what is compiled and checked, then (file, text, what it becomes, how often the text is there)...
+MUTATIONS = {
+    "nothing": [BF16],
+    "nothing-packed": [MXFP4_4],
+    "nothing-quantised": [QUANTISERS],
+    "nothing-of-the-host": [HOST],
+    # Barriers
+    "barrier-before-lds-is-written": [MXFP4_3, (MFMA, "dev_sync(); // all have read the slice before", "", 1)],
+    "barrier-after-lds-is-written": [BF16, (
+        MFMA, "            dev_sync();\n            MOEI_GPU_UNROLL\n            for (int q = 0; q < SQUARES; q++) {\n"
+        "                now[q]",
+        "            MOEI_GPU_UNROLL\n            for (int q = 0; q < SQUARES; q++) {\n                now[q]", 1)],
+    "barrier-before-sums-are-written": [BF16, (TILE, "dev_sync(); // all have read what LDS had", "", 1)],
+    "barrier-after-tiles-are-counted": [BF16, ("src/backends/gpu/tiles.cuh", "        }\n    }\n    dev_sync();\n}",
+                                               "        }\n    }\n}", 1)],
+    "barrier-after-slots-are-counted": [SORT, ("src/backends/hip/sort_many.cuh", "    }\n    dev_sync();\n    return done;",
+                                               "    }\n    return done;", 1)],
+    "barrier-after-sums-are-written": [BF16, (TILE, "        dev_sync();\n        if (n >= a->w.n) {",
+                                              "        if (n >= a->w.n) {", 1)],
+    # Lanes
+    "lanes-of-sums-exchanged": [BF16, (TILE, "lds->y[16 * p + lane % 16]", "lds->y[16 * p + lane / 16]", 1),
+                                (TILE, "lane / 16 * 4) = sums", "lane % 16 / 4 * 4) = sums", 1)],
+    "operands-exchanged": [BF16, (MFMA, "moei_mfma_bf16(w[q], x, sum[q][p])",
+                                  "moei_mfma_bf16(x, w[q], sum[q][p])", 1)],
+    "octet-of-weights": [MXFP4_4, (MFMA, ": octet * 4);", ": (octet ^ 1) * 4);", 1)],
+    "wrong-half-of-a-pair": [MXFP4_3, (DECODE, "moei_f32_bits(low) >> 16 | (moei_f32_bits(high) & 0xFFFF0000u)",
+                                       "moei_f32_bits(high) >> 16 | (moei_f32_bits(low) & 0xFFFF0000u)", 1)],
+    "one-square-for-all-outputs": [MANY, (MFMA, "weights[q].begin(g, t->e, n0 + 16 * q, lane);",
+                                          "weights[q].begin(g, t->e, n0, lane);", 1)],
+    "sixteen-rows-for-all": [MANY, (MFMA, "(16 * p + lane % 16) *", "(lane % 16) *", 1)],
+    "one-part-of-the-sums": [MANY, (TILE, "sums[q][first / 16 + p]", "sums[q][p]", 1)],
+    "codes-of-x-twice": [NVFP4, (MFMA, "(codes >> ((2 * j + 1) * g->x_bits))", "(codes >> (2 * j * g->x_bits))", 1)],
+    "weights-of-the-first-expert": [MXFP4_3, (MFMA, "*expert = g->a.w.values + e * g->a.w.value_e_stride;",
+                                              "*expert = g->a.w.values;", 1)],
+    # Ends
+    "row-not-clamped": [BF16, (TILE, "return t->i0 + i < t->i1 ? t->i0 + i : t->i1 - 1;", "return t->i0 + i;", 1)],
+    "row-past-the-last-stored": [BF16, (TILE, "i < PART && t->i0 + first + i < t->i1;", "i < PART;", 1)],
+    "tail-of-k-not-zeroed": [BF16, (TILE, "    if (count >= 16) {", "    if (count > 0) {", 1)],
+    "tail-of-codes-not-zeroed": [MXFP4_3, (MFMA, "const int64_t some = bits < most ? bits : most;",
+                                           "const int64_t some = bits > 0 ? most : 0;", 1)],
+    "die-ends-too-early": [BF16, (TILE, "(tiles + MOEI_HIP_DIES - 1) / MOEI_HIP_DIES;", "tiles / MOEI_HIP_DIES;", 1)],
+    "die-begins-too-late": [BF16, (TILE, "die * each + at;", "die * each + at + 1;", 1)],
+    # Scales
+    "cdna4-bytes-exchanged": [MXFP4_4, (MFMA, "shift = (uint32_t)(tile % 2) * 8;",
+                                        "shift = (uint32_t)(tile % 2) * 16;", 1),
+                              (MFMA, "(uint32_t)(part % 2) * 16;", "(uint32_t)(part % 2) * 8;", 1)],
+    "cdna4-lane": [MXFP4_4, (MFMA, "tile / 2 * 32 * p->groups + l % 16 * 4;",
+                             "tile / 2 * 32 * p->groups + l / 16 * 4;", 1)],
+    "scale-of-another-32": [MXFP4_3, (MFMA, "s->scales[0] >> 8 * i &", "s->scales[0] >> 8 * (i ^ 1) &", 1)],
+    "scale-of-another-16": [NVFP4, (MFMA, "lane / 32 * 8)", "lane / 16 % 2 * 8)", 1)],
+    "fold-with-the-next-scale": [INT4, (MFMA, "w_scales + (k >> g->group_shift) * g->packed.outputs",
+                                        "w_scales + ((k >> g->group_shift) + 1) * g->packed.outputs", 1)],
+    "fold-adds-again": [INT4, (MFMA, "                    sum[q][p][r] = 0.0f;\n", "", 1)],
+    "fold-with-the-first-scale-of-x": [E4M3, (MFMA, "fold_x ? l->x_scale[i]", "fold_x ? l->x_scale[0]", 1)],
+    "scale-of-x-of-the-first-16": [NVFP4, (MFMA, "moei_hip_x_scale(&g->a, e, i, k)", "moei_hip_x_scale(&g->a, e, i, 0)", 1)],
+    "zero-point-dropped": [INT4, (DECODE, "(float)(odd >> 8 * i & 0xFF) - zero", "(float)(odd >> 8 * i & 0xFF)", 1)],
+    "zero-point-of-the-first-group": [INT4, (MFMA, "zeros[(k >> g->group_shift) * p->outputs]", "zeros[0]", 1)],
+    "scale-of-a-neighbour": [INT8, (TILE, "p->scales_at))[n];", "p->scales_at))[n / 2 * 2];", 1)],
+    # Quantisers
+    "division-by-reciprocal": [QUANTISERS, (
+        "src/numerics/hd.h", "    return a / b;\n", "    return a * __builtin_amdgcn_rcpf(b);\n", 1)],
+    "fp8-not-clamped": [QUANTISERS, (QUANTIZE, "    if (r.clamps) {", "    if (false) {", 1), ("src/numerics/fp8.h", "overflow == MOEI_OVERFLOW_SATURATE ? 0x7Eu : 0x7Fu;",
+                                       "0x7Fu;", 1)],
+    # The host's side
+    "shuffle-of-eight-outputs": [HOST, (PACKED, "+ n % TILE * TILE;", "+ (n % 8 * 2 + n % TILE / 8) * TILE;", 1)],
+    "cdna4-layout-bytes-exchanged": [HOST_4, (PACKED, "g / 4 % 2 * 2 +\n               n / 16 % 2;",
+                                              "g / 4 % 2 +\n               n / 16 % 2 * 2;", 1)],
+}
+
+
+class Wrong(Exception):
+    """The mutation itself, not the code, is wrong."""
+
+
+def run(command, **more):
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **more)
+    if done.returncode != 0:
+        raise Wrong("%s ends with %d:\n%s" % (command[0], done.returncode, done.stdout[-2000:]))
+
+
+def write(path, text):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w", encoding="utf-8") as f:
+        f.write(text)
+
+
+def read(path):
+    with open(path, encoding="utf-8") as f:
+        return f.read()
+
+
+def plant(config, folder, edits):
+    """The changed files under `folder`. Returns their names."""
+    texts = {}
+    for name, text, becomes, times in edits:
+        source = texts.get(name) or read(os.path.join(config["source"], name))
+        if source.count(text) != times:
+            raise Wrong("%s has %d times, not %d times: %s" % (name, source.count(text), times, text))
+        texts[name] = source.replace(text, becomes)
+    for name, text in texts.items():
+        write(os.path.join(folder, name), text)
+    return list(texts)
+
+
+def source_with(config, source, kernels):
+    """The text of a device source in which all kernels but some trap."""
+    hip = os.path.join(config["source"], "src/backends/hip")
+    bodies = source == "bodies"
+    path = os.path.join(hip, "bodies.hip" if bodies else "cdna/%s.hip" % source)
+    rows = os.path.join(config["source"], "src/backends/gpu/bodies.def") if bodies else os.path.join(
+        hip, "cdna/kernels.def")
+    names = re.findall(r"^MOE_GPU_BODY\((\w+)," if bodies else r"^MOE_HIP_MFMA\(\w+,\s*(\w+),", read(rows), re.M)
+    if not set(kernels) <= set(names):
+        raise Wrong("no kernel %s" % kernels)
+    text = "".join("#define BODY_%s(...) %s\n" % (n, "__VA_ARGS__" if n in kernels else "__builtin_trap()")
+                   for n in names)
+    if bodies:
+        body = "moei_gpu_##name(&l.a);"
+        whole = read(path)
+        if whole.count(body) != 1:
+            raise Wrong("bodies.hip has other bodies")
+        return text + whole.replace(body, "BODY_##name(%s);" % body[:-1])
+    # After what defines the kernels' macro.
+    head, _, rest = read(path).partition("\nMOEI_HIP_KERNEL")
+    return (head + "\n" + text + "#undef MOEI_HIP_KERNEL\n"
+            "#define MOEI_HIP_KERNEL(name, ...) MOEI_HIP_GLOBAL(MOEI_HIP_MFMA_THREADS) \\\n"
+            "    name(const moei_hip_mfma_args a) { const moei_hip_mfma_args *g = &a; (void)g; BODY_##name(__VA_ARGS__); }\n"
+            "MOEI_HIP_KERNEL" + rest)
+
+
+def build(config, folder, of, files):
+    """The plugin with the changed files in it. Returns its path."""
+    source, arch, kernels, _ = of
+    include = ["-I" + os.path.join(folder, "src")] + ["-I" + i for i in config["include"]]
+    objects = [o for o in config["objects"] if not o.endswith("/objects.c.o")]
+    for name in files:
+        if name.endswith(".c"):
+            base = os.path.basename(name)
+            made = os.path.join(folder, base + ".o")
+            run([config["cc"], "-std=gnu17", "-O1", "-fPIC", "-ffp-contract=off", *include, "-c", "-o", made,
+                 os.path.join(folder, name)])
+            objects = [o for o in objects if not o.endswith("/" + base + ".o")] + [made]
+    if source is not None:
+        text = os.path.join(folder, source + ".hip")
+        write(text, source_with(config, source, kernels))
+        run([config["clang"], *(f for f in config["flags"] if f != "-Werror"), "--offload-arch=" + arch,
+             "--ld-path=" + config["lld"], *include, "-o", os.path.join(folder, "%s.%s.hsaco" % (source, arch)), text])
+    made = os.path.join(folder, "objects.o")
+    run([config["cc"], "-std=gnu17", "-fPIC", *include, "-Wa,-I" + folder, "-Wa,-I" + config["hsaco"], "-c", "-o", made,
+         os.path.join(config["source"], "src/backends/hip/objects.c")])
+    plugin = os.path.join(folder, "libmoe_hip.so")
+    run([config["cc"], "-shared", "-o", plugin, *objects, made, "-Wl,-z,defs", "-lpthread", "-ldl"])
+    return plugin
+
+
+def check(config, plugin, of):
+    """What fails with the plugin: the first line, or None. Cases that met a kernel that traps do not count."""
+    _, arch, _, what = of
+    env = dict(os.environ, MOE_PLUGIN_PATH=plugin, MOE_HIP_LIB=config["emulator"], MOE_EMULATOR_ARCH=arch,
+               MOE_EMULATOR_ORDER="1")
+    done = subprocess.run([config["moe"], "check", "--device", "hip", "--kernel", *what], env=env,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    lines = re.findall(r"^FAIL(?:ED:)? *(.*)", done.stdout, re.M)
+    trapped = tuple({line.partition(": hip: ")[0] for line in lines if "a trap" in line})
+    failures = [line for line in lines if not line.startswith(trapped)]
+    if not re.search(r"[1-9]\d* passed, \d+ failed", done.stdout) or (not lines and done.returncode != 0):
+        raise Wrong("the check ends with %d:\n%s" % (done.returncode, done.stdout[-1000:]))
+    return failures[0] if failures else None
+
+
+def main():
+    config = json.loads(read(sys.argv[1]))
+    glob = sys.argv[2] if len(sys.argv) > 2 else "*"
+    passed = failed = 0
+    for name, (of, *edits) in MUTATIONS.items():
+        if not fnmatch.fnmatch(name, glob):
+            continue
+        folder = os.path.join(config["folder"], name)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.makedirs(folder)
+        try:
+            found = check(config, build(config, folder, of, plant(config, folder, edits)), of)
+            good = (found is not None) == bool(edits)
+            text = found or "nothing fails"
+        except Wrong as e:
+            good, text = False, str(e)
+        shutil.rmtree(folder, ignore_errors=True)
+        passed += good
+        failed += not good
+        print("%s %-34s %s" % ("" if good else "FAILED:", name, text if not good else text[:150]), flush=True)
+    print("%d passed, %d failed" % (passed, failed))
+    return 1 if failed or not passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
