@@ -80,6 +80,7 @@ static bool parse(int argc, char **argv, request *r)
                                   {"reference", &r->reference, NULL},
                                   {"ledger", &o->ledger, NULL},
                                   {"hashes", &o->hashes, NULL},
+                                  {"apart", NULL, &o->apart},
                                   {"quick", NULL, &o->quick},
                                   {"json", NULL, &r->json},
                                   {"list", NULL, &o->list},
@@ -116,6 +117,7 @@ static bool parse(int argc, char **argv, request *r)
         {runs != NULL && delay == NULL, "--runs needs --delay"},
         {o->ledger == NULL && o->hashes != NULL, "--hashes needs --ledger"},
         {r->model == NULL && r->reference != NULL, "--reference needs --model"},
+        {o->apart && (recorded || cpu), "--apart needs kernels of a --device"},
         {o->quick && r->model == NULL && (cpu || r->oracle != NULL),
          "--quick needs --model, or kernels of a --device"},
     };

@@ -30,7 +30,7 @@ static const struct {
      "moe check [--kernel GLOB] [--format F] [--device D] [--isa NAME] [--seed N]\n"
      "          [--repeat N] [--threads N] [--delay SEED [--runs N]] [--ledger DIR [--hashes "
      "FILE]]\n"
-     "          [--every N] [--quick] [--list] [--json]\n"
+     "          [--every N] [--apart] [--quick] [--list] [--json]\n"
      "moe check --oracle FILE [--device D] [--kernel GLOB] [--list] [--json]\n"
      "moe check --model DIR [--device D] [--reference FILE] [--quick] [--json]\n"
      "    proves the kernels on this machine; replays what other software computed"},

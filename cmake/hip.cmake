@@ -9,7 +9,7 @@ if(NOT MOE_HIP_CLANG OR NOT MOE_HIP_LLD)
 endif()
 
 set(MOE_HIP_ARCHS gfx942 gfx950)
-set(MOE_HIP_SOURCES bodies.hip cdna/ggemm_bf16.hip cdna/ggemm_fp4.hip cdna/ggemm_fp8.hip cdna/ggemm_int.hip)
+set(MOE_HIP_SOURCES bodies.hip cdna/ggemm_bf16.hip cdna/ggemm_codes.hip cdna/ggemm_fp4.hip cdna/ggemm_fp8.hip cdna/ggemm_int.hip)
 set(MOE_HIP_FOLDER ${PROJECT_BINARY_DIR}/hip)
 # Numerics: no contraction, IEEE division and square root (the default), subnormals kept (numerics/hd.h).
 # The last two let code that reads many arguments do with the registers that there are.

@@ -357,7 +357,14 @@ static const moe_quant_desc act_forms[] = {
     {.spec = MOE_QUANT_I8B32},
     {.spec = MOE_QUANT_I16B32},
     {.spec = MOE_QUANT_FP8_GROUP_DIV, .scale_type = MOE_SCALE_UE8M0_F32},
+    // Of devices alone, whose matrix units have formats of their own; a CPU reads all codes alike.
+    {.spec = MOE_QUANT_FP8_TOKEN, .elem = MOE_E4M3FNUZ},
+    {.spec = MOE_QUANT_FP8_GROUP_DIV, .elem = MOE_E4M3FNUZ},
+    {.spec = MOE_QUANT_FP8_GROUP_DIV, .elem = MOE_E5M2, .scale_type = MOE_SCALE_UE8M0_F32},
+    {.spec = MOE_QUANT_MX_FLOOR, .elem = MOE_E2M3},
+    {.spec = MOE_QUANT_MX_FLOOR, .elem = MOE_E5M2, .scale_type = MOE_SCALE_UE8M0_PACKED},
 };
+enum { DEVICE_FORMS = 5 }; // the last ones
 
 /// A row and its walk over the problems.
 typedef struct ggemm_walk {
@@ -445,7 +452,9 @@ static void check_problem(ggemm_walk *w, const moe_gemm_desc *gemm, moe_dtype x_
 static void check_weights(ggemm_walk *w, const moe_gemm_desc *weights)
 {
     static const moe_dtype floats[] = {MOE_F32, MOE_BF16, MOE_F16};
-    for (size_t v = 0; v < sizeof act_forms / sizeof act_forms[0]; v++) {
+    const size_t forms = sizeof act_forms / sizeof act_forms[0] -
+                         (w->run->ctx->backend->host_memory ? DEVICE_FORMS : 0);
+    for (size_t v = 0; v < forms; v++) {
         // Other scale dtypes than the first change nothing in how activations are read.
         if (weights->weight_scale_dtype != MOE_DTYPE_UNSET && v != 1) {
             continue;

@@ -39,11 +39,12 @@ void moec_repro(const moec_run *run, const char *name, char *text, size_t size)
         (void)snprintf(delay, sizeof delay, " --delay %llu --runs %d", (unsigned long long)o->delay,
                        (int)o->delay_runs);
     }
-    (void)snprintf(
-        text, size, "%s check%s%s%s%s%s%s%s%s%s --seed %llu",
-        o->program != NULL ? o->program : "moe", moec_device_option(o, device, sizeof device),
-        name[0] != '\0' ? " --kernel " : "", quote, name, quote, isa != NULL ? " --isa " : "",
-        isa != NULL ? isa : "", threads, delay, (unsigned long long)o->seed);
+    (void)snprintf(text, size, "%s check%s%s%s%s%s%s%s%s%s%s --seed %llu",
+                   o->program != NULL ? o->program : "moe",
+                   moec_device_option(o, device, sizeof device),
+                   name[0] != '\0' ? " --kernel " : "", quote, name, quote,
+                   isa != NULL ? " --isa " : "", isa != NULL ? isa : "", threads, delay,
+                   o->apart ? " --apart" : "", (unsigned long long)o->seed);
 }
 
 uint32_t moec_delay(const moec_options *options, int32_t run)

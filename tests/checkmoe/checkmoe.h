@@ -30,6 +30,7 @@ typedef struct moec_options {
     uint64_t delay; // seed: every case runs `delay_runs` more times, each with delays of another
                     // seed in its kernels (moei_exec.delay), and must give the same bits; 0: no
     int32_t delay_runs;
+    bool apart;    // on a device every buffer is an allocation of its own
     int32_t every; // one case in so many of each kernel row, which ones says the seed; 0: all
     /// For tests of the checks: called on every new context that kernel rows and layers run in.
     void (*spoil)(moe_context *ctx);

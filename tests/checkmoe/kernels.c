@@ -79,6 +79,7 @@ int moec_kernels_run(const moec_options *options, FILE *out, moec_counts *counts
     moec_options resolved = *options;
     resolved.seed = options->seed != 0 ? options->seed : 1;
     moec_run run = {.options = &resolved, .out = out, .counts = counts, .ctx = ctx, .cpu = cpu};
+    moec_twins_apart(options->apart);
     const bool ok = moec_seen_begin(&run);
     if (!ok) {
         (void)fprintf(out, "memory is short\n");

@@ -67,6 +67,72 @@ void moec_twins_release(const moe_context *ctx)
     (void)pthread_mutex_unlock(&kept_lock);
 }
 
+// ---- Memory apart -------------------------------------------------------------------------------
+
+static bool want_apart;
+
+void moec_twins_apart(bool apart)
+{
+    want_apart = apart;
+}
+
+// Bytes before a twin, so that it lies within ALIGN as its buffer does.
+static size_t before(const moec_twin *twin)
+{
+    return twin->offset % ALIGN;
+}
+
+static size_t room_alone(const moec_twin *twin)
+{
+    return before(twin) + twin->bytes > 0 ? before(twin) + twin->bytes : 1;
+}
+
+static void *alone(const moec_twin *twin)
+{
+    return (unsigned char *)twin->alone + before(twin);
+}
+
+static moe_status up_apart(moec_twins *t)
+{
+    t->apart = true;
+    for (int i = 0; i < t->count; i++) {
+        moec_twin *twin = &t->item[i];
+        if (twin->alone == NULL) {
+            MOE_TRY(moe_memory_alloc(t->ctx, room_alone(twin), &twin->alone));
+        }
+        if (twin->bytes > 0) {
+            MOE_TRY(moe_memory_copy(t->ctx, alone(twin), twin->data, twin->bytes,
+                                    MOE_COPY_TO_DEVICE, NULL));
+        }
+    }
+    return MOE_OK;
+}
+
+static bool down_apart(moec_twins *t, char *wrong, size_t size)
+{
+    for (int i = 0; i < t->count; i++) {
+        const moec_twin *twin = &t->item[i];
+        uint8_t *back = twin->output ? twin->data : t->sent;
+        if (twin->bytes > 0 && moe_memory_copy(t->ctx, back, alone(twin), twin->bytes,
+                                               MOE_COPY_FROM_DEVICE, NULL) != MOE_OK) {
+            (void)snprintf(wrong, size, "%s", moe_last_error());
+            return false;
+        }
+        if (!twin->output && memcmp(back, twin->data, twin->bytes) != 0) {
+            (void)snprintf(wrong, size, "input %d was written", i);
+            return false;
+        }
+    }
+    return true;
+}
+
+static void end_apart(moec_twins *t)
+{
+    for (int i = 0; i < t->count; i++) {
+        moe_memory_free(t->ctx, t->item[i].alone, room_alone(&t->item[i]));
+    }
+}
+
 // ---- Twins --------------------------------------------------------------------------------------
 
 void moec_twins_begin(moec_twins *t, const moe_context *ctx)
@@ -86,7 +152,7 @@ static void add(moec_twins *t, void *data, size_t bytes, bool output)
     }
     const size_t place = (size_t)((uintptr_t)data % ALIGN);
     const size_t free_at = (t->bytes + RED + ALIGN - 1) / ALIGN * ALIGN;
-    t->item[t->count++] = (moec_twin){data, bytes, output, free_at + place};
+    t->item[t->count++] = (moec_twin){data, bytes, output, free_at + place, NULL};
     t->bytes = free_at + place + bytes + RED;
 }
 
@@ -147,10 +213,15 @@ moe_status moec_twins_up(moec_twins *t, unsigned char red)
     if (t->ctx->backend->host_memory) {
         return MOE_OK;
     }
-    if (t->memory == NULL) {
+    if (t->sent == NULL) {
         t->sent = malloc(2 * t->bytes + 1);
         MOE_REQUIRE(t->sent != NULL, MOE_E_NO_MEMORY, "moe check: no memory for %zu bytes",
                     t->bytes);
+    }
+    if (t->apart || (want_apart && t->memory == NULL)) {
+        return up_apart(t);
+    }
+    if (t->memory == NULL) {
         MOE_TRY(take(t));
     }
     memset(t->sent, red, t->bytes);
@@ -184,6 +255,9 @@ static void *twin_of(moec_twins *t, const void *host, size_t bytes)
         return NULL;
     }
     const size_t into = (size_t)((const unsigned char *)host - twin->data);
+    if (t->apart) {
+        return (unsigned char *)alone(twin) + into;
+    }
     return t->memory != NULL ? (unsigned char *)t->memory + twin->offset + into : twin->data + into;
 }
 
@@ -196,7 +270,7 @@ void moec_twins_views(moec_twins *t, moe_tensor *views, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         views[i].data = twin_of(t, views[i].data, views[i].data != NULL ? span(&views[i]) : 0);
-        if (t->memory != NULL) { // a tensor of a file says that it lies on the CPU
+        if (t->memory != NULL || t->apart) { // a tensor of a file says that it lies on the CPU
             views[i].device = MOE_DEVICE_UNSET;
         }
     }
@@ -238,6 +312,9 @@ static void name_byte(const moec_twins *t, size_t offset, char *wrong, size_t si
 
 bool moec_twins_down(moec_twins *t, char *wrong, size_t size)
 {
+    if (t->apart) {
+        return down_apart(t, wrong, size);
+    }
     if (t->memory == NULL) {
         return true;
     }
@@ -267,6 +344,7 @@ bool moec_twins_down(moec_twins *t, char *wrong, size_t size)
 void moec_twins_end(moec_twins *t)
 {
     if (t->ctx != NULL) {
+        end_apart(t);
         give(t);
         free(t->sent);
         memset(t, 0, sizeof *t);

@@ -2,7 +2,8 @@
 // Twins: copies of host buffers in the memory of a context's device. The guarded host buffers of a
 // case stay what checks read and write; a twin is what the device works on. All twins of a run lie
 // in one block, each in the middle of poison, and come back in one copy, in which nothing but
-// outputs may have changed. On a backend that works on host memory a buffer is its own twin.
+// outputs may have changed; or each in memory of its own, so that whoever watches a device's memory
+// sees an access beyond it. On a backend that works on host memory a buffer is its own twin.
 #ifndef MOE_CHECKMOE_TWINS_H
 #define MOE_CHECKMOE_TWINS_H
 
@@ -15,6 +16,7 @@ typedef struct moec_twin {
     size_t bytes;
     bool output;
     size_t offset; // of its first byte in the block
+    void *alone;   // its own memory, which ends where it does
 } moec_twin;
 
 typedef struct moec_twins {
@@ -22,11 +24,15 @@ typedef struct moec_twins {
     moec_twin item[MOEC_TWINS];
     int count;
     bool stray;    // a pointer lay in no buffer, or there were too many buffers
-    void *memory;  // of the device; NULL on host memory
+    bool apart;    // brought up, each in memory of its own
+    void *memory;  // of the device; NULL on host memory, or apart
     size_t bytes;  // of the block in use
     size_t room;   // as allocated
-    uint8_t *sent; // what was copied to the block; behind it room for what comes back
+    uint8_t *sent; // what was copied to the block; behind it room for what comes back. Apart: that
 } moec_twins;
+
+/// Whether twins that are brought up from now on lie apart, each in memory of its own.
+void moec_twins_apart(bool apart);
 
 /// Begins a list of buffers.
 void moec_twins_begin(moec_twins *t, const moe_context *ctx);

@@ -41,14 +41,23 @@ bool moei_hip_float_supports(const moei_kernel *kernel, const moei_ggemm_problem
     return takes_shape(problem, why);
 }
 
-// Elements of k that share a scale of x and are not decoded with it; 0: all, or none have one.
-static int64_t x_fold_of(const moe_quant_desc *act)
+// Elements of k that share a scale of x; 0: all, or none have one.
+static int64_t group_of(const moe_quant_desc *act)
 {
     const moei_quant_info *info = moei_hip_host->quant(act->spec);
-    if (info == NULL || info->scale_type == MOE_SCALE_E4M3FN) {
-        return 0;
-    }
-    return act->group != 0 ? act->group : info->group;
+    return act->group != 0 || info == NULL ? act->group : info->group;
+}
+
+static moe_scale_type scale_type_of(const moe_quant_desc *act)
+{
+    const moei_quant_info *info = moei_hip_host->quant(act->spec);
+    return act->scale_type != 0 || info == NULL ? act->scale_type : info->scale_type;
+}
+
+// The same as group_of, where the scale is not decoded with the codes.
+static int64_t x_fold_of(const moe_quant_desc *act)
+{
+    return scale_type_of(act) == MOE_SCALE_E4M3FN ? 0 : group_of(act);
 }
 
 // Elements of k after which scales change that are not decoded with the codes; 0: none do. -1: one
@@ -94,11 +103,88 @@ bool moei_hip_packed_supports(const moei_kernel *kernel, const moei_ggemm_proble
     return takes_shape(problem, why);
 }
 
-// Seconds, roughly; only their order counts. Packed weights are read in whole lines.
+bool moei_hip_fp8_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
+                           moei_whynot *why)
+{
+    const bool cdna4 = (kernel->isa & MOEI_HIP_CDNA4) != 0;
+    const moe_dtype takes = cdna4 ? MOE_E4M3FN : MOE_E4M3FNUZ;
+    const moe_format format = problem->gemm->weight_format;
+    const moei_format_info *info = moei_hip_host->format(format);
+    moei_hip_code code;
+    moei_hip_scales scales;
+    if (info == NULL || !(info->elem == takes || (cdna4 && info->elem == MOE_E5M2)) ||
+        !moei_hip_packed_takes(info, &code, &scales) || scales != MOEI_HIP_SCALES_APART) {
+        *why = (moei_whynot){MOEI_WHYNOT_WGT_FORMAT, format,
+                             cdna4 ? MOE_FORMAT_E4M3FN_BLOCK : MOE_FORMAT_E4M3FNUZ_BLOCK};
+        return false;
+    }
+    const moe_dtype x = problem->x_dtype;
+    if (!(x == takes || (cdna4 && x == MOE_E5M2))) {
+        *why = (moei_whynot){MOEI_WHYNOT_ACT_DTYPE, x, takes};
+        return false;
+    }
+    const int64_t chunk = moei_hip_host->arith(kernel->arith)->chunk;
+    const int64_t fold = fold_of(scales, problem);
+    if (fold < 0 || fold % chunk != 0) {
+        *why = (moei_whynot){MOEI_WHYNOT_FOLD, fold, chunk};
+        return false;
+    }
+    return takes_shape(problem, why);
+}
+
+bool moei_hip_mx_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
+                          moei_whynot *why)
+{
+    (void)kernel;
+    const moe_format format = problem->gemm->weight_format;
+    const moei_format_info *info = moei_hip_host->format(format);
+    moei_hip_code code;
+    moei_hip_scales scales;
+    if (info == NULL || !moei_hip_packed_takes(info, &code, &scales) ||
+        scales != MOEI_HIP_SCALES_E8M0) {
+        *why = (moei_whynot){MOEI_WHYNOT_WGT_FORMAT, format, MOE_FORMAT_MXFP4};
+        return false;
+    }
+    switch (problem->x_dtype) {
+    case MOE_E4M3FN:
+    case MOE_E5M2:
+    case MOE_E2M3:
+    case MOE_E3M2:
+    case MOE_E2M1:
+        break;
+    default:
+        *why = (moei_whynot){MOEI_WHYNOT_ACT_DTYPE, problem->x_dtype, MOE_E4M3FN};
+        return false;
+    }
+    // Scales of rows follow the sum; those along k go into it.
+    const moe_quant_desc *act = &problem->gemm->act;
+    const int64_t group = group_of(act);
+    const moe_scale_type scale = scale_type_of(act);
+    if (group != 0 && scale != MOE_SCALE_E8M0 && scale != MOE_SCALE_UE8M0_PACKED) {
+        *why = (moei_whynot){MOEI_WHYNOT_ACT_QUANT, act->spec, MOE_QUANT_MX_FLOOR};
+        return false;
+    }
+    if (group % MOEI_HIP_MFMA_STEP != 0) {
+        *why = (moei_whynot){MOEI_WHYNOT_FOLD, group, MOEI_HIP_MFMA_STEP};
+        return false;
+    }
+    return takes_shape(problem, why);
+}
+
+// Whether a row multiplies codes.
+static bool takes_codes(const moei_kernel *kernel)
+{
+    return kernel->supports == moei_hip_fp8_supports || kernel->supports == moei_hip_mx_supports;
+}
+
+// Seconds, roughly; only their order counts. Packed weights are read in whole lines, codes are
+// multiplied at twice the rate.
 double moei_hip_mfma_cost(const moei_kernel *kernel, const moei_ggemm_problem *problem)
 {
-    const double packed = kernel->layout == MOEI_LAYOUT_PACKED ? 1.0 : 1.25;
-    return (double)problem->m_max * (double)problem->n * (double)problem->k * packed / 16e12;
+    const double factor = takes_codes(kernel)                    ? 0.5
+                          : kernel->layout == MOEI_LAYOUT_PACKED ? 1.0
+                                                                 : 1.25;
+    return (double)problem->m_max * (double)problem->n * (double)problem->k * factor / 16e12;
 }
 
 bool moei_hip_is_mfma(const moei_kernel *kernel)
@@ -109,8 +195,18 @@ bool moei_hip_is_mfma(const moei_kernel *kernel)
 // ---- launches ----------------------------------------------------------------------------------
 
 // The kernel for few rows; the one for many follows it.
-static moei_hip_mfma_kernel kernel_of(const moek_ggemm_args *ggemm, moei_hip_code code)
+static moei_hip_mfma_kernel kernel_of(const moei_kernel *row, moei_hip_code code)
 {
+    static const moei_hip_mfma_kernel fp8[MOEI_HIP_NUM_CODES] = {
+        [MOEI_HIP_CODE_E4M3] = MOEI_HIP_MFMA_FP8_E4M3,
+        [MOEI_HIP_CODE_E4M3FNUZ] = MOEI_HIP_MFMA_FP8_E4M3FNUZ,
+        [MOEI_HIP_CODE_E5M2] = MOEI_HIP_MFMA_FP8_E5M2,
+    };
+    static const moei_hip_mfma_kernel mx[MOEI_HIP_NUM_CODES] = {
+        [MOEI_HIP_CODE_MXFP4] = MOEI_HIP_MFMA_MX_MXFP4,
+        [MOEI_HIP_CODE_E4M3] = MOEI_HIP_MFMA_MX_E4M3,
+        [MOEI_HIP_CODE_E5M2] = MOEI_HIP_MFMA_MX_E5M2,
+    };
     static const moei_hip_mfma_kernel kernels[MOEI_HIP_NUM_CODES] = {
         [MOEI_HIP_CODE_BF16] = MOEI_HIP_MFMA_BF16,
         [MOEI_HIP_CODE_MXFP4] = MOEI_HIP_MFMA_MXFP4,
@@ -121,7 +217,10 @@ static moei_hip_mfma_kernel kernel_of(const moek_ggemm_args *ggemm, moei_hip_cod
         [MOEI_HIP_CODE_E4M3FNUZ] = MOEI_HIP_MFMA_E4M3FNUZ,
         [MOEI_HIP_CODE_E5M2] = MOEI_HIP_MFMA_E5M2,
     };
-    return ggemm->w.layout == MOEI_LAYOUT_PACKED ? kernels[code] : MOEI_HIP_MFMA_ROW_BF16;
+    return row->supports == moei_hip_fp8_supports  ? fp8[code]
+           : row->supports == moei_hip_mx_supports ? mx[code]
+           : row->layout == MOEI_LAYOUT_PACKED     ? kernels[code]
+                                                   : MOEI_HIP_MFMA_ROW_BF16;
 }
 
 // Rows of an expert are known to the device alone: at most one block of rows each is not full.
@@ -170,13 +269,15 @@ moe_status moei_hip_mfma(const moei_exec *exec, const moei_kernel *kernel,
         .fold = moei_hip_host->arith(kernel->arith)->chunk,
         .x_bits = moei_hip_host->dtype_bits(ggemm->x.dtype),
     };
-    const moei_hip_mfma_kernel few = kernel_of(ggemm, args.packed.code);
+    const moei_hip_mfma_kernel few = kernel_of(kernel, args.packed.code);
     const moei_hip_mfma_kernel runs = has_many_rows(ggemm) ? few + 1 : few;
     const int32_t rows = tiles[runs].rows;
     const int64_t blocks =
         moei_i64_round_up(tiles_of(ggemm, tiles[runs].outputs, rows), MOEI_HIP_DIES);
+    const uint32_t shared = takes_codes(kernel)
+                                ? moei_hip_codes_shared(rows, ggemm->w.count)
+                                : moei_hip_mfma_shared(rows, tiles[runs].slice, ggemm->w.count);
     const moei_gpu_grid grid = {(uint32_t)moei_i64_min(blocks, MAX_BLOCKS), MOEI_HIP_MFMA_THREADS,
-                                moei_hip_mfma_shared(rows, tiles[runs].slice, ggemm->w.count),
-                                false};
+                                shared, false};
     return grid.blocks == 0 ? MOE_OK : moei_hip_launch_mfma(exec, runs, grid, &args);
 }

@@ -42,6 +42,16 @@ MOE_HD uint32_t moei_hip_mfma_shared(int32_t rows, int32_t slice, int32_t expert
            2u * MOEI_HIP_MFMA_CODES + 4u * ((uint32_t)experts + 1u);
 }
 
+#define MOEI_HIP_CODES_SLICE 128                         // of kernels that multiply codes
+#define MOEI_HIP_CODES_PITCH (MOEI_HIP_CODES_SLICE + 16) // of rows of codes in LDS, in bytes
+
+/// The same of those kernels: rows are bytes, scales those of a slice; as many sums of a tile as
+/// those of 64 outputs take more.
+MOE_HD uint32_t moei_hip_codes_shared(int32_t rows, int32_t experts)
+{
+    return (uint32_t)rows * (4u * (64u + 4u) + 4u) + 4u * ((uint32_t)experts + 1u);
+}
+
 /// The arguments of every such kernel.
 typedef struct moei_hip_mfma_args {
     moei_hip_launch launch;
@@ -58,6 +68,10 @@ bool moei_hip_float_supports(const moei_kernel *kernel, const moei_ggemm_problem
                              moei_whynot *why);
 bool moei_hip_packed_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
                               moei_whynot *why);
+bool moei_hip_fp8_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
+                           moei_whynot *why);
+bool moei_hip_mx_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
+                          moei_whynot *why);
 double moei_hip_mfma_cost(const moei_kernel *kernel, const moei_ggemm_problem *problem);
 
 /// True for rows of the matrix units.

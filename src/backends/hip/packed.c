@@ -251,7 +251,9 @@ static moe_status refuse_scale(const moei_hip_packed *p, int64_t n, int64_t g, u
                                (long long)n, (long long)g, (int)scale, (int)low, (int)high);
 }
 
-static moe_status pack_scales(const moei_hip_packed *p, const moei_matrices *m, uint8_t *to)
+// `any`: the kernel multiplies by the scale itself, whatever its code.
+static moe_status pack_scales(const moei_hip_packed *p, const moei_matrices *m, bool any,
+                              uint8_t *to)
 {
     const uint8_t *scales = m->scales;
     const int64_t groups = moei_i64_ceil_div(m->k, m->block_k);
@@ -264,7 +266,7 @@ static moe_status pack_scales(const moei_hip_packed *p, const moei_matrices *m, 
         const int64_t first = moei_w_scale_at(m, 0, n, 0);
         for (int64_t g = 0; g < groups; g++) {
             const uint8_t scale = scales[first + g * m->scale_k_stride];
-            if (e8m0 ? scale < low || scale > high : (scale & 0x7F) == 0x7F) {
+            if (!any && (e8m0 ? scale < low || scale > high : (scale & 0x7F) == 0x7F)) {
                 return refuse_scale(p, n, g, scale);
             }
             to[scale_at(p, n, g)] = scale;
@@ -296,7 +298,7 @@ moe_status moei_hip_pack(const moei_kernel *kernel, const moei_matrices *from, u
     const moei_hip_packed p = moei_hip_packed_of(from, for_cdna4(kernel));
     pack_codes(&p, from, to);
     if (p.scales != MOEI_HIP_SCALES_APART) {
-        return pack_scales(&p, from, to + p.scales_at);
+        return pack_scales(&p, from, kernel->arith == MOEI_ARITH_MFMA_MX_K128, to + p.scales_at);
     }
     if (p.groups > 0) {
         moei_gpu_pack_apart(from, output_of, p.outputs, p.groups, to + p.scales_at,

@@ -2,7 +2,10 @@
 // The instructions of CDNA's matrix units by what they compute. A wave of 64 lanes; lane l has
 //   first operand   output l % 16 of 16
 //   second operand  row l % 16 of 16
-//   k               of both: 8 * (l / 16) .. + 7 of 32 k
+//   k               of both, of 32 k in bf16: 8 * (l / 16) .. + 7
+//                   of 128 k in codes of 8 bits: 16 * (l / 16) .. + 15, then 64 more than these
+//                   of 128 k in codes of 6 and 4 bits: 32 * (l / 16) .. + 31
+//   scales          of both, e8m0: of output or row l % 16, for k 32 * (l / 16) .. + 31 of 128
 //   result r        output 4 * (l / 16) + r of row l % 16
 // so that a lane ends with four neighbouring outputs of a row. All lanes reach them.
 #ifndef MOEI_HIP_INSTRUCTIONS_H
@@ -53,6 +56,63 @@ DEV_FN moei_f32x4 moei_mfma_bf16(moei_u32x4 a, moei_u32x4 b, moei_f32x4 sum)
         __builtin_bit_cast(operand, high[0]), __builtin_bit_cast(operand, high[1]), sum, 0, 0, 0);
 #endif
 }
+
+#if defined(__HIP__)
+/// Formats of codes by their numbers in instructions. gfx942's e4m3 is fnuz, gfx950's OCP's.
+typedef enum moei_hip_float {
+    MOEI_HIP_E4M3,
+    MOEI_HIP_E5M2,
+    MOEI_HIP_E2M3,
+    MOEI_HIP_E3M2,
+    MOEI_HIP_E2M1
+} moei_hip_float;
+
+/// Bits of a code, and so words of 32 of them.
+constexpr int moei_hip_float_bits(int format)
+{
+    return format == MOEI_HIP_E2M1 ? 4 : format == MOEI_HIP_E2M3 || format == MOEI_HIP_E3M2 ? 6 : 8;
+}
+
+/// sum + the products of 128 k of codes of formats A and B, in the first words of each.
+template <int A, int B>
+DEV_FN moei_f32x4 moei_mfma_codes(moei_u32x8 a, moei_u32x8 b, moei_f32x4 sum)
+{
+#if defined(__gfx950__)
+    // Two scales of 0 are how the compiler is asked for the instruction without any.
+    return __builtin_amdgcn_mfma_scale_f32_16x16x128_f8f6f4(a, b, sum, A, B, 0, 0, 0, 0);
+#else
+    static_assert(A == MOEI_HIP_E4M3 && B == MOEI_HIP_E4M3, "gfx942 has a format of each kind");
+    // Four steps of 32 k. Which of the 128 a step takes does not matter, as long as both operands
+    // agree: 8 neighbours of every lane.
+    MOEI_GPU_UNROLL
+    for (int i = 0; i < 8; i += 2) {
+        const uint64_t of_a = a[i] | (uint64_t)a[i + 1] << 32;
+        const uint64_t of_b = b[i] | (uint64_t)b[i + 1] << 32;
+        sum = __builtin_amdgcn_mfma_f32_16x16x32_fp8_fp8((long)of_a, (long)of_b, sum, 0, 0, 0);
+    }
+    return sum;
+#endif
+}
+
+/// gfx950: the same times scales: code 127 is 1, 255 makes NaN. The lowest byte of scale_a counts,
+/// and byte `byte` of scale_b, which is known where loops are unrolled.
+template <int A, int B>
+DEV_FN moei_f32x4 moei_mfma_mx(moei_u32x8 a, moei_u32x8 b, moei_f32x4 sum, uint32_t scale_a,
+                               uint32_t scale_b, int byte);
+
+#if defined(__gfx950__)
+template <int A, int B>
+DEV_FN moei_f32x4 moei_mfma_mx(moei_u32x8 a, moei_u32x8 b, moei_f32x4 sum, uint32_t scale_a,
+                               uint32_t scale_b, int byte)
+{
+#define MX(byte)                                                                                   \
+    __builtin_amdgcn_mfma_scale_f32_16x16x128_f8f6f4(a, b, sum, A, B, 0, (int)scale_a, byte,       \
+                                                     (int)scale_b)
+    return byte == 0 ? MX(0) : byte == 1 ? MX(1) : byte == 2 ? MX(2) : MX(3);
+#undef MX
+}
+#endif
+#endif
 
 /// A value that is the same on all lanes.
 DEV_FN uint32_t moei_first_lane(uint32_t v)
