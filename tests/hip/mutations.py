@@ -36,6 +36,7 @@ MXFP4_4 = packed("ggemm_fp4", "gfx950", "mxfp4", "mxfp4", 5)
 NVFP4 = packed("ggemm_fp4", "gfx942", "nvfp4", "nvfp4", 5)
 INT4 = packed("ggemm_int", "gfx942", "u4", "int4_group", 9)
 INT8 = packed("ggemm_int", "gfx950", "u8", "int8_channel", 5)
+E4M3_3 = packed("ggemm_fp8", "gfx942", "e4m3", "e4m3fn_block", 5)
 E4M3 = packed("ggemm_fp8", "gfx950", "e4m3", "e4m3fn_block", 5)
 QUANTISERS = ("bodies", "gfx942", ["quantize", "dequantize"], ["moek_quantize_*", "--every", "23"])
 SORT = ("bodies", "gfx950", ["sort", "sort_few"], ["moek_sort_*", "--every", "3"])
@@ -51,9 +52,7 @@ MUTATIONS = {
     # Barriers
     "barrier-before-lds-is-written": [MXFP4_3, (MFMA, "dev_sync(); // all have read the slice before", "", 1)],
     "barrier-after-lds-is-written": [BF16, (
-        MFMA, "            dev_sync();\n            MOEI_GPU_UNROLL\n            for (int q = 0; q < SQUARES; q++) {\n"
-        "                now[q]",
-        "            MOEI_GPU_UNROLL\n            for (int q = 0; q < SQUARES; q++) {\n                now[q]", 1)],
+        MFMA, "            dev_sync();\n            if (k0 + SLICE < k_end) {", "            if (k0 + SLICE < k_end) {", 1)],
     "barrier-before-sums-are-written": [BF16, (TILE, "dev_sync(); // all have read what LDS had", "", 1)],
     "barrier-after-tiles-are-counted": [BF16, ("src/backends/gpu/tiles.cuh", "        }\n    }\n    dev_sync();\n}",
                                                "        }\n    }\n}", 1)],
@@ -67,15 +66,17 @@ MUTATIONS = {
     "operands-exchanged": [BF16, (MFMA, "moei_mfma_bf16(w[q], x, sum[q][p])",
                                   "moei_mfma_bf16(x, w[q], sum[q][p])", 1)],
     "octet-of-weights": [MXFP4_4, (MFMA, ": octet * 4);", ": (octet ^ 1) * 4);", 1)],
+    "bytes-of-e2m1": [MXFP4_3, (DECODE, "i << 16 | MOEI_PERM_ZERO", "(i ^ 1) << 16 | MOEI_PERM_ZERO", 1)],
+    "nan-of-fnuz": [E4M3_3, (DECODE, "(((codes & nonzero", "(((codes", 1)],
     "wrong-half-of-a-pair": [MXFP4_3, (DECODE, "moei_f32_bits(low) >> 16 | (moei_f32_bits(high) & 0xFFFF0000u)",
                                        "moei_f32_bits(high) >> 16 | (moei_f32_bits(low) & 0xFFFF0000u)", 1)],
     "one-square-for-all-outputs": [MANY, (MFMA, "weights[q].begin(g, t->e, n0 + 16 * q, lane);",
                                           "weights[q].begin(g, t->e, n0, lane);", 1)],
-    "sixteen-rows-for-all": [MANY, (MFMA, "(16 * p + lane % 16) *", "(lane % 16) *", 1)],
+    "sixteen-rows-for-all": [MANY, (MFMA, "l->x[16 * p + lane % 16]", "l->x[lane % 16]", 1)],
     "one-part-of-the-sums": [MANY, (TILE, "sums[q][first / 16 + p]", "sums[q][p]", 1)],
     "codes-of-x-twice": [NVFP4, (MFMA, "(codes >> ((2 * j + 1) * g->x_bits))", "(codes >> (2 * j * g->x_bits))", 1)],
-    "weights-of-the-first-expert": [MXFP4_3, (MFMA, "*expert = g->a.w.values + e * g->a.w.value_e_stride;",
-                                              "*expert = g->a.w.values;", 1)],
+    "weights-of-the-first-expert": [MXFP4_3, (MFMA, "expert = g->a.w.values + e * g->a.w.value_e_stride;",
+                                              "expert = g->a.w.values;", 1)],
     # Ends
     "row-not-clamped": [BF16, (TILE, "return t->i0 + i < t->i1 ? t->i0 + i : t->i1 - 1;", "return t->i0 + i;", 1)],
     "row-past-the-last-stored": [BF16, (TILE, "i < PART && t->i0 + first + i < t->i1;", "i < PART;", 1)],
@@ -85,20 +86,19 @@ MUTATIONS = {
     "die-ends-too-early": [BF16, (TILE, "(tiles + MOEI_HIP_DIES - 1) / MOEI_HIP_DIES;", "tiles / MOEI_HIP_DIES;", 1)],
     "die-begins-too-late": [BF16, (TILE, "die * each + at;", "die * each + at + 1;", 1)],
     # Scales
-    "cdna4-bytes-exchanged": [MXFP4_4, (MFMA, "shift = (uint32_t)(tile % 2) * 8;",
-                                        "shift = (uint32_t)(tile % 2) * 16;", 1),
-                              (MFMA, "(uint32_t)(part % 2) * 16;", "(uint32_t)(part % 2) * 8;", 1)],
-    "cdna4-lane": [MXFP4_4, (MFMA, "tile / 2 * 32 * p->groups + l % 16 * 4;",
-                             "tile / 2 * 32 * p->groups + l / 16 * 4;", 1)],
-    "scale-of-another-32": [MXFP4_3, (MFMA, "s->scales[0] >> 8 * i &", "s->scales[0] >> 8 * (i ^ 1) &", 1)],
-    "scale-of-another-16": [NVFP4, (MFMA, "lane / 32 * 8)", "lane / 16 % 2 * 8)", 1)],
+    "cdna4-bytes-exchanged": [MXFP4_4, (MFMA, "lane % 16 * 4 + tile % 2\n", "lane % 16 * 4 + tile % 2 * 2\n", 1),
+                              (MFMA, "at % 4 * 64 + at / 4 % 2 * 2\n", "at % 4 * 64 + at / 4 % 2\n", 1)],
+    "cdna4-lane": [MXFP4_4, (MFMA, "at / 8 * 256 + at % 4 * 64 +", "at / 8 * 256 + (at + 1) % 4 * 64 +", 1)],
+    "scale-of-another-32": [MXFP4_3, (MFMA, "at / 4 * 64 + at % 4\n", "at / 4 * 64 + (at % 4 ^ 1)\n", 1)],
+    "scale-of-another-16": [NVFP4, (MFMA, "lane % 16 * 8 + lane / 32;", "lane % 16 * 8 + lane / 16 % 2;", 1)],
     "fold-with-the-next-scale": [INT4, (MFMA, "w_scales + (k >> g->group_shift) * g->packed.outputs",
                                         "w_scales + ((k >> g->group_shift) + 1) * g->packed.outputs", 1)],
     "fold-adds-again": [INT4, (MFMA, "                    sum[q][p][r] = 0.0f;\n", "", 1)],
     "fold-with-the-first-scale-of-x": [E4M3, (MFMA, "fold_x ? l->x_scale[i]", "fold_x ? l->x_scale[0]", 1)],
     "scale-of-x-of-the-first-16": [NVFP4, (MFMA, "moei_hip_x_scale(&g->a, e, i, k)", "moei_hip_x_scale(&g->a, e, i, 0)", 1)],
     "zero-point-dropped": [INT4, (DECODE, "(float)(odd >> 8 * i & 0xFF) - zero", "(float)(odd >> 8 * i & 0xFF)", 1)],
-    "zero-point-of-the-first-group": [INT4, (MFMA, "zeros[(k >> g->group_shift) * p->outputs]", "zeros[0]", 1)],
+    "zero-point-of-the-first-group": [INT4, (MFMA, "expert[zeros + ((uint32_t)k >> g->group_shift) * (uint32_t)p->outputs]",
+                                               "expert[zeros]", 1)],
     "scale-of-a-neighbour": [INT8, (TILE, "p->scales_at))[n];", "p->scales_at))[n / 2 * 2];", 1)],
     # Quantisers
     "division-by-reciprocal": [QUANTISERS, (
