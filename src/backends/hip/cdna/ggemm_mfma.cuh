@@ -54,10 +54,12 @@ struct moei_hip_row_weights {
         bytes = 2 * w->k - lane / 16 * 16;
     }
 
-    MOEI_HIP_MEMBER void read(const moei_hip_mfma_args *g, int64_t k, step *s) const
+    /// at: number of the 32 k.
+    MOEI_HIP_MEMBER void read(const moei_hip_mfma_args *g, uint32_t at, step *s) const
     {
+        const int64_t byte = (int64_t)at * (2 * MOEI_HIP_MFMA_STEP);
         (void)g;
-        s->v = moei_hip_fetch_bytes(row + 2 * k, bytes - 2 * k);
+        s->v = moei_hip_fetch_bytes(row + byte, bytes - byte);
     }
 
     MOEI_HIP_MEMBER moei_u32x4 operand(const moei_hip_mfma_args *g, const step *s) const
@@ -83,6 +85,29 @@ template <int CODE> struct moei_hip_packed_weights {
         uint32_t scale; // or zero point
     };
 
+    /// How scales lie that are decoded with the codes; of formats that have them so or apart, asked
+    /// for.
+    static MOEI_HIP_MEMBER moei_hip_scales kind(const moei_hip_packed *p)
+    {
+        return CODE == MOEI_HIP_CODE_MXFP4   ? MOEI_HIP_SCALES_E8M0
+               : CODE == MOEI_HIP_CODE_NVFP4 ? MOEI_HIP_SCALES_E4M3
+               : SCALED                      ? p->scales
+                                             : MOEI_HIP_SCALES_APART;
+    }
+
+    static MOEI_HIP_MEMBER bool is_cdna4(const moei_hip_packed *p)
+    {
+#if defined(__gfx950__)
+        (void)p;
+        return true;
+#elif defined(__gfx942__)
+        (void)p;
+        return false;
+#else
+        return p->cdna4;
+#endif
+    }
+
     MOEI_HIP_MEMBER void begin(const moei_hip_mfma_args *g, int32_t e, int64_t n0, uint32_t lane)
     {
         const moei_hip_packed *p = &g->packed;
@@ -95,19 +120,19 @@ template <int CODE> struct moei_hip_packed_weights {
                  : WORDS == 2 ? octet / 2 * 256 + octet % 2 * 8
                               : octet * 4);
         scales = (uint32_t)p->scales_at;
-        if (SCALED && p->scales == MOEI_HIP_SCALES_E8M0) {
-            scales += p->cdna4 ? tile / 2 * 32 * (uint32_t)p->groups + lane % 16 * 4 + tile % 2
-                               : tile * 16 * (uint32_t)p->groups + lane % 16 * 4;
-        } else if (SCALED && p->scales == MOEI_HIP_SCALES_E4M3) {
+        if (kind(p) == MOEI_HIP_SCALES_E8M0) {
+            scales += is_cdna4(p) ? tile / 2 * 32 * (uint32_t)p->groups + lane % 16 * 4 + tile % 2
+                                  : tile * 16 * (uint32_t)p->groups + lane % 16 * 4;
+        } else if (kind(p) == MOEI_HIP_SCALES_E4M3) {
             scales += tile * 16 * (uint32_t)p->groups + lane % 16 * 8 + lane / 32;
         }
         zeros = (uint32_t)p->zeros_at + tile * 16 + lane % 16;
     }
 
-    MOEI_HIP_MEMBER void read(const moei_hip_mfma_args *g, int64_t k, step *s) const
+    /// at: number of the 32 k.
+    MOEI_HIP_MEMBER void read(const moei_hip_mfma_args *g, uint32_t at, step *s) const
     {
         const moei_hip_packed *p = &g->packed;
-        const uint32_t at = (uint32_t)k / 32;
         const uint32_t *from =
             (const uint32_t *)(const void *)(expert + (codes + at * (256 * WORDS)));
         MOEI_GPU_UNROLL
@@ -116,22 +141,23 @@ template <int CODE> struct moei_hip_packed_weights {
         }
         if (OFFSET) {
             s->scale = p->zeros_at != p->bytes
-                           ? expert[zeros + ((uint32_t)k >> g->group_shift) * (uint32_t)p->outputs]
+                           ? expert[zeros + ((at * MOEI_HIP_MFMA_STEP) >> g->group_shift) *
+                                                (uint32_t)p->outputs]
                            : (uint32_t)g->zero_point;
-        } else if (SCALED && p->scales != MOEI_HIP_SCALES_APART) {
-            const uint32_t byte = p->cdna4 ? at / 8 * 256 + at % 4 * 64 + at / 4 % 2 * 2
-                                  : p->scales == MOEI_HIP_SCALES_E8M0 ? at / 4 * 64 + at % 4
-                                                                      : at / 4 * 128 + at % 4 * 2;
-            s->scale = expert[scales + byte];
+        } else if (kind(p) == MOEI_HIP_SCALES_E8M0) {
+            s->scale = expert[scales + (is_cdna4(p) ? at / 8 * 256 + at % 4 * 64 + at / 4 % 2 * 2
+                                                    : at / 4 * 64 + at % 4)];
+        } else if (kind(p) == MOEI_HIP_SCALES_E4M3) {
+            s->scale = expert[scales + at / 4 * 128 + at % 4 * 2];
         }
     }
 
     MOEI_HIP_MEMBER moei_u32x4 operand(const moei_hip_mfma_args *g, const step *s) const
     {
-        const moei_hip_scales kind = g->packed.scales;
-        const float scale = !SCALED || kind == MOEI_HIP_SCALES_APART ? 1.0f
-                            : kind == MOEI_HIP_SCALES_E8M0 ? moei_f32_from_bits(s->scale << 23)
-                                                           : moei_e4m3fn_to_f32((uint8_t)s->scale);
+        const moei_hip_scales of = kind(&g->packed);
+        const float scale = of == MOEI_HIP_SCALES_E8M0   ? moei_f32_from_bits(s->scale << 23)
+                            : of == MOEI_HIP_SCALES_E4M3 ? moei_e4m3fn_to_f32((uint8_t)s->scale)
+                                                         : 1.0f;
         return moei_hip_decode<CODE>(s->words, scale, OFFSET ? (float)s->scale : 0.0f);
     }
 };
@@ -260,14 +286,14 @@ template <class Weights, bool PACKED, int WIDTH, int HEIGHT, int SLICE> struct m
         }
         Weights weights[SQUARES];
         typename Weights::step next[STEPS][SQUARES]; // of the slice that comes
+        // Past the last 32 k, those are read again, and not used.
+        const uint32_t last = (uint32_t)(k_end - 1) / MOEI_HIP_MFMA_STEP;
         MOEI_GPU_UNROLL
         for (int q = 0; q < SQUARES; q++) {
             weights[q].begin(g, t->e, n0 + 16 * q, lane);
             MOEI_GPU_UNROLL
-            for (int i = 0; i < STEPS; i++) {
-                if (i * MOEI_HIP_MFMA_STEP < k_end) {
-                    weights[q].read(g, i * MOEI_HIP_MFMA_STEP, &next[i][q]);
-                }
+            for (uint32_t i = 0; i < STEPS; i++) {
+                weights[q].read(g, i < last ? i : last, &next[i][q]);
             }
         }
         moei_f32x4 sum[SQUARES][COLUMNS] = {};
@@ -310,9 +336,8 @@ template <class Weights, bool PACKED, int WIDTH, int HEIGHT, int SLICE> struct m
                 MOEI_GPU_UNROLL
                 for (int q = 0; q < SQUARES; q++) {
                     w[q] = weights[q].operand(g, &next[i][q]);
-                    if (k + SLICE < k_end) {
-                        weights[q].read(g, k + SLICE, &next[i][q]);
-                    }
+                    const uint32_t at = (uint32_t)(k0 / SLICE + 1) * STEPS + i;
+                    weights[q].read(g, at < last ? at : last, &next[i][q]);
                 }
                 MOEI_GPU_UNROLL
                 for (int p = 0; p < COLUMNS; p++) {
