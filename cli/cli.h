@@ -49,9 +49,10 @@ void cli_plain_layer(moe_layer_desc *d);
 bool cli_level(const char *text, moe_determinism *out);
 const char *cli_level_name(moe_determinism level);
 
-/// A format, and a quantiser or "none", by name; false after one line on stderr.
+/// A format by name; a quantiser, "NAME" or "NAME:ELEMENT", or "none". False after one line on
+/// stderr.
 bool cli_format(const char *option, const char *text, moe_format *out);
-bool cli_quantiser(const char *option, const char *text, moe_quant_spec *out);
+bool cli_quantiser(const char *option, const char *text, moe_quant_desc *out);
 
 /// The device of a --device argument; false after one line on stderr.
 bool cli_device(const char *text, moe_device_type *out);

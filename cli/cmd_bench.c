@@ -109,9 +109,9 @@ static bool read_quantisers(const char *text, moe_layer_desc *d)
     }
     const size_t length = strcspn(text, ",");
     (void)snprintf(first, sizeof first, "%.*s", (int)(length < 63 ? length : 63), text);
-    return cli_quantiser("--activation", first, &d->gemm[0].act.spec) &&
+    return cli_quantiser("--activation", first, &d->gemm[0].act) &&
            cli_quantiser("--activation", text[length] == ',' ? text + length + 1 : first,
-                         &d->gemm[1].act.spec);
+                         &d->gemm[1].act);
 }
 
 static bool read_layer(const given *a, bench_request *r)

@@ -55,14 +55,13 @@ static int print_plan(moe_context *ctx, const moe_layer_desc *desc, bool json)
 }
 
 // `format` UNSET: as the checkpoint has them. What the command line names is of the routed experts.
-static void set_formats(moe_layer_desc *d, moe_format format, moe_quant_spec quantiser)
+static void set_formats(moe_layer_desc *d, moe_format format, const moe_quant_desc *act)
 {
     for (int g = 0; g < 2; g++) {
         moe_gemm_desc *gemm = &d->gemm[g];
-        gemm->act.spec = quantiser;
+        gemm->act = *act;
         if (format != MOE_FORMAT_UNSET) {
-            *gemm =
-                (moe_gemm_desc){.weight_format = format, .bias = gemm->bias, .act.spec = quantiser};
+            *gemm = (moe_gemm_desc){.weight_format = format, .bias = gemm->bias, .act = *act};
             d->transposed = 0;
         }
     }
@@ -116,13 +115,13 @@ int cmd_explain(int argc, char **argv)
         (void)fprintf(stderr, "moe: say --format: a shape does not tell it\n");
         return CLI_USAGE;
     }
-    moe_quant_spec quantiser = MOE_QUANT_NONE;
-    if (!cli_quantiser("--activation", activation, &quantiser)) {
+    moe_quant_desc act = {0};
+    if (!cli_quantiser("--activation", activation, &act)) {
         return CLI_USAGE;
     }
     d.max_tokens = max_tokens;
     d.x_dtype = MOE_BF16;
-    set_formats(&d, experts, quantiser);
+    set_formats(&d, experts, &act);
     moe_context *ctx = cli_context(NULL, device, &code);
     if (ctx != NULL) {
         code = print_plan(ctx, &d, json);

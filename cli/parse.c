@@ -206,11 +206,22 @@ bool cli_format(const char *option, const char *text, moe_format *out)
     return *out != MOE_FORMAT_UNSET;
 }
 
-bool cli_quantiser(const char *option, const char *text, moe_quant_spec *out)
+bool cli_quantiser(const char *option, const char *text, moe_quant_desc *out)
 {
-    *out = moe_quant_from_name(text);
-    if (*out == MOE_QUANT_NONE && strcmp(text, "none") != 0) {
+    char name[64];
+    const size_t length = strcspn(text, ":");
+    (void)snprintf(name, sizeof name, "%.*s", (int)(length < 63 ? length : 63), text);
+    *out = (moe_quant_desc){.spec = moe_quant_from_name(name)};
+    if (out->spec == MOE_QUANT_NONE && strcmp(text, "none") != 0) {
         (void)fprintf(stderr, "moe: %s \"%s\" is not a quantiser\n", option, text);
+        return false;
+    }
+    for (moe_dtype d = 1; d < 32 && text[length] == ':' && out->elem == 0; d++) {
+        out->elem = strcmp(text + length + 1, moe_dtype_name(d)) == 0 ? d : 0;
+    }
+    if (text[length] == ':' && out->elem == 0) {
+        (void)fprintf(stderr, "moe: %s \"%s\": \"%s\" is not an element type\n", option, text,
+                      text + length + 1);
         return false;
     }
     return true;

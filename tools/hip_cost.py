@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What the AMD kernels cost on paper: hip_cost.py BUILD > docs/hip-cost.md
+"""What the AMD kernels cost on paper: hip_cost.py BUILD rewrites the tables of docs/hip-cost.md
 
-The emulator counts which instructions a wave executes; the difference between two lengths of K is what a slice
-of 128 k takes, the rest of a tile is what each tile takes beside. With public figures of the two devices that
-makes a bound for each product of a layer; nothing here was measured on silicon.
+The emulator counts which instructions waves execute; the difference between two lengths of K is what 128 k take,
+the rest of a tile is what each tile takes beside. With public figures of the two devices that makes a bound for
+each product of a layer. Nothing here was measured on silicon.
 """
 import math
 import os
@@ -37,14 +37,17 @@ LAYERS = [
 ]
 FP8 = {"gfx942": ("e4m3fnuz_block", "fp8_group_recip:e4m3fnuz"), "gfx950": ("e4m3fn_block", "fp8_group_recip")}
 TOKENS = [1, 8, 32, 128, 512, 2048, 8192]
-FEW, MANY, OUTPUTS, SLICE = 16, 64, 64, 128
+UNIT = 128              # elements of k that costs are stated for
+LONG, SHORT = 2048, 1024 # of k, that are counted
+OUTPUTS = 256            # of the product that is counted
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def run(build, arch, weights, act, hidden, tokens):
     """Counts of the first product's launch: {mnemonic: times}, and the kernel's name."""
     env = dict(os.environ, MOE_PLUGIN_PATH=build + "/libmoe_hip.so", MOE_EMULATOR_ARCH=arch, MOE_EMULATOR_STATS="2",
                MOE_HIP_LIB=build + "/tests/emulator/libamdhip64.so")
-    command = [build + "/moe", "bench", "--device", "hip", "--shape", "%d,128,1,1" % hidden, "--format", weights,
+    command = [build + "/moe", "bench", "--device", "hip", "--shape", "%d,%d,1,1" % (hidden, OUTPUTS // 2), "--format", weights,
                "--tokens", str(tokens), "--repeats", "1", "--sets", "1"]
     if act != "none":
         command += ["--activation", act]
@@ -81,30 +84,42 @@ def cycles(counts, fp4):
     return out
 
 
-def kernel_costs(build, arch, weights, act):
-    """For few and for many rows: name, cycles of a slice, cycles of a tile beside its slices."""
-    out = {}
-    fp4 = act == "mx_floor"
-    for rows in (FEW, MANY):
-        tokens = 1 if rows == FEW else MANY
-        (name, short), (_, long) = (run(build, arch, weights, act, k, tokens) for k in (1024, 2048))
-        slices = (2048 - 1024) // SLICE
-        tiles = 256 // OUTPUTS
-        each = cycles({m: max(0, long.get(m, 0) - short.get(m, 0)) / slices / tiles for m in long}, fp4)
+def tiles_of():
+    """{kernel: (outputs, rows) of a tile}, as the table of kernels has them."""
+    with open(HERE + "/src/backends/hip/cdna/kernels.def", encoding="utf-8") as f:
+        rows = re.findall(r"^MOE_HIP_MFMA\(\w+, *(\w+), *\w+, *\w+, *(\d+), *(\d+)", f.read(), flags=re.M)
+    return {name: (int(outputs), int(height)) for name, outputs, height in rows}
+
+
+class Kernel:
+    """What a kernel takes: cycles of UNIT k, and of a tile beside them."""
+
+    def __init__(self, build, arch, weights, act, tokens):
+        (self.name, short), (_, long) = (run(build, arch, weights, act, k, tokens) for k in (SHORT, LONG))
+        self.outputs, self.rows = tiles_of()[self.name]
+        tiles = OUTPUTS // self.outputs
+        fp4 = act == "mx_floor"
+        self.each = cycles({m: max(0, n - short.get(m, 0)) / ((LONG - SHORT) / UNIT * tiles) for m, n in long.items()},
+                           fp4)
         whole = cycles({m: n / tiles for m, n in short.items()}, fp4)
-        out[rows] = (name, each, {u: max(0, whole[u] - each[u] * 1024 / SLICE) for u in whole})
-    return out
+        self.rest = {u: max(0, whole[u] - self.each[u] * SHORT / UNIT) for u in whole}
 
 
-def spread(tokens, experts, top_k):
-    """Experts that have rows, and tiles of rows by their height, in the mean of uniform routing."""
+def kernel_costs(build, arch, weights, act):
+    """The kernels for few and for many rows of an expert."""
+    return Kernel(build, arch, weights, act, 1), Kernel(build, arch, weights, act, 64)
+
+
+def spread(tokens, experts, top_k, costs):
+    """Experts that have rows, the kernel that runs, and its blocks of rows, in the mean of uniform routing."""
     p = top_k / experts
     hit = experts * (1 - (1 - p) ** tokens)
-    few = tokens * top_k <= FEW * min(experts, tokens * top_k)
-    height = FEW if few else MANY
+    few = tokens * top_k <= costs[0].rows * min(experts, tokens * top_k)
+    kernel = costs[0] if few else costs[1]
+    height = kernel.rows
     mean = tokens * p
     if tokens == 1:
-        return hit, height, hit
+        return hit, kernel, hit
     sigma = math.sqrt(tokens * p * (1 - p))
     blocks = 0.0
     if mean < 50: # binomial, in logarithms
@@ -117,19 +132,17 @@ def spread(tokens, experts, top_k):
             weight = math.exp(-((i / 10) ** 2) / 2)
             blocks += weight * math.ceil(max(1, mean + sigma * i / 10) / height)
         blocks /= sum(math.exp(-((i / 10) ** 2) / 2) for i in range(-40, 41))
-    return hit, height, experts * blocks
+    return hit, kernel, experts * blocks
 
 
-def product(device, costs, n, k, bits, hit, height, blocks, tokens, top_k, unit):
+def product(device, kernel, n, k, bits, hit, blocks, tokens, top_k, unit):
     """Bytes, FLOP, seconds of memory, of the peak, of instructions; and which unit those are of."""
     _, units, clock, memory, peaks = DEVICES[device]
-    _, each, rest = costs[height]
     nbytes = hit * n * k * bits / 8
     flop = 2 * tokens * top_k * n * k
-    slices = math.ceil(k / SLICE)
-    by_unit = {u: each[u] * slices + rest[u] for u in each}
+    by_unit = {u: kernel.each[u] * math.ceil(k / UNIT) + kernel.rest[u] for u in kernel.each}
     worst = max(by_unit, key=by_unit.get)
-    tiles = math.ceil(blocks * math.ceil(n / OUTPUTS))
+    tiles = math.ceil(blocks * math.ceil(n / kernel.outputs))
     return nbytes, flop, nbytes / memory, flop / peaks[unit], math.ceil(tiles / units) * by_unit[worst] / clock, worst
 
 
@@ -137,44 +150,59 @@ def number(us):
     return "%.3g" % us if us < 1000 else "%.0f" % us
 
 
+def layers(device, build, known):
+    """The table of a device; fills known: {(architecture, weights, activations): kernels}."""
+    arch = DEVICES[device][0]
+    lines = ["| layer | tokens | GB | GFLOP | floor, us | instructions, us | of | predicted, us |",
+             "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for name, hidden, inter, experts, top_k, weights, act, bits, units in LAYERS:
+        if arch not in units:
+            continue
+        weights, act = FP8[arch] if weights is None else (weights, act)
+        costs = known.setdefault((arch, weights, act), None) or kernel_costs(build, arch, weights, act)
+        known[(arch, weights, act)] = costs
+        for tokens in TOKENS:
+            hit, kernel, blocks = spread(tokens, experts, top_k, costs)
+            total = [0.0] * 5
+            of = set()
+            predicted = 0.0
+            for n, k in ((2 * inter, hidden), (hidden, inter)):
+                *values, worst = product(device, kernel, n, k, bits, hit, blocks, tokens, top_k, units[arch])
+                total = [a + b for a, b in zip(total, values)]
+                of.add(worst)
+                predicted += max(values[2:])
+            lines.append("| %s | %d | %.3g | %.3g | %s | %s | %s | %s |" % (
+                name, tokens, total[0] / 1e9, total[1] / 1e9, number(max(total[2], total[3]) * 1e6),
+                number(total[4] * 1e6), " ".join(sorted(of)), number(predicted * 1e6)))
+    return lines
+
+
+def kernels(known):
+    units = ("matrix", "vector", "scalar", "lds", "memory")
+    lines = ["| kernel | | tile | matrix | vector | scalar | LDS | memory | tile: vector | tile: scalar |",
+             "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for (arch, _, _), pair in sorted(known.items()):
+        for k in pair:
+            lines.append("| `%s` | %s | %d x %d | %s | %.0f | %.0f |" % (
+                k.name, arch, k.outputs, k.rows, " | ".join("%.0f" % k.each[u] for u in units), k.rest["vector"],
+                k.rest["scalar"]))
+    return sorted(set(lines), key=lines.index)
+
+
 def main():
     build = os.path.abspath(sys.argv[1])
-    print(__doc__.split("\n\n")[0] and open(os.path.join(os.path.dirname(__file__), "hip_cost.md")).read().rstrip())
+    path = HERE + "/docs/hip-cost.md"
     known = {}
-    for device, (arch, *_rest) in DEVICES.items():
-        print("\n## %s (%s)\n" % (device, arch))
-        print("| layer | tokens | GB | GFLOP | floor, us | instructions, us | of | predicted, us |")
-        print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-        for name, hidden, inter, experts, top_k, weights, act, bits, units in LAYERS:
-            if arch not in units:
-                continue
-            weights, act = FP8[arch] if weights is None else (weights, act)
-            key = (arch, weights, act)
-            if key not in known:
-                known[key] = kernel_costs(build, arch, weights, act)
-            for tokens in TOKENS:
-                hit, height, blocks = spread(tokens, experts, top_k)
-                total = [0.0] * 5
-                of = set()
-                predicted = 0.0
-                for n, k in ((2 * inter, hidden), (hidden, inter)):
-                    *values, worst = product(device, known[key], n, k, bits, hit, height, blocks, tokens, top_k,
-                                             units[arch])
-                    total = [a + b for a, b in zip(total, values)]
-                    of.add(worst)
-                    predicted += max(values[2:])
-                print("| %s | %d | %.3g | %.3g | %s | %s | %s | %s |" % (
-                    name, tokens, total[0] / 1e9, total[1] / 1e9, number(max(total[2], total[3]) * 1e6),
-                    number(total[4] * 1e6), " ".join(sorted(of)), number(predicted * 1e6)))
-    print("\n## Kernels: cycles of a slice of 128 k, and of a tile beside its slices\n")
-    print("| kernel | | matrix | vector | scalar | LDS | memory | tile: vector | tile: memory |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for (arch, _, _), costs in sorted(known.items()):
-        for rows in (FEW, MANY):
-            name, each, rest = costs[rows]
-            print("| `%s` | %s | %s | %.0f | %.0f |" % (
-                name, arch, " | ".join("%.0f" % each[u] for u in ("matrix", "vector", "scalar", "lds", "memory")),
-                rest["vector"], rest["memory"]))
+    tables = {device: layers(device, build, known) for device in DEVICES}
+    tables["kernels"] = kernels(known)
+    with open(path, encoding="utf-8") as f:
+        text = f.read()
+    for name, lines in tables.items():
+        begin = "<!-- %s: generated -->\n" % name
+        end = "<!-- end %s -->" % name
+        text = text[:text.index(begin) + len(begin)] + "\n".join(lines) + "\n" + text[text.index(end):]
+    with open(path, "w", encoding="utf-8") as f:
+        f.write(text)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@
 /// Two floats that are bf16 as a pair, the first in the low half.
 DEV_FN uint32_t moei_hip_pair(float low, float high)
 {
-    return moei_f32_bits(low) >> 16 | (moei_f32_bits(high) & 0xFFFF0000u);
+    return moei_perm(moei_f32_bits(high), moei_f32_bits(low), 0x07060302u);
 }
 
 /// Bytes of codes of a lane for 32 k.

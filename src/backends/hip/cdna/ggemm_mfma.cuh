@@ -266,7 +266,7 @@ template <class Weights, bool PACKED, int WIDTH, int HEIGHT, int SLICE> struct m
     static MOEI_HIP_MEMBER void run(const moei_hip_mfma_args *g, const moei_tile *t, lds *l)
     {
         const moek_ggemm_args *a = &g->a;
-        const int64_t k_end = a->w.k;
+        const int32_t k_end = (int32_t)a->w.k; // scalar comparisons have 32 bits
         const uint32_t thread = dev_thread();
         const uint32_t lane = thread % 64;
         const int64_t n0 = moei_hip_first_output<OUTPUTS>(t);
@@ -298,7 +298,7 @@ template <class Weights, bool PACKED, int WIDTH, int HEIGHT, int SLICE> struct m
         }
         moei_f32x4 sum[SQUARES][COLUMNS] = {};
         moei_f32x4 acc[SQUARES][COLUMNS] = {};
-        for (int64_t k0 = -SLICE; k0 < k_end; k0 += SLICE) {
+        for (int32_t k0 = -SLICE; k0 < k_end; k0 += SLICE) {
             dev_sync(); // all have read the slice before
             MOEI_GPU_UNROLL
             for (int p = 0; p < PIECES; p++) {
@@ -310,15 +310,16 @@ template <class Weights, bool PACKED, int WIDTH, int HEIGHT, int SLICE> struct m
             }
             dev_sync();
             if (k0 + SLICE < k_end) {
-                const int64_t k = k0 + SLICE + column;
+                const int32_t k = k0 + SLICE + (int32_t)column;
                 MOEI_GPU_UNROLL
                 for (int p = 0; p < PIECES; p++) {
-                    next_x[p] = codes ? moei_hip_fetch_codes(
-                                            g, t->e, moei_hip_row(t, line + DOWN * p), from[p], k)
-                                      : moei_hip_fetch_bytes(from[p] + 2 * k, 2 * (k_end - k));
+                    next_x[p] =
+                        codes ? moei_hip_fetch_codes(g, t->e, moei_hip_row(t, line + DOWN * p),
+                                                     from[p], k)
+                              : moei_hip_fetch_bytes(from[p] + 2 * (int64_t)k, 2 * (k_end - k));
                 }
                 if (fold_x && thread < STEPS * ROWS) {
-                    const int64_t at = k0 + SLICE + thread / ROWS * MOEI_HIP_MFMA_STEP;
+                    const int32_t at = k0 + SLICE + (int32_t)(thread / ROWS) * MOEI_HIP_MFMA_STEP;
                     next_scale = moei_hip_x_scale(a, t->e, moei_hip_row(t, thread % ROWS),
                                                   at < k_end ? at : k_end - 1);
                 }
@@ -328,7 +329,7 @@ template <class Weights, bool PACKED, int WIDTH, int HEIGHT, int SLICE> struct m
             }
             MOEI_GPU_UNROLL
             for (int i = 0; i < STEPS; i++) {
-                const int64_t k = k0 + i * MOEI_HIP_MFMA_STEP;
+                const int32_t k = k0 + i * MOEI_HIP_MFMA_STEP;
                 if (k >= k_end) {
                     break;
                 }
@@ -349,7 +350,7 @@ template <class Weights, bool PACKED, int WIDTH, int HEIGHT, int SLICE> struct m
                         sum[q][p] = moei_mfma_bf16(w[q], x, sum[q][p]);
                     }
                 }
-                const int64_t end = k + MOEI_HIP_MFMA_STEP;
+                const int32_t end = k + MOEI_HIP_MFMA_STEP;
                 if (fold && (end >= k_end || (end & (g->fold - 1)) == 0)) {
                     fold_sums(g, w_scales, k, n0 + lane / 16 * 4, fold_x ? l->x_scale[i] : nullptr,
                               sum, acc);
@@ -361,7 +362,7 @@ template <class Weights, bool PACKED, int WIDTH, int HEIGHT, int SLICE> struct m
 
     /// acc = fma(sum * s_x, s_w, acc), and sums of 0. n: the first of a lane's four outputs.
     static MOEI_HIP_MEMBER void fold_sums(const moei_hip_mfma_args *g, const float *w_scales,
-                                          int64_t k, int64_t n, const float *x_scale,
+                                          int32_t k, int64_t n, const float *x_scale,
                                           moei_f32x4 (&sum)[SQUARES][COLUMNS],
                                           moei_f32x4 (&acc)[SQUARES][COLUMNS])
     {
