@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Matrix instructions of CDNA, a wave's at once: 16 outputs x 16 rows. Lane l has item r of output
-// 4 (l / 16) + r of row l % 16; each is a chain of fma over ascending k, as the emulator's first
-// order of sums is.
+// Instructions of CDNA in which the lanes of a wave meet. Matrix instructions: 16 outputs x 16
+// rows. Lane l has item r of output 4 (l / 16) + r of row l % 16; each is a chain of fma over
+// ascending k, as the emulator's first order of sums is.
 #include "backends/hip/cdna/instructions_sim.h"
 #include "numerics/hd.h"
 
@@ -85,6 +85,13 @@ void take_bf16(wave *w, const uint32_t (*given)[MOEI_SIM_GIVEN], int first, int 
 } // namespace
 
 extern "C" {
+
+void moei_sim_first_lane(const uint32_t (*given)[MOEI_SIM_GIVEN], uint32_t (*taken)[MOEI_SIM_TAKEN])
+{
+    for (int l = 0; l < MOEI_SIM_WAVE; l++) {
+        taken[l][0] = given[0][0];
+    }
+}
 
 void moei_sim_mfma_bf16_k16(const uint32_t (*given)[MOEI_SIM_GIVEN],
                             uint32_t (*taken)[MOEI_SIM_TAKEN])

@@ -120,7 +120,7 @@ DEV_FN uint32_t moei_first_lane(uint32_t v)
 #if defined(__HIP__)
     return (uint32_t)__builtin_amdgcn_readfirstlane((int)v);
 #else
-    return v;
+    return *moei_sim_wave("readfirstlane", moei_sim_first_lane, &v, 1);
 #endif
 }
 

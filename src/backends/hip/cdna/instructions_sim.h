@@ -8,6 +8,8 @@
 
 extern "C" {
 
+moei_sim_wave_fn moei_sim_first_lane; // a word
+
 /// Words of a lane: of the first operand, as many of the second, four of the sum.
 moei_sim_wave_fn moei_sim_mfma_bf16_k16; // two instructions of 16 k: halves of four words
 moei_sim_wave_fn moei_sim_mfma_bf16_k32;
