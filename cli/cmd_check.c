@@ -147,6 +147,16 @@ static bool parse(int argc, char **argv, request *r)
     return true;
 }
 
+// What a backend that asked its device before it used it has found.
+static int print_findings(void *self, const moe_backend_info *info)
+{
+    const moe_device_type *device = self;
+    if (strcmp(info->name, moe_device_name(*device)) == 0 && strchr(info->reason, '\n') != NULL) {
+        (void)printf("%s\n", info->reason);
+    }
+    return 0;
+}
+
 // Whether the device and the instruction set are there; else one line on stderr and the exit code.
 static int available(const request *r)
 {
@@ -159,6 +169,9 @@ static int available(const request *r)
     if (status != MOE_OK) {
         const int code = cli_failed(status);
         return status == MOE_E_ARGUMENT && r->options.isa != NULL ? CLI_USAGE : code;
+    }
+    if (!r->json && !r->options.list) {
+        (void)moe_context_visit_backends(ctx, print_findings, &desc.device);
     }
     moe_context_destroy(ctx);
     return CLI_OK;

@@ -9,7 +9,7 @@ if(NOT MOE_HIP_CLANG OR NOT MOE_HIP_LLD)
 endif()
 
 set(MOE_HIP_ARCHS gfx942 gfx950)
-set(MOE_HIP_SOURCES bodies.hip cdna/ggemm_bf16.hip cdna/ggemm_codes.hip cdna/ggemm_fp4.hip cdna/ggemm_fp8.hip cdna/ggemm_int.hip)
+set(MOE_HIP_SOURCES bodies.hip cdna/ggemm_bf16.hip cdna/ggemm_codes.hip cdna/ggemm_fp4.hip cdna/ggemm_fp8.hip cdna/ggemm_int.hip cdna/probe.hip)
 set(MOE_HIP_FOLDER ${PROJECT_BINARY_DIR}/hip)
 # Numerics: no contraction, IEEE division and square root (the default), subnormals kept (numerics/hd.h).
 # The last two let code that reads many arguments do with the registers that there are.
@@ -42,6 +42,7 @@ add_library(moe_hip MODULE
     src/backends/hip/mfma.c
     src/backends/hip/objects.c
     src/backends/hip/packed.c
+    src/backends/hip/probe.c
     src/backends/hip/runtime.c
     src/backends/hip/time.c
     src/backends/gpu/drive_ggemm.c
@@ -53,5 +54,5 @@ target_compile_definitions(moe_hip PRIVATE MOEI_GPU_SHARED_MAX=65536) # LDS of g
 set_source_files_properties(src/backends/hip/objects.c PROPERTIES
     COMPILE_OPTIONS "-Wa,-I${MOE_HIP_FOLDER}" OBJECT_DEPENDS "${MOE_HIP_OBJECTS}")
 add_dependencies(moe_hip moe_hip_objects)
-target_link_libraries(moe_hip PRIVATE Threads::Threads ${CMAKE_DL_LIBS})
+target_link_libraries(moe_hip PRIVATE Threads::Threads ${CMAKE_DL_LIBS} m)
 set_target_properties(moe_hip PROPERTIES OUTPUT_NAME moe_hip LINK_FLAGS "-Wl,-z,defs")

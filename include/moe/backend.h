@@ -559,7 +559,8 @@ typedef struct moei_backend {
     uint64_t *runs; // one per kernel, 0 at first: the library counts how often each ran
 
     /// True if the backend can work in this process; fills the ISA bits of its device (those that
-    /// its rows speak of) and one line of text either way.
+    /// its rows speak of) and one line of text either way; where it can work and the capacity is
+    /// 1024 bytes or more, further lines, indented by two blanks, may follow.
     bool (*probe)(uint64_t *isa, char *text, size_t capacity);
 
     /// Optional: writes the names of ISA bits into `text` and returns it. NULL: they are those of

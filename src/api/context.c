@@ -169,7 +169,7 @@ static moe_status fill_context(moe_context *ctx, const moe_context_desc *desc, c
     MOE_TRY(choose_isa(desc, backend, detected, &ctx->isa));
     for (int op = 0; op < MOEI_NUM_OPS; op++) {
         moei_whynot why = {MOEI_WHYNOT_NONE, 0, 0};
-        char text[160];
+        char text[320];
         if (op == MOEI_OP_GGEMM) {
             continue; // chosen by problem
         }
@@ -267,7 +267,7 @@ static int visit_kernels_of(const moe_context *ctx, const moei_backend *backend,
 {
     for (size_t i = 0; i < backend->num_kernels; i++) {
         const moei_kernel *kernel = &backend->kernels[i];
-        char text[128];
+        char text[320];
         moei_whynot why = {MOEI_WHYNOT_NONE, 0, 0};
         const bool here = backend == ctx->backend;
         const bool available = here && moei_registry_supports(kernel, ctx->isa, NULL, &why);
@@ -311,7 +311,7 @@ int moe_context_visit_kernels(const moe_context *ctx,
 static int visit_backend(const moei_backend *backend,
                          int (*visit)(void *self, const moe_backend_info *info), void *self)
 {
-    char text[256] = "";
+    char text[2048] = "";
     uint64_t isa = 0;
     const bool available = backend->probe(&isa, text, sizeof text);
     const moe_backend_info info = {backend->name, available, text};

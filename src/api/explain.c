@@ -67,7 +67,7 @@ static int visit_op(const moe_plan *plan, moei_op op, bool runs,
     const moei_backend *backend = ctx->backend;
     for (size_t i = 0; i < backend->num_kernels; i++) {
         const moei_kernel *kernel = &backend->kernels[i];
-        char reason[160] = "";
+        char reason[320] = "";
         moei_whynot why = {MOEI_WHYNOT_NONE, 0, 0};
         if (kernel->op != op) {
             continue;
@@ -100,7 +100,7 @@ static int visit_step(const moe_plan *plan, const moei_plan_step *step, const mo
     const moe_context *ctx = plan->ctx;
     for (size_t i = 0; i < ctx->backend->num_kernels; i++) {
         const moei_kernel *kernel = &ctx->backend->kernels[i];
-        char reason[160] = "";
+        char reason[320] = "";
         moei_whynot why = {MOEI_WHYNOT_NONE, 0, 0};
         if (kernel->op != MOEI_OP_GGEMM) {
             continue;
@@ -176,7 +176,7 @@ static void explain_step(const moe_plan *plan, const moei_plan_step *step,
         moei_arith_get(chosen->arith)->name);
     for (size_t i = 0; i < ctx->backend->num_kernels; i++) {
         const moei_kernel *kernel = &ctx->backend->kernels[i];
-        char reason[160];
+        char reason[320];
         moei_whynot why = {MOEI_WHYNOT_NONE, 0, 0};
         if (kernel->op != MOEI_OP_GGEMM) {
             continue;

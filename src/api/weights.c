@@ -422,7 +422,7 @@ static moe_status check_wrapped_linears(const moe_plan *plan, const checked_sour
         const moe_gemm_desc gemm = {.weight_format = map->format->format};
         moei_ggemm_problem problem = steps[i].problem;
         moei_whynot why = {MOEI_WHYNOT_NONE, 0, 0};
-        char text[160];
+        char text[320];
         problem.gemm = &gemm;
         MOE_REQUIRE(moei_registry_supports(kernel, plan->ctx->isa, &problem, &why),
                     MOE_E_UNSUPPORTED, "%s: %s is %s, kernel %s: %s; use moe_weights_pack", call,

@@ -80,8 +80,8 @@ const char *moei_whynot_text(const moei_backend *backend, const moei_whynot *why
 #include "moe/whynot.def"
 #undef MOE_WHYNOT
     };
-    char have[64];
-    char need[64];
+    char have[256];
+    char need[256];
     char *at = buffer;
     size_t left = capacity;
     const value_kind kind = rows[why->code].kind;

@@ -337,7 +337,7 @@ moe_status moei_ggemm_select(const moe_context *ctx, const moei_ggemm_problem *p
     const moei_kernel *kernels = ctx->backend->kernels;
     const size_t count = ctx->backend->num_kernels;
     moei_whynot why = {MOEI_WHYNOT_NONE, 0, 0};
-    char text[160];
+    char text[320];
     const int row = moei_registry_select(kernels, count, MOEI_OP_GGEMM, ctx->isa, problem, &why);
     moei_ggemm_problem lower = *problem;
     lower.level = MOE_DET_DEFAULT;

@@ -21,7 +21,7 @@ static const check_fn checks[MOEI_NUM_OPS] = {
 static void check_row(moec_run *run, const moei_kernel *kernel)
 {
     moei_whynot why = {MOEI_WHYNOT_NONE, 0, 0};
-    char text[160];
+    char text[320];
     const bool here = moei_registry_supports(kernel, run->ctx->isa, NULL, &why);
     run->counts->selected++;
     if (run->options->list) {

@@ -103,6 +103,19 @@ static void run_v_ldexp_f64(emu_wave *w, const emu_inst *in)
 }
 
 // ---- 8 bits
+/// A code's value, as this device has it.
+EMU_INLINE float small_value(const emu_wave *w, emu_small format, uint32_t code)
+{
+    const float f = emu_small_value(w->group->launch->arch, format, code);
+    return emu_has_fault(w, EMU_FAULT_CVT_NAN) && f != f ? 0.0f : f;
+}
+
+/// The place of codes in a source.
+EMU_INLINE unsigned place_of(const emu_wave *w, unsigned shift)
+{
+    return emu_has_fault(w, EMU_FAULT_CVT_SELECT) ? 0 : shift;
+}
+
 // Two floats to a half of the result's register, which op_sel's last bit names.
 static void run_to_small_pair(emu_wave *w, const emu_inst *in)
 {
@@ -121,23 +134,21 @@ static void run_to_small_pair(emu_wave *w, const emu_inst *in)
 
 static void run_from_small(emu_wave *w, const emu_inst *in)
 {
-    const emu_arch arch = w->group->launch->arch;
     SOURCE_1 emu_u32s out;
     EMU_EACH(l)
     {
-        out[l] = emu_bits(emu_small_value(arch, (emu_small)in->row->detail, A[l] & 0xFFu));
+        out[l] = emu_bits(small_value(w, (emu_small)in->row->detail, A[l] & 0xFFu));
     }
     emu_put(w, in, out);
 }
 
 static void run_from_small_pair(emu_wave *w, const emu_inst *in)
 {
-    const emu_arch arch = w->group->launch->arch;
     SOURCE_1 emu_u32s out[2];
     EMU_EACH(l)
     {
-        out[0][l] = emu_bits(emu_small_value(arch, (emu_small)in->row->detail, A[l] & 0xFFu));
-        out[1][l] = emu_bits(emu_small_value(arch, (emu_small)in->row->detail, A[l] >> 8 & 0xFFu));
+        out[0][l] = emu_bits(small_value(w, (emu_small)in->row->detail, A[l] & 0xFFu));
+        out[1][l] = emu_bits(small_value(w, (emu_small)in->row->detail, A[l] >> 8 & 0xFFu));
     }
     emu_put_word(w, in, 0, out[0]);
     emu_put_word(w, in, 1, out[1]);
@@ -160,10 +171,11 @@ EMU_INLINE float wide_value(unsigned wide, uint32_t v)
 }
 
 /// A code times 2^e, in the wide format. Exponent 255 gives NaN.
-EMU_INLINE uint32_t wide_code(emu_arch arch, unsigned detail, uint32_t code, uint32_t scale)
+EMU_INLINE uint32_t wide_code(const emu_wave *w, unsigned detail, uint32_t code, uint32_t scale)
 {
+    const int more = emu_has_fault(w, EMU_FAULT_CVT_SCALE);
     const double v =
-        ldexp((double)emu_small_value(arch, (emu_small)(detail & 15), code), exponent_of(scale));
+        ldexp((double)small_value(w, (emu_small)(detail & 15), code), exponent_of(scale) + more);
     const double r = exponent_of(scale) == 128 ? (double)NAN : v;
     switch (detail & 48) {
     case WIDE_BF16: {
@@ -214,9 +226,8 @@ static void run_scaled_from_small_pair(emu_wave *w, const emu_inst *in)
 {
     const unsigned detail = in->row->detail;
     const bool fp4 = (detail & 15) == EMU_FP4;
-    const unsigned shift = fp4 ? 8u * (in->op_sel & 3u) : 16u * (in->op_sel & 1u);
+    const unsigned shift = place_of(w, fp4 ? 8u * (in->op_sel & 3u) : 16u * (in->op_sel & 1u));
     const unsigned bits = fp4 ? 4 : 8;
-    const emu_arch arch = w->group->launch->arch;
     emu_u32s t1;
     emu_u32s t2;
     const uint32_t *A = emu_lanes(w, in, 1, 0, t1);
@@ -224,8 +235,8 @@ static void run_scaled_from_small_pair(emu_wave *w, const emu_inst *in)
     emu_u32s out[2];
     EMU_EACH(l)
     {
-        out[0][l] = wide_code(arch, detail, A[l] >> shift & (fp4 ? 15u : 255u), S[l]);
-        out[1][l] = wide_code(arch, detail, A[l] >> (shift + bits) & (fp4 ? 15u : 255u), S[l]);
+        out[0][l] = wide_code(w, detail, A[l] >> shift & (fp4 ? 15u : 255u), S[l]);
+        out[1][l] = wide_code(w, detail, A[l] >> (shift + bits) & (fp4 ? 15u : 255u), S[l]);
         if ((detail & 48) != WIDE_F32) {
             out[0][l] |= out[1][l] << 16;
         }
@@ -238,8 +249,7 @@ static void run_scaled_from_small_pair(emu_wave *w, const emu_inst *in)
 
 static void run_scaled_from_small(emu_wave *w, const emu_inst *in)
 {
-    const unsigned shift = 8u * (in->op_sel & 3u);
-    const emu_arch arch = w->group->launch->arch;
+    const unsigned shift = place_of(w, 8u * (in->op_sel & 3u));
     emu_u32s t1;
     emu_u32s t2;
     emu_u32s out;
@@ -247,7 +257,7 @@ static void run_scaled_from_small(emu_wave *w, const emu_inst *in)
     const uint32_t *S = emu_lanes(w, in, 2, 0, t2);
     EMU_EACH(l)
     {
-        out[l] = wide_code(arch, in->row->detail, A[l] >> shift & 255u, S[l]);
+        out[l] = wide_code(w, in->row->detail, A[l] >> shift & 255u, S[l]);
     }
     emu_put(w, in, out);
 }

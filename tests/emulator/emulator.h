@@ -187,6 +187,15 @@ typedef struct emu_range {
     const char *what;
 } emu_range;
 
+/// What is wrong with the device.
+typedef enum emu_fault {
+    EMU_FAULT_NONE,
+#define EMU_FAULT(id, name) EMU_FAULT_##id,
+#include "emulator/faults.def"
+#undef EMU_FAULT
+    EMU_FAULT_UNKNOWN
+} emu_fault;
+
 struct emu_launch {
     const emu_kernel *kernel;
     emu_arch arch;
@@ -194,10 +203,11 @@ struct emu_launch {
     emu_range *ranges;          // sorted
     size_t num_ranges;
     uint64_t steps, max_steps;
-    uint64_t *runs; // of each instruction of the code object; NULL: they are not counted
-    uint64_t order; // MOE_EMULATOR_ORDER
-    int sum;        // MOE_EMULATOR_SUM
-    int approx;     // MOE_EMULATOR_APPROX
+    uint64_t *runs;  // of each instruction of the code object; NULL: they are not counted
+    uint64_t order;  // MOE_EMULATOR_ORDER
+    int sum;         // MOE_EMULATOR_SUM
+    int approx;      // MOE_EMULATOR_APPROX
+    emu_fault fault; // MOE_EMULATOR_FAULT
     bool lds_races, lds_unwritten, strict_barriers;
     char *error;
     size_t error_bytes;

@@ -116,6 +116,9 @@ EMU_INLINE uint32_t emu_approximate(const emu_wave *w, double exact)
     const uint32_t abs = u & 0x7FFFFFFFu;
     const double value = (double)emu_float(u);
     const bool finite = abs >= 0x00800000u && abs < 0x7F7FFFFFu;
+    if (emu_has_fault(w, EMU_FAULT_DIV) && finite) {
+        return u & ~0xFFFu;
+    }
     if (!w->group->launch->approx || !finite || value == exact) {
         return u;
     }

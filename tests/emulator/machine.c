@@ -246,6 +246,9 @@ static void start_wave(emu_wave *w, const void *kernarg, const void *packet)
     // round 0 .. 3, subnormals 4 .. 7, DX10_CLAMP 8, IEEE 9, FP16_OVFL 23
     w->mode = (k->rsrc1 >> 12 & 0xFFu) | (k->rsrc1 >> 21 & 1u) << 8 | (k->rsrc1 >> 23 & 1u) << 9 |
               (k->rsrc1 >> 26 & 1u) << 23;
+    if (emu_has_fault(w, EMU_FAULT_FLUSH)) {
+        w->mode &= ~(uint32_t)(EMU_MODE_KEEP32_IN | EMU_MODE_KEEP32_OUT);
+    }
     w->code = k->code->inst;
     w->pc = k->code->index[(k->entry - k->code->first) / 4];
     w->stop = EMU_RUNS;

@@ -6,6 +6,7 @@
 // k = K / 2 + 16 g .., where g = lane / M. EXEC is ignored. The order in which the hardware sums is
 // not known: MOE_EMULATOR_SUM=0 is a chain of fma over ascending k, 1 sums four products (of
 // f8f6f4: a block of 32) exactly and rounds with the accumulator, without subnormals.
+// MOE_EMULATOR_FAULT (faults.def) makes another matrix unit of it.
 #include "emulator/small.h"
 
 typedef enum source { F32, F16, BF16, FP8, BF8, I8, F8F6F4 } source;
@@ -44,13 +45,37 @@ static void fill_codes(float value[256], emu_arch arch, emu_small format)
     }
 }
 
-/// An operand as [k][row].
-static void unpack(const emu_wave *w, const emu_operand *o, shape s, source kind, emu_small format,
-                   float out[MAX_K][MAX_M])
+// Operands as another matrix unit has them.
+static void spoil(const emu_wave *w, const emu_operand *o, const emu_inst *in, shape s, source kind,
+                  float v[MAX_K][MAX_M])
 {
+    for (int k = 0; k < s.k; k++) {
+        for (int row = 0; row < s.m; row++) {
+            float *f = &v[k][row];
+            const uint32_t bits = emu_bits(*f);
+            if (emu_has_fault(w, EMU_FAULT_MFMA_K) && o == &in->o[1] && k % 2 != 0) {
+                const float other = v[k - 1][row];
+                v[k - 1][row] = *f;
+                *f = other;
+            } else if (emu_has_fault(w, EMU_FAULT_MFMA_FLUSH) && kind == BF16) {
+                *f = emu_float(emu_flushed(bits));
+            } else if (emu_has_fault(w, EMU_FAULT_MFMA_TRUNCATE) && kind == BF16) {
+                *f = emu_float(bits & 0xFFFE0000u);
+            } else if (emu_has_fault(w, EMU_FAULT_MFMA_NAN) && emu_is_nan(bits)) {
+                *f = 0;
+            }
+        }
+    }
+}
+
+/// An operand as [k][row].
+static void unpack(const emu_wave *w, const emu_inst *in, int operand, shape s, source kind,
+                   emu_small format, float out[MAX_K][MAX_M])
+{
+    const emu_operand *o = &in->o[operand];
     const int groups = EMU_LANES / s.m;
     const int items = s.k / groups;
-    const bool halves = kind == F8F6F4 && bits_of(format) == 8;
+    const bool halves = kind == F8F6F4 && bits_of(format) == 8 && !emu_has_fault(w, EMU_FAULT_MX_K);
     const int bits = kind == F32 ? 32 : kind == F16 || kind == BF16 ? 16 : bits_of(format);
     float value[256];
     if (bits <= 8) {
@@ -83,6 +108,9 @@ static void unpack(const emu_wave *w, const emu_operand *o, shape s, source kind
             }
         }
     }
+    if (w->group->launch->fault != EMU_FAULT_NONE) {
+        spoil(w, o, in, s, kind, out);
+    }
 }
 
 /// The accumulator, as [i][j] of the layout of D.
@@ -105,6 +133,26 @@ EMU_INLINE void given(emu_wave *w, const emu_operand *d, int m, int i, int j, ui
     int lane;
     const unsigned at = place(m, i, j, &lane);
     w->v[d->reg + at][lane] = v;
+}
+
+/// Results; as another matrix unit has them, where there is a fault.
+static void give(emu_wave *w, const emu_operand *d, int m, float acc[MAX_M][MAX_M])
+{
+    const emu_fault fault = w->group->launch->fault;
+    for (int i = 0; i < m; i++) {
+        const int to = fault == EMU_FAULT_MFMA_ROWS ? i / 16 * 16 + i % 4 * 4 + i % 16 / 4 : i;
+        for (int j = 0; j < m; j++) {
+            uint32_t v = emu_bits(acc[i][j]);
+            if (fault == EMU_FAULT_MFMA_ZERO && v == 0) {
+                v = 0x80000000u;
+            } else if (fault == EMU_FAULT_MFMA_SHORT && !emu_is_nan(v)) {
+                v &= ~0xFFu;
+            } else if (fault == EMU_FAULT_MFMA_PLACES && !emu_is_nan(v) && j >= 8) {
+                v &= ~1u;
+            }
+            given(w, d, m, to, j, v);
+        }
+    }
 }
 
 EMU_INLINE float flushed(float f)
@@ -158,8 +206,8 @@ static void run_floats(emu_wave *w, const emu_inst *in)
         emu_fail(w, -1, "cbsz, abid and blgp are not modelled here");
         return;
     }
-    unpack(w, &in->o[1], s, a, a == BF8 ? EMU_BF8 : EMU_FP8, A);
-    unpack(w, &in->o[2], s, b, b == BF8 ? EMU_BF8 : EMU_FP8, B);
+    unpack(w, in, 1, s, a, a == BF8 ? EMU_BF8 : EMU_FP8, A);
+    unpack(w, in, 2, s, b, b == BF8 ? EMU_BF8 : EMU_FP8, B);
     for (int i = 0; i < m; i++) {
         for (int j = 0; j < m; j++) {
             acc[i][j] = emu_float(taken(w, &in->o[3], m, i, j));
@@ -172,11 +220,7 @@ static void run_floats(emu_wave *w, const emu_inst *in)
     } else {
         multiply_chain(32, s.k, A, B, acc);
     }
-    for (int i = 0; i < m; i++) {
-        for (int j = 0; j < m; j++) {
-            given(w, &in->o[0], m, i, j, emu_bits(acc[i][j]));
-        }
-    }
+    give(w, &in->o[0], m, acc);
 }
 
 static void run_i8(emu_wave *w, const emu_inst *in)
@@ -224,12 +268,17 @@ static void scales(emu_wave *w, const emu_inst *in, int operand, int m, int bloc
 {
     emu_u32s tmp;
     const unsigned bit = (unsigned)operand - 4;
-    const unsigned byte = (in->op_sel >> bit & 1u) | (in->op_sel_hi >> bit & 1u) << 1;
+    const unsigned byte = emu_has_fault(w, EMU_FAULT_SCALE_OPSEL)
+                              ? 0
+                              : (in->op_sel >> bit & 1u) | (in->op_sel_hi >> bit & 1u) << 1;
     const bool has = in->num > 4;
     const uint32_t *from = has ? emu_lanes(w, in, operand, 0, tmp) : tmp;
     for (int block = 0; block < blocks; block++) {
         for (int i = 0; i < m; i++) {
-            out[i][block] = has ? (int)(from[m * block + i] >> (8 * byte) & 0xFFu) : 127;
+            const int lane = emu_has_fault(w, EMU_FAULT_SCALE_LANES)
+                                 ? m * (block * 2 % blocks + block * 2 / blocks) + i
+                                 : m * block + i;
+            out[i][block] = has ? (int)(from[lane] >> (8 * byte) & 0xFFu) : 127;
         }
     }
 }
@@ -246,8 +295,8 @@ static void run_f8f6f4(emu_wave *w, const emu_inst *in)
         emu_fail(w, -1, "no such format");
         return;
     }
-    unpack(w, &in->o[1], s, F8F6F4, (emu_small)in->cbsz, A);
-    unpack(w, &in->o[2], s, F8F6F4, (emu_small)in->blgp, B);
+    unpack(w, in, 1, s, F8F6F4, (emu_small)in->cbsz, A);
+    unpack(w, in, 2, s, F8F6F4, (emu_small)in->blgp, B);
     scales(w, in, 4, m, s.blocks, sa);
     scales(w, in, 5, m, s.blocks, sb);
     const bool exact = w->group->launch->sum != 0;
@@ -282,11 +331,7 @@ static void run_f8f6f4(emu_wave *w, const emu_inst *in)
             }
         }
     }
-    for (int i = 0; i < m; i++) {
-        for (int j = 0; j < m; j++) {
-            given(w, &in->o[0], m, i, j, emu_bits(acc[i][j]));
-        }
-    }
+    give(w, &in->o[0], m, acc);
 }
 
 // clang-format off

@@ -26,6 +26,9 @@
 //   MOE_EMULATOR_SUM    0 or 1: two orders in which MFMA may sum
 //   MOE_EMULATOR_APPROX 1: v_rcp, v_rsq, v_sqrt, v_exp and v_log give the float on the other side
 //                       of the exact result
+//   MOE_EMULATOR_FAULT  a name of faults.def: silicon that is not as the documents were read;
+//                       name@1: of device 1 alone
+//   MOE_EMULATOR_DEVICES how many there are, default 1
 //   MOE_EMULATOR_STEPS  instructions of a launch at most; default 2^31
 //   MOE_EMULATOR_LDS    "loose": reads of LDS that nobody wrote, and races, are let pass
 //   MOE_EMULATOR_BARRIER "loose": waves may end while others wait, as the hardware allows
@@ -99,6 +102,27 @@ static uint64_t number_of(const char *name, uint64_t otherwise)
     return v != NULL && *v ? strtoull(v, NULL, 0) : otherwise;
 }
 
+static emu_fault fault_of(int device)
+{
+    static const char *const names[] = {
+#define EMU_FAULT(id, name) name,
+#include "emulator/faults.def"
+#undef EMU_FAULT
+    };
+    const char *v = getenv("MOE_EMULATOR_FAULT");
+    const char *at = v != NULL ? strchr(v, '@') : NULL;
+    if (v == NULL || *v == '\0' || (at != NULL && atoi(at + 1) != device)) {
+        return EMU_FAULT_NONE;
+    }
+    const size_t length = at != NULL ? (size_t)(at - v) : strlen(v);
+    int i = 0;
+    while (i + 1 < EMU_FAULT_UNKNOWN &&
+           (strncmp(v, names[i], length) != 0 || names[i][length] != '\0')) {
+        i++;
+    }
+    return (emu_fault)(i + 1);
+}
+
 static bool loose(const char *name)
 {
     const char *v = getenv(name);
@@ -106,6 +130,14 @@ static bool loose(const char *name)
 }
 
 // ---- the device
+// They share their memory, and differ in what is wrong with them.
+static _Thread_local int current;
+
+static int devices(void)
+{
+    return (int)number_of("MOE_EMULATOR_DEVICES", 1);
+}
+
 hipError_t hipInit(unsigned int flags)
 {
     return result(flags == 0 ? hipSuccess : hipErrorInvalidValue);
@@ -119,24 +151,28 @@ hipError_t hipDriverGetVersion(int *version)
 
 hipError_t hipGetDeviceCount(int *count)
 {
-    *count = 1;
+    *count = devices();
     return hipSuccess;
 }
 
 hipError_t hipGetDevice(int *device)
 {
-    *device = 0;
+    *device = current;
     return hipSuccess;
 }
 
 hipError_t hipSetDevice(int device)
 {
-    return result(device == 0 ? hipSuccess : hipErrorInvalidDevice);
+    if (device < 0 || device >= devices()) {
+        return result(hipErrorInvalidDevice);
+    }
+    current = device;
+    return hipSuccess;
 }
 
 hipError_t hipDeviceGetName(char *name, int bytes, hipDevice_t device)
 {
-    if (device != 0 || name == NULL || bytes <= 0) {
+    if (device < 0 || device >= devices() || name == NULL || bytes <= 0) {
         return result(hipErrorInvalidValue);
     }
     (void)snprintf(name, (size_t)bytes, "%s (emulated)",
@@ -147,7 +183,7 @@ hipError_t hipDeviceGetName(char *name, int bytes, hipDevice_t device)
 hipError_t hipDeviceGetAttribute(int *value, hipDeviceAttribute_t attribute, int device)
 {
     const bool older = arch_of_device() == EMU_GFX942;
-    if (device != 0 || value == NULL) {
+    if (device < 0 || device >= devices() || value == NULL) {
         return result(hipErrorInvalidValue);
     }
     switch (attribute) {
@@ -537,9 +573,17 @@ hipError_t hipModuleLaunchKernel(hipFunction_t function, unsigned int grid_x, un
                     .order = number_of("MOE_EMULATOR_ORDER", 0),
                     .sum = (int)number_of("MOE_EMULATOR_SUM", 0),
                     .approx = (int)number_of("MOE_EMULATOR_APPROX", 0),
+                    .fault = fault_of(current),
                     .lds_races = !loose("MOE_EMULATOR_LDS"),
                     .lds_unwritten = !loose("MOE_EMULATOR_LDS"),
                     .strict_barriers = !loose("MOE_EMULATOR_BARRIER")};
+    if (l.fault == EMU_FAULT_UNKNOWN) {
+        say("MOE_EMULATOR_FAULT names no fault");
+        return result(hipErrorInvalidValue);
+    }
+    if (l.fault == EMU_FAULT_LAUNCH && strstr(k->name, "probe_matrix") != NULL) {
+        return result(hipErrorLaunchFailure);
+    }
     pthread_mutex_lock(&lock);
     open_memory(true);
     const hipError_t e = launch(&l, k, shared_bytes, buffer, bytes);

@@ -209,10 +209,11 @@ static void run_bpermute(emu_wave *w, const emu_inst *in)
     const uint64_t exec = emu_exec(w);
     const uint32_t *address = w->v[in->o[1].reg];
     const uint32_t *from = w->v[in->o[2].reg];
+    const uint32_t beside = emu_has_fault(w, EMU_FAULT_LANES);
     emu_u32s out;
     EMU_EACH(l)
     {
-        const uint32_t at = (address[l] + (uint32_t)in->offset) >> 2 & 63u;
+        const uint32_t at = ((address[l] + (uint32_t)in->offset) >> 2 & 63u) ^ beside;
         out[l] = active(exec, (int)at) ? from[at] : 0;
     }
     emu_put(w, in, out);

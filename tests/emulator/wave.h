@@ -44,6 +44,11 @@ EMU_INLINE uint64_t emu_bits64(double f)
     return u;
 }
 
+EMU_INLINE bool emu_has_fault(const emu_wave *w, emu_fault fault)
+{
+    return __builtin_expect(w->group->launch->fault == fault, 0);
+}
+
 EMU_INLINE uint64_t emu_s64(const emu_wave *w, unsigned reg)
 {
     return w->s[reg] | (uint64_t)w->s[reg + 1] << 32;

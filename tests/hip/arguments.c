@@ -6,6 +6,7 @@
 #include <stdio.h>
 
 #include "backends/hip/mfma.h"
+#include "backends/hip/probe.h"
 
 int main(void)
 {
@@ -23,5 +24,15 @@ int main(void)
                  ARCH_##isa);
 #include "backends/hip/cdna/kernels.def"
 #undef MOE_HIP_MFMA
+#define PROBE(name, arch)                                                                          \
+    (void)printf("moek_probe_" name " %zu %d %s\n", sizeof(moei_hip_probe_args),                   \
+                 MOEI_HIP_PROBE_THREADS, arch)
+    PROBE("arithmetic", "ANY");
+#define MOE_HIP_PROBE_MATRIX(name, isa, ...) PROBE("matrix_" #name, ARCH_##isa);
+#include "backends/hip/cdna/probes.def"
+#undef MOE_HIP_PROBE_MATRIX
+#define MOE_HIP_PROBE_CODES(name, code) PROBE("codes_" #name, "ANY");
+#include "backends/hip/cdna/probes.def"
+#undef MOE_HIP_PROBE_CODES
     return 0;
 }

@@ -25,6 +25,16 @@ REQUIRED = {
     r"moek_mfma_mxfp4\w*@gfx950": ["v_cvt_scalef32_pk_bf16_fp4"],
     r"moek_mfma_(e4m3|e5m2)(_many)?@gfx950": ["v_cvt_scalef32_pk_bf16_(fp8|bf8)"],
     r"moek_mfma_e4m3fnuz\w*@gfx942": ["v_cvt_pk_f32_fp8"],
+    # What is asked of a device is what kernels do.
+    "moek_probe_arithmetic": ["v_div_fixup_f32", "v_sqrt_f32", "v_fma_f32", "ds_bpermute_b32"],
+    "moek_probe_matrix_bf16": ["v_mfma_f32_16x16x(16|32)_bf16"],
+    r"moek_probe_matrix_fp8_\w+@gfx942": ["v_mfma_f32_16x16x32_fp8_fp8"],
+    r"moek_probe_matrix_fp8_\w+@gfx950": ["v_mfma_f32_16x16x128_f8f6f4"],
+    r"moek_probe_matrix_mx_\w+": ["v_mfma_scale_f32_16x16x128_f8f6f4"],
+    "moek_probe_codes_mxfp4@gfx950": ["v_cvt_scalef32_pk_bf16_fp4"],
+    "moek_probe_codes_nvfp4@gfx950": ["v_cvt_scalef32_pk_f32_fp4"],
+    "moek_probe_codes_(e4m3|e5m2)@gfx950": ["v_cvt_scalef32_pk_bf16_(fp8|bf8)"],
+    "moek_probe_codes_e4m3fnuz@gfx942": ["v_cvt_pk_f32_fp8"],
     # Divisions whose bits are promised are the correctly rounded sequence.
     "moek_body_quantize": ["v_div_scale_f32", "v_div_fmas_f32", "v_div_fixup_f32"],
     "moek_sort_many": ["ds_add_u32", "s_barrier"],

@@ -93,25 +93,47 @@ enum { MAX_DEVICES = 64 };
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct {
     const moei_hip_arch *arch; // NULL: not looked for, or another
+    moei_hip_findings found;   // of the probes
     moei_hip_device device;
     unsigned contexts; // that have it open
 } known[MAX_DEVICES];
 
-// The runtime refuses objects of another architecture: the one whose smallest it takes is the
-// device's. It names architectures in a structure that differs from version to version. The device
-// is the current one, the lock is held.
+// The runtime refuses objects of another architecture: the one whose probes it takes is the
+// device's, and answers them, once. It names architectures in a structure that differs from version
+// to version. The device is the current one, the lock is held.
 static const moei_hip_arch *find_arch(const moei_hip_runtime *hip, int32_t device_id)
 {
     for (int i = MOEI_HIP_NUM_ARCHS - 1; i >= 0 && known[device_id].arch == NULL; i--) {
         hipModule_t module = NULL;
-        if (hip->hipModuleLoadData(&module, moei_hip_archs[i].objects[MOEI_HIP_GGEMM_BF16]) ==
+        if (hip->hipModuleLoadData(&module, moei_hip_archs[i].objects[MOEI_HIP_PROBE]) ==
             hipSuccess) {
+            moei_hip_probe(hip, &moei_hip_archs[i], module, &known[device_id].found);
             (void)hip->hipModuleUnload(module);
             known[device_id].arch = &moei_hip_archs[i];
         }
         (void)hip->hipGetLastError();
     }
     return known[device_id].arch;
+}
+
+// Why nothing runs on the device, or NULL.
+static const char *refusal_of(int32_t device_id)
+{
+    const moei_hip_findings *found = &known[device_id].found;
+    return (found->isa & MOEI_HIP_ANY) != 0 ? NULL : found->text[MOEI_HIP_FAMILY_ARITHMETIC];
+}
+
+// Further lines of what the probes found, one per family.
+static void describe_families(const moei_hip_findings *found, char *text, size_t capacity)
+{
+    char line[256];
+    for (int f = 0; f < MOEI_HIP_NUM_FAMILIES; f++) {
+        const size_t used = strlen(text);
+        if (found->asked[f]) {
+            (void)snprintf(text + used, capacity - used, "\n  %s",
+                           moei_hip_family_text(found, (moei_hip_family)f, line, sizeof line));
+        }
+    }
 }
 
 static bool probe(uint64_t *isa, char *text, size_t capacity)
@@ -131,6 +153,7 @@ static bool probe(uint64_t *isa, char *text, size_t capacity)
                        error != hipSuccess ? hip->hipGetErrorString(error) : "none found");
         return false;
     }
+    enum { LINES = 1024 }; // a capacity for more than one (moei_backend.probe)
     char name[64] = "";
     int before = 0;
     int units = 0;
@@ -148,13 +171,28 @@ static bool probe(uint64_t *isa, char *text, size_t capacity)
         (void)snprintf(text, capacity, "%s is neither gfx942 nor gfx950", name);
         return false;
     }
-    *isa = arch->isa;
+    const moei_hip_findings *found = &known[0].found;
+    if (refusal_of(0) != NULL) {
+        (void)snprintf(text, capacity, "%s, %s, does not compute as the kernels need: %s", name,
+                       arch->name, refusal_of(0));
+        return false;
+    }
+    *isa = found->isa;
     (void)snprintf(text, capacity,
                    "%d device%s, 0: %s, %s, %d compute units; HIP %d.%d; kernels executed under "
                    "emulation, not verified on silicon",
                    count, count == 1 ? "" : "s", name, arch->name, units, version / 10000000,
                    version / 100000 % 100);
+    if (capacity >= LINES) {
+        describe_families(found, text, capacity);
+    }
     return true;
+}
+
+static const char *isa_text(uint64_t isa, char *text, size_t capacity)
+{
+    // A context's bits are those of the first device: another one has no fewer, or is refused.
+    return moei_hip_found_text(&known[0].found, isa, text, capacity);
 }
 
 // Loads every kernel: a run looks nothing up.
@@ -167,7 +205,9 @@ static hipError_t load_kernels(const moei_hip_runtime *hip, moei_hip_device *dev
     };
     for (int i = 0; i < MOEI_HIP_NUM_SOURCES; i++) {
         const hipError_t error =
-            hip->hipModuleLoadData(&device->modules[i], device->arch->objects[i]);
+            i == MOEI_HIP_PROBE // has been asked
+                ? hipSuccess
+                : hip->hipModuleLoadData(&device->modules[i], device->arch->objects[i]);
         if (error != hipSuccess) {
             return error;
         }
@@ -218,6 +258,28 @@ static moe_status describe(const moei_hip_runtime *hip, int32_t device_id, moei_
     return status;
 }
 
+// Rows are chosen by the bits of the first device.
+static moe_status check_device(int32_t device_id)
+{
+    char text[256];
+    if (known[device_id].arch == NULL) {
+        return moei_hip_host->fail(MOE_E_DEVICE, "hip: device %d is neither gfx942 nor gfx950",
+                                   (int)device_id);
+    }
+    if (refusal_of(device_id) != NULL) {
+        return moei_hip_host->fail(MOE_E_DEVICE,
+                                   "hip: device %d does not compute as the kernels need: %s",
+                                   (int)device_id, refusal_of(device_id));
+    }
+    if ((known[0].found.isa & ~known[device_id].found.isa) != 0) {
+        return moei_hip_host->fail(
+            MOE_E_DEVICE, "hip: device %d lacks what device 0 has: %s", (int)device_id,
+            moei_hip_found_text(&known[device_id].found, known[device_id].found.isa, text,
+                                sizeof text));
+    }
+    return MOE_OK;
+}
+
 // Loads a device; it is the current one.
 static moe_status load_device(const moei_hip_runtime *hip, int32_t device_id,
                               moei_hip_device *device)
@@ -225,11 +287,10 @@ static moe_status load_device(const moei_hip_runtime *hip, int32_t device_id,
     moe_status status = describe(hip, device_id, device);
     if (status == MOE_OK) {
         device->arch = find_arch(hip, device_id);
-        status =
-            device->arch != NULL
-                ? moei_hip_status(load_kernels(hip, device), "loading kernels")
-                : moei_hip_host->fail(MOE_E_DEVICE, "hip: device %d is neither gfx942 nor gfx950",
-                                      (int)device_id);
+        status = check_device(device_id);
+    }
+    if (status == MOE_OK) {
+        status = moei_hip_status(load_kernels(hip, device), "loading kernels");
     }
     if (status != MOE_OK) {
         unload(device);
@@ -237,11 +298,22 @@ static moe_status load_device(const moei_hip_runtime *hip, int32_t device_id,
     return status;
 }
 
+// What is off makes rows slower: a context says so.
+static void warn(const moe_context *ctx, const moei_hip_findings *found)
+{
+    char line[256];
+    for (int f = 0; f < MOEI_HIP_NUM_FAMILIES; f++) {
+        if (found->text[f][0] != '\0') {
+            moei_hip_host->log(ctx, 1,
+                               moei_hip_family_text(found, (moei_hip_family)f, line, sizeof line));
+        }
+    }
+}
+
 static moe_status open_device(const moe_context *ctx, int32_t device_id, void **out)
 {
     const char *reason;
     const moei_hip_runtime *hip = moei_hip_load(&reason);
-    (void)ctx;
     if (hip == NULL) {
         return moei_hip_host->fail(MOE_E_DEVICE, "hip: %s", reason);
     }
@@ -273,6 +345,9 @@ static moe_status open_device(const moe_context *ctx, int32_t device_id, void **
         *out = &known[device_id].device;
     }
     (void)pthread_mutex_unlock(&lock);
+    if (status == MOE_OK) {
+        warn(ctx, &known[device_id].found);
+    }
     return status;
 }
 
@@ -496,7 +571,7 @@ static const moei_backend backend = {
     .num_kernels = NUM_KERNELS,
     .runs = runs,
     .probe = probe,
-    .isa_text = moei_hip_isa_text,
+    .isa_text = isa_text,
     .open = open_device,
     .close = close_device,
     .memory_alloc = memory_alloc,

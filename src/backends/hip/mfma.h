@@ -12,10 +12,27 @@
 /// The library's functions.
 extern const moei_host *moei_hip_host;
 
-// Instruction-set bits of rows (moei_kernel.isa): either architecture, gfx942, gfx950.
-enum { MOEI_HIP_ANY = 1, MOEI_HIP_CDNA3 = 2, MOEI_HIP_CDNA4 = 4 };
+// Instruction-set bits of rows (moei_kernel.isa): either architecture, gfx942, gfx950; families
+// that a device has where it answers as expected (probe.h), and what rows have of them. A device
+// whose arithmetic is not as expected lacks ANY.
+enum {
+    MOEI_HIP_ANY = 1,
+    MOEI_HIP_CDNA3 = 2,
+    MOEI_HIP_CDNA4 = 4,
+    MOEI_HIP_MATRIX_BF16 = 8,
+    MOEI_HIP_DECODES = 16,
+    MOEI_HIP_MATRIX_FP8 = 32,
+    MOEI_HIP_MATRIX_MX = 64,
+    MOEI_HIP_CDNA3_BF16 = MOEI_HIP_CDNA3 | MOEI_HIP_MATRIX_BF16,
+    MOEI_HIP_CDNA4_BF16 = MOEI_HIP_CDNA4 | MOEI_HIP_MATRIX_BF16,
+    MOEI_HIP_CDNA3_DECODED = MOEI_HIP_CDNA3_BF16 | MOEI_HIP_DECODES,
+    MOEI_HIP_CDNA4_DECODED = MOEI_HIP_CDNA4_BF16 | MOEI_HIP_DECODES,
+    MOEI_HIP_CDNA3_FP8 = MOEI_HIP_CDNA3 | MOEI_HIP_MATRIX_FP8,
+    MOEI_HIP_CDNA4_FP8 = MOEI_HIP_CDNA4 | MOEI_HIP_MATRIX_FP8,
+    MOEI_HIP_CDNA4_MX = MOEI_HIP_CDNA4 | MOEI_HIP_MATRIX_MX
+};
 
-/// Member of the vtable.
+/// Writes the name of the architecture of `isa` into `text`, and returns it.
 const char *moei_hip_isa_text(uint64_t isa, char *text, size_t capacity);
 
 /// The kernels of cdna/kernels.def.

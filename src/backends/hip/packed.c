@@ -63,7 +63,7 @@ int32_t moei_hip_zero_point(const moei_format_info *format)
 
 // Scale codes whose products with every code but 0 are normal bf16: the smallest of a weight is
 // 2^-1, 2^-9, 2^-16, the largest below 2^3, 2^9, 2^16.
-static void scale_range(moei_hip_code code, uint8_t *low, uint8_t *high)
+void moei_hip_scale_range(moei_hip_code code, uint8_t *low, uint8_t *high)
 {
     *low = code == MOEI_HIP_CODE_MXFP4 ? 2 : code == MOEI_HIP_CODE_E4M3 ? 10 : 17;
     *high = code == MOEI_HIP_CODE_MXFP4 ? 252 : code == MOEI_HIP_CODE_E4M3 ? 246 : 239;
@@ -240,7 +240,7 @@ static moe_status refuse_scale(const moei_hip_packed *p, int64_t n, int64_t g, u
 {
     uint8_t low;
     uint8_t high;
-    scale_range(p->code, &low, &high);
+    moei_hip_scale_range(p->code, &low, &high);
     if (p->scales == MOEI_HIP_SCALES_E4M3) {
         return moei_hip_host->fail(MOE_E_VALUE, "hip: scale [%lld, %lld] is NaN", (long long)n,
                                    (long long)g);
@@ -260,7 +260,7 @@ static moe_status pack_scales(const moei_hip_packed *p, const moei_matrices *m, 
     const bool e8m0 = p->scales == MOEI_HIP_SCALES_E8M0;
     uint8_t low;
     uint8_t high;
-    scale_range(p->code, &low, &high);
+    moei_hip_scale_range(p->code, &low, &high);
     memset(to, e8m0 ? 127 : 0, (size_t)(p->zeros_at - p->scales_at));
     for (int64_t n = 0; n < m->n; n++) {
         const int64_t first = moei_w_scale_at(m, 0, n, 0);

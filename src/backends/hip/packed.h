@@ -59,6 +59,9 @@ extern "C" {
 bool moei_hip_packed_takes(const moei_format_info *format, moei_hip_code *code,
                            moei_hip_scales *scales);
 
+/// e8m0 scales that a packed form takes: products of codes with them are normal bf16.
+void moei_hip_scale_range(moei_hip_code code, uint8_t *low, uint8_t *high);
+
 /// Zero point of packed codes without one per group; -1: they have none.
 int32_t moei_hip_zero_point(const moei_format_info *format);
 

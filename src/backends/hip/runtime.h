@@ -8,6 +8,7 @@
 #include "backends/gpu/drive.h"
 #include "backends/hip/hip_api.h"
 #include "backends/hip/mfma.h"
+#include "backends/hip/probe.h"
 #include "moe/backend.h"
 
 /// The runtime's functions.
@@ -50,6 +51,18 @@ typedef struct moei_hip_arch {
 
 enum { MOEI_HIP_NUM_ARCHS = 2 };
 extern const moei_hip_arch moei_hip_archs[MOEI_HIP_NUM_ARCHS];
+
+/// Asks the current device; `module` is its object of probes. A few launches.
+void moei_hip_probe(const moei_hip_runtime *hip, const moei_hip_arch *arch, hipModule_t module,
+                    moei_hip_findings *found);
+
+/// One line: a family's name, and what was found.
+const char *moei_hip_family_text(const moei_hip_findings *found, moei_hip_family family, char *text,
+                                 size_t capacity);
+
+/// Names of ISA bits, of a device with why families are off, or of a row.
+const char *moei_hip_found_text(const moei_hip_findings *found, uint64_t isa, char *text,
+                                size_t capacity);
 
 // ---- devices -----------------------------------------------------------------------------------
 
