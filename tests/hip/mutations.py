@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Plants mistakes in the sources of AMD's kernels, one at a time, and expects that `moe check` under
-emulation notices each: mutations.py CONFIG [GLOB]
+emulation notices each: mutations.py CONFIG [GLOB | PART/PARTS]
 
-CONFIG is what tests/hip/CMakeLists.txt writes: compilers, flags, paths. A mistake is a text of a
-source that becomes another; the changed file lies in a folder that the compiler looks into first.
+CONFIG is what tests/hip/CMakeLists.txt writes: compilers, flags, paths. A mistake is a text that a
+source has once, however its lines are broken, and that becomes another; the changed file lies in a folder that the compiler looks into first.
 One object is compiled from it, with the flags of the plugin and with the kernels that the check runs
 (the others trap: a check that meets one proves nothing), and the plugin is linked again around it.
 """
@@ -36,79 +36,65 @@ MXFP4_4 = packed("ggemm_fp4", "gfx950", "mxfp4", "mxfp4", 5)
 NVFP4 = packed("ggemm_fp4", "gfx942", "nvfp4", "nvfp4", 5)
 INT4 = packed("ggemm_int", "gfx942", "u4", "int4_group", 9)
 INT8 = packed("ggemm_int", "gfx950", "u8", "int8_channel", 5)
+E4M3_3 = packed("ggemm_fp8", "gfx942", "e4m3", "e4m3fn_block", 5)
 E4M3 = packed("ggemm_fp8", "gfx950", "e4m3", "e4m3fn_block", 5)
 QUANTISERS = ("bodies", "gfx942", ["quantize", "dequantize"], ["moek_quantize_*", "--every", "23"])
 SORT = ("bodies", "gfx950", ["sort", "sort_few"], ["moek_sort_*", "--every", "3"])
 HOST = (None, "gfx942", [], ["moek_ggemm_any_any_packed__*", "--format", "mxfp4", "--quick", "--every", "9"])
 HOST_4 = (None, "gfx950", [], HOST[3])
 
-# name: what is compiled and checked, then (file, text, what it becomes, how often the text is there)...
+# name: what is compiled and checked, then (file, text, what it becomes)...
 MUTATIONS = {
     "nothing": [BF16],
     "nothing-packed": [MXFP4_4],
     "nothing-quantised": [QUANTISERS],
     "nothing-of-the-host": [HOST],
     # Barriers
-    "barrier-before-lds-is-written": [MXFP4_3, (MFMA, "dev_sync(); // all have read the slice before", "", 1)],
-    "barrier-after-lds-is-written": [BF16, (
-        MFMA, "            dev_sync();\n            MOEI_GPU_UNROLL\n            for (int q = 0; q < SQUARES; q++) {\n"
-        "                now[q]",
-        "            MOEI_GPU_UNROLL\n            for (int q = 0; q < SQUARES; q++) {\n                now[q]", 1)],
-    "barrier-before-sums-are-written": [BF16, (TILE, "dev_sync(); // all have read what LDS had", "", 1)],
-    "barrier-after-tiles-are-counted": [BF16, ("src/backends/gpu/tiles.cuh", "        }\n    }\n    dev_sync();\n}",
-                                               "        }\n    }\n}", 1)],
-    "barrier-after-slots-are-counted": [SORT, ("src/backends/hip/sort_many.cuh", "    }\n    dev_sync();\n    return done;",
-                                               "    }\n    return done;", 1)],
-    "barrier-after-sums-are-written": [BF16, (TILE, "        dev_sync();\n        if (n >= a->w.n) {",
-                                              "        if (n >= a->w.n) {", 1)],
+    "barrier-before-lds-is-written": [MXFP4_3, (MFMA, "dev_sync(); // all have read the slice before", "")],
+    "barrier-after-lds-is-written": [BF16, (MFMA, "dev_sync(); if (k0 + SLICE < k_end) {", "if (k0 + SLICE < k_end) {")],
+    "barrier-before-sums-are-written": [BF16, (TILE, "dev_sync(); // all have read what LDS had", "")],
+    "barrier-after-tiles-are-counted": [BF16, ("src/backends/gpu/tiles.cuh", "} } dev_sync(); }", "} } }")],
+    "barrier-after-slots-are-counted": [SORT, ("src/backends/hip/sort_many.cuh", "dev_sync(); return done;", "return done;")],
+    "barrier-after-sums-are-written": [BF16, (TILE, "dev_sync(); if (n >= a->w.n) {", "if (n >= a->w.n) {")],
     # Lanes
-    "lanes-of-sums-exchanged": [BF16, (TILE, "lds->y[16 * p + lane % 16]", "lds->y[16 * p + lane / 16]", 1),
-                                (TILE, "lane / 16 * 4) = sums", "lane % 16 / 4 * 4) = sums", 1)],
-    "operands-exchanged": [BF16, (MFMA, "moei_mfma_bf16(w[q], x, sum[q][p])",
-                                  "moei_mfma_bf16(x, w[q], sum[q][p])", 1)],
-    "octet-of-weights": [MXFP4_4, (MFMA, ": octet * 4);", ": (octet ^ 1) * 4);", 1)],
-    "wrong-half-of-a-pair": [MXFP4_3, (DECODE, "moei_f32_bits(low) >> 16 | (moei_f32_bits(high) & 0xFFFF0000u)",
-                                       "moei_f32_bits(high) >> 16 | (moei_f32_bits(low) & 0xFFFF0000u)", 1)],
+    "lanes-of-sums-exchanged": [BF16, (TILE, "lds->y[16 * p + lane % 16]", "lds->y[16 * p + lane / 16]"),
+                                (TILE, "lane / 16 * 4) = sums", "lane % 16 / 4 * 4) = sums")],
+    "octet-of-weights": [MXFP4_4, (MFMA, ": octet * 4);", ": (octet ^ 1) * 4);")],
+    "nan-of-fnuz": [E4M3_3, (DECODE, "(((codes & nonzero", "(((codes")],
+    "wrong-half-of-a-pair": [MXFP4_3, (DECODE, "moei_f32_bits(low), 0x07060302u", "moei_f32_bits(low), 0x03020706u")],
     "one-square-for-all-outputs": [MANY, (MFMA, "weights[q].begin(g, t->e, n0 + 16 * q, lane);",
-                                          "weights[q].begin(g, t->e, n0, lane);", 1)],
-    "sixteen-rows-for-all": [MANY, (MFMA, "(16 * p + lane % 16) *", "(lane % 16) *", 1)],
-    "one-part-of-the-sums": [MANY, (TILE, "sums[q][first / 16 + p]", "sums[q][p]", 1)],
-    "codes-of-x-twice": [NVFP4, (MFMA, "(codes >> ((2 * j + 1) * g->x_bits))", "(codes >> (2 * j * g->x_bits))", 1)],
-    "weights-of-the-first-expert": [MXFP4_3, (MFMA, "*expert = g->a.w.values + e * g->a.w.value_e_stride;",
-                                              "*expert = g->a.w.values;", 1)],
+                                          "weights[q].begin(g, t->e, n0, lane);")],
+    "one-part-of-the-sums": [MANY, (TILE, "sums[q][first / 16 + p]", "sums[q][p]")],
+    "codes-of-x-twice": [NVFP4, (MFMA, "(codes >> ((2 * j + 1) * g->x_bits))", "(codes >> (2 * j * g->x_bits))")],
     # Ends
-    "row-not-clamped": [BF16, (TILE, "return t->i0 + i < t->i1 ? t->i0 + i : t->i1 - 1;", "return t->i0 + i;", 1)],
-    "row-past-the-last-stored": [BF16, (TILE, "i < PART && t->i0 + first + i < t->i1;", "i < PART;", 1)],
-    "tail-of-k-not-zeroed": [BF16, (TILE, "    if (count >= 16) {", "    if (count > 0) {", 1)],
+    "row-not-clamped": [BF16, (TILE, "return t->i0 + i < t->i1 ? t->i0 + i : t->i1 - 1;", "return t->i0 + i;")],
+    "row-past-the-last-stored": [BF16, (TILE, "i < PART && t->i0 + first + i < t->i1;", "i < PART;")],
+    "tail-of-k-not-zeroed": [BF16, (TILE, "if (count >= 16) {", "if (count > 0) {")],
     "tail-of-codes-not-zeroed": [MXFP4_3, (MFMA, "const int64_t some = bits < most ? bits : most;",
-                                           "const int64_t some = bits > 0 ? most : 0;", 1)],
-    "die-ends-too-early": [BF16, (TILE, "(tiles + MOEI_HIP_DIES - 1) / MOEI_HIP_DIES;", "tiles / MOEI_HIP_DIES;", 1)],
-    "die-begins-too-late": [BF16, (TILE, "die * each + at;", "die * each + at + 1;", 1)],
+                                           "const int64_t some = bits > 0 ? most : 0;")],
+    "die-ends-too-early": [BF16, (TILE, "(tiles + MOEI_HIP_DIES - 1) / MOEI_HIP_DIES;", "tiles / MOEI_HIP_DIES;")],
     # Scales
-    "cdna4-bytes-exchanged": [MXFP4_4, (MFMA, "shift = (uint32_t)(tile % 2) * 8;",
-                                        "shift = (uint32_t)(tile % 2) * 16;", 1),
-                              (MFMA, "(uint32_t)(part % 2) * 16;", "(uint32_t)(part % 2) * 8;", 1)],
-    "cdna4-lane": [MXFP4_4, (MFMA, "tile / 2 * 32 * p->groups + l % 16 * 4;",
-                             "tile / 2 * 32 * p->groups + l / 16 * 4;", 1)],
-    "scale-of-another-32": [MXFP4_3, (MFMA, "s->scales[0] >> 8 * i &", "s->scales[0] >> 8 * (i ^ 1) &", 1)],
-    "scale-of-another-16": [NVFP4, (MFMA, "lane / 32 * 8)", "lane / 16 % 2 * 8)", 1)],
+    "cdna4-bytes-exchanged": [MXFP4_4, (MFMA, "lane % 16 * 4 + tile % 2 :", "lane % 16 * 4 + tile % 2 * 2 :"),
+                              (MFMA, "at % 4 * 64 + at / 4 % 2 * 2", "at % 4 * 64 + at / 4 % 2")],
+    "cdna4-lane": [MXFP4_4, (MFMA, "at / 8 * 256 + at % 4 * 64 +", "at / 8 * 256 + (at + 1) % 4 * 64 +")],
+    "scale-of-another-32": [MXFP4_3, (MFMA, ": at / 4 * 64 + at % 4)", ": at / 4 * 64 + (at % 4 ^ 1))")],
+    "scale-of-another-16": [NVFP4, (MFMA, "lane % 16 * 8 + lane / 32;", "lane % 16 * 8 + lane / 16 % 2;")],
     "fold-with-the-next-scale": [INT4, (MFMA, "w_scales + (k >> g->group_shift) * g->packed.outputs",
-                                        "w_scales + ((k >> g->group_shift) + 1) * g->packed.outputs", 1)],
-    "fold-adds-again": [INT4, (MFMA, "                    sum[q][p][r] = 0.0f;\n", "", 1)],
-    "fold-with-the-first-scale-of-x": [E4M3, (MFMA, "fold_x ? l->x_scale[i]", "fold_x ? l->x_scale[0]", 1)],
-    "scale-of-x-of-the-first-16": [NVFP4, (MFMA, "moei_hip_x_scale(&g->a, e, i, k)", "moei_hip_x_scale(&g->a, e, i, 0)", 1)],
-    "zero-point-dropped": [INT4, (DECODE, "(float)(odd >> 8 * i & 0xFF) - zero", "(float)(odd >> 8 * i & 0xFF)", 1)],
-    "zero-point-of-the-first-group": [INT4, (MFMA, "zeros[(k >> g->group_shift) * p->outputs]", "zeros[0]", 1)],
-    "scale-of-a-neighbour": [INT8, (TILE, "p->scales_at))[n];", "p->scales_at))[n / 2 * 2];", 1)],
+                                        "w_scales + ((k >> g->group_shift) + 1) * g->packed.outputs")],
+    "fold-adds-again": [INT4, (MFMA, "sum[q][p][r] = 0.0f;", "")],
+    "fold-with-the-first-scale-of-x": [E4M3, (MFMA, "fold_x ? l->x_scale[i]", "fold_x ? l->x_scale[0]")],
+    "scale-of-x-of-the-first-16": [NVFP4, (MFMA, "moei_hip_x_scale(&g->a, e, i, k)", "moei_hip_x_scale(&g->a, e, i, 0)")],
+    "zero-point-dropped": [INT4, (DECODE, "(float)(odd >> 8 * i & 0xFF) - zero", "(float)(odd >> 8 * i & 0xFF)")],
+    "zero-point-of-the-first-group": [INT4, (MFMA, "((at * MOEI_HIP_MFMA_STEP) >> g->group_shift) * (uint32_t)p->outputs]", "0]")],
+    "scale-of-a-neighbour": [INT8, (TILE, "p->scales_at))[n];", "p->scales_at))[n / 2 * 2];")],
     # Quantisers
     "division-by-reciprocal": [QUANTISERS, (
-        "src/numerics/hd.h", "    return a / b;\n", "    return a * __builtin_amdgcn_rcpf(b);\n", 1)],
-    "fp8-not-clamped": [QUANTISERS, (QUANTIZE, "    if (r.clamps) {", "    if (false) {", 1), ("src/numerics/fp8.h", "overflow == MOEI_OVERFLOW_SATURATE ? 0x7Eu : 0x7Fu;",
-                                       "0x7Fu;", 1)],
+        "src/numerics/hd.h", "return a / b;", "return a * __builtin_amdgcn_rcpf(b);")],
+    "fp8-not-clamped": [QUANTISERS, (QUANTIZE, "if (r.clamps) {", "if (false) {"), ("src/numerics/fp8.h", "overflow == MOEI_OVERFLOW_SATURATE ? 0x7Eu : 0x7Fu;",
+                                       "0x7Fu;")],
     # The host's side
-    "shuffle-of-eight-outputs": [HOST, (PACKED, "+ n % TILE * TILE;", "+ (n % 8 * 2 + n % TILE / 8) * TILE;", 1)],
-    "cdna4-layout-bytes-exchanged": [HOST_4, (PACKED, "g / 4 % 2 * 2 +\n               n / 16 % 2;",
-                                              "g / 4 % 2 +\n               n / 16 % 2 * 2;", 1)],
+    "shuffle-of-eight-outputs": [HOST, (PACKED, "+ n % TILE * TILE;", "+ (n % 8 * 2 + n % TILE / 8) * TILE;")],
+    "cdna4-layout-bytes-exchanged": [HOST_4, (PACKED, "g / 4 % 2 * 2 + n / 16 % 2;", "g / 4 % 2 + n / 16 % 2 * 2;")],
 }
 
 
@@ -136,11 +122,12 @@ def read(path):
 def plant(config, folder, edits):
     """The changed files under `folder`. Returns their names."""
     texts = {}
-    for name, text, becomes, times in edits:
+    for name, text, becomes in edits:
         source = texts.get(name) or read(os.path.join(config["source"], name))
-        if source.count(text) != times:
-            raise Wrong("%s has %d times, not %d times: %s" % (name, source.count(text), times, text))
-        texts[name] = source.replace(text, becomes)
+        pattern = r"\s+".join(re.escape(word) for word in text.split())
+        texts[name], count = re.subn(pattern, lambda _, to=becomes: to, source)
+        if count != 1:
+            raise Wrong("%s has %d times: %s" % (name, count, text))
     for name, text in texts.items():
         write(os.path.join(folder, name), text)
     return list(texts)
@@ -198,27 +185,38 @@ def build(config, folder, of, files):
 
 
 def check(config, plugin, of):
-    """What fails with the plugin: the first line, or None. Cases that met a kernel that traps do not count."""
+    """What fails with the plugin: the first line, or None. Cases that met a kernel that traps do not
+    count: they say so before anything of them is compared."""
     _, arch, _, what = of
     env = dict(os.environ, MOE_PLUGIN_PATH=plugin, MOE_HIP_LIB=config["emulator"], MOE_EMULATOR_ARCH=arch,
                MOE_EMULATOR_ORDER="1")
-    done = subprocess.run([config["moe"], "check", "--device", "hip", "--kernel", *what], env=env,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    lines = re.findall(r"^FAIL(?:ED:)? *(.*)", done.stdout, re.M)
-    trapped = tuple({line.partition(": hip: ")[0] for line in lines if "a trap" in line})
-    failures = [line for line in lines if not line.startswith(trapped)]
-    if not re.search(r"[1-9]\d* passed, \d+ failed", done.stdout) or (not lines and done.returncode != 0):
-        raise Wrong("the check ends with %d:\n%s" % (done.returncode, done.stdout[-1000:]))
-    return failures[0] if failures else None
+    trapped = set()
+    lines = []
+    with subprocess.Popen([config["moe"], "check", "--device", "hip", "--kernel", *what], env=env, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as moe:
+        for line in moe.stdout:
+            lines.append(line)
+            failure = re.match(r"FAIL(?:ED:)? *(.*)", line)
+            if failure and "`s_trap" in line:
+                trapped.add(failure.group(1).partition(": hip: ")[0])
+            elif failure and not failure.group(1).startswith(tuple(trapped)):
+                moe.kill()
+                return failure.group(1)
+    if not re.search(r"[1-9]\d* passed, \d+ failed", "".join(lines[-3:])) or moe.returncode != (1 if trapped else 0):
+        raise Wrong("the check ends with %d:\n%s" % (moe.returncode, "".join(lines[-9:])))
+    return None
 
 
 def main():
     config = json.loads(read(sys.argv[1]))
-    glob = sys.argv[2] if len(sys.argv) > 2 else "*"
+    what = sys.argv[2] if len(sys.argv) > 2 else "*"
+    names = [name for name in MUTATIONS if fnmatch.fnmatch(name, what)]
+    if "/" in what:
+        part, parts = map(int, what.split("/"))
+        names = list(MUTATIONS)[part - 1::parts]
     passed = failed = 0
-    for name, (of, *edits) in MUTATIONS.items():
-        if not fnmatch.fnmatch(name, glob):
-            continue
+    for name in names:
+        of, *edits = MUTATIONS[name]
         folder = os.path.join(config["folder"], name)
         shutil.rmtree(folder, ignore_errors=True)
         os.makedirs(folder)

@@ -32,7 +32,7 @@ enum {
     MOEI_HIP_CDNA4_MX = MOEI_HIP_CDNA4 | MOEI_HIP_MATRIX_MX
 };
 
-/// Names the architecture.
+/// Writes the name of the architecture of `isa` into `text`, and returns it.
 const char *moei_hip_isa_text(uint64_t isa, char *text, size_t capacity);
 
 /// The kernels of cdna/kernels.def.

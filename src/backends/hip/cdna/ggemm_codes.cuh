@@ -86,7 +86,7 @@ template <int W, int X, bool MX, int OUTPUTS, int ROWS, int SLICE> struct moei_h
         const float *f32;     // FP8: of the lane's results; NULL: none along k
         int64_t next_square;  // bytes of codes to the next 16
         int32_t next_f32;     // FP8: elements of f32 to the next 16
-        uint32_t shift;       // MX: of a scale's byte, what the instruction does not choose
+        uint32_t shift;       // MX: of the first 16 outputs' byte of a scale, of 32
     };
 
     /// What a lane holds of 128 k.
@@ -287,10 +287,9 @@ template <int W, int X, bool MX, int OUTPUTS, int ROWS, int SLICE> struct moei_h
             MOEI_GPU_UNROLL
             for (int q = 0; q < SQUARES; q++) {
                 if constexpr (MX) {
-                    // Bytes of scales: by halves of 256 k, then by halves of 32 outputs.
-                    const int byte = (STEPS == 2 ? 2 * i : 0) + q;
-                    sum[q][p] =
-                        moei_mfma_mx<W, X>(w[q], x, sum[q][p], now->e8m0 >> shift, byte, s_x, p);
+                    // A byte by the half of 256 k, then by the half of 32 outputs.
+                    const uint32_t byte = shift + 8 * ((STEPS == 2 ? 2 * i : 0) + q);
+                    sum[q][p] = moei_mfma_mx<W, X>(w[q], x, sum[q][p], now->e8m0 >> byte, s_x, p);
                 } else {
                     const moei_f32x4 zero = {0.0f, 0.0f, 0.0f, 0.0f};
                     const moei_f32x4 v = moei_mfma_codes<W, X>(w[q], x, zero);

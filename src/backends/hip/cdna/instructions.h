@@ -57,6 +57,7 @@ DEV_FN moei_f32x4 moei_mfma_bf16(moei_u32x4 a, moei_u32x4 b, moei_f32x4 sum)
 #endif
 }
 
+#if defined(__HIP__)
 /// Formats of codes by their numbers in instructions. gfx942's e4m3 is fnuz, gfx950's OCP's.
 typedef enum moei_hip_float {
     MOEI_HIP_E4M3,
@@ -76,15 +77,11 @@ constexpr int moei_hip_float_bits(int format)
 template <int A, int B>
 DEV_FN moei_f32x4 moei_mfma_codes(moei_u32x8 a, moei_u32x8 b, moei_f32x4 sum)
 {
-#if !defined(__HIP__)
-    return moei_sim_here.cdna4
-               ? moei_sim_codes("mfma_16x16x128_f8f6f4", moei_sim_mfma_codes, a, b, sum, A | B << 4)
-               : moei_sim_codes("four mfma_16x16x32_fp8", moei_sim_mfma_fnuz, a, b, sum, 0);
-#elif defined(__gfx950__)
+#if defined(__gfx950__)
     // Two scales of 0 are how the compiler is asked for the instruction without any.
     return __builtin_amdgcn_mfma_scale_f32_16x16x128_f8f6f4(a, b, sum, A, B, 0, 0, 0, 0);
 #else
-    static_assert(A == MOEI_HIP_E4M3 && B == MOEI_HIP_E4M3, "the one format that is multiplied");
+    static_assert(A == MOEI_HIP_E4M3 && B == MOEI_HIP_E4M3, "gfx942 has a format of each kind");
     // Four steps of 32 k. Which of the 128 a step takes does not matter, as long as both operands
     // agree: 8 neighbours of every lane.
     MOEI_GPU_UNROLL
@@ -97,33 +94,24 @@ DEV_FN moei_f32x4 moei_mfma_codes(moei_u32x8 a, moei_u32x8 b, moei_f32x4 sum)
 #endif
 }
 
-#if !defined(__gfx942__)
-/// gfx950: the same times scales: code 127 is 1, 255 makes NaN. Of each word of scales a byte
-/// counts, whose number is known where loops are unrolled.
+/// gfx950: the same times scales: code 127 is 1, 255 makes NaN. The lowest byte of scale_a counts,
+/// and byte `byte` of scale_b, which is known where loops are unrolled.
 template <int A, int B>
 DEV_FN moei_f32x4 moei_mfma_mx(moei_u32x8 a, moei_u32x8 b, moei_f32x4 sum, uint32_t scale_a,
-                               int byte_a, uint32_t scale_b, int byte_b)
-{
-#if !defined(__HIP__)
-    return moei_sim_codes("mfma_scale_16x16x128_f8f6f4", moei_sim_mfma_mx, a, b, sum, A | B << 4,
-                          scale_a >> 8 * byte_a, scale_b >> 8 * byte_b);
-#else
-#define MX(of_a, of_b)                                                                             \
-    __builtin_amdgcn_mfma_scale_f32_16x16x128_f8f6f4(a, b, sum, A, B, of_a, (int)scale_a, of_b,    \
-                                                     (int)scale_b)
-#define MX_OF(of_a)                                                                                \
-    (byte_b == 0   ? MX(of_a, 0)                                                                   \
-     : byte_b == 1 ? MX(of_a, 1)                                                                   \
-     : byte_b == 2 ? MX(of_a, 2)                                                                   \
-                   : MX(of_a, 3))
-    return byte_a == 0 ? MX_OF(0) : byte_a == 1 ? MX_OF(1) : byte_a == 2 ? MX_OF(2) : MX_OF(3);
-#undef MX_OF
-#undef MX
-#endif
-}
-#else
+                               uint32_t scale_b, int byte);
+
+#if defined(__gfx950__)
 template <int A, int B>
-DEV_FN moei_f32x4 moei_mfma_mx(moei_u32x8, moei_u32x8, moei_f32x4, uint32_t, int, uint32_t, int);
+DEV_FN moei_f32x4 moei_mfma_mx(moei_u32x8 a, moei_u32x8 b, moei_f32x4 sum, uint32_t scale_a,
+                               uint32_t scale_b, int byte)
+{
+#define MX(byte)                                                                                   \
+    __builtin_amdgcn_mfma_scale_f32_16x16x128_f8f6f4(a, b, sum, A, B, 0, (int)scale_a, byte,       \
+                                                     (int)scale_b)
+    return byte == 0 ? MX(0) : byte == 1 ? MX(1) : byte == 2 ? MX(2) : MX(3);
+#undef MX
+}
+#endif
 #endif
 
 /// A value that is the same on all lanes.
@@ -132,7 +120,7 @@ DEV_FN uint32_t moei_first_lane(uint32_t v)
 #if defined(__HIP__)
     return (uint32_t)__builtin_amdgcn_readfirstlane((int)v);
 #else
-    return v;
+    return *moei_sim_wave("readfirstlane", moei_sim_first_lane, &v, 1);
 #endif
 }
 
@@ -149,7 +137,7 @@ DEV_FN uint32_t moei_perm(uint32_t high, uint32_t low, uint32_t select)
     uint32_t v = 0;
     for (int i = 0; i < 4; i++) {
         const uint32_t which = select >> 8 * i & 0xFF;
-        const uint32_t byte = which < 4 ? low >> 8 * which
+        const uint32_t byte = which < 4   ? low >> 8 * which
                               : which < 8 ? high >> 8 * (which - 4)
                                           : 0;
         v |= (byte & 0xFF) << 8 * i;

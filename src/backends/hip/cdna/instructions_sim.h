@@ -8,15 +8,11 @@
 
 extern "C" {
 
+moei_sim_wave_fn moei_sim_first_lane; // a word
+
 /// Words of a lane: of the first operand, as many of the second, four of the sum.
 moei_sim_wave_fn moei_sim_mfma_bf16_k16; // two instructions of 16 k: halves of four words
 moei_sim_wave_fn moei_sim_mfma_bf16_k32;
-
-/// Words of a lane: eight of the first operand, as many of the second, four of the sum; then, where
-/// there are such, both formats and both scales.
-moei_sim_wave_fn moei_sim_mfma_fnuz; // four instructions of 32 k: two words each
-moei_sim_wave_fn moei_sim_mfma_codes;
-moei_sim_wave_fn moei_sim_mfma_mx;
 
 } // extern "C"
 
@@ -33,25 +29,6 @@ DEV_FN Sum moei_sim_products(const char *call, moei_sim_wave_fn *compute, Operan
     __builtin_memcpy(given + 2 * sizeof a / 4, &sum, sizeof sum);
     const uint32_t words = (2 * sizeof a + sizeof sum) / 4;
     __builtin_memcpy(&sum, moei_sim_wave(call, compute, given, words), sizeof sum);
-    return sum;
-}
-
-/// The same of codes. formats: the first operand's, the second's from bit 4 on.
-template <class Operand, class Sum>
-DEV_FN Sum moei_sim_codes(const char *call, moei_sim_wave_fn *compute, Operand a, Operand b,
-                          Sum sum, uint32_t formats, uint32_t scale_a = 127, uint32_t scale_b = 127)
-{
-    constexpr uint32_t WORDS = (2 * sizeof a + sizeof sum) / 4;
-    uint32_t given[MOEI_SIM_GIVEN];
-    static_assert(4 * (WORDS + 3) <= sizeof given && sizeof sum <= 4 * MOEI_SIM_TAKEN,
-                  "words of a lane");
-    __builtin_memcpy(given, &a, sizeof a);
-    __builtin_memcpy(given + sizeof a / 4, &b, sizeof b);
-    __builtin_memcpy(given + 2 * sizeof a / 4, &sum, sizeof sum);
-    given[WORDS] = formats;
-    given[WORDS + 1] = scale_a & 0xFF;
-    given[WORDS + 2] = scale_b & 0xFF;
-    __builtin_memcpy(&sum, moei_sim_wave(call, compute, given, WORDS + 3), sizeof sum);
     return sum;
 }
 
