@@ -188,14 +188,6 @@ static const moei_kernel kernels[] = {
 #define ROW_ANY(...)
 #define ROW_CDNA3(...) MATRIX_ROW(CDNA3, __VA_ARGS__)
 #define ROW_CDNA4(...) MATRIX_ROW(CDNA4, __VA_ARGS__)
-// The host answers as the sources expect: what a device is asked is not asked here.
-#define ROW_CDNA3_BF16    ROW_CDNA3
-#define ROW_CDNA3_DECODED ROW_CDNA3
-#define ROW_CDNA3_FP8     ROW_CDNA3
-#define ROW_CDNA4_BF16    ROW_CDNA4
-#define ROW_CDNA4_DECODED ROW_CDNA4
-#define ROW_CDNA4_FP8     ROW_CDNA4
-#define ROW_CDNA4_MX      ROW_CDNA4
 #define MATRIX_ROW(bit, row, mr_, nr_, kr_, layout_, class, supports_, cost_)                      \
     ROW(GGEMM, row, class, .isa = MOEI_HIP_##bit, .mr = mr_, .nr = nr_, .kr = kr_,                 \
         .layout = MOEI_LAYOUT_##layout_, .supports = supports_, .cost = cost_),
