@@ -92,14 +92,25 @@ MOEI_HIP_PROBE(arithmetic)
     out[MOEI_HIP_ARITHMETIC_DIVIDE] = moei_f32_bits(moei_divf(a, b));
     out[MOEI_HIP_ARITHMETIC_SQRT] = moei_f32_bits(moei_sqrtf(a));
     out[MOEI_HIP_ARITHMETIC_FMA] = moei_f32_bits(moei_fmaf(a, b, c));
+    const moei_f32x2 x = {a, b};
+    const moei_f32x2 y = {c, c};
+    const moei_f32x2 z = {b, a};
+    const moei_f32x2 pair = __builtin_elementwise_fma(x, y, z);
+    out[MOEI_HIP_ARITHMETIC_PAIR_LOW] = moei_f32_bits(pair[0]);
+    out[MOEI_HIP_ARITHMETIC_PAIR_HIGH] = moei_f32_bits(pair[1]);
     out[MOEI_HIP_ARITHMETIC_MULTIPLY] = moei_f32_bits(a * b);
     out[MOEI_HIP_ARITHMETIC_ADD] = moei_f32_bits(a + b);
+    out[MOEI_HIP_ARITHMETIC_SUM] = moei_f32_bits(a + b + c);
     out[MOEI_HIP_ARITHMETIC_FROM_INT] = moei_f32_bits((float)(int32_t)in[0]);
     out[MOEI_HIP_ARITHMETIC_FROM_UNSIGNED] = moei_f32_bits((float)in[0]);
     out[MOEI_HIP_ARITHMETIC_FROM_BYTE] = moei_f32_bits((float)(in[0] & 0xFF));
     out[MOEI_HIP_ARITHMETIC_TO_INT] =
         moei_absf(c) < 0x1p31f ? (uint32_t)(int32_t)c : 0u; // beyond it, C has no answer
     out[MOEI_HIP_ARITHMETIC_QUOTIENT] = in[1] != 0 ? in[0] / in[1] : 0u;
+    out[MOEI_HIP_ARITHMETIC_LONG_QUOTIENT] = MOEI_HIP_PROBE_LONG(in);
+    out[MOEI_HIP_ARITHMETIC_FROM_LONG] =
+        moei_f32_bits((float)(int64_t)((uint64_t)in[0] << 32 | in[1]));
+    out[MOEI_HIP_ARITHMETIC_TO_LONG] = MOEI_HIP_PROBE_TO_LONG(c);
     out[MOEI_HIP_ARITHMETIC_LANE] =
         dev_shfl_u32(in[0], (int)MOEI_HIP_PROBE_LANE(dev_lane()));
 }
