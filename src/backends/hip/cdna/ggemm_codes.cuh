@@ -261,7 +261,7 @@ template <int W, bool MX, int WIDTH, int HEIGHT> struct moei_hip_codes_tile {
     {
         moei_f32x4 sum[OUTPUTS / 64][ROWS / 16] = {};
         switch (g->a.x.dtype) {
-#if defined(__gfx950__)
+#if !defined(__gfx942__)
         case MOE_E5M2:
             moei_hip_codes_sum<W, MOEI_HIP_E5M2, MX, OUTPUTS, ROWS>::run(g, t, l, sum);
             break;
