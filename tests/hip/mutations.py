@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 
+CODES = "src/backends/hip/cdna/ggemm_codes.cuh"
 TILE = "src/backends/hip/cdna/tile.cuh"
 MFMA = "src/backends/hip/cdna/ggemm_mfma.cuh"
 DECODE = "src/backends/hip/cdna/decode.cuh"
@@ -38,6 +39,10 @@ INT4 = packed("ggemm_int", "gfx942", "u4", "int4_group", 9)
 INT8 = packed("ggemm_int", "gfx950", "u8", "int8_channel", 5)
 E4M3_3 = packed("ggemm_fp8", "gfx942", "e4m3", "e4m3fn_block", 5)
 E4M3 = packed("ggemm_fp8", "gfx950", "e4m3", "e4m3fn_block", 5)
+FNUZ = ("ggemm_codes", "gfx942", ["moek_mfma_fp8_e4m3fnuz"],
+        ["moek_ggemm_e4m3fnuz_any_packed__cdna3", "--format", "e4m3fnuz_block", "--quick", "--every", "2"])
+MX = ("ggemm_codes", "gfx950", ["moek_mfma_mx_mxfp4"],
+      ["moek_ggemm_mx_any_packed__cdna4", "--format", "mxfp4", "--quick", "--every", "3"])
 QUANTISERS = ("bodies", "gfx942", ["quantize", "dequantize"], ["moek_quantize_*", "--every", "23"])
 SORT = ("bodies", "gfx950", ["sort", "sort_few"], ["moek_sort_*", "--every", "3"])
 HOST = (None, "gfx942", [], ["moek_ggemm_any_any_packed__*", "--format", "mxfp4", "--quick", "--every", "9"])
@@ -66,6 +71,7 @@ MUTATIONS = {
                                           "weights[q].begin(g, t->e, n0, lane);")],
     "one-part-of-the-sums": [MANY, (TILE, "sums[q][first / 16 + p]", "sums[q][p]")],
     "codes-of-x-twice": [NVFP4, (MFMA, "(codes >> ((2 * j + 1) * g->x_bits))", "(codes >> (2 * j * g->x_bits))")],
+    "codes-of-neighbouring-k": [MX, (CODES, "i / 2 * 64 + part * 16 + i % 2 * 8", "part * 32 + i * 8")],
     # Ends
     "row-not-clamped": [BF16, (TILE, "return t->i0 + i < t->i1 ? t->i0 + i : t->i1 - 1;", "return t->i0 + i;")],
     "row-past-the-last-stored": [BF16, (TILE, "i < PART && t->i0 + first + i < t->i1;", "i < PART;")],
@@ -84,6 +90,10 @@ MUTATIONS = {
     "fold-adds-again": [INT4, (MFMA, "sum[q][p][r] = 0.0f;", "")],
     "fold-with-the-first-scale-of-x": [E4M3, (MFMA, "fold_x ? l->x_scale[i]", "fold_x ? l->x_scale[0]")],
     "scale-of-x-of-the-first-16": [NVFP4, (MFMA, "moei_hip_x_scale(&g->a, e, i, k)", "moei_hip_x_scale(&g->a, e, i, 0)")],
+    "mx-scale-of-the-other-half": [MX, (CODES, "(number % 2 * 16 + shift)", "((number + 1) % 2 * 16 + shift)")],
+    "mx-scales-of-x-exchanged": [MX, (CODES, "(thread / ROWS * 16 + thread % 16) * COLUMNS",
+                                      "(thread % 16 * 4 + thread / ROWS) * COLUMNS")],
+    "fold-with-the-scale-of-another-row": [FNUZ, (CODES, "l->x_scale)[row]", "l->x_scale)[row ^ 1]")],
     "zero-point-dropped": [INT4, (DECODE, "(float)(odd >> 8 * i & 0xFF) - zero", "(float)(odd >> 8 * i & 0xFF)")],
     "zero-point-of-the-first-group": [INT4, (MFMA, "((at * MOEI_HIP_MFMA_STEP) >> g->group_shift) * (uint32_t)p->outputs]", "0]")],
     "scale-of-a-neighbour": [INT8, (TILE, "p->scales_at))[n];", "p->scales_at))[n / 2 * 2];")],
@@ -151,12 +161,12 @@ def source_with(config, source, kernels):
         if whole.count(body) != 1:
             raise Wrong("bodies.hip has other bodies")
         return text + whole.replace(body, "BODY_##name(%s);" % body[:-1])
-    # After what defines the kernels' macro.
-    head, _, rest = read(path).partition("\nMOEI_HIP_KERNEL")
-    return (head + "\n" + text + "#undef MOEI_HIP_KERNEL\n"
+    # After the headers, which define the kernels' macro.
+    head, rest = re.match(r"(.*\n#include [^\n]*\n)(.*)", read(path), re.S).groups()
+    return (head + text + "#undef MOEI_HIP_KERNEL\n"
             "#define MOEI_HIP_KERNEL(name, ...) MOEI_HIP_GLOBAL(MOEI_HIP_MFMA_THREADS) \\\n"
             "    name(const moei_hip_mfma_args a) { const moei_hip_mfma_args *g = &a; (void)g; BODY_##name(__VA_ARGS__); }\n"
-            "MOEI_HIP_KERNEL" + rest)
+            + rest)
 
 
 def build(config, folder, of, files):
@@ -180,7 +190,7 @@ def build(config, folder, of, files):
     run([config["cc"], "-std=gnu17", "-fPIC", *include, "-Wa,-I" + folder, "-Wa,-I" + config["hsaco"], "-c", "-o", made,
          os.path.join(config["source"], "src/backends/hip/objects.c")])
     plugin = os.path.join(folder, "libmoe_hip.so")
-    run([config["cc"], "-shared", "-o", plugin, *objects, made, "-Wl,-z,defs", "-lpthread", "-ldl"])
+    run([config["cc"], "-shared", "-o", plugin, *objects, made, "-Wl,-z,defs", "-lpthread", "-ldl", "-lm"])
     return plugin
 
 
