@@ -11,7 +11,7 @@
 
 #include "api/plan_internal.h"
 
-#define CASES       1600
+#define CASES       (MOEC_LAYERS_DRAWN + MOEC_LAYERS_PAIRS)
 #define SIDE_CHECKS 16 // threads, fork and workspace: every so many cases
 
 // Poison: 0xFF makes NaN of every float type, LARGE a finite number beyond all others.

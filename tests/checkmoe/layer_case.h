@@ -98,7 +98,10 @@ typedef struct moec_layer_case {
 
 /// Draws a descriptor and what it leaves open; every draw is one that a plan must accept.
 /// `number` below MOEC_LAYER_EDGES forces an edge: no token, one token to all experts, H = 1, ...
-#define MOEC_LAYER_EDGES 12
+/// From MOEC_LAYERS_DRAWN on both products have what matrix units multiply as codes.
+#define MOEC_LAYER_EDGES  12
+#define MOEC_LAYERS_DRAWN 1600
+#define MOEC_LAYERS_PAIRS 16
 void moec_layer_draw(moec_layer_case *c, moec_rng *rng, int number);
 
 /// Draws weights and items for c->desc. False where memory is short.

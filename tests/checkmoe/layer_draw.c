@@ -177,6 +177,38 @@ static void draw_mlp(moec_rng *rng, const mlp_fields *f, const moe_quant_desc *x
     }
 }
 
+// What matrix units multiply without decoding it, on one device or another: chance alone would
+// hardly ever draw both sides of a pair, nor sizes of several of its blocks.
+static const struct {
+    moe_format weights;
+    moe_quant_desc act;
+} pairs[MOEC_LAYERS_PAIRS / 2] = {
+    {MOE_FORMAT_E4M3FNUZ_BLOCK, {.spec = MOE_QUANT_FP8_GROUP_DIV, .elem = MOE_E4M3FNUZ}},
+    {MOE_FORMAT_E4M3FNUZ_CHANNEL, {.spec = MOE_QUANT_FP8_TOKEN, .elem = MOE_E4M3FNUZ}},
+    {MOE_FORMAT_E4M3FN_BLOCK, {.spec = MOE_QUANT_FP8_GROUP_DIV, .elem = MOE_E4M3FN}},
+    {MOE_FORMAT_E5M2_TENSOR, {.spec = MOE_QUANT_FP8_TOKEN, .elem = MOE_E5M2}},
+    {MOE_FORMAT_MXFP4, {.spec = MOE_QUANT_MX_EVEN, .elem = MOE_E2M1}},
+    {MOE_FORMAT_MXFP4, {.spec = MOE_QUANT_MX_FLOOR, .elem = MOE_E4M3FN}},
+    {MOE_FORMAT_MXFP6_E2M3, {.spec = MOE_QUANT_MX_FLOOR, .elem = MOE_E2M3}},
+    {MOE_FORMAT_MXFP8_E4M3, {.spec = MOE_QUANT_MX_FLOOR, .elem = MOE_E5M2}},
+};
+
+static bool has_pair(int number)
+{
+    return number >= MOEC_LAYERS_DRAWN;
+}
+
+static void draw_pair(moe_layer_desc *d, int number)
+{
+    const size_t i = (size_t)(number - MOEC_LAYERS_DRAWN) / 2;
+    for (int g = 0; g < 2; g++) {
+        d->gemm[g] = (moe_gemm_desc){
+            .weight_format = pairs[i].weights, .act = pairs[i].act, .bias = d->gemm[g].bias};
+    }
+    d->transposed = 0;
+    d->x_dtype = moec_is_float(d->x_dtype) ? d->x_dtype : MOE_BF16;
+}
+
 // ---- routing ------------------------------------------------------------------------------------
 
 static void draw_groups(moec_rng *rng, moe_layer_desc *d)
@@ -317,7 +349,11 @@ static void draw_sizes(moec_layer_case *c, moec_rng *rng, int number)
     moe_layer_desc *d = &c->desc;
     d->hidden = number == 2 || number == 8 ? 1 : draw_size(rng);
     d->inter = number == 3 || number == 8 ? 1 : draw_size(rng);
-    const int64_t room = MAX_WEIGHTS / (3 * d->hidden * d->inter);
+    if (has_pair(number)) {
+        d->hidden = chance(rng, 50) ? 256 : 144;
+        d->inter = chance(rng, 50) ? 160 : 130;
+    }
+    const int64_t room = has_pair(number) ? 6 : MAX_WEIGHTS / (3 * d->hidden * d->inter);
     const int32_t most = (int32_t)moei_i64_min(moei_i64_max(room, 1), 40);
     d->num_experts = number == 4 || number == 8 ? 1
                      : number == 11             ? most
@@ -398,6 +434,9 @@ void moec_layer_draw(moec_layer_case *c, moec_rng *rng, int number)
     d->x_dtype = draw_float(rng);
     draw_mlp(rng, &f, NULL);
     draw_quantisation(rng, d);
+    if (has_pair(number)) {
+        draw_pair(d, number);
+    }
     const bool tokens = d->x_layout == MOE_X_TOKENS;
     const bool slots = tokens && chance(rng, 25);
     d->out_mode = slots             ? MOE_OUT_SLOTS
@@ -414,6 +453,9 @@ void moec_layer_draw(moec_layer_case *c, moec_rng *rng, int number)
         draw_combined(rng, d, gate, shared);
     }
     draw_precision(rng, d);
+    if (has_pair(number) && number % 2 == 0) { // x is weighed, then quantised
+        d->weight_stage = MOE_WEIGHT_INPUT;
+    }
     d->accumulate = chance(rng, 25);
     c->one_expert = number == 5 || chance(rng, 6);
     c->use_valid = tokens && (number == 10 || chance(rng, 30));
@@ -427,5 +469,6 @@ void moec_layer_draw(moec_layer_case *c, moec_rng *rng, int number)
     // Room for the batches that the checks make of the items, with rows past them.
     d->max_tokens = c->items + 8;
     d->determinism = moec_layer_spans_tokens(c) ? between(rng, MOE_DET_NONE, MOE_DET_RUN)
+                     : has_pair(number)         ? MOE_DET_BATCH
                                                 : (moe_determinism)moec_below(rng, 5);
 }

@@ -17,7 +17,11 @@ REGISTERS = 512  # of a lane, for the waves of a SIMD together; a compute unit h
 # waves, of many two.
 VECTOR = {r"moek_mfma_\w+_many": 256, r"moek_mfma_\w+": 128}
 REQUIRED = {
-    r"moek_mfma_\w+": ["v_mfma_f32_16x16x(16|32)_bf16", "ds_read_b128|ds_read2_b64", "s_barrier"],
+    r"moek_mfma_\w+": ["ds_read_b128|ds_read2_b64", "s_barrier"],
+    r"moek_mfma_(?!fp8_|mx_)\w+": ["v_mfma_f32_16x16x(16|32)_bf16"],
+    r"moek_mfma_fp8_\w+@gfx942": ["v_mfma_f32_16x16x32_fp8_fp8"],
+    r"moek_mfma_fp8_\w+@gfx950": ["v_mfma_f32_16x16x128_f8f6f4"],
+    r"moek_mfma_mx_\w+": ["v_mfma_scale_f32_16x16x128_f8f6f4"],
     r"moek_mfma_mxfp4\w*@gfx950": ["v_cvt_scalef32_pk_bf16_fp4"],
     r"moek_mfma_(e4m3|e5m2)(_many)?@gfx950": ["v_cvt_scalef32_pk_bf16_(fp8|bf8)"],
     r"moek_mfma_e4m3fnuz\w*@gfx942": ["v_cvt_pk_f32_fp8"],

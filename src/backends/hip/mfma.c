@@ -274,9 +274,10 @@ moe_status moei_hip_mfma(const moei_exec *exec, const moei_kernel *kernel,
     const int32_t rows = tiles[runs].rows;
     const int64_t blocks =
         moei_i64_round_up(tiles_of(ggemm, tiles[runs].outputs, rows), MOEI_HIP_DIES);
-    const uint32_t shared = takes_codes(kernel)
-                                ? moei_hip_codes_shared(rows, ggemm->w.count)
-                                : moei_hip_mfma_shared(rows, tiles[runs].slice, ggemm->w.count);
+    const uint32_t shared =
+        takes_codes(kernel)
+            ? moei_hip_codes_shared(tiles[runs].outputs, rows, tiles[runs].slice, ggemm->w.count)
+            : moei_hip_mfma_shared(rows, tiles[runs].slice, ggemm->w.count);
     const moei_gpu_grid grid = {(uint32_t)moei_i64_min(blocks, MAX_BLOCKS), MOEI_HIP_MFMA_THREADS,
                                 shared, false};
     return grid.blocks == 0 ? MOE_OK : moei_hip_launch_mfma(exec, runs, grid, &args);

@@ -59,14 +59,16 @@ MOE_HD uint32_t moei_hip_mfma_shared(int32_t rows, int32_t slice, int32_t expert
            2u * MOEI_HIP_MFMA_CODES + 4u * ((uint32_t)experts + 1u);
 }
 
-#define MOEI_HIP_CODES_SLICE 128                         // of kernels that multiply codes
-#define MOEI_HIP_CODES_PITCH (MOEI_HIP_CODES_SLICE + 16) // of rows of codes in LDS, in bytes
+#define MOEI_HIP_CODES_STEP 128 // elements of k of an instruction that multiplies codes
+#define MOEI_HIP_CODES_PAD  16  // bytes between rows in LDS
 
-/// The same of those kernels: rows are bytes, scales those of a slice; as many sums of a tile as
-/// those of 64 outputs take more.
-MOE_HD uint32_t moei_hip_codes_shared(int32_t rows, int32_t experts)
+/// The same of kernels that multiply codes: a slice of x or sums on their way out, scales, prefix.
+MOE_HD uint32_t moei_hip_codes_shared(int32_t outputs, int32_t rows, int32_t slice, int32_t experts)
 {
-    return (uint32_t)rows * (4u * (64u + 4u) + 4u) + 4u * ((uint32_t)experts + 1u);
+    const uint32_t x = (uint32_t)(rows * (slice + MOEI_HIP_CODES_PAD));
+    const uint32_t sums = (uint32_t)(rows * 64 / outputs * (outputs + 4)) * 4u;
+    return (x > sums ? x : sums) + 4u * (uint32_t)(rows * (slice / MOEI_HIP_CODES_STEP)) +
+           4u * ((uint32_t)experts + 1u);
 }
 
 /// The arguments of every such kernel.
