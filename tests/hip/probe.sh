@@ -101,7 +101,7 @@ refused() { # fault, family that is off, a row that is, the row that runs instea
         grep -qE "^ \* +moek_ggemm_$on +runs" "$out"
     verdict $? "$fault: moe explain: $off"
     local code=0
-    MOE_EMULATOR_FAULT=$fault "$moe" check --device hip --kernel "moek_ggemm_$off" > "$out" 2> "$err" || code=$?
+    MOE_EMULATOR_FAULT=$fault "$moe" check --device hip --kernel "moek_ggemm_$off" --every 20 > "$out" 2> "$err" || code=$?
     [ $code = 3 ] && grep -q "skipped: .*$family off: " "$out"
     verdict $? "$fault: moe check of a row: code $code"
 }
