@@ -18,6 +18,7 @@ import sys
 
 TILE = "src/backends/hip/cdna/tile.cuh"
 MFMA = "src/backends/hip/cdna/ggemm_mfma.cuh"
+CODES = "src/backends/hip/cdna/ggemm_codes.cuh"
 DECODE = "src/backends/hip/cdna/decode.cuh"
 PACKED = "src/backends/hip/packed.c"
 QUANTIZE = "src/backends/gpu/quantize.cuh"
@@ -38,6 +39,12 @@ INT4 = packed("ggemm_int", "gfx942", "u4", "int4_group", 9)
 INT8 = packed("ggemm_int", "gfx950", "u8", "int8_channel", 5)
 E4M3_3 = packed("ggemm_fp8", "gfx942", "e4m3", "e4m3fn_block", 5)
 E4M3 = packed("ggemm_fp8", "gfx950", "e4m3", "e4m3fn_block", 5)
+FP8_3 = ("ggemm_codes", "gfx942", ["moek_mfma_fp8_e4m3fnuz"], ["moek_ggemm_e4m3fnuz_*", "--quick"])
+FP8_4 = ("ggemm_codes", "gfx950", ["moek_mfma_fp8_e4m3"],
+         ["moek_ggemm_fp8_*", "--format", "e4m3fn_block", "--quick"])
+MX = ("ggemm_codes", "gfx950", ["moek_mfma_mx_mxfp4"], ["moek_ggemm_mx_*", "--format", "mxfp4", "--quick"])
+MX8 = ("ggemm_codes", "gfx950", ["moek_mfma_mx_e4m3"], ["moek_ggemm_mx_*", "--format", "mxfp8_e4m3", "--quick"])
+APART = (*FP8_4[:3], FP8_4[3] + ["--apart"])
 QUANTISERS = ("bodies", "gfx942", ["quantize", "dequantize"], ["moek_quantize_*", "--every", "23"])
 SORT = ("bodies", "gfx950", ["sort", "sort_few"], ["moek_sort_*", "--every", "3"])
 HOST = (None, "gfx942", [], ["moek_ggemm_any_any_packed__*", "--format", "mxfp4", "--quick", "--every", "9"])
@@ -87,6 +94,14 @@ MUTATIONS = {
     "zero-point-dropped": [INT4, (DECODE, "(float)(odd >> 8 * i & 0xFF) - zero", "(float)(odd >> 8 * i & 0xFF)")],
     "zero-point-of-the-first-group": [INT4, (MFMA, "((at * MOEI_HIP_MFMA_STEP) >> g->group_shift) * (uint32_t)p->outputs]", "0]")],
     "scale-of-a-neighbour": [INT8, (TILE, "p->scales_at))[n];", "p->scales_at))[n / 2 * 2];")],
+    # Codes on both sides
+    "codes-of-another-k": [MX8, (CODES, "i / 2 * 64 + part * 16 + i % 2 * 8", "part * 32 + i * 8")],
+    "codes-of-another-k-fnuz": [FP8_3, (CODES, "i / 2 * 64 + part * 16 + i % 2 * 8", "part * 32 + i * 8")],
+    "codes-of-a-last-byte": [MX, (CODES, "if (BITS % 8 != 0 && bits > 0", "if (BITS > 8 && bits > 0")],
+    "codes-barrier-after-lds-is-written": [FP8_3, (CODES, "dev_sync(); const int32_t k = k0 + SLICE;", "const int32_t k = k0 + SLICE;")],
+    "codes-scale-of-the-first-32": [MX, (CODES, "(MX ? MOEI_HIP_MFMA_STEP : MOEI_HIP_CODES_STEP)", "(MX ? 0 : MOEI_HIP_CODES_STEP)")],
+    "codes-scale-of-16-outputs": [MX, (CODES, "(uint32_t)(square % 2) * 8 : 0", "0u : 0u")],
+    "codes-past-the-last-128": [APART, (CODES, "at + STEPS < last ? at + STEPS : last", "at + STEPS")],
     # Quantisers
     "division-by-reciprocal": [QUANTISERS, (
         "src/numerics/hd.h", "return a / b;", "return a * __builtin_amdgcn_rcpf(b);")],
@@ -152,11 +167,12 @@ def source_with(config, source, kernels):
             raise Wrong("bodies.hip has other bodies")
         return text + whole.replace(body, "BODY_##name(%s);" % body[:-1])
     # After what defines the kernels' macro.
-    head, _, rest = read(path).partition("\nMOEI_HIP_KERNEL")
+    whole = read(path)
+    at = whole.index("\n", whole.rindex("\n#include") + 1)
+    head, rest = whole[:at], whole[at:]
     return (head + "\n" + text + "#undef MOEI_HIP_KERNEL\n"
             "#define MOEI_HIP_KERNEL(name, ...) MOEI_HIP_GLOBAL(MOEI_HIP_MFMA_THREADS) \\\n"
-            "    name(const moei_hip_mfma_args a) { const moei_hip_mfma_args *g = &a; (void)g; BODY_##name(__VA_ARGS__); }\n"
-            "MOEI_HIP_KERNEL" + rest)
+            "    name(const moei_hip_mfma_args a) { const moei_hip_mfma_args *g = &a; (void)g; BODY_##name(__VA_ARGS__); }\n" + rest)
 
 
 def build(config, folder, of, files):
@@ -180,7 +196,7 @@ def build(config, folder, of, files):
     run([config["cc"], "-std=gnu17", "-fPIC", *include, "-Wa,-I" + folder, "-Wa,-I" + config["hsaco"], "-c", "-o", made,
          os.path.join(config["source"], "src/backends/hip/objects.c")])
     plugin = os.path.join(folder, "libmoe_hip.so")
-    run([config["cc"], "-shared", "-o", plugin, *objects, made, "-Wl,-z,defs", "-lpthread", "-ldl"])
+    run([config["cc"], "-shared", "-o", plugin, *objects, made, "-Wl,-z,defs", "-lpthread", "-ldl", "-lm"])
     return plugin
 
 
