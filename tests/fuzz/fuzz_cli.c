@@ -19,7 +19,7 @@ static void check_one(const char *text)
     moe_device_type device = MOE_DEVICE_UNSET;
     moe_determinism level = MOE_DET_DEFAULT;
     moe_format format = MOE_FORMAT_UNSET;
-    moe_quant_desc quantiser = MOE_QUANT_NONE;
+    moe_quant_desc quantiser = {0};
     if (cli_number("--n", text, -5, 1000, &number)) {
         FUZZ_REQUIRE(number >= -5 && number <= 1000 && strtoll(text, NULL, 10) == number);
     }
