@@ -89,6 +89,15 @@ static void draw(moec_rng *rng, moec_fill fill, moe_dtype dtype, unsigned char *
     }
 }
 
+// What is left of a row's last byte is no element, and must not count.
+static void fill_spare(moe_dtype dtype, unsigned char *row, int64_t elements)
+{
+    const int used = (int)(elements * moe_dtype_bits(dtype) % 8);
+    if (used != 0) {
+        row[elements * moe_dtype_bits(dtype) / 8] |= (unsigned char)(0xFFu << used);
+    }
+}
+
 static void draw_scale(moec_rng *rng, moec_fill fill, moe_dtype dtype, void *data, int64_t i)
 {
     unsigned char *row = data;
@@ -166,6 +175,10 @@ static bool build_weights(moec_ggemm_case *c, moec_rng *rng, bool at_end)
         draw(rng, c->fill == MOEC_TINY ? MOEC_NORMAL : c->fill, MOE_F32, c->bias, i, 0.0, false);
     }
     for (int32_t e = 0; e < c->experts; e++) {
+        for (int64_t n = 0; n < outer; n++) {
+            fill_spare(info->elem, c->values + (e * outer + n) * inner,
+                       c->transposed ? c->n : c->k);
+        }
         for (int64_t n = 0; n < c->n; n++) {
             const int64_t part = parts == 1 ? 0 : halves ? n / part_rows : n % 2;
             for (int64_t k = 0; k < c->k; k++) {
@@ -228,6 +241,7 @@ static bool build_x(moec_ggemm_case *c, moec_rng *rng, bool at_end)
     const bool global = c->act.spec != MOE_QUANT_NONE && moei_quant_has_global_scale(&c->act);
     for (int64_t r = 0; r < c->rows; r++) {
         unsigned char *row = c->x + r * row_bytes;
+        fill_spare(elem, row, c->k);
         for (int64_t k = 0; k < c->k; k++) {
             draw(rng, c->fill, elem, row, k, 0.0, k % 17 == 3);
             if (c->fill == MOEC_CANCEL && k >= (c->k + 1) / 2) {
