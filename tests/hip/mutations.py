@@ -72,7 +72,6 @@ MUTATIONS = {
     "nan-of-fnuz": [E4M3_3, (DECODE, "(((codes & nonzero", "(((codes")],
     "wrong-half-of-a-pair": [MXFP4_3, (DECODE, "moei_f32_bits(low), 0x07060302u", "moei_f32_bits(low), 0x03020706u")],
     "one-part-of-the-sums": [MANY, (TILE, "sums[q][first / 16 + p]", "sums[q][p]")],
-    "codes-of-neighbouring-k": [MX, (CODES, "i / 2 * 64 + part * 16 + i % 2 * 8", "part * 32 + i * 8")],
     # Ends
     "row-not-clamped": [BF16, (TILE, "return t->i0 + i < t->i1 ? t->i0 + i : t->i1 - 1;", "return t->i0 + i;")],
     "row-past-the-last-stored": [BF16, (TILE, "i < PART && t->i0 + first + i < t->i1;", "i < PART;")],
@@ -101,7 +100,8 @@ MUTATIONS = {
     # Codes on both sides
     "codes-of-another-k": [MX8, (CODES, "i / 2 * 64 + part * 16 + i % 2 * 8", "part * 32 + i * 8")],
     "codes-of-a-last-byte": [MX, (CODES, "if (BITS % 8 != 0 && bits > 0", "if (BITS > 8 && bits > 0")],
-    "codes-barrier-after-lds-is-written": [FNUZ, (CODES, "dev_sync(); const int32_t k = k0 + SLICE;", "const int32_t k = k0 + SLICE;")],
+    "codes-barrier-after-lds-is-written": [FNUZ, (CODES, "dev_sync(); const int32_t k = k0 + SLICE;",
+                                                  "const int32_t k = k0 + SLICE;")],
     "codes-past-the-last-128": [APART, (CODES, "at + STEPS < last ? at + STEPS : last", "at + STEPS")],
     # Quantisers
     "division-by-reciprocal": [QUANTISERS, (
