@@ -49,6 +49,7 @@ QUANTISERS = ("bodies", "gfx942", ["quantize", "dequantize"], ["moek_quantize_*"
 SORT = ("bodies", "gfx950", ["sort", "sort_few"], ["moek_sort_*", "--every", "3"])
 HOST = (None, "gfx942", [], ["moek_ggemm_any_any_packed__*", "--format", "mxfp4", "--quick", "--every", "9"])
 HOST_4 = (None, "gfx950", [], HOST[3])
+HOST_MX = (None, "gfx950", [], ["moek_ggemm_mx_*", "--format", "mxfp4", "--quick"])
 
 # name: what is compiled and checked, then (file, text, what it becomes)...
 MUTATIONS = {
@@ -102,6 +103,7 @@ MUTATIONS = {
     "codes-scale-of-the-first-32": [MX, (CODES, "(MX ? MOEI_HIP_MFMA_STEP : MOEI_HIP_CODES_STEP)", "(MX ? 0 : MOEI_HIP_CODES_STEP)")],
     "codes-scale-of-16-outputs": [MX, (CODES, "(uint32_t)(square % 2) * 8 : 0", "0u : 0u")],
     "codes-past-the-last-128": [APART, (CODES, "at + STEPS < last ? at + STEPS : last", "at + STEPS")],
+    "codes-of-few-scales": [HOST_MX, (PACKED, "if (!any && (", "if ((")],
     # Quantisers
     "division-by-reciprocal": [QUANTISERS, (
         "src/numerics/hd.h", "return a / b;", "return a * __builtin_amdgcn_rcpf(b);")],

@@ -32,7 +32,6 @@ REQUIRED = {
     r"moek_probe_matrix_fp8_\w+@gfx950": ["v_mfma_f32_16x16x128_f8f6f4"],
     r"moek_probe_matrix_mx_\w+": ["v_mfma_scale_f32_16x16x128_f8f6f4"],
     "moek_probe_codes_mxfp4@gfx950": ["v_cvt_scalef32_pk_bf16_fp4"],
-    "moek_probe_codes_nvfp4@gfx950": ["v_cvt_scalef32_pk_f32_fp4"],
     "moek_probe_codes_(e4m3|e5m2)@gfx950": ["v_cvt_scalef32_pk_bf16_(fp8|bf8)"],
     "moek_probe_codes_e4m3fnuz@gfx942": ["v_cvt_pk_f32_fp8"],
     # Divisions whose bits are promised are the correctly rounded sequence.
