@@ -454,8 +454,9 @@ static void check_problem(ggemm_walk *w, const moe_gemm_desc *gemm, moe_dtype x_
 static void check_weights(ggemm_walk *w, const moe_gemm_desc *weights)
 {
     static const moe_dtype floats[] = {MOE_F32, MOE_BF16, MOE_F16};
-    const size_t forms = sizeof act_forms / sizeof act_forms[0] -
-                         (w->run->ctx->backend->host_memory ? DEVICE_FORMS : 0);
+    const bool alike =
+        w->run->ctx->backend->host_memory && moei_arith_get(w->kernel->arith)->consistent;
+    const size_t forms = sizeof act_forms / sizeof act_forms[0] - (alike ? DEVICE_FORMS : 0);
     for (size_t v = 0; v < forms; v++) {
         // Other scale dtypes than the first change nothing in how activations are read.
         if (weights->weight_scale_dtype != MOE_DTYPE_UNSET && v != 1) {

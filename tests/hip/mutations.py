@@ -4,9 +4,10 @@
 emulation notices each: mutations.py CONFIG [GLOB | PART/PARTS]
 
 CONFIG is what tests/hip/CMakeLists.txt writes: compilers, flags, paths. A mistake is a text that a
-source has once, however its lines are broken, and that becomes another; the changed file lies in a folder that the compiler looks into first.
-One object is compiled from it, with the flags of the plugin and with the kernels that the check runs
-(the others trap: a check that meets one proves nothing), and the plugin is linked again around it.
+source has once, however its lines are broken, and that becomes another; the changed file lies in a
+folder that the compiler looks into first. One object is compiled from it, with the flags of the
+plugin and with the kernels that the check runs (the others trap: cases that meet one do not count),
+and the plugin is linked again around it. Without a mistake ("nothing") the check must pass.
 """
 import fnmatch
 import json
@@ -16,9 +17,9 @@ import shutil
 import subprocess
 import sys
 
+CODES = "src/backends/hip/cdna/ggemm_codes.cuh"
 TILE = "src/backends/hip/cdna/tile.cuh"
 MFMA = "src/backends/hip/cdna/ggemm_mfma.cuh"
-CODES = "src/backends/hip/cdna/ggemm_codes.cuh"
 DECODE = "src/backends/hip/cdna/decode.cuh"
 PACKED = "src/backends/hip/packed.c"
 QUANTIZE = "src/backends/gpu/quantize.cuh"
@@ -27,9 +28,9 @@ BF16 = ("ggemm_bf16", "gfx942", ["moek_mfma_row_bf16"], ["moek_ggemm_bf16_*", "-
 MANY = ("ggemm_bf16", "gfx942", ["moek_mfma_row_bf16", "moek_mfma_row_bf16_many"], ["moek_ggemm_bf16_*"])
 
 
-def packed(source, arch, kernel, fmt, every, rows="*"):
+def packed(source, arch, kernel, fmt, every):
     return (source, arch, ["moek_mfma_" + kernel],
-            ["moek_ggemm_any_any_packed__" + rows, "--format", fmt, "--quick", "--every", str(every)])
+            ["moek_ggemm_any_any_packed__*", "--format", fmt, "--quick", "--every", str(every)])
 
 
 MXFP4_3 = packed("ggemm_fp4", "gfx942", "mxfp4", "mxfp4", 5)
@@ -39,30 +40,29 @@ INT4 = packed("ggemm_int", "gfx942", "u4", "int4_group", 9)
 INT8 = packed("ggemm_int", "gfx950", "u8", "int8_channel", 5)
 E4M3_3 = packed("ggemm_fp8", "gfx942", "e4m3", "e4m3fn_block", 5)
 E4M3 = packed("ggemm_fp8", "gfx950", "e4m3", "e4m3fn_block", 5)
-FP8_3 = ("ggemm_codes", "gfx942", ["moek_mfma_fp8_e4m3fnuz"], ["moek_ggemm_e4m3fnuz_*", "--quick"])
-FP8_4 = ("ggemm_codes", "gfx950", ["moek_mfma_fp8_e4m3"],
-         ["moek_ggemm_fp8_*", "--format", "e4m3fn_block", "--quick"])
-MX = ("ggemm_codes", "gfx950", ["moek_mfma_mx_mxfp4"], ["moek_ggemm_mx_*", "--format", "mxfp4", "--quick"])
-MX8 = ("ggemm_codes", "gfx950", ["moek_mfma_mx_e4m3"], ["moek_ggemm_mx_*", "--format", "mxfp8_e4m3", "--quick"])
-APART = (*FP8_4[:3], FP8_4[3] + ["--apart"])
+FNUZ = ("ggemm_codes", "gfx942", ["moek_mfma_fp8_e4m3fnuz"],
+        ["moek_ggemm_e4m3fnuz_any_packed__cdna3", "--format", "e4m3fnuz_block", "--quick", "--every", "2"])
+MX = ("ggemm_codes", "gfx950", ["moek_mfma_mx_mxfp4"],
+      ["moek_ggemm_mx_any_packed__cdna4", "--format", "mxfp4", "--quick", "--every", "3"])
+APART = (*FNUZ[:3], FNUZ[3] + ["--apart"])
 QUANTISERS = ("bodies", "gfx942", ["quantize", "dequantize"], ["moek_quantize_*", "--every", "23"])
 SORT = ("bodies", "gfx950", ["sort", "sort_few"], ["moek_sort_*", "--every", "3"])
 HOST = (None, "gfx942", [], ["moek_ggemm_any_any_packed__*", "--format", "mxfp4", "--quick", "--every", "9"])
 HOST_4 = (None, "gfx950", [], HOST[3])
-HOST_MX = (None, "gfx950", [], ["moek_ggemm_mx_*", "--format", "mxfp4", "--quick"])
+HOST_MX = (None, "gfx950", [], MX[3][:4])
 
 # name: what is compiled and checked, then (file, text, what it becomes)...
 MUTATIONS = {
     "nothing": [BF16],
     "nothing-packed": [MXFP4_4],
     "nothing-quantised": [QUANTISERS],
-    "nothing-of-the-host": [HOST],
     # Barriers
     "barrier-before-lds-is-written": [MXFP4_3, (MFMA, "dev_sync(); // all have read the slice before", "")],
     "barrier-after-lds-is-written": [BF16, (MFMA, "dev_sync(); if (k0 + SLICE < k_end) {", "if (k0 + SLICE < k_end) {")],
     "barrier-before-sums-are-written": [BF16, (TILE, "dev_sync(); // all have read what LDS had", "")],
     "barrier-after-tiles-are-counted": [BF16, ("src/backends/gpu/tiles.cuh", "} } dev_sync(); }", "} } }")],
-    "barrier-after-slots-are-counted": [SORT, ("src/backends/hip/sort_many.cuh", "dev_sync(); return done;", "return done;")],
+    "barrier-after-slots-are-counted": [SORT, ("src/backends/hip/sort_many.cuh", "dev_sync(); return done;",
+                                               "return done;")],
     "barrier-after-sums-are-written": [BF16, (TILE, "dev_sync(); if (n >= a->w.n) {", "if (n >= a->w.n) {")],
     # Lanes
     "lanes-of-sums-exchanged": [BF16, (TILE, "lds->y[16 * p + lane % 16]", "lds->y[16 * p + lane / 16]"),
@@ -70,10 +70,8 @@ MUTATIONS = {
     "octet-of-weights": [MXFP4_4, (MFMA, ": octet * 4);", ": (octet ^ 1) * 4);")],
     "nan-of-fnuz": [E4M3_3, (DECODE, "(((codes & nonzero", "(((codes")],
     "wrong-half-of-a-pair": [MXFP4_3, (DECODE, "moei_f32_bits(low), 0x07060302u", "moei_f32_bits(low), 0x03020706u")],
-    "one-square-for-all-outputs": [MANY, (MFMA, "weights[q].begin(g, t->e, n0 + 16 * q, lane);",
-                                          "weights[q].begin(g, t->e, n0, lane);")],
     "one-part-of-the-sums": [MANY, (TILE, "sums[q][first / 16 + p]", "sums[q][p]")],
-    "codes-of-x-twice": [NVFP4, (MFMA, "(codes >> ((2 * j + 1) * g->x_bits))", "(codes >> (2 * j * g->x_bits))")],
+    "codes-of-neighbouring-k": [MX, (CODES, "i / 2 * 64 + part * 16 + i % 2 * 8", "part * 32 + i * 8")],
     # Ends
     "row-not-clamped": [BF16, (TILE, "return t->i0 + i < t->i1 ? t->i0 + i : t->i1 - 1;", "return t->i0 + i;")],
     "row-past-the-last-stored": [BF16, (TILE, "i < PART && t->i0 + first + i < t->i1;", "i < PART;")],
@@ -91,24 +89,24 @@ MUTATIONS = {
                                         "w_scales + ((k >> g->group_shift) + 1) * g->packed.outputs")],
     "fold-adds-again": [INT4, (MFMA, "sum[q][p][r] = 0.0f;", "")],
     "fold-with-the-first-scale-of-x": [E4M3, (MFMA, "fold_x ? l->x_scale[i]", "fold_x ? l->x_scale[0]")],
-    "scale-of-x-of-the-first-16": [NVFP4, (MFMA, "moei_hip_x_scale(&g->a, e, i, k)", "moei_hip_x_scale(&g->a, e, i, 0)")],
+    "mx-scale-of-the-other-half": [MX, (CODES, "(STEPS == 2 ? 2 * i : 0)", "(STEPS == 2 ? 2 * (1 - i) : 0)")],
+    "mx-scales-of-x-exchanged": [MX, (CODES, "(thread / ROWS * 16 + thread % 16) * COLUMNS",
+                                      "(thread % 16 * 4 + thread / ROWS) * COLUMNS")],
+    "fold-with-the-scale-of-another-row": [FNUZ, (CODES, "scales)[row]", "scales)[row ^ 1]")],
     "zero-point-dropped": [INT4, (DECODE, "(float)(odd >> 8 * i & 0xFF) - zero", "(float)(odd >> 8 * i & 0xFF)")],
-    "zero-point-of-the-first-group": [INT4, (MFMA, "((at * MOEI_HIP_MFMA_STEP) >> g->group_shift) * (uint32_t)p->outputs]", "0]")],
+    "zero-point-of-the-first-group": [INT4, (
+        MFMA, "((at * MOEI_HIP_MFMA_STEP) >> g->group_shift) * (uint32_t)p->outputs]", "0]")],
     "scale-of-a-neighbour": [INT8, (TILE, "p->scales_at))[n];", "p->scales_at))[n / 2 * 2];")],
     # Codes on both sides
-    "codes-of-another-k": [MX8, (CODES, "i / 2 * 64 + part * 16 + i % 2 * 8", "part * 32 + i * 8")],
-    "codes-of-another-k-fnuz": [FP8_3, (CODES, "i / 2 * 64 + part * 16 + i % 2 * 8", "part * 32 + i * 8")],
     "codes-of-a-last-byte": [MX, (CODES, "if (BITS % 8 != 0 && bits > 0", "if (BITS > 8 && bits > 0")],
-    "codes-barrier-after-lds-is-written": [FP8_3, (CODES, "dev_sync(); const int32_t k = k0 + SLICE;", "const int32_t k = k0 + SLICE;")],
-    "codes-scale-of-the-first-32": [MX, (CODES, "(MX ? MOEI_HIP_MFMA_STEP : MOEI_HIP_CODES_STEP)", "(MX ? 0 : MOEI_HIP_CODES_STEP)")],
-    "codes-scale-of-16-outputs": [MX, (CODES, "(uint32_t)(square % 2) * 8 : 0", "0u : 0u")],
+    "codes-of-16-outputs": [MX, (CODES, "(uint32_t)(square % 2) * 8 : 0", "0u : 0u")],
     "codes-past-the-last-128": [APART, (CODES, "at + STEPS < last ? at + STEPS : last", "at + STEPS")],
     "codes-of-few-scales": [HOST_MX, (PACKED, "if (!any && (", "if ((")],
     # Quantisers
     "division-by-reciprocal": [QUANTISERS, (
         "src/numerics/hd.h", "return a / b;", "return a * __builtin_amdgcn_rcpf(b);")],
-    "fp8-not-clamped": [QUANTISERS, (QUANTIZE, "if (r.clamps) {", "if (false) {"), ("src/numerics/fp8.h", "overflow == MOEI_OVERFLOW_SATURATE ? 0x7Eu : 0x7Fu;",
-                                       "0x7Fu;")],
+    "fp8-not-clamped": [QUANTISERS, (QUANTIZE, "if (r.clamps) {", "if (false) {"), (
+        "src/numerics/fp8.h", "overflow == MOEI_OVERFLOW_SATURATE ? 0x7Eu : 0x7Fu;", "0x7Fu;")],
     # The host's side
     "shuffle-of-eight-outputs": [HOST, (PACKED, "+ n % TILE * TILE;", "+ (n % 8 * 2 + n % TILE / 8) * TILE;")],
     "cdna4-layout-bytes-exchanged": [HOST_4, (PACKED, "g / 4 % 2 * 2 + n / 16 % 2;", "g / 4 % 2 + n / 16 % 2 * 2;")],
@@ -168,13 +166,12 @@ def source_with(config, source, kernels):
         if whole.count(body) != 1:
             raise Wrong("bodies.hip has other bodies")
         return text + whole.replace(body, "BODY_##name(%s);" % body[:-1])
-    # After what defines the kernels' macro.
-    whole = read(path)
-    at = whole.index("\n", whole.rindex("\n#include") + 1)
-    head, rest = whole[:at], whole[at:]
-    return (head + "\n" + text + "#undef MOEI_HIP_KERNEL\n"
+    # After the headers, which define the kernels' macro.
+    head, rest = re.match(r"(.*\n#include [^\n]*\n)(.*)", read(path), re.S).groups()
+    return (head + text + "#undef MOEI_HIP_KERNEL\n"
             "#define MOEI_HIP_KERNEL(name, ...) MOEI_HIP_GLOBAL(MOEI_HIP_MFMA_THREADS) \\\n"
-            "    name(const moei_hip_mfma_args a) { const moei_hip_mfma_args *g = &a; (void)g; BODY_##name(__VA_ARGS__); }\n" + rest)
+            "    name(const moei_hip_mfma_args a) { const moei_hip_mfma_args *g = &a; (void)g; BODY_##name(__VA_ARGS__); }\n"
+            + rest)
 
 
 def build(config, folder, of, files):

@@ -25,6 +25,9 @@ static const moe_quant_desc forms[] = {
     {.spec = MOE_QUANT_MX_FLOOR, .elem = MOE_E2M1},
     {.spec = MOE_QUANT_MX_FLOOR, .elem = MOE_E4M3FN},
     {.spec = MOE_QUANT_NVFP4},
+    {.spec = MOE_QUANT_FP8_GROUP_DIV, .elem = MOE_E4M3FNUZ},
+    {.spec = MOE_QUANT_FP8_GROUP_DIV, .elem = MOE_E5M2, .scale_type = MOE_SCALE_UE8M0_F32},
+    {.spec = MOE_QUANT_MX_EVEN, .elem = MOE_E3M2},
 };
 
 typedef struct device {

@@ -76,12 +76,15 @@ moe_status moei_gpu_launch(const moei_exec *exec, moei_gpu_body body, moei_gpu_g
 
 // ---- AMD's matrix units ------------------------------------------------------------------------
 
+// What rows of the machine ask for.
 static uint64_t isa_in_hand(void)
 {
     const char *arch = getenv("MOE_SIM_ARCH");
+    const uint64_t families = MOEI_HIP_ANY | MOEI_HIP_MATRIX_BF16 | MOEI_HIP_DECODES |
+                              MOEI_HIP_MATRIX_FP8 | MOEI_HIP_MATRIX_MX;
     return arch == NULL                  ? 0
-           : strcmp(arch, "gfx942") == 0 ? MOEI_HIP_ANY | MOEI_HIP_CDNA3
-           : strcmp(arch, "gfx950") == 0 ? MOEI_HIP_ANY | MOEI_HIP_CDNA4
+           : strcmp(arch, "gfx942") == 0 ? MOEI_HIP_CDNA3 | families
+           : strcmp(arch, "gfx950") == 0 ? MOEI_HIP_CDNA4 | families
                                          : 0;
 }
 
@@ -186,8 +189,13 @@ static const moei_kernel kernels[] = {
     ROW(GLU, "glu_any_any__sim", NONE, .fn = NULL),
     ROW(COMBINE, "combine_any_any__sim", NONE, .fn = NULL),
 #define ROW_ANY(...)
-#define ROW_CDNA3(...) MATRIX_ROW(CDNA3, __VA_ARGS__)
-#define ROW_CDNA4(...) MATRIX_ROW(CDNA4, __VA_ARGS__)
+#define ROW_CDNA3_BF16(...)    MATRIX_ROW(CDNA3_BF16, __VA_ARGS__)
+#define ROW_CDNA4_BF16(...)    MATRIX_ROW(CDNA4_BF16, __VA_ARGS__)
+#define ROW_CDNA3_DECODED(...) MATRIX_ROW(CDNA3_DECODED, __VA_ARGS__)
+#define ROW_CDNA4_DECODED(...) MATRIX_ROW(CDNA4_DECODED, __VA_ARGS__)
+#define ROW_CDNA3_FP8(...)     MATRIX_ROW(CDNA3_FP8, __VA_ARGS__)
+#define ROW_CDNA4_FP8(...)     MATRIX_ROW(CDNA4_FP8, __VA_ARGS__)
+#define ROW_CDNA4_MX(...)      MATRIX_ROW(CDNA4_MX, __VA_ARGS__)
 #define MATRIX_ROW(bit, row, mr_, nr_, kr_, layout_, class, supports_, cost_)                      \
     ROW(GGEMM, row, class, .isa = MOEI_HIP_##bit, .mr = mr_, .nr = nr_, .kr = kr_,                 \
         .layout = MOEI_LAYOUT_##layout_, .supports = supports_, .cost = cost_),

@@ -3,6 +3,7 @@
 #include "sim/products.h"
 
 #include "backends/hip/cdna/ggemm_bf16.hip"
+#include "backends/hip/cdna/ggemm_codes.hip"
 #include "backends/hip/cdna/ggemm_fp4.hip"
 #include "backends/hip/cdna/ggemm_fp8.hip"
 #include "backends/hip/cdna/ggemm_int.hip"

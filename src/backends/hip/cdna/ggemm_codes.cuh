@@ -212,7 +212,7 @@ template <int W, int X, bool MX, int OUTPUTS, int ROWS, int SLICE> struct moei_h
         for (int i = 0; i < STEPS; i++) {
             MOEI_GPU_UNROLL
             for (int q = 0; q < SQUARES; q++) {
-                next[i].f32[q] = {1.0f, 1.0f, 1.0f, 1.0f};
+                next[i].f32[q] = moei_f32x4{1.0f, 1.0f, 1.0f, 1.0f};
             }
             read(g, &w, i < last ? i : last, &next[i]);
         }

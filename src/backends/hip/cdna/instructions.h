@@ -57,7 +57,6 @@ DEV_FN moei_f32x4 moei_mfma_bf16(moei_u32x4 a, moei_u32x4 b, moei_f32x4 sum)
 #endif
 }
 
-#if defined(__HIP__)
 /// Formats of codes by their numbers in instructions. gfx942's e4m3 is fnuz, gfx950's OCP's.
 typedef enum moei_hip_float {
     MOEI_HIP_E4M3,
@@ -77,7 +76,13 @@ constexpr int moei_hip_float_bits(int format)
 template <int A, int B>
 DEV_FN moei_f32x4 moei_mfma_codes(moei_u32x8 a, moei_u32x8 b, moei_f32x4 sum)
 {
-#if defined(__gfx950__)
+#if !defined(__HIP__)
+    return moei_sim_here.cdna4
+               ? moei_sim_products("mfma_16x16x128_f8f6f4", moei_sim_mfma_codes_k128, a, b, sum,
+                                   127u, 127u, (uint32_t)A, (uint32_t)B)
+               : moei_sim_products("four mfma_16x16x32_fp8_fp8", moei_sim_mfma_codes_k32, a, b, sum,
+                                   127u, 127u, (uint32_t)A, (uint32_t)B);
+#elif defined(__gfx950__)
     // Two scales of 0 are how the compiler is asked for the instruction without any.
     return __builtin_amdgcn_mfma_scale_f32_16x16x128_f8f6f4(a, b, sum, A, B, 0, 0, 0, 0);
 #else
@@ -100,18 +105,22 @@ template <int A, int B>
 DEV_FN moei_f32x4 moei_mfma_mx(moei_u32x8 a, moei_u32x8 b, moei_f32x4 sum, uint32_t scale_a,
                                uint32_t scale_b, int byte);
 
-#if defined(__gfx950__)
+#if !defined(__gfx942__)
 template <int A, int B>
 DEV_FN moei_f32x4 moei_mfma_mx(moei_u32x8 a, moei_u32x8 b, moei_f32x4 sum, uint32_t scale_a,
                                uint32_t scale_b, int byte)
 {
+#if defined(__HIP__)
 #define MX(byte)                                                                                   \
     __builtin_amdgcn_mfma_scale_f32_16x16x128_f8f6f4(a, b, sum, A, B, 0, (int)scale_a, byte,       \
                                                      (int)scale_b)
     return byte == 0 ? MX(0) : byte == 1 ? MX(1) : byte == 2 ? MX(2) : MX(3);
 #undef MX
-}
+#else
+    return moei_sim_products("mfma_scale_16x16x128_f8f6f4", moei_sim_mfma_codes_k128, a, b, sum,
+                             scale_a, scale_b >> 8 * byte, (uint32_t)A, (uint32_t)B);
 #endif
+}
 #endif
 
 /// A value that is the same on all lanes.
