@@ -19,7 +19,7 @@ static void check_one(const char *text)
     moe_device_type device = MOE_DEVICE_UNSET;
     moe_determinism level = MOE_DET_DEFAULT;
     moe_format format = MOE_FORMAT_UNSET;
-    moe_quant_spec quantiser = MOE_QUANT_NONE;
+    moe_quant_desc quantiser = {0};
     if (cli_number("--n", text, -5, 1000, &number)) {
         FUZZ_REQUIRE(number >= -5 && number <= 1000 && strtoll(text, NULL, 10) == number);
     }
@@ -42,8 +42,14 @@ static void check_one(const char *text)
     if (cli_format("--f", text, &format)) {
         FUZZ_REQUIRE(strcmp(moe_format_name(format), text) == 0);
     }
-    if (cli_quantiser("--q", text, &quantiser) && quantiser != MOE_QUANT_NONE) {
-        FUZZ_REQUIRE(strcmp(moe_quant_name(quantiser), text) == 0);
+    if (cli_quantiser("--q", text, &quantiser) && quantiser.spec != MOE_QUANT_NONE) {
+        const char *name = moe_quant_name(quantiser.spec);
+        const size_t length = strlen(name);
+        FUZZ_REQUIRE(strncmp(name, text, length) == 0);
+        FUZZ_REQUIRE(quantiser.elem == 0
+                         ? text[length] == '\0'
+                         : text[length] == ':' &&
+                               strcmp(moe_dtype_name(quantiser.elem), text + length + 1) == 0);
     }
 }
 

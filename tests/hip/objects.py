@@ -32,6 +32,7 @@ REQUIRED = {
     r"moek_probe_matrix_fp8_\w+@gfx950": ["v_mfma_f32_16x16x128_f8f6f4"],
     r"moek_probe_matrix_mx_\w+": ["v_mfma_scale_f32_16x16x128_f8f6f4"],
     "moek_probe_codes_mxfp4@gfx950": ["v_cvt_scalef32_pk_bf16_fp4"],
+    "moek_probe_codes_nvfp4": ["v_perm_b32"],
     "moek_probe_codes_(e4m3|e5m2)@gfx950": ["v_cvt_scalef32_pk_bf16_(fp8|bf8)"],
     "moek_probe_codes_e4m3fnuz@gfx942": ["v_cvt_pk_f32_fp8"],
     # Divisions whose bits are promised are the correctly rounded sequence.
@@ -42,6 +43,10 @@ REQUIRED = {
 }
 # Calls, memory of its own, pointers whose kind of memory the compiler did not find out.
 FORBIDDEN = r"s_swappc|s_setpc|s_call|scratch_|buffer_|flat_|image_"
+
+# What of its bits a device is asked for before it is used: what kernels have of these, probes have.
+ASKED = (r"v_(mfma|cvt|div|rcp|rsq|sqrt|exp|log|ldexp|frexp|floor|ceil|trunc|rndne|fract|perm|dot|pk_\w+_f|fma_f|mul_f|"
+         r"add_f|sub_f)|ds_bpermute|ds_swizzle")
 
 failures = []
 
@@ -115,6 +120,7 @@ def main():
     # name: bytes of its argument, threads of a block, the architecture that it is for or ANY
     host = {n: (int(b), int(t), a) for n, b, t, a in (line.split() for line in lines if line)}
     seen = {arch: set() for arch in LDS}
+    used = {(arch, probes): set() for arch in LDS for probes in (False, True)}
     for path in sys.argv[4:]:
         arch, kernels = kernels_of(readelf, path)
         code = code_of(objdump, path, arch)
@@ -124,10 +130,15 @@ def main():
                 fail(where, "is not the host's")
                 continue
             seen[arch].add(name)
+            used[arch, name.startswith("moek_probe_")].update(
+                re.sub(r"_(e32|e64|sdwa|dpp)$", "", c) for c in code[name] if re.match(ASKED, c))
             check(where, arch, keys, code[name], *host[name][:2])
     for arch, names in seen.items():
         for name in sorted(n for n in set(host) - names if host[n][2] in ("ANY", arch)):
             fail("%s %s" % (arch, name), "is in no object")
+    for arch in LDS:
+        for mnemonic in sorted(used[arch, False] - used[arch, True]):
+            fail(arch, "kernels have %s, no probe has" % mnemonic)
     for line in failures:
         print("FAILED " + line)
     print("%d kernels, %d failures" % (sum(map(len, seen.values())), len(failures)))

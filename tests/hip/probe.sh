@@ -77,7 +77,7 @@ while IFS='|' read -r fault off text; do
         [ -z "$found" ] && grep -q "^backend hip .*absent: .*$text" "$out"
         verdict $? "$fault: moe info"
         code=0
-        MOE_EMULATOR_FAULT=$fault "$moe" check --device hip > "$out" 2> "$err" || code=$?
+        MOE_EMULATOR_FAULT=$fault "$moe" check --device hip --kernel 'moek_sort*' --every 20 > "$out" 2> "$err" || code=$?
         [ $code = 3 ] && [ ! -s "$out" ] && [ "$(wc -l < "$err")" = 1 ] && grep -q "$text" "$err"
         verdict $? "$fault: moe check: code $code"
     else

@@ -99,11 +99,12 @@ static struct {
 } known[MAX_DEVICES];
 
 // The runtime refuses objects of another architecture: the one whose probes it takes is the
-// device's, and answers them, once. It names architectures in a structure that differs from version
-// to version. The device is the current one, the lock is held.
+// device's, and answers them, once where there is memory for it. It names architectures in a
+// structure that differs from version to version. The device is the current one, the lock is held.
 static const moei_hip_arch *find_arch(const moei_hip_runtime *hip, int32_t device_id)
 {
-    for (int i = MOEI_HIP_NUM_ARCHS - 1; i >= 0 && known[device_id].arch == NULL; i--) {
+    const bool *asked = &known[device_id].found.asked[MOEI_HIP_FAMILY_ARITHMETIC];
+    for (int i = MOEI_HIP_NUM_ARCHS - 1; i >= 0 && !*asked; i--) {
         hipModule_t module = NULL;
         if (hip->hipModuleLoadData(&module, moei_hip_archs[i].objects[MOEI_HIP_PROBE]) ==
             hipSuccess) {
@@ -116,11 +117,17 @@ static const moei_hip_arch *find_arch(const moei_hip_runtime *hip, int32_t devic
     return known[device_id].arch;
 }
 
-// Why nothing runs on the device, or NULL.
-static const char *refusal_of(int32_t device_id)
+// False where nothing runs on the device, and why.
+static bool is_usable(int32_t device_id, char *why, size_t capacity)
 {
     const moei_hip_findings *found = &known[device_id].found;
-    return (found->isa & MOEI_HIP_ANY) != 0 ? NULL : found->text[MOEI_HIP_FAMILY_ARITHMETIC];
+    const bool asked = found->asked[MOEI_HIP_FAMILY_ARITHMETIC];
+    (void)snprintf(why, capacity, "%s%s",
+                   known[device_id].arch == NULL ? "is neither gfx942 nor gfx950"
+                   : asked                       ? "does not compute as the kernels need: "
+                                                 : "cannot be asked how it computes: ",
+                   found->text[MOEI_HIP_FAMILY_ARITHMETIC]);
+    return (found->isa & MOEI_HIP_ANY) != 0;
 }
 
 // Further lines of what the probes found, one per family.
@@ -155,6 +162,7 @@ static bool probe(uint64_t *isa, char *text, size_t capacity)
     }
     enum { LINES = 1024 }; // a capacity for more than one (moei_backend.probe)
     char name[64] = "";
+    char why[256];
     int before = 0;
     int units = 0;
     int version = 0;
@@ -166,27 +174,22 @@ static bool probe(uint64_t *isa, char *text, size_t capacity)
     (void)hip->hipDeviceGetAttribute(&units, hipDeviceAttributeMultiprocessorCount, 0);
     (void)hip->hipDriverGetVersion(&version);
     (void)hip->hipSetDevice(before);
+    const bool works = is_usable(0, why, sizeof why);
+    if (!works) {
+        (void)snprintf(text, capacity, "%s %s", name, why);
+    } else {
+        *isa = known[0].found.isa;
+        (void)snprintf(text, capacity,
+                       "%d device%s, 0: %s, %s, %d compute units; HIP %d.%d; kernels executed "
+                       "under emulation, not verified on silicon",
+                       count, count == 1 ? "" : "s", name, arch->name, units, version / 10000000,
+                       version / 100000 % 100);
+    }
+    if (works && capacity >= LINES) {
+        describe_families(&known[0].found, text, capacity);
+    }
     (void)pthread_mutex_unlock(&lock);
-    if (arch == NULL) {
-        (void)snprintf(text, capacity, "%s is neither gfx942 nor gfx950", name);
-        return false;
-    }
-    const moei_hip_findings *found = &known[0].found;
-    if (refusal_of(0) != NULL) {
-        (void)snprintf(text, capacity, "%s, %s, does not compute as the kernels need: %s", name,
-                       arch->name, refusal_of(0));
-        return false;
-    }
-    *isa = found->isa;
-    (void)snprintf(text, capacity,
-                   "%d device%s, 0: %s, %s, %d compute units; HIP %d.%d; kernels executed under "
-                   "emulation, not verified on silicon",
-                   count, count == 1 ? "" : "s", name, arch->name, units, version / 10000000,
-                   version / 100000 % 100);
-    if (capacity >= LINES) {
-        describe_families(found, text, capacity);
-    }
-    return true;
+    return works;
 }
 
 static const char *isa_text(uint64_t isa, char *text, size_t capacity)
@@ -262,14 +265,8 @@ static moe_status describe(const moei_hip_runtime *hip, int32_t device_id, moei_
 static moe_status check_device(int32_t device_id)
 {
     char text[256];
-    if (known[device_id].arch == NULL) {
-        return moei_hip_host->fail(MOE_E_DEVICE, "hip: device %d is neither gfx942 nor gfx950",
-                                   (int)device_id);
-    }
-    if (refusal_of(device_id) != NULL) {
-        return moei_hip_host->fail(MOE_E_DEVICE,
-                                   "hip: device %d does not compute as the kernels need: %s",
-                                   (int)device_id, refusal_of(device_id));
+    if (!is_usable(device_id, text, sizeof text)) {
+        return moei_hip_host->fail(MOE_E_DEVICE, "hip: device %d %s", (int)device_id, text);
     }
     if ((known[0].found.isa & ~known[device_id].found.isa) != 0) {
         return moei_hip_host->fail(

@@ -112,10 +112,16 @@ static uint32_t arithmetic_of(moei_hip_arithmetic what, const uint32_t in[3],
         return moei_f32_bits(moei_sqrtf(a));
     case MOEI_HIP_ARITHMETIC_FMA:
         return moei_f32_bits(moei_fmaf(a, b, c));
+    case MOEI_HIP_ARITHMETIC_PAIR_LOW:
+        return moei_f32_bits(moei_fmaf(a, c, b));
+    case MOEI_HIP_ARITHMETIC_PAIR_HIGH:
+        return moei_f32_bits(moei_fmaf(b, c, a));
     case MOEI_HIP_ARITHMETIC_MULTIPLY:
         return moei_f32_bits(a * b);
     case MOEI_HIP_ARITHMETIC_ADD:
         return moei_f32_bits(a + b);
+    case MOEI_HIP_ARITHMETIC_SUM:
+        return moei_f32_bits(a + b + c);
     case MOEI_HIP_ARITHMETIC_FROM_INT:
         return moei_f32_bits((float)(int32_t)in[0]);
     case MOEI_HIP_ARITHMETIC_FROM_UNSIGNED:
@@ -126,6 +132,12 @@ static uint32_t arithmetic_of(moei_hip_arithmetic what, const uint32_t in[3],
         return moei_absf(c) < 0x1p31f ? (uint32_t)(int32_t)c : 0u;
     case MOEI_HIP_ARITHMETIC_QUOTIENT:
         return in[1] != 0 ? in[0] / in[1] : 0u;
+    case MOEI_HIP_ARITHMETIC_LONG_QUOTIENT:
+        return MOEI_HIP_PROBE_LONG(in);
+    case MOEI_HIP_ARITHMETIC_FROM_LONG:
+        return moei_f32_bits((float)(int64_t)((uint64_t)in[0] << 32 | in[1]));
+    case MOEI_HIP_ARITHMETIC_TO_LONG:
+        return MOEI_HIP_PROBE_TO_LONG(c);
     default: { // of the same half of the wave
         const uint32_t lane = (uint32_t)((in - lane_0) / 3);
         return lane_0[3 * (lane / 32 * 32 + MOEI_HIP_PROBE_LANE(lane % 32))];
@@ -814,7 +826,6 @@ void moei_hip_probe(const moei_hip_runtime *hip, const moei_hip_arch *arch, hipM
     problem *problems = malloc(MAX_WAVES * sizeof *problems);
     memset(found, 0, sizeof *found);
     found->isa = arch->isa & ~(uint64_t)MOEI_HIP_ANY;
-    found->asked[MOEI_HIP_FAMILY_ARITHMETIC] = true;
     if (s.host == NULL || problems == NULL) {
         (void)disagree(&s, MOEI_HIP_FAMILY_ARITHMETIC, "memory", "there is none left");
     } else {

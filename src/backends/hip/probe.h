@@ -26,13 +26,19 @@ typedef struct moei_hip_probe_args {
     X(DIVIDE, "a / b")                                                                             \
     X(SQRT, "sqrt(a)")                                                                             \
     X(FMA, "fma(a, b, c)")                                                                         \
+    X(PAIR_LOW, "fma(a, c, b) of a pair")                                                          \
+    X(PAIR_HIGH, "fma(b, c, a) of a pair")                                                         \
     X(MULTIPLY, "a * b")                                                                           \
     X(ADD, "a + b")                                                                                \
+    X(SUM, "a + b + c")                                                                            \
     X(FROM_INT, "bits of a, an integer, as a float")                                               \
     X(FROM_UNSIGNED, "bits of a, unsigned, as a float")                                            \
     X(FROM_BYTE, "lowest byte of a as a float")                                                    \
+    X(FROM_LONG, "bits of a and b, an integer, as a float")                                        \
     X(TO_INT, "c as an integer")                                                                   \
     X(QUOTIENT, "bits of a / bits of b")                                                           \
+    X(LONG_QUOTIENT, "bits of a and b / bits of c and 1")                                          \
+    X(TO_LONG, "c as an integer of 64 bits")                                                       \
     X(LANE, "a of another lane")
 typedef enum moei_hip_arithmetic {
 #define MOEI_HIP_RESULT(id, text) MOEI_HIP_ARITHMETIC_##id,
@@ -40,6 +46,16 @@ typedef enum moei_hip_arithmetic {
 #undef MOEI_HIP_RESULT
         MOEI_HIP_NUM_ARITHMETIC
 } moei_hip_arithmetic;
+
+/// Quotient and remainder of 64 bits, in a word.
+#define MOEI_HIP_PROBE_LONG(in)                                                                    \
+    (uint32_t)((((uint64_t)(in)[0] << 32 | (in)[1]) / ((uint64_t)(in)[2] << 16 | 1)) ^             \
+               (((uint64_t)(in)[0] << 32 | (in)[1]) % ((uint64_t)(in)[2] << 16 | 1)))
+
+/// A float of at most 2^62 as an integer of 64 bits, in a word.
+#define MOEI_HIP_PROBE_TO_LONG(c)                                                                  \
+    (moei_absf(c) < 0x1p62f ? (uint32_t)((uint64_t)(int64_t)(c) ^ (uint64_t)(int64_t)(c) >> 32)    \
+                            : 0u)
 
 /// The lane of a warp that LANE reads.
 #define MOEI_HIP_PROBE_LANE(lane) (((lane)*5 + 3) % 32)

@@ -5,9 +5,7 @@
 #include "backends/hip/probe.h"
 
 #define MOEI_HIP_PROBE(name)                                                                       \
-    extern "C" __attribute__((global)) __attribute__((                                             \
-        amdgpu_flat_work_group_size(MOEI_HIP_PROBE_THREADS, MOEI_HIP_PROBE_THREADS))) void         \
-    moek_probe_##name(const moei_hip_probe_args g)
+    MOEI_HIP_GLOBAL(MOEI_HIP_PROBE_THREADS) moek_probe_##name(const moei_hip_probe_args g)
 
 // The lane in all waves.
 DEV_FN uint32_t moei_hip_probe_at(void)
@@ -52,13 +50,13 @@ DEV_FN typename moei_hip_probe_operand<WORDS>::type moei_hip_probe_read(const ui
                              byte_a, byte_b, call)                                                 \
     MOEI_HIP_ON_##isa(MOEI_HIP_PROBE(matrix_##name) {                                              \
         const uint32_t at = moei_hip_probe_at();                                                   \
-        const uint32_t *in = g.in + at * (words_a + words_b + 4 + (byte_a < 0 ? 0 : 2));                     \
+        const uint32_t *in = g.in + at * (words_a + words_b + 4 + (byte_a < 0 ? 0 : 2));           \
         const auto a = moei_hip_probe_read<words_a>(in);                                           \
         const auto b = moei_hip_probe_read<words_b>(in + words_a);                                 \
         const moei_f32x4 c =                                                                       \
             __builtin_bit_cast(moei_f32x4, moei_hip_probe_read<4>(in + words_a + words_b));        \
-        const uint32_t scale_a = byte_a >= 0 ? in[words_a + words_b + 4] : 0;                           \
-        const uint32_t scale_b = byte_a >= 0 ? in[words_a + words_b + 5] : 0;                           \
+        const uint32_t scale_a = byte_a >= 0 ? in[words_a + words_b + 4] : 0;                      \
+        const uint32_t scale_b = byte_a >= 0 ? in[words_a + words_b + 5] : 0;                      \
         (void)scale_a;                                                                             \
         (void)scale_b;                                                                             \
         *(moei_f32x4 *)(void *)(g.out + 4 * at) = call;                                            \
@@ -94,14 +92,25 @@ MOEI_HIP_PROBE(arithmetic)
     out[MOEI_HIP_ARITHMETIC_DIVIDE] = moei_f32_bits(moei_divf(a, b));
     out[MOEI_HIP_ARITHMETIC_SQRT] = moei_f32_bits(moei_sqrtf(a));
     out[MOEI_HIP_ARITHMETIC_FMA] = moei_f32_bits(moei_fmaf(a, b, c));
+    const moei_f32x2 x = {a, b};
+    const moei_f32x2 y = {c, c};
+    const moei_f32x2 z = {b, a};
+    const moei_f32x2 pair = __builtin_elementwise_fma(x, y, z);
+    out[MOEI_HIP_ARITHMETIC_PAIR_LOW] = moei_f32_bits(pair[0]);
+    out[MOEI_HIP_ARITHMETIC_PAIR_HIGH] = moei_f32_bits(pair[1]);
     out[MOEI_HIP_ARITHMETIC_MULTIPLY] = moei_f32_bits(a * b);
     out[MOEI_HIP_ARITHMETIC_ADD] = moei_f32_bits(a + b);
+    out[MOEI_HIP_ARITHMETIC_SUM] = moei_f32_bits(a + b + c);
     out[MOEI_HIP_ARITHMETIC_FROM_INT] = moei_f32_bits((float)(int32_t)in[0]);
     out[MOEI_HIP_ARITHMETIC_FROM_UNSIGNED] = moei_f32_bits((float)in[0]);
     out[MOEI_HIP_ARITHMETIC_FROM_BYTE] = moei_f32_bits((float)(in[0] & 0xFF));
     out[MOEI_HIP_ARITHMETIC_TO_INT] =
         moei_absf(c) < 0x1p31f ? (uint32_t)(int32_t)c : 0u; // beyond it, C has no answer
     out[MOEI_HIP_ARITHMETIC_QUOTIENT] = in[1] != 0 ? in[0] / in[1] : 0u;
+    out[MOEI_HIP_ARITHMETIC_LONG_QUOTIENT] = MOEI_HIP_PROBE_LONG(in);
+    out[MOEI_HIP_ARITHMETIC_FROM_LONG] =
+        moei_f32_bits((float)(int64_t)((uint64_t)in[0] << 32 | in[1]));
+    out[MOEI_HIP_ARITHMETIC_TO_LONG] = MOEI_HIP_PROBE_TO_LONG(c);
     out[MOEI_HIP_ARITHMETIC_LANE] =
         dev_shfl_u32(in[0], (int)MOEI_HIP_PROBE_LANE(dev_lane()));
 }
