@@ -19,6 +19,7 @@ import sys
 
 TILE = "src/backends/hip/cdna/tile.cuh"
 MFMA = "src/backends/hip/cdna/ggemm_mfma.cuh"
+CODES = "src/backends/hip/cdna/ggemm_codes.cuh"
 DECODE = "src/backends/hip/cdna/decode.cuh"
 PACKED = "src/backends/hip/packed.c"
 QUANTIZE = "src/backends/gpu/quantize.cuh"
@@ -41,22 +42,16 @@ E4M3_3 = packed("ggemm_fp8", "gfx942", "e4m3", "e4m3fn_block", 5)
 E4M3 = packed("ggemm_fp8", "gfx950", "e4m3", "e4m3fn_block", 5)
 FNUZ = ("ggemm_codes", "gfx942", ["moek_mfma_fp8_e4m3fnuz"],
         ["moek_ggemm_e4m3fnuz_any_packed__cdna3", "--format", "e4m3fnuz_block", "--quick", "--every", "2"])
-<<<<<<< HEAD
-MX = ("ggemm_codes", "gfx950", ["moek_mfma_mx_mxfp4"],
-      ["moek_ggemm_mx_any_packed__cdna4", "--format", "mxfp4", "--quick", "--every", "3"])
-APART = (*FNUZ[:3], FNUZ[3] + ["--apart"])
-=======
 FP8_4 = ("ggemm_codes", "gfx950", ["moek_mfma_fp8_e4m3"],
          ["moek_ggemm_fp8_*", "--format", "e4m3fn_block", "--quick"])
 MX = ("ggemm_codes", "gfx950", ["moek_mfma_mx_mxfp4"], ["moek_ggemm_mx_*", "--format", "mxfp4", "--quick"])
 MX8 = ("ggemm_codes", "gfx950", ["moek_mfma_mx_e4m3"], ["moek_ggemm_mx_*", "--format", "mxfp8_e4m3", "--quick"])
 APART = (*FP8_4[:3], FP8_4[3] + ["--apart"])
->>>>>>> main
 QUANTISERS = ("bodies", "gfx942", ["quantize", "dequantize"], ["moek_quantize_*", "--every", "23"])
 SORT = ("bodies", "gfx950", ["sort", "sort_few"], ["moek_sort_*", "--every", "3"])
 HOST = (None, "gfx942", [], ["moek_ggemm_any_any_packed__*", "--format", "mxfp4", "--quick", "--every", "9"])
 HOST_4 = (None, "gfx950", [], HOST[3])
-HOST_MX = (None, "gfx950", [], MX[3][:4])
+HOST_MX = (None, "gfx950", [], MX[3])
 
 # name: what is compiled and checked, then (file, text, what it becomes)...
 MUTATIONS = {
@@ -105,16 +100,12 @@ MUTATIONS = {
         MFMA, "((at * MOEI_HIP_MFMA_STEP) >> g->group_shift) * (uint32_t)p->outputs]", "0]")],
     "scale-of-a-neighbour": [INT8, (TILE, "p->scales_at))[n];", "p->scales_at))[n / 2 * 2];")],
     # Codes on both sides
-<<<<<<< HEAD
-    "codes-of-a-last-byte": [MX, (CODES, "if (BITS % 8 != 0 && bits > 0", "if (BITS > 8 && bits > 0")],
-    "codes-of-16-outputs": [MX, (CODES, "(uint32_t)(square % 2) * 8 : 0", "0u : 0u")],
-=======
     "codes-of-another-k": [MX8, (CODES, "i / 2 * 64 + part * 16 + i % 2 * 8", "part * 32 + i * 8")],
     "codes-of-a-last-byte": [MX, (CODES, "if (BITS % 8 != 0 && bits > 0", "if (BITS > 8 && bits > 0")],
     "codes-barrier-after-lds-is-written": [FNUZ, (CODES, "dev_sync(); const int32_t k = k0 + SLICE;", "const int32_t k = k0 + SLICE;")],
->>>>>>> main
-    "codes-past-the-last-128": [APART, (CODES, "at + STEPS < last ? at + STEPS : last", "at + STEPS")],
+    "codes-of-16-outputs": [MX, (CODES, "(uint32_t)(square % 2) * 8 : 0", "0u : 0u")],
     "codes-of-few-scales": [HOST_MX, (PACKED, "if (!any && (", "if ((")],
+    "codes-past-the-last-128": [APART, (CODES, "at + STEPS < last ? at + STEPS : last", "at + STEPS")],
     # Quantisers
     "division-by-reciprocal": [QUANTISERS, (
         "src/numerics/hd.h", "return a / b;", "return a * __builtin_amdgcn_rcpf(b);")],
