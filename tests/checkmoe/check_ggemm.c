@@ -57,12 +57,14 @@ static moe_status pack_exactly(moec_run *run, const moei_kernel *kernel, const m
     return MOE_OK;
 }
 
-// Scales at the ends of their range are kept, or refused; those that every layout keeps are kept.
+// Scales at the ends of their range are kept, or refused; those that every layout keeps are kept,
+// and all where the machine multiplies by the scale itself.
 static void check_extremes(moec_run *run, const moei_kernel *kernel, const moec_ggemm_case *c,
                            const moei_matrices *expert, uint8_t *block)
 {
-    const uint8_t first = moec_first_kept(expert->format);
-    const uint8_t last = moec_last_kept(expert->format);
+    const bool all = kernel->arith == MOEI_ARITH_MFMA_MX_K128;
+    const uint8_t first = all ? 0 : moec_first_kept(expert->format);
+    const uint8_t last = all ? 255 : moec_last_kept(expert->format);
     const uint8_t codes[] = {0, 1, first, last, 253, 254, 255};
     const size_t scales = (size_t)expert->scale_e_stride;
     uint8_t *copy = malloc(scales + 1);

@@ -51,6 +51,7 @@ QUANTISERS = ("bodies", "gfx942", ["quantize", "dequantize"], ["moek_quantize_*"
 SORT = ("bodies", "gfx950", ["sort", "sort_few"], ["moek_sort_*", "--every", "3"])
 HOST = (None, "gfx942", [], ["moek_ggemm_any_any_packed__*", "--format", "mxfp4", "--quick", "--every", "9"])
 HOST_4 = (None, "gfx950", [], HOST[3])
+HOST_MX = (None, "gfx950", [], MX[3])
 
 # name: what is compiled and checked, then (file, text, what it becomes)...
 MUTATIONS = {
@@ -72,6 +73,7 @@ MUTATIONS = {
     "nan-of-fnuz": [E4M3_3, (DECODE, "(((codes & nonzero", "(((codes")],
     "wrong-half-of-a-pair": [MXFP4_3, (DECODE, "moei_f32_bits(low), 0x07060302u", "moei_f32_bits(low), 0x03020706u")],
     "one-part-of-the-sums": [MANY, (TILE, "sums[q][first / 16 + p]", "sums[q][p]")],
+    "codes-of-neighbouring-k": [MX, (CODES, "i / 2 * 64 + part * 16 + i % 2 * 8", "part * 32 + i * 8")],
     # Ends
     "row-not-clamped": [BF16, (TILE, "return t->i0 + i < t->i1 ? t->i0 + i : t->i1 - 1;", "return t->i0 + i;")],
     "row-past-the-last-stored": [BF16, (TILE, "i < PART && t->i0 + first + i < t->i1;", "i < PART;")],
@@ -102,6 +104,8 @@ MUTATIONS = {
     "codes-of-a-last-byte": [MX, (CODES, "if (BITS % 8 != 0 && bits > 0", "if (BITS > 8 && bits > 0")],
     "codes-barrier-after-lds-is-written": [FNUZ, (CODES, "dev_sync(); const int32_t k = k0 + SLICE;",
                                                   "const int32_t k = k0 + SLICE;")],
+    "codes-of-16-outputs": [MX, (CODES, "(uint32_t)(square % 2) * 8 : 0", "0u : 0u")],
+    "codes-of-few-scales": [HOST_MX, (PACKED, "if (!any && (", "if ((")],
     "codes-past-the-last-128": [APART, (CODES, "at + STEPS < last ? at + STEPS : last", "at + STEPS")],
     # Quantisers
     "division-by-reciprocal": [QUANTISERS, (
