@@ -101,6 +101,39 @@ static void check(const moe_context *cpu, const moe_context *hip, const shape *s
     free(have);
 }
 
+// Kernels count the bytes of a packed expert in 32 bits: a larger one is refused before it is
+// packed.
+static void check_large(moe_context *hip)
+{
+    static const int64_t inter[] = {16384, 65536};
+    for (int large = 0; large < 2; large++) {
+        moe_layer_desc d = moe_layer_desc_default();
+        moe_plan *plan = NULL;
+        size_t bytes = 0;
+        size_t align = 0;
+        d.hidden = 32768;
+        d.inter = inter[large];
+        d.num_experts = 1;
+        d.top_k = 1;
+        d.max_tokens = 1;
+        d.activation = MOE_ACT_SILU;
+        d.gate_up = MOE_GATE_FIRST;
+        d.routing = MOE_ROUTING_FROM_LOGITS;
+        d.weight_stage = MOE_WEIGHT_OUTPUT;
+        d.route.scoring = MOE_SCORING_SOFTMAX;
+        d.route.renormalise = MOE_RENORM_SUM;
+        d.x_dtype = MOE_BF16;
+        for (int g = 0; g < 2; g++) {
+            d.gemm[g].weight_format = MOE_FORMAT_BF16;
+        }
+        CHECK(moe_plan_create(hip, &d, &plan) == MOE_OK, "%s", moe_last_error());
+        const moe_status status = moe_weights_bytes(plan, &bytes, &align);
+        CHECK(status == (large ? MOE_E_OVERFLOW : MOE_OK), "expert of %d x %d: %d, %zu bytes: %s",
+              (int)(2 * d.inter), (int)d.hidden, (int)status, bytes, moe_last_error());
+        moe_plan_destroy(plan);
+    }
+}
+
 int main(void)
 {
     static const int64_t ns[] = {1, 4, 5, 63, 64, 65, 130};
@@ -128,6 +161,7 @@ int main(void)
             }
         }
     }
+    check_large(hip);
     moe_context_destroy(hip);
     moe_context_destroy(cpu);
     return test_summary();

@@ -122,7 +122,12 @@ static bool for_cdna4(const moei_kernel *kernel)
 
 size_t moei_hip_packed_bytes(const moei_kernel *kernel, const moei_matrices *m)
 {
-    return (size_t)moei_hip_packed_of(m, for_cdna4(kernel)).bytes;
+    // Kernels count the bytes of an expert in 32 bits.
+    if (m->k > INT32_MAX / 4 || m->n > INT32_MAX - TILE) {
+        return SIZE_MAX;
+    }
+    const moei_hip_packed p = moei_hip_packed_of(m, for_cdna4(kernel));
+    return p.bytes > UINT32_MAX ? SIZE_MAX : (size_t)p.bytes;
 }
 
 // ---- codes -------------------------------------------------------------------------------------

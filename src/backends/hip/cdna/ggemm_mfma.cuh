@@ -3,10 +3,10 @@
 // any sizes and strides.
 //
 // Tiles are those of tile.cuh. Weights go from memory to the registers of the one wave that
-// multiplies them, a slice of 128 k ahead, and are decoded there (decode.cuh); rows of x lie in
-// LDS, 272 bytes a slice, and are fetched a slice ahead, too; codes become bf16 on their way there,
-// by a table. What lies past the end of a row of x is 0, and weights there are finite; for what
-// lies past the last row or output, another is read, and its results are dropped.
+// multiplies them, a slice of k ahead, and are decoded there (decode.cuh); rows of x lie in LDS by
+// slices, and are fetched a slice ahead, too; codes become bf16 on their way there, by a table.
+// What lies past the end of a row of x is 0, and weights there are finite; for what lies past the
+// last row or output, another is read, and its results are dropped.
 //
 // Each result is one chain of matrix instructions over K in ascending order from +0; where scales
 // change every `fold` k, one chain for those k, and acc = fma(sum * s_x, s_w, acc) at its end.
@@ -313,10 +313,10 @@ template <class Weights, bool PACKED, int WIDTH, int HEIGHT, int SLICE> struct m
                 const int32_t k = k0 + SLICE + (int32_t)column;
                 MOEI_GPU_UNROLL
                 for (int p = 0; p < PIECES; p++) {
-                    next_x[p] =
-                        codes ? moei_hip_fetch_codes(g, t->e, moei_hip_row(t, line + DOWN * p),
-                                                     from[p], k)
-                              : moei_hip_fetch_bytes(from[p] + 2 * (int64_t)k, 2 * (k_end - k));
+                    next_x[p] = codes ? moei_hip_fetch_codes(
+                                            g, t->e, moei_hip_row(t, line + DOWN * p), from[p], k)
+                                      : moei_hip_fetch_bytes(from[p] + 2 * (int64_t)k,
+                                                             2 * (int64_t)(k_end - k));
                 }
                 if (fold_x && thread < STEPS * ROWS) {
                     const int32_t at = k0 + SLICE + (int32_t)(thread / ROWS) * MOEI_HIP_MFMA_STEP;
