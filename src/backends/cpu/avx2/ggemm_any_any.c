@@ -1,0 +1,635 @@
+// SPDX-License-Identifier: Apache-2.0
+// ggemm with AVX2, FMA and F16C: canonical weights of any format, activations of any form, the bits
+// of the portable rows of the same class.
+//
+// A vector holds eight outputs of one k, so that each lane is one chain along k and no order
+// changes. Weights lie the other way round, k by k; a panel of 64 outputs is turned 64 k at a time:
+//
+//   8 rows x 16 bytes --- unpack 32, 64 ---> 4 vectors, lane = output, 4 bytes of k each
+//   bf16: 2 k a lane, shift and mask. 4 bits: 8 k a lane, two table look-ups make bf16 of them.
+//   8 bits: 4 k a lane, shift and convert. Others: to floats row by row, then turned.
+//
+// and goes to w [64 k][64 outputs] as floats, 16 KiB of L1, from which register tiles of 1 x 64,
+// 3 x 32 or 6 x 16 (rows x outputs) run their chains; every row of x reuses it. So packing weights
+// would save 12 of some 40 instructions per 64 weights of 16 bits, and 3 of those of 4 bits.
+//
+// Limits: one row, 16 bits: memory, which is why the lines of the next 64 k of all 64 rows are
+// asked for while these are turned; one row, 4 bits: shuffles and conversions; many rows: FMA.
+#include <immintrin.h>
+
+#include "backends/cpu/product.h"
+
+#define NR    MOEI_CPU_MAX_COLUMNS // outputs of a panel
+#define GROUP 8                    // outputs that are turned together: the lanes of a vector
+#define MR    36                   // rows that share a turned panel: six tiles of six
+#define SLICE 64                   // k that are turned at once
+#define CHUNK 256                  // k whose scales and rows of x are decoded at once
+#define STEP  16                   // bytes of a row that are turned at once
+#define AHEAD 128                  // bytes of a row that are asked for before their use, at least
+#define LINE  64
+#define FINE  16 // the fewest k that share a scale
+
+typedef struct panel panel;
+
+/// rows: 8 addresses, of k0; out[k][0 .. 7] for k below `count`, or a little more of no meaning.
+typedef void decode_fn(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
+                       float (*out)[NR]);
+
+struct panel {
+    _Alignas(64) float w[SLICE][NR];
+    _Alignas(64) float x[MR][CHUNK];
+    _Alignas(64) float sum[MR][NR];
+    _Alignas(64) float acc[MR][NR];
+    _Alignas(64) float scale[CHUNK / FINE][NR];
+    _Alignas(64) uint8_t tail[GROUP][SLICE * sizeof(float)];
+    moei_cpu_columns columns;
+    const uint8_t *row[NR];      // past the last output: that one again
+    int64_t scale_row[NR];       // element of w.scales at k = 0
+    __m256i code_low, code_high; // of 4 bits: bytes of the bf16 that a code is
+    const moei_matrices *m;
+    decode_fn *decode;
+    int64_t outputs;      // of NR that there are
+    int64_t slice_bytes;  // of a row, as are
+    int64_t row_bytes;    // all of them
+    bool subtracts_zeros; // after decoding
+};
+
+// ---- weights -----------------------------------------------------------------------------------
+
+// STEP bytes of 8 rows: v[j] has bytes 4j .. 4j + 3 of row l in lane l.
+static inline void turn(const uint8_t *const rows[GROUP], int64_t at, __m256i v[4])
+{
+    __m256i a[4];
+    for (int r = 0; r < 4; r++) {
+        const __m128i low = _mm_loadu_si128((const __m128i *)(const void *)(rows[r] + at));
+        const __m128i high = _mm_loadu_si128((const __m128i *)(const void *)(rows[r + 4] + at));
+        a[r] = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+    }
+    const __m256i b0 = _mm256_unpacklo_epi32(a[0], a[1]);
+    const __m256i b1 = _mm256_unpackhi_epi32(a[0], a[1]);
+    const __m256i b2 = _mm256_unpacklo_epi32(a[2], a[3]);
+    const __m256i b3 = _mm256_unpackhi_epi32(a[2], a[3]);
+    v[0] = _mm256_unpacklo_epi64(b0, b2);
+    v[1] = _mm256_unpackhi_epi64(b0, b2);
+    v[2] = _mm256_unpacklo_epi64(b1, b3);
+    v[3] = _mm256_unpackhi_epi64(b1, b3);
+}
+
+// A lane has two bf16, of k and of another one.
+static inline void store_pair(__m256i pair, float *low, float *high)
+{
+    const __m256i mask = _mm256_set1_epi32((int)0xFFFF0000u);
+    _mm256_store_ps(low, _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16)));
+    _mm256_store_ps(high, _mm256_castsi256_ps(_mm256_and_si256(pair, mask)));
+}
+
+static void decode_bf16(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
+                        float (*out)[NR])
+{
+    (void)p;
+    for (int64_t k = 0; k < count; k += 8) {
+        __m256i v[4];
+        turn(rows, 2 * k, v);
+        for (int j = 0; j < 4; j++) {
+            store_pair(v[j], out[k + 2 * j], out[k + 2 * j + 1]);
+        }
+    }
+}
+
+static void decode_f32(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
+                       float (*out)[NR])
+{
+    (void)p;
+    for (int64_t k = 0; k < count; k += 4) {
+        __m256i v[4];
+        turn(rows, 4 * k, v);
+        for (int j = 0; j < 4; j++) {
+            _mm256_store_ps(out[k + j], _mm256_castsi256_ps(v[j]));
+        }
+    }
+}
+
+// Lane l of a vector holds k 0 .. 7 of row l, low nibbles first: byte b has k 2b and 2b + 1. Bytes
+// 0, 1 of four rows are brought together, and bytes 2, 3, so that unpacking the two bytes of a
+// number leaves each row in its lane.
+static void decode_4bits(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
+                         float (*out)[NR])
+{
+    const __m256i nibble = _mm256_set1_epi8(15);
+    const __m256i order = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
+    const __m256i low = p->code_low;
+    const __m256i high = p->code_high;
+    for (int64_t k = 0; k < count; k += 32) {
+        __m256i v[4];
+        turn(rows, k / 2, v);
+        for (int j = 0; j < 4; j++) {
+            float(*to)[NR] = &out[k + 8 * j];
+            const __m256i bytes = _mm256_shuffle_epi8(v[j], order);
+            const __m256i even = _mm256_and_si256(bytes, nibble);
+            const __m256i odd = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
+            const __m256i even_low = _mm256_shuffle_epi8(low, even);
+            const __m256i even_high = _mm256_shuffle_epi8(high, even);
+            const __m256i odd_low = _mm256_shuffle_epi8(low, odd);
+            const __m256i odd_high = _mm256_shuffle_epi8(high, odd);
+            store_pair(_mm256_unpacklo_epi8(even_low, even_high), to[0], to[2]);
+            store_pair(_mm256_unpacklo_epi8(odd_low, odd_high), to[1], to[3]);
+            store_pair(_mm256_unpackhi_epi8(even_low, even_high), to[4], to[6]);
+            store_pair(_mm256_unpackhi_epi8(odd_low, odd_high), to[5], to[7]);
+        }
+    }
+}
+
+static void decode_i8(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
+                      float (*out)[NR])
+{
+    (void)p;
+    for (int64_t k = 0; k < count; k += 16) {
+        __m256i v[4];
+        turn(rows, k, v);
+        for (int j = 0; j < 4; j++) {
+            float(*to)[NR] = &out[k + 4 * j];
+            for (int b = 0; b < 4; b++) {
+                const __m256i top = _mm256_slli_epi32(v[j], 24 - 8 * b);
+                _mm256_store_ps(to[b], _mm256_cvtepi32_ps(_mm256_srai_epi32(top, 24)));
+            }
+        }
+    }
+}
+
+static void decode_u8(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
+                      float (*out)[NR])
+{
+    const __m256i byte = _mm256_set1_epi32(255);
+    (void)p;
+    for (int64_t k = 0; k < count; k += 16) {
+        __m256i v[4];
+        turn(rows, k, v);
+        for (int j = 0; j < 4; j++) {
+            float(*to)[NR] = &out[k + 4 * j];
+            for (int b = 0; b < 4; b++) {
+                const __m256i code = _mm256_and_si256(_mm256_srli_epi32(v[j], 8 * b), byte);
+                _mm256_store_ps(to[b], _mm256_cvtepi32_ps(code));
+            }
+        }
+    }
+}
+
+// s eeee mmm to s 0eeee mmm0000000, an f16 of 2^-8 of the value, subnormals included. The code of
+// NaN becomes one.
+static inline __m256i e4m3_to_f16(__m128i codes)
+{
+    const __m256i wide = _mm256_slli_epi16(_mm256_cvtepu8_epi16(codes), 8);
+    const __m256i half =
+        _mm256_and_si256(_mm256_srai_epi16(wide, 1), _mm256_set1_epi16((short)0xBF80));
+    const __m256i magnitude = _mm256_and_si256(half, _mm256_set1_epi16(0x3F80));
+    const __m256i nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x3F80));
+    return _mm256_or_si256(half, _mm256_and_si256(nan, _mm256_set1_epi16(0x7E00)));
+}
+
+// Row by row to floats, and these are turned.
+static void decode_e4m3(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
+                        float (*out)[NR])
+{
+    const __m256 scale = _mm256_set1_ps(256.0f);
+    (void)p;
+    for (int64_t k = 0; k < count; k += 16) {
+        _Alignas(32) float line[GROUP][16];
+        const uint8_t *lines[GROUP];
+        for (int r = 0; r < GROUP; r++) {
+            const __m256i half =
+                e4m3_to_f16(_mm_loadu_si128((const __m128i *)(const void *)(rows[r] + k)));
+            const __m256 first = _mm256_cvtph_ps(_mm256_castsi256_si128(half));
+            const __m256 second = _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1));
+            _mm256_store_ps(line[r], _mm256_mul_ps(first, scale));
+            _mm256_store_ps(line[r] + 8, _mm256_mul_ps(second, scale));
+            lines[r] = (const uint8_t *)line[r];
+        }
+        decode_f32(p, lines, 16, &out[k]);
+    }
+}
+
+static void decode_f16(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
+                       float (*out)[NR])
+{
+    for (int64_t k = 0; k < count; k += 8) {
+        _Alignas(32) float line[GROUP][8];
+        const uint8_t *lines[GROUP];
+        for (int r = 0; r < GROUP; r++) {
+            const __m128i half = _mm_loadu_si128((const __m128i *)(const void *)(rows[r] + 2 * k));
+            _mm256_store_ps(line[r], _mm256_cvtph_ps(half));
+            lines[r] = (const uint8_t *)line[r];
+        }
+        decode_f32(p, lines, 8, &out[k]);
+    }
+}
+
+static void decode_any(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
+                       float (*out)[NR])
+{
+    _Alignas(32) float line[GROUP][SLICE];
+    const uint8_t *lines[GROUP];
+    for (int r = 0; r < GROUP; r++) {
+        moei_load_f32(p->m->format->elem, rows[r], 0, count, line[r]);
+        for (int64_t k = count; k < moei_i64_round_up(count, 4); k++) {
+            line[r][k] = 0.0f;
+        }
+        lines[r] = (const uint8_t *)line[r];
+    }
+    decode_f32(p, lines, count, out);
+}
+
+static decode_fn *decoder(moe_dtype elem)
+{
+    switch (elem) {
+    case MOE_F32:
+        return decode_f32;
+    case MOE_BF16:
+        return decode_bf16;
+    case MOE_F16:
+        return decode_f16;
+    case MOE_E4M3FN:
+        return decode_e4m3;
+    case MOE_I8:
+        return decode_i8;
+    case MOE_U8:
+        return decode_u8;
+    case MOE_E2M1:
+    case MOE_UINT4:
+        return decode_4bits;
+    default:
+        return decode_any;
+    }
+}
+
+// Of a 4-bit code, less the zero point that all of them have: at most four bits, exact in bf16.
+static void make_tables(panel *p)
+{
+    _Alignas(16) uint8_t low[16];
+    _Alignas(16) uint8_t high[16];
+    const float zero = p->m->format->zero_point >= 0 && !p->subtracts_zeros
+                           ? (float)p->m->format->zero_point
+                           : 0.0f;
+    for (uint8_t code = 0; code < 16; code++) {
+        const float value =
+            p->m->format->elem == MOE_E2M1 ? moei_e2m1_to_f32(code) : (float)code - zero;
+        const uint16_t bits = moei_f32_to_bf16(value);
+        low[code] = (uint8_t)bits;
+        high[code] = (uint8_t)(bits >> 8);
+    }
+    p->code_low = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)(const void *)low));
+    p->code_high = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)(const void *)high));
+}
+
+// What the rows of a group have AHEAD of byte `at`; at a row's end, the rows of the next panel.
+// Addresses past the matrix are asked for in vain.
+static inline void ask_ahead(const panel *p, const uint8_t *const rows[GROUP], int64_t at)
+{
+    int64_t to = at + moei_i64_max(p->slice_bytes, AHEAD);
+    to += to >= p->row_bytes ? NR * p->m->value_n_stride - p->row_bytes : 0;
+    for (int r = 0; r < GROUP; r++) {
+        for (int64_t line = 0; line < p->slice_bytes; line += LINE) {
+            _mm_prefetch((const char *)((uintptr_t)rows[r] + (uintptr_t)(to + line)), _MM_HINT_T0);
+        }
+    }
+}
+
+static void decode_rows(panel *p, int64_t k0, int64_t count)
+{
+    const moe_dtype elem = p->m->format->elem;
+    const int64_t at = moei_elem_bytes(elem, k0);
+    const int64_t bytes = moei_elem_bytes(elem, count);
+    for (int64_t g = 0; g < p->outputs; g += GROUP) {
+        const uint8_t *rows[GROUP];
+        ask_ahead(p, &p->row[g], at);
+        for (int r = 0; r < GROUP; r++) {
+            rows[r] = p->row[g + r] + at;
+            if (bytes % STEP != 0) { // whole steps would read past the row
+                memcpy(p->tail[r], rows[r], (size_t)bytes);
+                memset(p->tail[r] + bytes, 0, (size_t)(STEP - bytes % STEP));
+                rows[r] = p->tail[r];
+            }
+        }
+        p->decode(p, rows, count, (float(*)[NR])(void *)&p->w[0][g]);
+    }
+}
+
+// Rows of n lie packed: they need not be turned.
+static void decode_columns(panel *p, int32_t e, int64_t n0, int64_t k0, int64_t count)
+{
+    const uint8_t *base = p->m->values + (int64_t)e * p->m->value_e_stride;
+    for (int64_t k = 0; k < count; k++) {
+        moei_load_f32(p->m->format->elem, base + (k0 + k) * p->m->value_k_stride, n0, p->outputs,
+                      p->w[k]);
+    }
+}
+
+static void subtract_zeros(panel *p, int32_t e, int64_t n0, int64_t k0, int64_t count)
+{
+    const moei_matrices *m = p->m;
+    const int64_t block = m->zeros != NULL ? moei_i64_min(m->block_k, SLICE) : SLICE;
+    for (int64_t k = 0; k < count; k += block) {
+        float zero[NR];
+        for (int64_t n = 0; n < p->outputs; n++) {
+            zero[n] = moei_cpu_zero_point(m, e, n0 + n, k0 + k);
+        }
+        for (int64_t kk = k; kk < moei_i64_min(k + block, count); kk++) {
+            for (int64_t n = 0; n < p->outputs; n++) {
+                p->w[kk][n] -= zero[n];
+            }
+        }
+    }
+}
+
+// ---- scales ------------------------------------------------------------------------------------
+
+// Eight scales of a byte each along k, of 8 outputs: turned, and to floats.
+static inline void load_e8m0(const panel *p, int64_t g, int64_t at, int64_t count, float (*out)[NR])
+{
+    __m128i a[GROUP];
+    for (int r = 0; r < GROUP; r++) {
+        const uint8_t *from = (const uint8_t *)p->m->scales + p->scale_row[g + r] + at;
+        uint64_t bytes = 0;
+        memcpy(&bytes, from, (size_t)count);
+        a[r] = _mm_cvtsi64_si128((long long)bytes);
+    }
+    const __m128i b0 = _mm_unpacklo_epi8(a[0], a[1]);
+    const __m128i b1 = _mm_unpacklo_epi8(a[2], a[3]);
+    const __m128i b2 = _mm_unpacklo_epi8(a[4], a[5]);
+    const __m128i b3 = _mm_unpacklo_epi8(a[6], a[7]);
+    const __m128i c0 = _mm_unpacklo_epi16(b0, b1);
+    const __m128i c1 = _mm_unpackhi_epi16(b0, b1);
+    const __m128i c2 = _mm_unpacklo_epi16(b2, b3);
+    const __m128i c3 = _mm_unpackhi_epi16(b2, b3);
+    const __m128i d[4] = {_mm_unpacklo_epi32(c0, c2), _mm_unpackhi_epi32(c0, c2),
+                          _mm_unpacklo_epi32(c1, c3), _mm_unpackhi_epi32(c1, c3)};
+    for (int64_t b = 0; b < count; b++) {
+        const __m128i eight = b % 2 == 0 ? d[b / 2] : _mm_srli_si128(d[b / 2], 8);
+        const __m256i code = _mm256_cvtepu8_epi32(eight);
+        const __m256i nan = _mm256_cmpeq_epi32(code, _mm256_set1_epi32(255));
+        __m256i bits = _mm256_slli_epi32(code, 23);
+        bits = _mm256_max_epu32(bits, _mm256_set1_epi32(0x00400000)); // 2^-127
+        bits = _mm256_or_si256(bits, _mm256_and_si256(nan, _mm256_set1_epi32(0x7FC00000)));
+        _mm256_store_ps(&out[b][g], _mm256_castsi256_ps(bits));
+    }
+}
+
+// scale[b][n] of the blocks of `chunk` k in [k0, k0 + count).
+static void load_scales(panel *p, int64_t k0, int64_t count, int64_t chunk)
+{
+    const moei_matrices *m = p->m;
+    const int64_t blocks = moei_i64_ceil_div(count, chunk);
+    const int64_t bits = moe_dtype_bits(m->scale_dtype);
+    const bool along_k = m->block_k == chunk && m->scale_k_stride == 1;
+    if (along_k && m->scale_dtype == MOE_E8M0 && blocks <= 8) {
+        for (int64_t g = 0; g < p->outputs; g += GROUP) {
+            load_e8m0(p, g, k0 / chunk, blocks, p->scale);
+        }
+        return;
+    }
+    for (int64_t n = 0; n < p->outputs; n++) {
+        if (n > 0 && p->scale_row[n] == p->scale_row[n - 1]) {
+            for (int64_t b = 0; b < blocks; b++) {
+                p->scale[b][n] = p->scale[b][n - 1];
+            }
+            continue;
+        }
+        float line[CHUNK / FINE];
+        if (along_k) {
+            const uint8_t *from = (const uint8_t *)m->scales + p->scale_row[n] * bits / 8;
+            moei_load_f32(m->scale_dtype, from, k0 / chunk, blocks, line);
+        }
+        for (int64_t b = 0; b < blocks; b++) {
+            p->scale[b][n] = along_k
+                                 ? line[b]
+                                 : moei_load_one(m->scale_dtype, m->scales,
+                                                 p->scale_row[n] + (k0 + b * chunk) / m->block_k *
+                                                                       m->scale_k_stride);
+        }
+    }
+}
+
+// ---- activations -------------------------------------------------------------------------------
+
+static void load_x(moe_dtype dtype, const uint8_t *row, int64_t k0, int64_t count, float *out)
+{
+    int64_t k = 0;
+    if (dtype == MOE_BF16 || dtype == MOE_F16) {
+        for (; k + 8 <= count; k += 8) {
+            const __m128i half =
+                _mm_loadu_si128((const __m128i *)(const void *)(row + 2 * (k0 + k)));
+            const __m256i word = _mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16);
+            _mm256_storeu_ps(out + k,
+                             dtype == MOE_BF16 ? _mm256_castsi256_ps(word) : _mm256_cvtph_ps(half));
+        }
+    }
+    moei_load_f32(dtype, row, k0 + k, count - k, out + k);
+}
+
+// ---- chains ------------------------------------------------------------------------------------
+
+// `count` k of the chains of `rows` rows and 8 * `vectors` outputs: from +0, or on from where they
+// are. Both numbers are constants wherever this is called, and the sums stay in registers.
+__attribute__((always_inline)) static inline void chains(int rows, int vectors,
+                                                         const float *restrict x,
+                                                         const float *restrict w, int64_t count,
+                                                         bool begin, float *restrict sum)
+{
+    __m256 s[6][8];
+    for (int r = 0; r < rows; r++) {
+        for (int v = 0; v < vectors; v++) {
+            s[r][v] = begin ? _mm256_setzero_ps() : _mm256_load_ps(sum + r * NR + 8 * v);
+        }
+    }
+    for (int64_t k = 0; k < count; k++) {
+        if (rows == 1) {
+            const __m256 xk = _mm256_broadcast_ss(x + k);
+            for (int v = 0; v < vectors; v++) {
+                s[0][v] = _mm256_fmadd_ps(xk, _mm256_load_ps(w + k * NR + 8 * v), s[0][v]);
+            }
+            continue;
+        }
+        __m256 wk[8];
+        for (int v = 0; v < vectors; v++) {
+            wk[v] = _mm256_load_ps(w + k * NR + 8 * v);
+        }
+        for (int r = 0; r < rows; r++) {
+            const __m256 xk = _mm256_broadcast_ss(x + r * CHUNK + k);
+            for (int v = 0; v < vectors; v++) {
+                s[r][v] = _mm256_fmadd_ps(xk, wk[v], s[r][v]);
+            }
+        }
+    }
+    for (int r = 0; r < rows; r++) {
+        for (int v = 0; v < vectors; v++) {
+            _mm256_store_ps(sum + r * NR + 8 * v, s[r][v]);
+        }
+    }
+}
+
+// Rows r .. r + rows - 1 of the panel over k .. k + count - 1 of its slice, which begins at k0 of
+// x.
+static void tile(panel *p, int64_t r, int64_t rows, int64_t k0, int64_t k, int64_t count,
+                 bool begin)
+{
+    const float *x = &p->x[r][k0 + k];
+    float *sum = p->sum[r];
+    const float *w = p->w[k];
+    switch (rows) {
+    case 1:
+        chains(1, 8, x, w, count, begin, sum);
+        break;
+    case 2:
+        for (int n = 0; n < NR; n += 32) {
+            chains(2, 4, x, w + n, count, begin, sum + n);
+        }
+        break;
+    case 3:
+        for (int n = 0; n < NR; n += 32) {
+            chains(3, 4, x, w + n, count, begin, sum + n);
+        }
+        break;
+    case 4:
+        for (int n = 0; n < NR; n += 16) {
+            chains(4, 2, x, w + n, count, begin, sum + n);
+        }
+        break;
+    case 5:
+        for (int n = 0; n < NR; n += 16) {
+            chains(5, 2, x, w + n, count, begin, sum + n);
+        }
+        break;
+    default:
+        for (int n = 0; n < NR; n += 16) {
+            chains(6, 2, x, w + n, count, begin, sum + n);
+        }
+        break;
+    }
+}
+
+// As many rows in every tile, but for one.
+static void all_rows(panel *p, int64_t rows, int64_t k0, int64_t k, int64_t count, bool begin)
+{
+    const int64_t tiles = moei_i64_ceil_div(rows, 6);
+    for (int64_t t = 0; t < tiles; t++) {
+        const int64_t r = rows * t / tiles;
+        tile(p, r, rows * (t + 1) / tiles - r, k0, k, count, begin);
+    }
+}
+
+// Adds the sums of a chunk: as they are, or folded with the scales of x and W.
+static inline void add_sums(float *restrict acc, const float *restrict sum, bool fold,
+                            const float *restrict scale, float x_scale)
+{
+    for (int n = 0; n < NR; n += 8) {
+        const __m256 s = _mm256_load_ps(sum + n);
+        const __m256 a = _mm256_load_ps(acc + n);
+        const __m256 scaled = _mm256_mul_ps(s, _mm256_set1_ps(x_scale));
+        _mm256_store_ps(acc + n, fold ? _mm256_fmadd_ps(scaled, _mm256_load_ps(scale + n), a)
+                                      : _mm256_add_ps(a, s));
+    }
+}
+
+// Rows i0 .. i1 - 1 over the outputs of the panel. chunk: k of a chain; fold: a chunk's scales are
+// applied to its sum.
+static inline void block(panel *p, const moek_ggemm_args *a, int32_t e, int64_t i0, int64_t i1,
+                         int64_t n0, int64_t chunk, bool fold)
+{
+    const moei_matrices *m = p->m;
+    const int64_t rows = i1 - i0;
+    const bool fold_w = fold && m->scales != NULL && m->block_k > 0;
+    const bool fold_x = fold && a->x.scales != NULL && a->x.group > 0;
+    const int64_t length = chunk < SLICE ? chunk : SLICE;
+    memset(p->acc, 0, (size_t)rows * sizeof p->acc[0]);
+    for (int64_t k0 = 0; k0 < m->k; k0 += CHUNK) {
+        const int64_t kc = moei_i64_min(CHUNK, m->k - k0);
+        for (int64_t r = 0; r < rows; r++) {
+            load_x(a->x.dtype, moei_x_at(a, e, i0 + r), k0, kc, p->x[r]);
+        }
+        if (fold_w) {
+            load_scales(p, k0, kc, chunk);
+        }
+        for (int64_t s = 0; s < kc; s += SLICE) {
+            const int64_t sc = moei_i64_min(SLICE, kc - s);
+            if (m->value_k_stride == 0) {
+                decode_rows(p, k0 + s, sc);
+            } else {
+                decode_columns(p, e, n0, k0 + s, sc);
+            }
+            if (p->subtracts_zeros) {
+                subtract_zeros(p, e, n0, k0 + s, sc);
+            }
+            for (int64_t k = 0; k < sc; k += length) {
+                const int64_t count = moei_i64_min(length, sc - k);
+                const int64_t at = s + k;
+                all_rows(p, rows, s, k, count, at % chunk == 0);
+                if ((at + count) % chunk != 0 && at + count < kc) {
+                    continue; // the chain goes on in the next slice
+                }
+                const int64_t first = at / chunk * chunk;
+                for (int64_t r = 0; r < rows; r++) {
+                    const float x_scale =
+                        fold_x ? moei_cpu_operand_scale(a, e, i0 + r, k0 + first) : 1.0f;
+                    add_sums(p->acc[r], p->sum[r], fold, p->scale[first / chunk], x_scale);
+                }
+            }
+        }
+    }
+    for (int64_t r = 0; r < rows; r++) {
+        moei_cpu_finish(a, &p->columns, e, i0 + r, n0, n0 + p->outputs, p->acc[r]);
+    }
+}
+
+static void open_panel(panel *p, const moek_ggemm_args *a, int32_t e, int64_t n0, int64_t n1)
+{
+    const moei_matrices *m = p->m;
+    p->outputs = n1 - n0;
+    for (int64_t n = 0; n < NR; n++) {
+        const int64_t row = moei_i64_min(n0 + n, n1 - 1);
+        p->row[n] = m->values + (int64_t)e * m->value_e_stride + row * m->value_n_stride;
+        p->scale_row[n] = m->scales != NULL ? moei_w_scale_at(m, e, row, 0) : 0;
+    }
+    if (p->outputs < NR) { // sums of what is not there are run, and dropped
+        memset(p->w, 0, sizeof p->w);
+    }
+    moei_cpu_load_columns(&a->w, e, n0, n1, &p->columns);
+}
+
+static inline void blocks(const moek_ggemm_args *a, int32_t e, int64_t i0, int64_t i1, int64_t n0,
+                          int64_t n1, int64_t chunk, bool fold)
+{
+    panel p;
+    const moei_matrices *m = &a->w;
+    const moe_dtype elem = m->format->elem;
+    const bool table = moe_dtype_bits(elem) == 4 && m->value_k_stride == 0;
+    p.m = m;
+    p.decode = decoder(elem);
+    p.slice_bytes = moei_elem_bytes(elem, SLICE);
+    p.row_bytes = moei_elem_bytes(elem, m->k);
+    p.subtracts_zeros = m->format->zero_point >= 0 && (m->zeros != NULL || !table);
+    make_tables(&p);
+    for (int b = 0; b < CHUNK / FINE; b++) { // where x alone has scales, or an output is not there
+        for (int n = 0; n < NR; n++) {
+            p.scale[b][n] = 1.0f;
+        }
+    }
+    for (int64_t n = n0; n < n1; n += NR) {
+        open_panel(&p, a, e, n, moei_i64_min(n + NR, n1));
+        for (int64_t i = i0; i < i1; i += MR) {
+            block(&p, a, e, i, moei_i64_min(i + MR, i1), n, chunk, fold);
+        }
+    }
+}
+
+#define CHAIN_KERNEL(variant, chunk, fold)                                                         \
+    moek_ggemm_fn moek_ggemm_any_any_any__avx2_##variant;                                          \
+    void moek_ggemm_any_any_any__avx2_##variant(const moek_ggemm_args *args, int32_t e,            \
+                                                int64_t i0, int64_t i1, int64_t n0, int64_t n1)    \
+    {                                                                                              \
+        blocks(args, e, i0, i1, n0, n1, chunk, fold);                                              \
+    }
+CHAIN_KERNEL(c256, 256, false)
+CHAIN_KERNEL(b16, 16, true)
+CHAIN_KERNEL(b32, 32, true)
+CHAIN_KERNEL(b64, 64, true)
+CHAIN_KERNEL(b128, 128, true)
