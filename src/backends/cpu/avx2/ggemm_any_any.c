@@ -19,15 +19,15 @@
 
 #include "backends/cpu/product.h"
 
-#define NR    MOEI_CPU_MAX_COLUMNS // outputs of a panel
-#define GROUP 8                    // outputs that are turned together: the lanes of a vector
-#define MR    36                   // rows that share a turned panel: six tiles of six
-#define SLICE 64                   // k that are turned at once
-#define CHUNK 256                  // k whose scales and rows of x are decoded at once
-#define STEP  16                   // bytes of a row that are turned at once
-#define AHEAD 128                  // bytes of a row that are asked for before their use, at least
-#define LINE  64
-#define FINE  16 // the fewest k that share a scale
+#define NR          MOEI_CPU_MAX_COLUMNS // outputs of a panel
+#define GROUP       8                    // outputs that are turned together: the lanes of a vector
+#define MR          36                   // rows that share a turned panel: six tiles of six
+#define SLICE       64                   // k that are turned at once
+#define CHUNK       256                  // k whose scales and rows of x are decoded at once
+#define STEP        16                   // bytes of a row that are turned at once
+#define LINE        64
+#define PANEL_BYTES (192 << 10) // of two panels next to each other in a second-level cache
+#define FINE        16          // the fewest k that share a scale
 
 typedef struct panel panel;
 
@@ -48,9 +48,11 @@ struct panel {
     __m256i code_low, code_high; // of 4 bits: bytes of the bf16 that a code is
     const moei_matrices *m;
     decode_fn *decode;
-    int64_t outputs;      // of NR that there are
-    int64_t slice_bytes;  // of a row, as are
-    int64_t row_bytes;    // all of them
+    int64_t outputs; // of NR that there are
+    int64_t width;   // that chains are run for: 16, 32 or 64
+    int64_t row_bytes;
+    const uint8_t *ask_row, *ask_end; // see ask_ahead
+    int64_t ask_at, ask_each;
     bool subtracts_zeros; // after decoding
 };
 
@@ -281,17 +283,27 @@ static void make_tables(panel *p)
     p->code_high = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)(const void *)high));
 }
 
-// What the rows of a group have AHEAD of byte `at`; at a row's end, the rows of the next panel.
-// Addresses past the matrix are asked for in vain.
-static inline void ask_ahead(const panel *p, const uint8_t *const rows[GROUP], int64_t at)
+// Asks for as many lines of the next panel as a group reads of this one, row after row: memory is
+// read in one forward stream, whatever the order in which a panel is turned.
+static inline void ask_ahead(panel *p)
 {
-    int64_t to = at + moei_i64_max(p->slice_bytes, AHEAD);
-    to += to >= p->row_bytes ? NR * p->m->value_n_stride - p->row_bytes : 0;
-    for (int r = 0; r < GROUP; r++) {
-        for (int64_t line = 0; line < p->slice_bytes; line += LINE) {
-            _mm_prefetch((const char *)((uintptr_t)rows[r] + (uintptr_t)(to + line)), _MM_HINT_T0);
+    for (int64_t asked = 0; asked < p->ask_each && p->ask_row < p->ask_end; asked++) {
+        _mm_prefetch((const char *)p->ask_row + p->ask_at, _MM_HINT_T1);
+        p->ask_at += LINE;
+        if (p->ask_at >= p->row_bytes) {
+            p->ask_at = 0;
+            p->ask_row += p->m->value_n_stride;
         }
     }
+}
+
+// From now on, lines of outputs n0 .. n1 - 1 are asked for.
+static void ask_for(panel *p, int32_t e, int64_t n0, int64_t n1)
+{
+    const uint8_t *base = p->m->values + (int64_t)e * p->m->value_e_stride;
+    p->ask_at = 0;
+    p->ask_row = base + n0 * p->m->value_n_stride;
+    p->ask_end = base + moei_i64_max(n1, n0) * p->m->value_n_stride;
 }
 
 static void decode_rows(panel *p, int64_t k0, int64_t count)
@@ -301,7 +313,7 @@ static void decode_rows(panel *p, int64_t k0, int64_t count)
     const int64_t bytes = moei_elem_bytes(elem, count);
     for (int64_t g = 0; g < p->outputs; g += GROUP) {
         const uint8_t *rows[GROUP];
-        ask_ahead(p, &p->row[g], at);
+        ask_ahead(p);
         for (int r = 0; r < GROUP; r++) {
             rows[r] = p->row[g + r] + at;
             if (bytes % STEP != 0) { // whole steps would read past the row
@@ -429,79 +441,104 @@ static void load_x(moe_dtype dtype, const uint8_t *row, int64_t k0, int64_t coun
 // ---- chains ------------------------------------------------------------------------------------
 
 // `count` k of the chains of `rows` rows and 8 * `vectors` outputs: from +0, or on from where they
-// are. Both numbers are constants wherever this is called, and the sums stay in registers.
+// are. Both numbers are constants wherever this is called; with all loops over them unrolled, the
+// sums stay in registers.
+#define EACH(i, n) _Pragma("GCC unroll 8") for (int i = 0; i < (n); i++)
+
 __attribute__((always_inline)) static inline void chains(int rows, int vectors,
                                                          const float *restrict x,
                                                          const float *restrict w, int64_t count,
                                                          bool begin, float *restrict sum)
 {
     __m256 s[6][8];
-    for (int r = 0; r < rows; r++) {
-        for (int v = 0; v < vectors; v++) {
+    EACH(r, rows)
+    {
+        EACH(v, vectors)
+        {
             s[r][v] = begin ? _mm256_setzero_ps() : _mm256_load_ps(sum + r * NR + 8 * v);
         }
     }
     for (int64_t k = 0; k < count; k++) {
-        if (rows == 1) {
-            const __m256 xk = _mm256_broadcast_ss(x + k);
-            for (int v = 0; v < vectors; v++) {
-                s[0][v] = _mm256_fmadd_ps(xk, _mm256_load_ps(w + k * NR + 8 * v), s[0][v]);
-            }
-            continue;
-        }
         __m256 wk[8];
-        for (int v = 0; v < vectors; v++) {
+        EACH(v, vectors)
+        {
             wk[v] = _mm256_load_ps(w + k * NR + 8 * v);
         }
-        for (int r = 0; r < rows; r++) {
+        EACH(r, rows)
+        {
             const __m256 xk = _mm256_broadcast_ss(x + r * CHUNK + k);
-            for (int v = 0; v < vectors; v++) {
+            EACH(v, vectors)
+            {
                 s[r][v] = _mm256_fmadd_ps(xk, wk[v], s[r][v]);
             }
         }
     }
-    for (int r = 0; r < rows; r++) {
-        for (int v = 0; v < vectors; v++) {
+    EACH(r, rows)
+    {
+        EACH(v, vectors)
+        {
             _mm256_store_ps(sum + r * NR + 8 * v, s[r][v]);
         }
     }
 }
 
+// The same for all outputs of a panel.
+__attribute__((always_inline)) static inline void
+chains_of(int rows, int vectors, const float *restrict x, const float *restrict w, int64_t count,
+          bool begin, int64_t width, float *restrict sum)
+{
+    for (int64_t n = 0; n < width; n += 8 * vectors) {
+        if (begin) {
+            chains(rows, vectors, x, w + n, count, true, sum + n);
+        } else {
+            chains(rows, vectors, x, w + n, count, false, sum + n);
+        }
+    }
+}
+
 // Rows r .. r + rows - 1 of the panel over k .. k + count - 1 of its slice, which begins at k0 of
-// x.
+// x. Eight chains at least hide an FMA's latency where there are as many.
 static void tile(panel *p, int64_t r, int64_t rows, int64_t k0, int64_t k, int64_t count,
                  bool begin)
 {
     const float *x = &p->x[r][k0 + k];
     float *sum = p->sum[r];
     const float *w = p->w[k];
-    switch (rows) {
-    case 1:
-        chains(1, 8, x, w, count, begin, sum);
+    switch (rows * NR + p->width) {
+    case 1 * NR + 64:
+        chains_of(1, 8, x, w, count, begin, p->width, sum);
         break;
-    case 2:
-        for (int n = 0; n < NR; n += 32) {
-            chains(2, 4, x, w + n, count, begin, sum + n);
-        }
+    case 1 * NR + 32:
+        chains_of(1, 4, x, w, count, begin, p->width, sum);
         break;
-    case 3:
-        for (int n = 0; n < NR; n += 32) {
-            chains(3, 4, x, w + n, count, begin, sum + n);
-        }
+    case 1 * NR + 16:
+        chains_of(1, 2, x, w, count, begin, p->width, sum);
         break;
-    case 4:
-        for (int n = 0; n < NR; n += 16) {
-            chains(4, 2, x, w + n, count, begin, sum + n);
-        }
+    case 2 * NR + 64:
+    case 2 * NR + 32:
+        chains_of(2, 4, x, w, count, begin, p->width, sum);
         break;
-    case 5:
-        for (int n = 0; n < NR; n += 16) {
-            chains(5, 2, x, w + n, count, begin, sum + n);
-        }
+    case 2 * NR + 16:
+        chains_of(2, 2, x, w, count, begin, p->width, sum);
+        break;
+    case 3 * NR + 64:
+    case 3 * NR + 32:
+        chains_of(3, 4, x, w, count, begin, p->width, sum);
+        break;
+    case 3 * NR + 16:
+        chains_of(3, 2, x, w, count, begin, p->width, sum);
         break;
     default:
-        for (int n = 0; n < NR; n += 16) {
-            chains(6, 2, x, w + n, count, begin, sum + n);
+        switch (rows) {
+        case 4:
+            chains_of(4, 2, x, w, count, begin, p->width, sum);
+            break;
+        case 5:
+            chains_of(5, 2, x, w, count, begin, p->width, sum);
+            break;
+        default:
+            chains_of(6, 2, x, w, count, begin, p->width, sum);
+            break;
         }
         break;
     }
@@ -519,9 +556,9 @@ static void all_rows(panel *p, int64_t rows, int64_t k0, int64_t k, int64_t coun
 
 // Adds the sums of a chunk: as they are, or folded with the scales of x and W.
 static inline void add_sums(float *restrict acc, const float *restrict sum, bool fold,
-                            const float *restrict scale, float x_scale)
+                            const float *restrict scale, float x_scale, int64_t width)
 {
-    for (int n = 0; n < NR; n += 8) {
+    for (int64_t n = 0; n < width; n += 8) {
         const __m256 s = _mm256_load_ps(sum + n);
         const __m256 a = _mm256_load_ps(acc + n);
         const __m256 scaled = _mm256_mul_ps(s, _mm256_set1_ps(x_scale));
@@ -570,7 +607,8 @@ static inline void block(panel *p, const moek_ggemm_args *a, int32_t e, int64_t 
                 for (int64_t r = 0; r < rows; r++) {
                     const float x_scale =
                         fold_x ? moei_cpu_operand_scale(a, e, i0 + r, k0 + first) : 1.0f;
-                    add_sums(p->acc[r], p->sum[r], fold, p->scale[first / chunk], x_scale);
+                    add_sums(p->acc[r], p->sum[r], fold, p->scale[first / chunk], x_scale,
+                             p->width);
                 }
             }
         }
@@ -589,7 +627,7 @@ static void open_panel(panel *p, const moek_ggemm_args *a, int32_t e, int64_t n0
         p->row[n] = m->values + (int64_t)e * m->value_e_stride + row * m->value_n_stride;
         p->scale_row[n] = m->scales != NULL ? moei_w_scale_at(m, e, row, 0) : 0;
     }
-    if (p->outputs < NR) { // sums of what is not there are run, and dropped
+    if (p->outputs < p->width) { // sums of what is not there are run, and dropped
         memset(p->w, 0, sizeof p->w);
     }
     moei_cpu_load_columns(&a->w, e, n0, n1, &p->columns);
@@ -604,8 +642,9 @@ static inline void blocks(const moek_ggemm_args *a, int32_t e, int64_t i0, int64
     const bool table = moe_dtype_bits(elem) == 4 && m->value_k_stride == 0;
     p.m = m;
     p.decode = decoder(elem);
-    p.slice_bytes = moei_elem_bytes(elem, SLICE);
     p.row_bytes = moei_elem_bytes(elem, m->k);
+    p.width = p.row_bytes * 64 <= PANEL_BYTES ? 64 : p.row_bytes * 32 <= PANEL_BYTES ? 32 : 16;
+    p.ask_each = moei_i64_ceil_div(moei_elem_bytes(elem, SLICE) * GROUP, LINE);
     p.subtracts_zeros = m->format->zero_point >= 0 && (m->zeros != NULL || !table);
     make_tables(&p);
     for (int b = 0; b < CHUNK / FINE; b++) { // where x alone has scales, or an output is not there
@@ -613,8 +652,16 @@ static inline void blocks(const moek_ggemm_args *a, int32_t e, int64_t i0, int64
             p.scale[b][n] = 1.0f;
         }
     }
-    for (int64_t n = n0; n < n1; n += NR) {
-        open_panel(&p, a, e, n, moei_i64_min(n + NR, n1));
+    if (m->value_k_stride == 0) { // the first panel comes late
+        const int64_t each = p.ask_each;
+        p.ask_each = INT64_MAX;
+        ask_for(&p, e, n0, moei_i64_min(n0 + p.width, n1));
+        ask_ahead(&p);
+        p.ask_each = each;
+    }
+    for (int64_t n = n0; n < n1; n += p.width) {
+        open_panel(&p, a, e, n, moei_i64_min(n + p.width, n1));
+        ask_for(&p, e, n + p.width, moei_i64_min(n + 2 * p.width, n1));
         for (int64_t i = i0; i < i1; i += MR) {
             block(&p, a, e, i, moei_i64_min(i + MR, i1), n, chunk, fold);
         }
