@@ -77,12 +77,21 @@ static inline void turn(const uint8_t *const rows[GROUP], int64_t at, __m256i v[
     v[3] = _mm256_unpackhi_epi64(b1, b3);
 }
 
-// A lane has two bf16, of k and of another one.
+// A lane has two bf16, of two k.
+static inline __m256 low_of(__m256i pair)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16));
+}
+
+static inline __m256 high_of(__m256i pair)
+{
+    return _mm256_castsi256_ps(_mm256_and_si256(pair, _mm256_set1_epi32((int)0xFFFF0000u)));
+}
+
 static inline void store_pair(__m256i pair, float *low, float *high)
 {
-    const __m256i mask = _mm256_set1_epi32((int)0xFFFF0000u);
-    _mm256_store_ps(low, _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16)));
-    _mm256_store_ps(high, _mm256_castsi256_ps(_mm256_and_si256(pair, mask)));
+    _mm256_store_ps(low, low_of(pair));
+    _mm256_store_ps(high, high_of(pair));
 }
 
 static void decode_bf16(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
@@ -113,31 +122,39 @@ static void decode_f32(const panel *p, const uint8_t *const rows[GROUP], int64_t
 
 // Lane l of a vector holds k 0 .. 7 of row l, low nibbles first: byte b has k 2b and 2b + 1. Bytes
 // 0, 1 of four rows are brought together, and bytes 2, 3, so that unpacking the two bytes of a
-// number leaves each row in its lane.
-static void decode_4bits(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
-                         float (*out)[NR])
+// number leaves each row in its lane. pairs[i] has k: 0 and 2, 1 and 3, 4 and 6, 5 and 7.
+static inline void look_up(const panel *p, __m256i codes, __m256i pairs[4])
 {
     const __m256i nibble = _mm256_set1_epi8(15);
     const __m256i order = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
-    const __m256i low = p->code_low;
-    const __m256i high = p->code_high;
+    const __m256i bytes = _mm256_shuffle_epi8(codes, order);
+    const __m256i even = _mm256_and_si256(bytes, nibble);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
+    const __m256i even_low = _mm256_shuffle_epi8(p->code_low, even);
+    const __m256i even_high = _mm256_shuffle_epi8(p->code_high, even);
+    const __m256i odd_low = _mm256_shuffle_epi8(p->code_low, odd);
+    const __m256i odd_high = _mm256_shuffle_epi8(p->code_high, odd);
+    pairs[0] = _mm256_unpacklo_epi8(even_low, even_high);
+    pairs[1] = _mm256_unpacklo_epi8(odd_low, odd_high);
+    pairs[2] = _mm256_unpackhi_epi8(even_low, even_high);
+    pairs[3] = _mm256_unpackhi_epi8(odd_low, odd_high);
+}
+
+static void decode_4bits(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
+                         float (*out)[NR])
+{
     for (int64_t k = 0; k < count; k += 32) {
         __m256i v[4];
         turn(rows, k / 2, v);
         for (int j = 0; j < 4; j++) {
             float(*to)[NR] = &out[k + 8 * j];
-            const __m256i bytes = _mm256_shuffle_epi8(v[j], order);
-            const __m256i even = _mm256_and_si256(bytes, nibble);
-            const __m256i odd = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
-            const __m256i even_low = _mm256_shuffle_epi8(low, even);
-            const __m256i even_high = _mm256_shuffle_epi8(high, even);
-            const __m256i odd_low = _mm256_shuffle_epi8(low, odd);
-            const __m256i odd_high = _mm256_shuffle_epi8(high, odd);
-            store_pair(_mm256_unpacklo_epi8(even_low, even_high), to[0], to[2]);
-            store_pair(_mm256_unpacklo_epi8(odd_low, odd_high), to[1], to[3]);
-            store_pair(_mm256_unpackhi_epi8(even_low, even_high), to[4], to[6]);
-            store_pair(_mm256_unpackhi_epi8(odd_low, odd_high), to[5], to[7]);
+            __m256i pairs[4];
+            look_up(p, v[j], pairs);
+            store_pair(pairs[0], to[0], to[2]);
+            store_pair(pairs[1], to[1], to[3]);
+            store_pair(pairs[2], to[4], to[6]);
+            store_pair(pairs[3], to[5], to[7]);
         }
     }
 }
@@ -285,9 +302,9 @@ static void make_tables(panel *p)
 
 // Asks for as many lines of the next panel as a group reads of this one, row after row: memory is
 // read in one forward stream, whatever the order in which a panel is turned.
-static inline void ask_ahead(panel *p)
+static inline void ask_ahead(panel *p, int64_t lines)
 {
-    for (int64_t asked = 0; asked < p->ask_each && p->ask_row < p->ask_end; asked++) {
+    for (int64_t asked = 0; asked < lines && p->ask_row < p->ask_end; asked++) {
         _mm_prefetch((const char *)p->ask_row + p->ask_at, _MM_HINT_T1);
         p->ask_at += LINE;
         if (p->ask_at >= p->row_bytes) {
@@ -313,7 +330,7 @@ static void decode_rows(panel *p, int64_t k0, int64_t count)
     const int64_t bytes = moei_elem_bytes(elem, count);
     for (int64_t g = 0; g < p->outputs; g += GROUP) {
         const uint8_t *rows[GROUP];
-        ask_ahead(p);
+        ask_ahead(p, p->ask_each);
         for (int r = 0; r < GROUP; r++) {
             rows[r] = p->row[g + r] + at;
             if (bytes % STEP != 0) { // whole steps would read past the row
@@ -554,6 +571,78 @@ static void all_rows(panel *p, int64_t rows, int64_t k0, int64_t k, int64_t coun
     }
 }
 
+// One row of x, whole steps of k: weights go from registers to their chains, and no w is written.
+// Four groups side by side hide an FMA's latency.
+__attribute__((always_inline)) static inline void direct(panel *p, bool four_bits, int64_t k0,
+                                                         int64_t count, int64_t x0, bool begin)
+{
+    enum { SIDE = 4 };
+    const int64_t at = four_bits ? k0 / 2 : 2 * k0;
+    const int64_t bytes = four_bits ? count / 2 : 2 * count;
+    for (int64_t n = 0; n < p->width; n += SIDE * GROUP) {
+        const float *x = &p->x[0][x0];
+        __m256 sum[SIDE];
+        EACH(g, SIDE)
+        {
+            sum[g] = begin ? _mm256_setzero_ps() : _mm256_load_ps(&p->sum[0][n + GROUP * g]);
+        }
+        for (int64_t b = 0; b < bytes; b += STEP) {
+            __m256i v[SIDE][4];
+            ask_ahead(p, SIDE * GROUP * STEP / LINE);
+            EACH(g, SIDE)
+            {
+                turn(&p->row[n + GROUP * g], at + b, v[g]);
+            }
+            EACH(j, 4)
+            {
+                EACH(g, SIDE)
+                {
+                    if (!four_bits) {
+                        sum[g] = _mm256_fmadd_ps(_mm256_broadcast_ss(x), low_of(v[g][j]), sum[g]);
+                        sum[g] =
+                            _mm256_fmadd_ps(_mm256_broadcast_ss(x + 1), high_of(v[g][j]), sum[g]);
+                        continue;
+                    }
+                    __m256i w[4];
+                    look_up(p, v[g][j], w);
+                    EACH(half, 2)
+                    {
+                        const float *y = x + 4 * half;
+                        const __m256i even = w[2 * half];
+                        const __m256i odd = w[2 * half + 1];
+                        sum[g] = _mm256_fmadd_ps(_mm256_broadcast_ss(y), low_of(even), sum[g]);
+                        sum[g] = _mm256_fmadd_ps(_mm256_broadcast_ss(y + 1), low_of(odd), sum[g]);
+                        sum[g] = _mm256_fmadd_ps(_mm256_broadcast_ss(y + 2), high_of(even), sum[g]);
+                        sum[g] = _mm256_fmadd_ps(_mm256_broadcast_ss(y + 3), high_of(odd), sum[g]);
+                    }
+                }
+                x += four_bits ? 8 : 2;
+            }
+        }
+        EACH(g, SIDE)
+        {
+            _mm256_store_ps(&p->sum[0][n + GROUP * g], sum[g]);
+        }
+    }
+}
+
+// Whether that is how `rows` rows and `count` k meet, in chains of `length`.
+static inline bool is_direct(const panel *p, int64_t rows, int64_t count, int64_t length)
+{
+    return rows == 1 && count % 32 == 0 && length % 32 == 0 && p->width >= 32 &&
+           p->m->value_k_stride == 0 && !p->subtracts_zeros &&
+           (p->decode == decode_bf16 || p->decode == decode_4bits);
+}
+
+static void direct_row(panel *p, int64_t k0, int64_t count, int64_t x0, bool begin)
+{
+    if (p->decode == decode_bf16) {
+        direct(p, false, k0, count, x0, begin);
+    } else {
+        direct(p, true, k0, count, x0, begin);
+    }
+}
+
 // Adds the sums of a chunk: as they are, or folded with the scales of x and W.
 static inline void add_sums(float *restrict acc, const float *restrict sum, bool fold,
                             const float *restrict scale, float x_scale, int64_t width)
@@ -588,7 +677,10 @@ static inline void block(panel *p, const moek_ggemm_args *a, int32_t e, int64_t 
         }
         for (int64_t s = 0; s < kc; s += SLICE) {
             const int64_t sc = moei_i64_min(SLICE, kc - s);
-            if (m->value_k_stride == 0) {
+            const bool at_once = is_direct(p, rows, sc, length);
+            if (at_once) {
+                // below
+            } else if (m->value_k_stride == 0) {
                 decode_rows(p, k0 + s, sc);
             } else {
                 decode_columns(p, e, n0, k0 + s, sc);
@@ -599,7 +691,11 @@ static inline void block(panel *p, const moek_ggemm_args *a, int32_t e, int64_t 
             for (int64_t k = 0; k < sc; k += length) {
                 const int64_t count = moei_i64_min(length, sc - k);
                 const int64_t at = s + k;
-                all_rows(p, rows, s, k, count, at % chunk == 0);
+                if (at_once) {
+                    direct_row(p, k0 + at, count, at, at % chunk == 0);
+                } else {
+                    all_rows(p, rows, s, k, count, at % chunk == 0);
+                }
                 if ((at + count) % chunk != 0 && at + count < kc) {
                     continue; // the chain goes on in the next slice
                 }
@@ -653,11 +749,8 @@ static inline void blocks(const moek_ggemm_args *a, int32_t e, int64_t i0, int64
         }
     }
     if (m->value_k_stride == 0) { // the first panel comes late
-        const int64_t each = p.ask_each;
-        p.ask_each = INT64_MAX;
         ask_for(&p, e, n0, moei_i64_min(n0 + p.width, n1));
-        ask_ahead(&p);
-        p.ask_each = each;
+        ask_ahead(&p, INT64_MAX);
     }
     for (int64_t n = n0; n < n1; n += p.width) {
         open_panel(&p, a, e, n, moei_i64_min(n + p.width, n1));
