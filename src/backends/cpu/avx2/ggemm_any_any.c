@@ -206,28 +206,51 @@ static inline __m256i e4m3_to_f16(__m128i codes)
     return _mm256_or_si256(half, _mm256_and_si256(nan, _mm256_set1_epi16(0x7E00)));
 }
 
-// Row by row to floats, and these are turned.
-static void decode_e4m3(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
-                        float (*out)[NR])
+// Eight outputs of one k are brought side by side, and two such make a vector of f16. e5m2 is the
+// upper byte of one.
+__attribute__((always_inline)) static inline void
+decode_8bit_floats(const uint8_t *const rows[GROUP], int64_t count, bool e5m2, float (*out)[NR])
 {
-    const __m256 scale = _mm256_set1_ps(256.0f);
-    (void)p;
+    const __m256i gather = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    const __m256i merge = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256 scale = _mm256_set1_ps(e5m2 ? 1.0f : 256.0f);
     for (int64_t k = 0; k < count; k += 16) {
-        _Alignas(32) float line[GROUP][16];
-        const uint8_t *lines[GROUP];
-        for (int r = 0; r < GROUP; r++) {
-            const __m256i half =
-                e4m3_to_f16(_mm_loadu_si128((const __m128i *)(const void *)(rows[r] + k)));
-            const __m256 first = _mm256_cvtph_ps(_mm256_castsi256_si128(half));
-            const __m256 second = _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1));
-            _mm256_store_ps(line[r], _mm256_mul_ps(first, scale));
-            _mm256_store_ps(line[r] + 8, _mm256_mul_ps(second, scale));
-            lines[r] = (const uint8_t *)line[r];
+        __m256i v[4];
+        turn(rows, k, v);
+        for (int j = 0; j < 4; j++) {
+            const __m256i codes =
+                _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(v[j], gather), merge);
+            for (int pair = 0; pair < 2; pair++) {
+                float(*to)[NR] = &out[k + 4 * j + 2 * pair];
+                const __m128i two =
+                    pair == 0 ? _mm256_castsi256_si128(codes) : _mm256_extracti128_si256(codes, 1);
+                const __m256i half =
+                    e5m2 ? _mm256_slli_epi16(_mm256_cvtepu8_epi16(two), 8) : e4m3_to_f16(two);
+                const __m256 first = _mm256_cvtph_ps(_mm256_castsi256_si128(half));
+                const __m256 second = _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1));
+                _mm256_store_ps(to[0], _mm256_mul_ps(first, scale));
+                _mm256_store_ps(to[1], _mm256_mul_ps(second, scale));
+            }
         }
-        decode_f32(p, lines, 16, &out[k]);
     }
 }
 
+static void decode_e4m3(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
+                        float (*out)[NR])
+{
+    (void)p;
+    decode_8bit_floats(rows, count, false, out);
+}
+
+static void decode_e5m2(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
+                        float (*out)[NR])
+{
+    (void)p;
+    decode_8bit_floats(rows, count, true, out);
+}
+
+// Row by row to floats, and these are turned.
 static void decode_f16(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
                        float (*out)[NR])
 {
@@ -269,6 +292,8 @@ static decode_fn *decoder(moe_dtype elem)
         return decode_f16;
     case MOE_E4M3FN:
         return decode_e4m3;
+    case MOE_E5M2:
+        return decode_e5m2;
     case MOE_I8:
         return decode_i8;
     case MOE_U8:
@@ -372,14 +397,34 @@ static void subtract_zeros(panel *p, int32_t e, int64_t n0, int64_t k0, int64_t 
 
 // ---- scales ------------------------------------------------------------------------------------
 
-// Eight scales of a byte each along k, of 8 outputs: turned, and to floats.
-static inline void load_e8m0(const panel *p, int64_t g, int64_t at, int64_t count, float (*out)[NR])
+// Eight e8m0 or e4m3 codes in the low half to floats.
+static inline __m256 byte_scales(moe_dtype dtype, __m128i codes)
+{
+    if (dtype == MOE_E4M3FN) {
+        const __m256 value = _mm256_cvtph_ps(_mm256_castsi256_si128(e4m3_to_f16(codes)));
+        return _mm256_mul_ps(value, _mm256_set1_ps(256.0f));
+    }
+    const __m256i code = _mm256_cvtepu8_epi32(codes);
+    const __m256i nan = _mm256_cmpeq_epi32(code, _mm256_set1_epi32(255));
+    __m256i bits = _mm256_slli_epi32(code, 23);
+    bits = _mm256_max_epu32(bits, _mm256_set1_epi32(0x00400000)); // 2^-127
+    bits = _mm256_or_si256(bits, _mm256_and_si256(nan, _mm256_set1_epi32(0x7FC00000)));
+    return _mm256_castsi256_ps(bits);
+}
+
+// Up to eight scales of a byte each along k, of 8 outputs: turned, and to floats.
+static inline void load_byte_scales(const panel *p, int64_t g, int64_t at, int64_t count,
+                                    float (*out)[NR])
 {
     __m128i a[GROUP];
     for (int r = 0; r < GROUP; r++) {
         const uint8_t *from = (const uint8_t *)p->m->scales + p->scale_row[g + r] + at;
         uint64_t bytes = 0;
-        memcpy(&bytes, from, (size_t)count);
+        if (count == 8) {
+            memcpy(&bytes, from, 8);
+        } else {
+            memcpy(&bytes, from, (size_t)count);
+        }
         a[r] = _mm_cvtsi64_si128((long long)bytes);
     }
     const __m128i b0 = _mm_unpacklo_epi8(a[0], a[1]);
@@ -393,13 +438,8 @@ static inline void load_e8m0(const panel *p, int64_t g, int64_t at, int64_t coun
     const __m128i d[4] = {_mm_unpacklo_epi32(c0, c2), _mm_unpackhi_epi32(c0, c2),
                           _mm_unpacklo_epi32(c1, c3), _mm_unpackhi_epi32(c1, c3)};
     for (int64_t b = 0; b < count; b++) {
-        const __m128i eight = b % 2 == 0 ? d[b / 2] : _mm_srli_si128(d[b / 2], 8);
-        const __m256i code = _mm256_cvtepu8_epi32(eight);
-        const __m256i nan = _mm256_cmpeq_epi32(code, _mm256_set1_epi32(255));
-        __m256i bits = _mm256_slli_epi32(code, 23);
-        bits = _mm256_max_epu32(bits, _mm256_set1_epi32(0x00400000)); // 2^-127
-        bits = _mm256_or_si256(bits, _mm256_and_si256(nan, _mm256_set1_epi32(0x7FC00000)));
-        _mm256_store_ps(&out[b][g], _mm256_castsi256_ps(bits));
+        const __m128i codes = b % 2 == 0 ? d[b / 2] : _mm_srli_si128(d[b / 2], 8);
+        _mm256_store_ps(&out[b][g], byte_scales(p->m->scale_dtype, codes));
     }
 }
 
@@ -410,9 +450,11 @@ static void load_scales(panel *p, int64_t k0, int64_t count, int64_t chunk)
     const int64_t blocks = moei_i64_ceil_div(count, chunk);
     const int64_t bits = moe_dtype_bits(m->scale_dtype);
     const bool along_k = m->block_k == chunk && m->scale_k_stride == 1;
-    if (along_k && m->scale_dtype == MOE_E8M0 && blocks <= 8) {
+    if (along_k && (m->scale_dtype == MOE_E8M0 || m->scale_dtype == MOE_E4M3FN)) {
         for (int64_t g = 0; g < p->outputs; g += GROUP) {
-            load_e8m0(p, g, k0 / chunk, blocks, p->scale);
+            for (int64_t b = 0; b < blocks; b += 8) {
+                load_byte_scales(p, g, k0 / chunk + b, moei_i64_min(blocks - b, 8), &p->scale[b]);
+            }
         }
         return;
     }
