@@ -153,6 +153,7 @@ static void all_rows(panel *p, int64_t rows, int64_t k0, int64_t k, int64_t coun
 }
 
 #define MOST_DIRECT 4 // rows
+#define HELD        4 // steps that make a line
 #define SIDE        4 // groups of outputs side by side, which hide an FMA's latency
 
 // The chains of 8 outputs go on by one k.
@@ -170,8 +171,10 @@ __attribute__((always_inline)) static inline void direct(panel *p, bool four_bit
                                                          int side, int64_t k0, int64_t count,
                                                          int64_t x0, bool begin)
 {
-    const int64_t at = four_bits ? k0 / 2 : 2 * k0;
+    const int64_t at = (four_bits ? k0 / 2 : 2 * k0) - p->near_at;
     const int64_t bytes = four_bits ? count / 2 : 2 * count;
+    // A line that is turned whole may be gone from a first-level cache afterwards.
+    const int held = four_bits ? 1 : HELD;
     for (int64_t n = 0; n < p->width; n += side * GROUP) {
         const float *x = &p->x[0][x0];
         __m256 sum[SIDE][MOST_DIRECT];
@@ -182,33 +185,38 @@ __attribute__((always_inline)) static inline void direct(panel *p, bool four_bit
                 sum[g][r] = begin ? _mm256_setzero_ps() : _mm256_load_ps(&p->sum[r][n + GROUP * g]);
             }
         }
-        for (int64_t b = 0; b < bytes; b += STEP) {
-            __m256i v[SIDE][4];
-            ask_ahead(p, side * GROUP * STEP / LINE);
+        for (int64_t b = 0; b < bytes; b += held * STEP) {
+            __m256i v[SIDE][HELD][4];
+            ask_ahead(p, side * GROUP * held * STEP / LINE);
 #pragma GCC unroll 8
             for (int g = 0; g < side; g++) {
-                turn(&p->row[n + GROUP * g], at + b, v[g]);
-            }
 #pragma GCC unroll 8
-            for (int j = 0; j < 4; j++) {
-#pragma GCC unroll 8
-                for (int g = 0; g < side; g++) {
-                    if (!four_bits) {
-                        step(rows, x, low_of(v[g][j]), sum[g]);
-                        step(rows, x + 1, high_of(v[g][j]), sum[g]);
-                        continue;
-                    }
-                    __m256i w[4];
-                    look_up(p, v[g][j], w);
-#pragma GCC unroll 8
-                    for (int half = 0; half < 2; half++) {
-                        step(rows, x + 4 * half, low_of(w[2 * half]), sum[g]);
-                        step(rows, x + 4 * half + 1, low_of(w[2 * half + 1]), sum[g]);
-                        step(rows, x + 4 * half + 2, high_of(w[2 * half]), sum[g]);
-                        step(rows, x + 4 * half + 3, high_of(w[2 * half + 1]), sum[g]);
-                    }
+                for (int h = 0; h < held; h++) {
+                    turn(&p->near_row[n + GROUP * g], at + b + h * STEP, v[g][h]);
                 }
-                x += four_bits ? 8 : 2;
+            }
+            for (int h = 0; h < held; h++) {
+#pragma GCC unroll 8
+                for (int j = 0; j < 4; j++) {
+#pragma GCC unroll 8
+                    for (int g = 0; g < side; g++) {
+                        if (!four_bits) {
+                            step(rows, x, low_of(v[g][h][j]), sum[g]);
+                            step(rows, x + 1, high_of(v[g][h][j]), sum[g]);
+                            continue;
+                        }
+                        __m256i w[4];
+                        look_up(p, v[g][h][j], w);
+#pragma GCC unroll 8
+                        for (int half = 0; half < 2; half++) {
+                            step(rows, x + 4 * half, low_of(w[2 * half]), sum[g]);
+                            step(rows, x + 4 * half + 1, low_of(w[2 * half + 1]), sum[g]);
+                            step(rows, x + 4 * half + 2, high_of(w[2 * half]), sum[g]);
+                            step(rows, x + 4 * half + 3, high_of(w[2 * half + 1]), sum[g]);
+                        }
+                    }
+                    x += four_bits ? 8 : 2;
+                }
             }
         }
 #pragma GCC unroll 8
@@ -219,6 +227,24 @@ __attribute__((always_inline)) static inline void direct(panel *p, bool four_bit
             }
         }
     }
+}
+
+// Where rows are some KiB apart, their lines meet in few sets of a first-level cache. So a chunk of
+// each is copied, whole lines one after the other, to where they do not.
+static void bring_near(panel *p, int64_t k0, int64_t count)
+{
+    const int64_t at = moei_elem_bytes(p->m->format->elem, k0);
+    const int64_t bytes = moei_elem_bytes(p->m->format->elem, count);
+    p->near_at = 0;
+    memcpy(p->near_row, p->row, sizeof p->row);
+    if (p->m->value_n_stride % MEETING != 0 || p->width > NEAR_ROWS || p->decode != decode_bf16) {
+        return;
+    }
+    for (int64_t r = 0; r < p->width; r++) {
+        memcpy(p->near[r], p->row[r] + at, (size_t)bytes);
+        p->near_row[r] = p->near[r];
+    }
+    p->near_at = at;
 }
 
 // Whether that is how `rows` rows and `count` k meet, in chains of `length`.
@@ -287,6 +313,9 @@ static inline void block(panel *p, const moek_ggemm_args *a, int32_t e, int64_t 
         const int64_t kc = moei_i64_min(CHUNK, m->k - k0);
         for (int64_t r = 0; r < rows; r++) {
             load_x(a->x.dtype, moei_x_at(a, e, i0 + r), k0, kc, p->x[r]);
+        }
+        if (is_direct(p, rows, SLICE, length)) {
+            bring_near(p, k0, kc);
         }
         if (fold_w) {
             load_scales(p, k0, kc, chunk);

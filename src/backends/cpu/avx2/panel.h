@@ -16,6 +16,8 @@
 #define STEP        16                   // bytes of a row that are turned at once
 #define LINE        64
 #define PANEL_BYTES (192 << 10) // of two panels next to each other in a second-level cache
+#define MEETING     2048        // bytes between rows whose lines meet in few sets of a cache
+#define NEAR_ROWS   32          // of a panel that is copied
 #define FINE        16          // the fewest k that share a scale
 
 typedef struct panel panel;
@@ -31,7 +33,10 @@ struct panel {
     _Alignas(64) float acc[MR][NR];
     _Alignas(64) float scale[CHUNK / FINE][NR];
     _Alignas(64) uint8_t tail[GROUP][SLICE * sizeof(float)];
+    _Alignas(64) uint8_t near[NEAR_ROWS][CHUNK * 2 + LINE];
     moei_cpu_columns columns;
+    const uint8_t *near_row[NR]; // `row`, or copies that begin at byte near_at
+    int64_t near_at;
     const uint8_t *row[NR];      // past the last output: that one again
     int64_t scale_row[NR];       // element of w.scales at k = 0
     __m256i code_low, code_high; // of 4 bits: bytes of the bf16 that a code is
