@@ -40,41 +40,48 @@ static void load_x(moe_dtype dtype, const uint8_t *row, int64_t k0, int64_t coun
 
 // ---- chains ------------------------------------------------------------------------------------
 
+// Loops over what is constant wherever it is called; sums then stay in registers.
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 8")
+#endif
+
 // `count` k of the chains of `rows` rows and 8 * `vectors` outputs: from +0, or on from where they
 // are. Both numbers are constants wherever this is called; with all loops over them unrolled, the
 // sums stay in registers.
-__attribute__((always_inline)) static inline void chains(int rows, int vectors,
+__attribute__((always_inline)) static inline void chains(int64_t rows, int64_t vectors,
                                                          const float *restrict x,
                                                          const float *restrict w, int64_t count,
                                                          bool begin, float *restrict sum)
 {
     __m256 s[6][8];
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++) {
-#pragma GCC unroll 8
-        for (int v = 0; v < vectors; v++) {
+    UNROLL
+    for (int64_t r = 0; r < rows; r++) {
+        UNROLL
+        for (int64_t v = 0; v < vectors; v++) {
             s[r][v] = begin ? _mm256_setzero_ps() : _mm256_load_ps(sum + r * NR + 8 * v);
         }
     }
     for (int64_t k = 0; k < count; k++) {
         __m256 wk[8];
-#pragma GCC unroll 8
-        for (int v = 0; v < vectors; v++) {
+        UNROLL
+        for (int64_t v = 0; v < vectors; v++) {
             wk[v] = _mm256_load_ps(w + k * NR + 8 * v);
         }
-#pragma GCC unroll 8
-        for (int r = 0; r < rows; r++) {
+        UNROLL
+        for (int64_t r = 0; r < rows; r++) {
             const __m256 xk = _mm256_broadcast_ss(x + r * CHUNK + k);
-#pragma GCC unroll 8
-            for (int v = 0; v < vectors; v++) {
+            UNROLL
+            for (int64_t v = 0; v < vectors; v++) {
                 s[r][v] = _mm256_fmadd_ps(xk, wk[v], s[r][v]);
             }
         }
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++) {
-#pragma GCC unroll 8
-        for (int v = 0; v < vectors; v++) {
+    UNROLL
+    for (int64_t r = 0; r < rows; r++) {
+        UNROLL
+        for (int64_t v = 0; v < vectors; v++) {
             _mm256_store_ps(sum + r * NR + 8 * v, s[r][v]);
         }
     }
@@ -82,8 +89,8 @@ __attribute__((always_inline)) static inline void chains(int rows, int vectors,
 
 // The same for all outputs of a panel.
 __attribute__((always_inline)) static inline void
-chains_of(int rows, int vectors, const float *restrict x, const float *restrict w, int64_t count,
-          bool begin, int64_t width, float *restrict sum)
+chains_of(int64_t rows, int64_t vectors, const float *restrict x, const float *restrict w,
+          int64_t count, bool begin, int64_t width, float *restrict sum)
 {
     for (int64_t n = 0; n < width; n += 8 * vectors) {
         if (begin) {
@@ -157,49 +164,49 @@ static void all_rows(panel *p, int64_t rows, int64_t k0, int64_t k, int64_t coun
 #define SIDE        4 // groups of outputs side by side, which hide an FMA's latency
 
 // The chains of 8 outputs go on by one k.
-__attribute__((always_inline)) static inline void step(int rows, const float *x, __m256 w,
+__attribute__((always_inline)) static inline void step(int64_t rows, const float *x, __m256 w,
                                                        __m256 sum[MOST_DIRECT])
 {
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++) {
+    UNROLL
+    for (int64_t r = 0; r < rows; r++) {
         sum[r] = _mm256_fmadd_ps(_mm256_broadcast_ss(x + r * CHUNK), w, sum[r]);
     }
 }
 
 // Few rows of x, whole steps of k: weights go from registers to their chains, and no w is written.
-__attribute__((always_inline)) static inline void direct(panel *p, bool four_bits, int rows,
-                                                         int side, int64_t k0, int64_t count,
+__attribute__((always_inline)) static inline void direct(panel *p, bool four_bits, int64_t rows,
+                                                         int64_t side, int64_t k0, int64_t count,
                                                          int64_t x0, bool begin)
 {
     const int64_t at = (four_bits ? k0 / 2 : 2 * k0) - p->near_at;
     const int64_t bytes = four_bits ? count / 2 : 2 * count;
     // A line that is turned whole may be gone from a first-level cache afterwards.
-    const int held = four_bits ? 1 : HELD;
+    const int64_t held = four_bits ? 1 : HELD;
     for (int64_t n = 0; n < p->width; n += side * GROUP) {
         const float *x = &p->x[0][x0];
         __m256 sum[SIDE][MOST_DIRECT];
-#pragma GCC unroll 8
-        for (int g = 0; g < side; g++) {
-#pragma GCC unroll 8
-            for (int r = 0; r < rows; r++) {
+        UNROLL
+        for (int64_t g = 0; g < side; g++) {
+            UNROLL
+            for (int64_t r = 0; r < rows; r++) {
                 sum[g][r] = begin ? _mm256_setzero_ps() : _mm256_load_ps(&p->sum[r][n + GROUP * g]);
             }
         }
         for (int64_t b = 0; b < bytes; b += held * STEP) {
             __m256i v[SIDE][HELD][4];
             ask_ahead(p, side * GROUP * held * STEP / LINE);
-#pragma GCC unroll 8
-            for (int g = 0; g < side; g++) {
-#pragma GCC unroll 8
-                for (int h = 0; h < held; h++) {
+            UNROLL
+            for (int64_t g = 0; g < side; g++) {
+                UNROLL
+                for (int64_t h = 0; h < held; h++) {
                     turn(&p->near_row[n + GROUP * g], at + b + h * STEP, v[g][h]);
                 }
             }
-            for (int h = 0; h < held; h++) {
-#pragma GCC unroll 8
-                for (int j = 0; j < 4; j++) {
-#pragma GCC unroll 8
-                    for (int g = 0; g < side; g++) {
+            for (int64_t h = 0; h < held; h++) {
+                UNROLL
+                for (int64_t j = 0; j < 4; j++) {
+                    UNROLL
+                    for (int64_t g = 0; g < side; g++) {
                         if (!four_bits) {
                             step(rows, x, low_of(v[g][h][j]), sum[g]);
                             step(rows, x + 1, high_of(v[g][h][j]), sum[g]);
@@ -207,8 +214,8 @@ __attribute__((always_inline)) static inline void direct(panel *p, bool four_bit
                         }
                         __m256i w[4];
                         look_up(p, v[g][h][j], w);
-#pragma GCC unroll 8
-                        for (int half = 0; half < 2; half++) {
+                        UNROLL
+                        for (int64_t half = 0; half < 2; half++) {
                             step(rows, x + 4 * half, low_of(w[2 * half]), sum[g]);
                             step(rows, x + 4 * half + 1, low_of(w[2 * half + 1]), sum[g]);
                             step(rows, x + 4 * half + 2, high_of(w[2 * half]), sum[g]);
@@ -219,10 +226,10 @@ __attribute__((always_inline)) static inline void direct(panel *p, bool four_bit
                 }
             }
         }
-#pragma GCC unroll 8
-        for (int g = 0; g < side; g++) {
-#pragma GCC unroll 8
-            for (int r = 0; r < rows; r++) {
+        UNROLL
+        for (int64_t g = 0; g < side; g++) {
+            UNROLL
+            for (int64_t r = 0; r < rows; r++) {
                 _mm256_store_ps(&p->sum[r][n + GROUP * g], sum[g][r]);
             }
         }
@@ -388,8 +395,9 @@ static inline void blocks(const moek_ggemm_args *a, int32_t e, int64_t i0, int64
     p.ask_each = moei_i64_ceil_div(moei_elem_bytes(elem, SLICE) * GROUP, LINE);
     p.subtracts_zeros = m->format->zero_point >= 0 && (m->zeros != NULL || !table);
     make_tables(&p);
-    for (int b = 0; b < CHUNK / FINE; b++) { // where x alone has scales, or an output is not there
-        for (int n = 0; n < NR; n++) {
+    for (int64_t b = 0; b < CHUNK / FINE;
+         b++) { // where x alone has scales, or an output is not there
+        for (int64_t n = 0; n < NR; n++) {
             p.scale[b][n] = 1.0f;
         }
     }

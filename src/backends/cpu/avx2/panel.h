@@ -95,7 +95,7 @@ static void decode_bf16(const panel *p, const uint8_t *const rows[GROUP], int64_
     for (int64_t k = 0; k < count; k += 8) {
         __m256i v[4];
         turn(rows, 2 * k, v);
-        for (int j = 0; j < 4; j++) {
+        for (int64_t j = 0; j < 4; j++) {
             store_pair(v[j], out[k + 2 * j], out[k + 2 * j + 1]);
         }
     }
@@ -108,7 +108,7 @@ static void decode_f32(const panel *p, const uint8_t *const rows[GROUP], int64_t
     for (int64_t k = 0; k < count; k += 4) {
         __m256i v[4];
         turn(rows, 4 * k, v);
-        for (int j = 0; j < 4; j++) {
+        for (int64_t j = 0; j < 4; j++) {
             _mm256_store_ps(out[k + j], _mm256_castsi256_ps(v[j]));
         }
     }
@@ -141,7 +141,7 @@ static void decode_4bits(const panel *p, const uint8_t *const rows[GROUP], int64
     for (int64_t k = 0; k < count; k += 32) {
         __m256i v[4];
         turn(rows, k / 2, v);
-        for (int j = 0; j < 4; j++) {
+        for (int64_t j = 0; j < 4; j++) {
             float(*to)[NR] = &out[k + 8 * j];
             __m256i pairs[4];
             look_up(p, v[j], pairs);
@@ -160,7 +160,7 @@ static void decode_i8(const panel *p, const uint8_t *const rows[GROUP], int64_t 
     for (int64_t k = 0; k < count; k += 16) {
         __m256i v[4];
         turn(rows, k, v);
-        for (int j = 0; j < 4; j++) {
+        for (int64_t j = 0; j < 4; j++) {
             float(*to)[NR] = &out[k + 4 * j];
             for (int b = 0; b < 4; b++) {
                 const __m256i top = _mm256_slli_epi32(v[j], 24 - 8 * b);
@@ -178,7 +178,7 @@ static void decode_u8(const panel *p, const uint8_t *const rows[GROUP], int64_t 
     for (int64_t k = 0; k < count; k += 16) {
         __m256i v[4];
         turn(rows, k, v);
-        for (int j = 0; j < 4; j++) {
+        for (int64_t j = 0; j < 4; j++) {
             float(*to)[NR] = &out[k + 4 * j];
             for (int b = 0; b < 4; b++) {
                 const __m256i code = _mm256_and_si256(_mm256_srli_epi32(v[j], 8 * b), byte);
@@ -212,10 +212,10 @@ decode_8bit_floats(const uint8_t *const rows[GROUP], int64_t count, bool e5m2, f
     for (int64_t k = 0; k < count; k += 16) {
         __m256i v[4];
         turn(rows, k, v);
-        for (int j = 0; j < 4; j++) {
+        for (int64_t j = 0; j < 4; j++) {
             const __m256i codes =
                 _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(v[j], gather), merge);
-            for (int pair = 0; pair < 2; pair++) {
+            for (int64_t pair = 0; pair < 2; pair++) {
                 float(*to)[NR] = &out[k + 4 * j + 2 * pair];
                 const __m128i two =
                     pair == 0 ? _mm256_castsi256_si128(codes) : _mm256_extracti128_si256(codes, 1);
