@@ -27,13 +27,15 @@ typedef void decode_fn(const panel *p, const uint8_t *const rows[GROUP], int64_t
                        float (*out)[NR]);
 
 struct panel {
-    _Alignas(64) float w[SLICE][NR];
+    union { // a slice is turned from one or decoded to the other
+        _Alignas(64) float w[SLICE][NR];
+        _Alignas(64) uint8_t near[NEAR_ROWS][CHUNK * 2 + LINE];
+    };
     _Alignas(64) float x[MR][CHUNK];
     _Alignas(64) float sum[MR][NR];
     _Alignas(64) float acc[MR][NR];
     _Alignas(64) float scale[CHUNK / FINE][NR];
     _Alignas(64) uint8_t tail[GROUP][SLICE * sizeof(float)];
-    _Alignas(64) uint8_t near[NEAR_ROWS][CHUNK * 2 + LINE];
     moei_cpu_columns columns;
     const uint8_t *near_row[NR]; // `row`, or copies that begin at byte near_at
     int64_t near_at;
