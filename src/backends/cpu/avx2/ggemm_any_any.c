@@ -16,7 +16,8 @@
 // A panel's 64 rows are read in slices, which no prefetcher of a CPU follows; so while one panel is
 // turned, the lines of the next are asked for row after row, in one forward stream that ends in a
 // second-level cache. Weights are read where they lie: turning costs 12 of some 40 instructions per
-// 64 weights of 16 bits, 3 of those of 4 bits, and a packed layout would save no more than that.
+// 64 weights of 16 bits, 3 of those of 4 bits. A packed layout would save that, and the copy that
+// rows of bf16 need which lie a multiple of 2 KiB apart; such weights could not be wrapped.
 //
 // Limits: one row, 16 bits: memory; one row, fewer bits: shuffles and conversions; many rows: FMA.
 #include "backends/cpu/avx2/panel.h"
