@@ -44,18 +44,25 @@ def kernel_rows(backend, op):
     return len(re.findall(r"MOE_KERNEL\(%s," % op, open(path).read())) if os.path.exists(path) else 0
 
 
+def cpu_names(op):
+    """Names of the CPU's rows for an op, as they stand in its table."""
+    text = open(os.path.join(ROOT, "src/backends/cpu/kernels.def")).read()
+    return re.findall(r"MOE_KERNEL\(%s, +([^,]*)," % op, text)
+
+
 def support_matrix():
     built_in = [r[0] for r in rows("src/backends/backends.def", "MOE_BACKEND")]
     assert built_in == ["cpu"], "teach this table the new backend"
     ops = ["route", "place", "sort", "quantize", "ggemm", "glu", "combine"]
     plugins = ["cuda", "hip"]
     words = {"cuda": "plugin", "hip": "emulated"}
-    out = ["| op | cpu ref | cpu ref_fma (AVX2) | cpu avx2, avx512, amx, neon | %s |" % " | ".join(plugins),
-           "| --- | --- | --- | --- | --- | --- |"]
+    out = ["| op | cpu ref | cpu ref_fma (AVX2) | cpu avx2 | cpu avx512, amx, neon | %s |" % " | ".join(plugins),
+           "| --- | --- | --- | --- | --- | --- | --- |"]
     for op in ops:
         assert kernel_rows("cpu", op) > 0, op
         cells = [words[p] if kernel_rows(p, op) > 0 else "absent" for p in plugins]
-        out.append("| %s | run | run | absent | %s |" % (op, " | ".join(cells)))
+        avx2 = "run" if "__avx2" in "".join(cpu_names(op)) else "absent"
+        out.append("| %s | run | run | %s | absent | %s |" % (op, avx2, " | ".join(cells)))
     formats = ", ".join(f[1] for f in rows("src/quant/formats.def", "MOE_FORMAT_ROW"))
     out += ["", "*run*: executed by every `make check`. *plugin*: in a library of its own, built where its compiler is "
             "found; `moe check --device cuda` executes it on the device, and `make check` runs the bodies that GPUs "

@@ -13,9 +13,11 @@
 #include "ops/route.h"
 #include "ops/sort.h"
 
-// The portable products take any element types; what tells their rows apart is the arithmetic.
-static bool ref_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
-                         moei_whynot *why)
+#define MOEI_KERNEL_PLAIN 0
+
+// Products take any element types; what tells their rows apart is the arithmetic.
+static bool chain_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
+                           moei_whynot *why)
 {
     const moei_arith need = moei_ggemm_arith(problem);
     if (need != kernel->arith) {
@@ -28,11 +30,15 @@ static bool ref_supports(const moei_kernel *kernel, const moei_ggemm_problem *pr
     return true;
 }
 
-// Multiply-adds of a problem at one a cycle, times 22 where fmaf is a library call.
-static double ref_cost(const moei_kernel *kernel, const moei_ggemm_problem *problem)
+// Cycles: sixteen multiply-adds in one at best. The portable kernels lose most of that to decoding
+// weights one by one, and all of it where fmaf is a library call.
+static double product_cost(const moei_kernel *kernel, const moei_ggemm_problem *problem)
 {
     const double madds = (double)problem->m_max * (double)problem->n * (double)problem->k;
-    return kernel->isa != 0 ? madds / 8.0 : madds * 22.0;
+    if ((kernel->flags & MOEI_KERNEL_REF) == 0) {
+        return madds / 16.0;
+    }
+    return kernel->isa != 0 ? madds / 2.0 : madds * 22.0;
 }
 
 #define MOE_KERNEL(op, name, isa, isa_name, mr, nr, kr, layout, arith, flags, supports, cost)      \

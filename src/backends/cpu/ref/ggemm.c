@@ -5,12 +5,9 @@
 // [CHUNK][NR] and x's rows to [MR][CHUNK]; then each row runs NR independent chains over the chunk
 // (or over each block that shares a scale), ascending, side by side along n. Two rows at a time
 // fill the FMA pipes (eight chains of eight lanes). Limit: the decode, which MR rows share.
-#include "ops/ggemm.h"
-
+#include "backends/cpu/product.h"
 #include "backends/cpu/ref/lanes.h"
 #include "backends/cpu/ref/ref.h"
-#include "numerics/hd.h"
-#include "quant/elements.h"
 
 #define MR    32
 #define NR    32
@@ -21,28 +18,6 @@ typedef struct tile {
     float x[MR][CHUNK];
     float acc[MR][NR];
 } tile;
-
-static float weight_scale(const moei_matrices *w, int32_t e, int64_t n, int64_t k)
-{
-    return moei_load_one(w->scale_dtype, w->scales, moei_w_scale_at(w, e, n, k));
-}
-
-static float zero_point(const moei_matrices *w, int32_t e, int64_t n, int64_t k)
-{
-    if (w->zeros == NULL) {
-        return (float)w->format->zero_point;
-    }
-    return (float)moei_zero_point(w, e, n, k / w->block_k);
-}
-
-// Scale of x for row i of expert e at element k.
-static float operand_scale(const moek_ggemm_args *a, int32_t e, int64_t i, int64_t k)
-{
-    int64_t group;
-    const int64_t at = moei_x_scale_at(a, e, i, k, &group);
-    return a->x.packed ? moei_e8m0_to_f32(((const uint8_t *)a->x.scales)[4 * at + group % 4])
-                       : moei_load_one(a->x.scale_dtype, a->x.scales, at);
-}
 
 // w[kk][nn] = code(n0 + nn, k0 + kk) - zero point; columns past n1 are 0.
 static void decode_weights(const moei_matrices *w, int32_t e, int64_t n0, int64_t n1, int64_t k0,
@@ -71,7 +46,7 @@ static void decode_weights(const moei_matrices *w, int32_t e, int64_t n0, int64_
     if (w->format->zero_point >= 0) {
         for (int64_t kk = 0; kk < kc; kk++) {
             for (int64_t nn = 0; nn < nc; nn++) {
-                out[kk][nn] -= zero_point(w, e, n0 + nn, k0 + kk);
+                out[kk][nn] -= moei_cpu_zero_point(w, e, n0 + nn, k0 + kk);
             }
         }
     }
@@ -129,46 +104,12 @@ static inline void chain2(const float *restrict x, const float *restrict y, floa
     lanes_store(sum + 56, t3);
 }
 
-// What follows the sum, in the order that ops/ggemm.h states.
-static void finish(const moek_ggemm_args *a, int32_t e, int64_t i, int64_t n0, int64_t n1,
-                   float *acc)
-{
-    const moei_matrices *w = &a->w;
-    const float row_scale =
-        a->x.scales != NULL && a->x.group == 0 ? operand_scale(a, e, i, 0) : 1.0f;
-    const float row_weight = a->row_weight != NULL ? moei_row_weight(a, e, i) : 1.0f;
-    for (int64_t n = n0; n < n1; n++) {
-        float v = acc[n - n0];
-        if (a->x.scales != NULL && a->x.group == 0) {
-            v *= row_scale;
-        }
-        if (w->scales != NULL && w->block_k == 0) {
-            v *= weight_scale(w, e, n, 0);
-        }
-        if (w->scale2 != NULL) {
-            v *= moei_w_scale2(w, e, n);
-        }
-        if (a->x.scale2 != NULL) {
-            v = moei_divf(v, a->x.scale2[0]);
-        }
-        if (w->bias != NULL) {
-            v += moei_load_one(w->bias_dtype, w->bias, (int64_t)e * w->bias_e_stride + n);
-        }
-        if (a->row_weight != NULL) {
-            v *= row_weight;
-        }
-        acc[n - n0] = v;
-    }
-    uint8_t *y = moei_y_at(a, e, i) + n0 * moe_dtype_bits(a->y_dtype) / 8;
-    moei_store_f32(a->y_dtype, y, n1 - n0, acc);
-}
-
 // Adds a chunk's sums: as they are, or folded with the scales of x and W.
 static inline void add_chunk(const moek_ggemm_args *a, int32_t e, int64_t i, int64_t k0, bool fold,
                              bool fold_x, const float *restrict sum, const float *restrict scale,
                              float *restrict acc)
 {
-    const float x_scale = fold_x ? operand_scale(a, e, i, k0) : 1.0f;
+    const float x_scale = fold_x ? moei_cpu_operand_scale(a, e, i, k0) : 1.0f;
     for (int nn = 0; nn < NR; nn++) {
         acc[nn] = fold ? moei_fmaf(sum[nn] * x_scale, scale[nn], acc[nn]) : acc[nn] + sum[nn];
     }
@@ -193,7 +134,9 @@ static inline void block(const moek_ggemm_args *a, int32_t e, int64_t i0, int64_
             const int64_t n = moei_i64_min(chunk, kc - k);
             float scale[NR];
             for (int nn = 0; nn < NR; nn++) {
-                scale[nn] = fold_w && nn < n1 - n0 ? weight_scale(&a->w, e, n0 + nn, k0 + k) : 1.0f;
+                scale[nn] = fold_w && nn < n1 - n0
+                                ? moei_cpu_weight_scale(&a->w, e, n0 + nn, k0 + k)
+                                : 1.0f;
             }
             for (int64_t r = 0; r < rows; r += 2) {
                 float sum[2][NR];
@@ -208,8 +151,10 @@ static inline void block(const moek_ggemm_args *a, int32_t e, int64_t i0, int64_
             }
         }
     }
+    moei_cpu_columns columns;
+    moei_cpu_load_columns(&a->w, e, n0, n1, &columns);
     for (int64_t r = 0; r < rows; r++) {
-        finish(a, e, i0 + r, n0, n1, t.acc[r]);
+        moei_cpu_finish(a, &columns, e, i0 + r, n0, n1, t.acc[r]);
     }
 }
 
@@ -257,12 +202,14 @@ static void block_i32(const moek_ggemm_args *a, int32_t e, int64_t i0, int64_t i
             }
         }
     }
+    moei_cpu_columns columns;
+    moei_cpu_load_columns(&a->w, e, n0, n1, &columns);
     for (int64_t r = 0; r < rows; r++) {
         float acc[NR];
         for (int nn = 0; nn < NR; nn++) {
             acc[nn] = (float)total[r][nn];
         }
-        finish(a, e, i0 + r, n0, n1, acc);
+        moei_cpu_finish(a, &columns, e, i0 + r, n0, n1, acc);
     }
 }
 

@@ -1,0 +1,429 @@
+// SPDX-License-Identifier: Apache-2.0
+// ggemm with AVX2, FMA and F16C: canonical weights of any format, activations of any form, the bits
+// of the portable rows of the same class.
+//
+// A vector holds eight outputs of one k, so that each lane is one chain along k and no order
+// changes. Weights lie the other way round, k by k; a panel of 64 outputs is turned 64 k at a time:
+//
+//   8 rows x 16 bytes --- unpack 32, 64 ---> 4 vectors, lane = output, 4 bytes of k each
+//   bf16: 2 k a lane, shift and mask. 4 bits: 8 k a lane, two table look-ups make bf16 of them.
+//   8 bits: 4 k a lane, shift and convert. Others: to floats row by row, then turned.
+//
+// Five rows of x and more: to w [64 k][64 outputs] as floats, 16 KiB of L1, from which register
+// tiles of up to 6 x 16 (rows x outputs) run their chains; every row reuses it. Up to four rows,
+// bf16 and 4 bits: from registers to the chains of 32 or 16 outputs, and no w is written.
+//
+// A panel's 64 rows are read in slices, which no prefetcher of a CPU follows; so while one panel is
+// turned, the lines of the next are asked for row after row, in one forward stream that ends in a
+// second-level cache. Weights are read where they lie: turning costs 12 of some 40 instructions per
+// 64 weights of 16 bits, 3 of those of 4 bits. A packed layout would save that, and the copy that
+// rows of bf16 need which lie a multiple of 2 KiB apart; such weights could not be wrapped.
+//
+// Limits: one row, 16 bits: memory; one row, fewer bits: shuffles and conversions; many rows: FMA.
+#include "backends/cpu/avx2/panel.h"
+
+// ---- activations -------------------------------------------------------------------------------
+
+static void load_x(moe_dtype dtype, const uint8_t *row, int64_t k0, int64_t count, float *out)
+{
+    int64_t k = 0;
+    if (dtype == MOE_BF16 || dtype == MOE_F16) {
+        for (; k + 8 <= count; k += 8) {
+            const __m128i half =
+                _mm_loadu_si128((const __m128i *)(const void *)(row + 2 * (k0 + k)));
+            const __m256i word = _mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16);
+            _mm256_storeu_ps(out + k,
+                             dtype == MOE_BF16 ? _mm256_castsi256_ps(word) : _mm256_cvtph_ps(half));
+        }
+    }
+    moei_load_f32(dtype, row, k0 + k, count - k, out + k);
+}
+
+// ---- chains ------------------------------------------------------------------------------------
+
+// Loops over what is constant wherever it is called; sums then stay in registers.
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 8")
+#endif
+
+// `count` k of the chains of `rows` rows and 8 * `vectors` outputs: from +0, or on from where they
+// are. Both numbers are constants wherever this is called; with all loops over them unrolled, the
+// sums stay in registers.
+__attribute__((always_inline)) static inline void chains(int64_t rows, int64_t vectors,
+                                                         const float *restrict x,
+                                                         const float *restrict w, int64_t count,
+                                                         bool begin, float *restrict sum)
+{
+    __m256 s[6][8];
+    UNROLL
+    for (int64_t r = 0; r < rows; r++) {
+        UNROLL
+        for (int64_t v = 0; v < vectors; v++) {
+            s[r][v] = begin ? _mm256_setzero_ps() : _mm256_load_ps(sum + r * NR + 8 * v);
+        }
+    }
+    for (int64_t k = 0; k < count; k++) {
+        __m256 wk[8];
+        UNROLL
+        for (int64_t v = 0; v < vectors; v++) {
+            wk[v] = _mm256_load_ps(w + k * NR + 8 * v);
+        }
+        UNROLL
+        for (int64_t r = 0; r < rows; r++) {
+            const __m256 xk = _mm256_broadcast_ss(x + r * CHUNK + k);
+            UNROLL
+            for (int64_t v = 0; v < vectors; v++) {
+                s[r][v] = _mm256_fmadd_ps(xk, wk[v], s[r][v]);
+            }
+        }
+    }
+    UNROLL
+    for (int64_t r = 0; r < rows; r++) {
+        UNROLL
+        for (int64_t v = 0; v < vectors; v++) {
+            _mm256_store_ps(sum + r * NR + 8 * v, s[r][v]);
+        }
+    }
+}
+
+// The same for all outputs of a panel.
+__attribute__((always_inline)) static inline void
+chains_of(int64_t rows, int64_t vectors, const float *restrict x, const float *restrict w,
+          int64_t count, bool begin, int64_t width, float *restrict sum)
+{
+    for (int64_t n = 0; n < width; n += 8 * vectors) {
+        if (begin) {
+            chains(rows, vectors, x, w + n, count, true, sum + n);
+        } else {
+            chains(rows, vectors, x, w + n, count, false, sum + n);
+        }
+    }
+}
+
+// Rows r .. r + rows - 1 of the panel over k .. k + count - 1 of its slice, which begins at k0 of
+// x. Eight chains at least hide an FMA's latency where there are as many.
+static void tile(panel *p, int64_t r, int64_t rows, int64_t k0, int64_t k, int64_t count,
+                 bool begin)
+{
+    const float *x = &p->x[r][k0 + k];
+    float *sum = p->sum[r];
+    const float *w = p->w[k];
+    switch (rows * NR + p->width) {
+    case 1 * NR + 64:
+        chains_of(1, 8, x, w, count, begin, p->width, sum);
+        break;
+    case 1 * NR + 32:
+        chains_of(1, 4, x, w, count, begin, p->width, sum);
+        break;
+    case 1 * NR + 16:
+        chains_of(1, 2, x, w, count, begin, p->width, sum);
+        break;
+    case 2 * NR + 64:
+    case 2 * NR + 32:
+        chains_of(2, 4, x, w, count, begin, p->width, sum);
+        break;
+    case 2 * NR + 16:
+        chains_of(2, 2, x, w, count, begin, p->width, sum);
+        break;
+    case 3 * NR + 64:
+    case 3 * NR + 32:
+        chains_of(3, 4, x, w, count, begin, p->width, sum);
+        break;
+    case 3 * NR + 16:
+        chains_of(3, 2, x, w, count, begin, p->width, sum);
+        break;
+    default:
+        switch (rows) {
+        case 4:
+            chains_of(4, 2, x, w, count, begin, p->width, sum);
+            break;
+        case 5:
+            chains_of(5, 2, x, w, count, begin, p->width, sum);
+            break;
+        default:
+            chains_of(6, 2, x, w, count, begin, p->width, sum);
+            break;
+        }
+        break;
+    }
+}
+
+// As many rows in every tile, but for one.
+static void all_rows(panel *p, int64_t rows, int64_t k0, int64_t k, int64_t count, bool begin)
+{
+    const int64_t tiles = moei_i64_ceil_div(rows, 6);
+    for (int64_t t = 0; t < tiles; t++) {
+        const int64_t r = rows * t / tiles;
+        tile(p, r, rows * (t + 1) / tiles - r, k0, k, count, begin);
+    }
+}
+
+#define MOST_DIRECT 4 // rows
+#define HELD        4 // steps that make a line
+#define SIDE        4 // groups of outputs side by side, which hide an FMA's latency
+
+// The chains of 8 outputs go on by one k.
+__attribute__((always_inline)) static inline void step(int64_t rows, const float *x, __m256 w,
+                                                       __m256 sum[MOST_DIRECT])
+{
+    UNROLL
+    for (int64_t r = 0; r < rows; r++) {
+        sum[r] = _mm256_fmadd_ps(_mm256_broadcast_ss(x + r * CHUNK), w, sum[r]);
+    }
+}
+
+// Few rows of x, whole steps of k: weights go from registers to their chains, and no w is written.
+__attribute__((always_inline)) static inline void direct(panel *p, bool four_bits, int64_t rows,
+                                                         int64_t side, int64_t k0, int64_t count,
+                                                         int64_t x0, bool begin)
+{
+    const int64_t at = (four_bits ? k0 / 2 : 2 * k0) - p->near_at;
+    const int64_t bytes = four_bits ? count / 2 : 2 * count;
+    // A line that is turned whole may be gone from a first-level cache afterwards.
+    const int64_t held = four_bits ? 1 : HELD;
+    for (int64_t n = 0; n < p->width; n += side * GROUP) {
+        const float *x = &p->x[0][x0];
+        __m256 sum[SIDE][MOST_DIRECT];
+        UNROLL
+        for (int64_t g = 0; g < side; g++) {
+            UNROLL
+            for (int64_t r = 0; r < rows; r++) {
+                sum[g][r] = begin ? _mm256_setzero_ps() : _mm256_load_ps(&p->sum[r][n + GROUP * g]);
+            }
+        }
+        for (int64_t b = 0; b < bytes; b += held * STEP) {
+            __m256i v[SIDE][HELD][4];
+            ask_ahead(p, side * GROUP * held * STEP / LINE);
+            UNROLL
+            for (int64_t g = 0; g < side; g++) {
+                UNROLL
+                for (int64_t h = 0; h < held; h++) {
+                    turn(&p->near_row[n + GROUP * g], at + b + h * STEP, v[g][h]);
+                }
+            }
+            for (int64_t h = 0; h < held; h++) {
+                UNROLL
+                for (int64_t j = 0; j < 4; j++) {
+                    UNROLL
+                    for (int64_t g = 0; g < side; g++) {
+                        if (!four_bits) {
+                            step(rows, x, low_of(v[g][h][j]), sum[g]);
+                            step(rows, x + 1, high_of(v[g][h][j]), sum[g]);
+                            continue;
+                        }
+                        __m256i w[4];
+                        look_up(p, v[g][h][j], w);
+                        UNROLL
+                        for (int64_t half = 0; half < 2; half++) {
+                            step(rows, x + 4 * half, low_of(w[2 * half]), sum[g]);
+                            step(rows, x + 4 * half + 1, low_of(w[2 * half + 1]), sum[g]);
+                            step(rows, x + 4 * half + 2, high_of(w[2 * half]), sum[g]);
+                            step(rows, x + 4 * half + 3, high_of(w[2 * half + 1]), sum[g]);
+                        }
+                    }
+                    x += four_bits ? 8 : 2;
+                }
+            }
+        }
+        UNROLL
+        for (int64_t g = 0; g < side; g++) {
+            UNROLL
+            for (int64_t r = 0; r < rows; r++) {
+                _mm256_store_ps(&p->sum[r][n + GROUP * g], sum[g][r]);
+            }
+        }
+    }
+}
+
+// Where rows are some KiB apart, their lines meet in few sets of a first-level cache. So a chunk of
+// each is copied, whole lines one after the other, to where they do not.
+static void bring_near(panel *p, int64_t k0, int64_t count)
+{
+    const int64_t at = moei_elem_bytes(p->m->format->elem, k0);
+    const int64_t bytes = moei_elem_bytes(p->m->format->elem, count);
+    p->near_at = 0;
+    memcpy(p->near_row, p->row, sizeof p->row);
+    if (p->m->value_n_stride % MEETING != 0 || p->width > NEAR_ROWS || p->decode != decode_bf16) {
+        return;
+    }
+    for (int64_t r = 0; r < p->width; r++) {
+        memcpy(p->near[r], p->row[r] + at, (size_t)bytes);
+        p->near_row[r] = p->near[r];
+    }
+    p->near_at = at;
+}
+
+// Whether that is how `rows` rows and `count` k meet, in chains of `length`.
+static inline bool is_direct(const panel *p, int64_t rows, int64_t count, int64_t length)
+{
+    return rows <= MOST_DIRECT && count % 32 == 0 && length % 32 == 0 && p->width >= 32 &&
+           p->m->value_k_stride == 0 && !p->subtracts_zeros &&
+           (p->decode == decode_bf16 || p->decode == decode_4bits);
+}
+
+__attribute__((always_inline)) static inline void direct_rows_of(panel *p, bool four_bits,
+                                                                 int64_t rows, int64_t k0,
+                                                                 int64_t count, int64_t x0,
+                                                                 bool begin)
+{
+    switch (rows) {
+    case 1:
+        direct(p, four_bits, 1, 4, k0, count, x0, begin);
+        break;
+    case 2:
+        direct(p, four_bits, 2, 4, k0, count, x0, begin);
+        break;
+    case 3:
+        direct(p, four_bits, 3, 2, k0, count, x0, begin);
+        break;
+    default:
+        direct(p, four_bits, 4, 2, k0, count, x0, begin);
+        break;
+    }
+}
+
+static void direct_rows(panel *p, int64_t rows, int64_t k0, int64_t count, int64_t x0, bool begin)
+{
+    if (p->decode == decode_bf16) {
+        direct_rows_of(p, false, rows, k0, count, x0, begin);
+    } else {
+        direct_rows_of(p, true, rows, k0, count, x0, begin);
+    }
+}
+
+// Adds the sums of a chunk: as they are, or folded with the scales of x and W.
+static inline void add_sums(float *restrict acc, const float *restrict sum, bool fold,
+                            const float *restrict scale, float x_scale, int64_t width)
+{
+    for (int64_t n = 0; n < width; n += 8) {
+        const __m256 s = _mm256_load_ps(sum + n);
+        const __m256 a = _mm256_load_ps(acc + n);
+        const __m256 scaled = _mm256_mul_ps(s, _mm256_set1_ps(x_scale));
+        _mm256_store_ps(acc + n, fold ? _mm256_fmadd_ps(scaled, _mm256_load_ps(scale + n), a)
+                                      : _mm256_add_ps(a, s));
+    }
+}
+
+// Rows i0 .. i1 - 1 over the outputs of the panel. chunk: k of a chain; fold: a chunk's scales are
+// applied to its sum.
+static inline void block(panel *p, const moek_ggemm_args *a, int32_t e, int64_t i0, int64_t i1,
+                         int64_t n0, int64_t chunk, bool fold)
+{
+    const moei_matrices *m = p->m;
+    const int64_t rows = i1 - i0;
+    const bool fold_w = fold && m->scales != NULL && m->block_k > 0;
+    const bool fold_x = fold && a->x.scales != NULL && a->x.group > 0;
+    const int64_t length = chunk < SLICE ? chunk : SLICE;
+    memset(p->acc, 0, (size_t)rows * sizeof p->acc[0]);
+    for (int64_t k0 = 0; k0 < m->k; k0 += CHUNK) {
+        const int64_t kc = moei_i64_min(CHUNK, m->k - k0);
+        for (int64_t r = 0; r < rows; r++) {
+            load_x(a->x.dtype, moei_x_at(a, e, i0 + r), k0, kc, p->x[r]);
+        }
+        if (is_direct(p, rows, SLICE, length)) {
+            bring_near(p, k0, kc);
+        }
+        if (fold_w) {
+            load_scales(p, k0, kc, chunk);
+        }
+        for (int64_t s = 0; s < kc; s += SLICE) {
+            const int64_t sc = moei_i64_min(SLICE, kc - s);
+            const bool at_once = is_direct(p, rows, sc, length);
+            if (at_once) {
+                // below
+            } else if (m->value_k_stride == 0) {
+                decode_rows(p, k0 + s, sc);
+            } else {
+                decode_columns(p, e, n0, k0 + s, sc);
+            }
+            if (p->subtracts_zeros) {
+                subtract_zeros(p, e, n0, k0 + s, sc);
+            }
+            for (int64_t k = 0; k < sc; k += length) {
+                const int64_t count = moei_i64_min(length, sc - k);
+                const int64_t at = s + k;
+                if (at_once) {
+                    direct_rows(p, rows, k0 + at, count, at, at % chunk == 0);
+                } else {
+                    all_rows(p, rows, s, k, count, at % chunk == 0);
+                }
+                if ((at + count) % chunk != 0 && at + count < kc) {
+                    continue; // the chain goes on in the next slice
+                }
+                const int64_t first = at / chunk * chunk;
+                for (int64_t r = 0; r < rows; r++) {
+                    const float x_scale =
+                        fold_x ? moei_cpu_operand_scale(a, e, i0 + r, k0 + first) : 1.0f;
+                    add_sums(p->acc[r], p->sum[r], fold, p->scale[first / chunk], x_scale,
+                             p->width);
+                }
+            }
+        }
+    }
+    for (int64_t r = 0; r < rows; r++) {
+        moei_cpu_finish(a, &p->columns, e, i0 + r, n0, n0 + p->outputs, p->acc[r]);
+    }
+}
+
+static void open_panel(panel *p, const moek_ggemm_args *a, int32_t e, int64_t n0, int64_t n1)
+{
+    const moei_matrices *m = p->m;
+    p->outputs = n1 - n0;
+    for (int64_t n = 0; n < NR; n++) {
+        const int64_t row = moei_i64_min(n0 + n, n1 - 1);
+        p->row[n] = m->values + (int64_t)e * m->value_e_stride + row * m->value_n_stride;
+        p->scale_row[n] = m->scales != NULL ? moei_w_scale_at(m, e, row, 0) : 0;
+    }
+    if (p->outputs < p->width) { // sums of what is not there are run, and dropped
+        memset(p->w, 0, sizeof p->w);
+    }
+    moei_cpu_load_columns(&a->w, e, n0, n1, &p->columns);
+}
+
+static inline void blocks(const moek_ggemm_args *a, int32_t e, int64_t i0, int64_t i1, int64_t n0,
+                          int64_t n1, int64_t chunk, bool fold)
+{
+    panel p;
+    const moei_matrices *m = &a->w;
+    const moe_dtype elem = m->format->elem;
+    const bool table = moe_dtype_bits(elem) == 4 && m->value_k_stride == 0;
+    p.m = m;
+    p.decode = decoder(elem);
+    p.row_bytes = moei_elem_bytes(elem, m->k);
+    p.width = p.row_bytes * 64 <= PANEL_BYTES ? 64 : p.row_bytes * 32 <= PANEL_BYTES ? 32 : 16;
+    p.ask_each = moei_i64_ceil_div(moei_elem_bytes(elem, SLICE) * GROUP, LINE);
+    p.subtracts_zeros = m->format->zero_point >= 0 && (m->zeros != NULL || !table);
+    make_tables(&p);
+    for (int64_t b = 0; b < CHUNK / FINE;
+         b++) { // where x alone has scales, or an output is not there
+        for (int64_t n = 0; n < NR; n++) {
+            p.scale[b][n] = 1.0f;
+        }
+    }
+    if (m->value_k_stride == 0) { // the first panel comes late
+        ask_for(&p, e, n0, moei_i64_min(n0 + p.width, n1));
+        ask_ahead(&p, INT64_MAX);
+    }
+    for (int64_t n = n0; n < n1; n += p.width) {
+        open_panel(&p, a, e, n, moei_i64_min(n + p.width, n1));
+        ask_for(&p, e, n + p.width, moei_i64_min(n + 2 * p.width, n1));
+        for (int64_t i = i0; i < i1; i += MR) {
+            block(&p, a, e, i, moei_i64_min(i + MR, i1), n, chunk, fold);
+        }
+    }
+}
+
+#define CHAIN_KERNEL(variant, chunk, fold)                                                         \
+    moek_ggemm_fn moek_ggemm_any_any_any__avx2_##variant;                                          \
+    void moek_ggemm_any_any_any__avx2_##variant(const moek_ggemm_args *args, int32_t e,            \
+                                                int64_t i0, int64_t i1, int64_t n0, int64_t n1)    \
+    {                                                                                              \
+        blocks(args, e, i0, i1, n0, n1, chunk, fold);                                              \
+    }
+CHAIN_KERNEL(c256, 256, false)
+CHAIN_KERNEL(b16, 16, true)
+CHAIN_KERNEL(b32, 32, true)
+CHAIN_KERNEL(b64, 64, true)
+CHAIN_KERNEL(b128, 128, true)

@@ -1,0 +1,479 @@
+// SPDX-License-Identifier: Apache-2.0
+// A panel of weights for AVX2: 64 outputs of canonical weights of any format, turned 64 k at a time
+// and decoded to floats, and their scales.
+#ifndef MOEI_BACKENDS_CPU_AVX2_PANEL_H
+#define MOEI_BACKENDS_CPU_AVX2_PANEL_H
+
+#include <immintrin.h>
+
+#include "backends/cpu/product.h"
+
+#define NR          MOEI_CPU_MAX_COLUMNS // outputs of a panel
+#define GROUP       8                    // outputs that are turned together: the lanes of a vector
+#define MR          36                   // rows that share a turned panel: six tiles of six
+#define SLICE       64                   // k that are turned at once
+#define CHUNK       256                  // k whose scales and rows of x are decoded at once
+#define STEP        16                   // bytes of a row that are turned at once
+#define LINE        64
+#define PANEL_BYTES (192 << 10) // of two panels next to each other in a second-level cache
+#define MEETING     2048        // bytes between rows whose lines meet in few sets of a cache
+#define NEAR_ROWS   32          // of a panel that is copied
+#define FINE        16          // the fewest k that share a scale
+
+typedef struct panel panel;
+
+/// rows: 8 addresses, of k0; out[k][0 .. 7] for k below `count`, or a little more of no meaning.
+typedef void decode_fn(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
+                       float (*out)[NR]);
+
+struct panel {
+    union { // a slice is turned from one or decoded to the other
+        _Alignas(64) float w[SLICE][NR];
+        _Alignas(64) uint8_t near[NEAR_ROWS][CHUNK * 2 + LINE];
+    };
+    _Alignas(64) float x[MR][CHUNK];
+    _Alignas(64) float sum[MR][NR];
+    _Alignas(64) float acc[MR][NR];
+    _Alignas(64) float scale[CHUNK / FINE][NR];
+    _Alignas(64) uint8_t tail[GROUP][SLICE * sizeof(float)];
+    moei_cpu_columns columns;
+    const uint8_t *near_row[NR]; // `row`, or copies that begin at byte near_at
+    int64_t near_at;
+    const uint8_t *row[NR];      // past the last output: that one again
+    int64_t scale_row[NR];       // element of w.scales at k = 0
+    __m256i code_low, code_high; // of 4 bits: bytes of the bf16 that a code is
+    const moei_matrices *m;
+    decode_fn *decode;
+    int64_t outputs; // of NR that there are
+    int64_t width;   // that chains are run for: 16, 32 or 64
+    int64_t row_bytes;
+    const uint8_t *ask_row, *ask_end; // see ask_ahead
+    int64_t ask_at, ask_each;
+    bool subtracts_zeros; // after decoding
+};
+
+// ---- weights -----------------------------------------------------------------------------------
+
+// STEP bytes of 8 rows: v[j] has bytes 4j .. 4j + 3 of row l in lane l.
+static inline void turn(const uint8_t *const rows[GROUP], int64_t at, __m256i v[4])
+{
+    __m256i a[4];
+    for (int r = 0; r < 4; r++) {
+        const __m128i low = _mm_loadu_si128((const __m128i *)(const void *)(rows[r] + at));
+        const __m128i high = _mm_loadu_si128((const __m128i *)(const void *)(rows[r + 4] + at));
+        a[r] = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+    }
+    const __m256i b0 = _mm256_unpacklo_epi32(a[0], a[1]);
+    const __m256i b1 = _mm256_unpackhi_epi32(a[0], a[1]);
+    const __m256i b2 = _mm256_unpacklo_epi32(a[2], a[3]);
+    const __m256i b3 = _mm256_unpackhi_epi32(a[2], a[3]);
+    v[0] = _mm256_unpacklo_epi64(b0, b2);
+    v[1] = _mm256_unpackhi_epi64(b0, b2);
+    v[2] = _mm256_unpacklo_epi64(b1, b3);
+    v[3] = _mm256_unpackhi_epi64(b1, b3);
+}
+
+// A lane has two bf16, of two k.
+static inline __m256 low_of(__m256i pair)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16));
+}
+
+static inline __m256 high_of(__m256i pair)
+{
+    return _mm256_castsi256_ps(_mm256_and_si256(pair, _mm256_set1_epi32((int)0xFFFF0000u)));
+}
+
+static inline void store_pair(__m256i pair, float *low, float *high)
+{
+    _mm256_store_ps(low, low_of(pair));
+    _mm256_store_ps(high, high_of(pair));
+}
+
+static void decode_bf16(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
+                        float (*out)[NR])
+{
+    (void)p;
+    for (int64_t k = 0; k < count; k += 8) {
+        __m256i v[4];
+        turn(rows, 2 * k, v);
+        for (int64_t j = 0; j < 4; j++) {
+            store_pair(v[j], out[k + 2 * j], out[k + 2 * j + 1]);
+        }
+    }
+}
+
+static void decode_f32(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
+                       float (*out)[NR])
+{
+    (void)p;
+    for (int64_t k = 0; k < count; k += 4) {
+        __m256i v[4];
+        turn(rows, 4 * k, v);
+        for (int64_t j = 0; j < 4; j++) {
+            _mm256_store_ps(out[k + j], _mm256_castsi256_ps(v[j]));
+        }
+    }
+}
+
+// Lane l of a vector holds k 0 .. 7 of row l, low nibbles first: byte b has k 2b and 2b + 1. Bytes
+// 0, 1 of four rows are brought together, and bytes 2, 3, so that unpacking the two bytes of a
+// number leaves each row in its lane. pairs[i] has k: 0 and 2, 1 and 3, 4 and 6, 5 and 7.
+static inline void look_up(const panel *p, __m256i codes, __m256i pairs[4])
+{
+    const __m256i nibble = _mm256_set1_epi8(15);
+    const __m256i order = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
+    const __m256i bytes = _mm256_shuffle_epi8(codes, order);
+    const __m256i even = _mm256_and_si256(bytes, nibble);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
+    const __m256i even_low = _mm256_shuffle_epi8(p->code_low, even);
+    const __m256i even_high = _mm256_shuffle_epi8(p->code_high, even);
+    const __m256i odd_low = _mm256_shuffle_epi8(p->code_low, odd);
+    const __m256i odd_high = _mm256_shuffle_epi8(p->code_high, odd);
+    pairs[0] = _mm256_unpacklo_epi8(even_low, even_high);
+    pairs[1] = _mm256_unpacklo_epi8(odd_low, odd_high);
+    pairs[2] = _mm256_unpackhi_epi8(even_low, even_high);
+    pairs[3] = _mm256_unpackhi_epi8(odd_low, odd_high);
+}
+
+static void decode_4bits(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
+                         float (*out)[NR])
+{
+    for (int64_t k = 0; k < count; k += 32) {
+        __m256i v[4];
+        turn(rows, k / 2, v);
+        for (int64_t j = 0; j < 4; j++) {
+            float(*to)[NR] = &out[k + 8 * j];
+            __m256i pairs[4];
+            look_up(p, v[j], pairs);
+            store_pair(pairs[0], to[0], to[2]);
+            store_pair(pairs[1], to[1], to[3]);
+            store_pair(pairs[2], to[4], to[6]);
+            store_pair(pairs[3], to[5], to[7]);
+        }
+    }
+}
+
+static void decode_i8(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
+                      float (*out)[NR])
+{
+    (void)p;
+    for (int64_t k = 0; k < count; k += 16) {
+        __m256i v[4];
+        turn(rows, k, v);
+        for (int64_t j = 0; j < 4; j++) {
+            float(*to)[NR] = &out[k + 4 * j];
+            for (int b = 0; b < 4; b++) {
+                const __m256i top = _mm256_slli_epi32(v[j], 24 - 8 * b);
+                _mm256_store_ps(to[b], _mm256_cvtepi32_ps(_mm256_srai_epi32(top, 24)));
+            }
+        }
+    }
+}
+
+static void decode_u8(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
+                      float (*out)[NR])
+{
+    const __m256i byte = _mm256_set1_epi32(255);
+    (void)p;
+    for (int64_t k = 0; k < count; k += 16) {
+        __m256i v[4];
+        turn(rows, k, v);
+        for (int64_t j = 0; j < 4; j++) {
+            float(*to)[NR] = &out[k + 4 * j];
+            for (int b = 0; b < 4; b++) {
+                const __m256i code = _mm256_and_si256(_mm256_srli_epi32(v[j], 8 * b), byte);
+                _mm256_store_ps(to[b], _mm256_cvtepi32_ps(code));
+            }
+        }
+    }
+}
+
+// s eeee mmm to s 0eeee mmm0000000, an f16 of 2^-8 of the value, subnormals included. The code of
+// NaN becomes one.
+static inline __m256i e4m3_to_f16(__m128i codes)
+{
+    const __m256i wide = _mm256_slli_epi16(_mm256_cvtepu8_epi16(codes), 8);
+    const __m256i half =
+        _mm256_and_si256(_mm256_srai_epi16(wide, 1), _mm256_set1_epi16((short)0xBF80));
+    const __m256i magnitude = _mm256_and_si256(half, _mm256_set1_epi16(0x3F80));
+    const __m256i nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x3F80));
+    return _mm256_or_si256(half, _mm256_and_si256(nan, _mm256_set1_epi16(0x7E00)));
+}
+
+// Eight outputs of one k are brought side by side, and two such make a vector of f16. e5m2 is the
+// upper byte of one.
+__attribute__((always_inline)) static inline void
+decode_8bit_floats(const uint8_t *const rows[GROUP], int64_t count, bool e5m2, float (*out)[NR])
+{
+    const __m256i gather = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    const __m256i merge = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256 scale = _mm256_set1_ps(e5m2 ? 1.0f : 256.0f);
+    for (int64_t k = 0; k < count; k += 16) {
+        __m256i v[4];
+        turn(rows, k, v);
+        for (int64_t j = 0; j < 4; j++) {
+            const __m256i codes =
+                _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(v[j], gather), merge);
+            for (int64_t pair = 0; pair < 2; pair++) {
+                float(*to)[NR] = &out[k + 4 * j + 2 * pair];
+                const __m128i two =
+                    pair == 0 ? _mm256_castsi256_si128(codes) : _mm256_extracti128_si256(codes, 1);
+                const __m256i half =
+                    e5m2 ? _mm256_slli_epi16(_mm256_cvtepu8_epi16(two), 8) : e4m3_to_f16(two);
+                const __m256 first = _mm256_cvtph_ps(_mm256_castsi256_si128(half));
+                const __m256 second = _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1));
+                _mm256_store_ps(to[0], _mm256_mul_ps(first, scale));
+                _mm256_store_ps(to[1], _mm256_mul_ps(second, scale));
+            }
+        }
+    }
+}
+
+static void decode_e4m3(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
+                        float (*out)[NR])
+{
+    (void)p;
+    decode_8bit_floats(rows, count, false, out);
+}
+
+static void decode_e5m2(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
+                        float (*out)[NR])
+{
+    (void)p;
+    decode_8bit_floats(rows, count, true, out);
+}
+
+// Row by row to floats, and these are turned.
+static void decode_f16(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
+                       float (*out)[NR])
+{
+    for (int64_t k = 0; k < count; k += 8) {
+        _Alignas(32) float line[GROUP][8];
+        const uint8_t *lines[GROUP];
+        for (int r = 0; r < GROUP; r++) {
+            const __m128i half = _mm_loadu_si128((const __m128i *)(const void *)(rows[r] + 2 * k));
+            _mm256_store_ps(line[r], _mm256_cvtph_ps(half));
+            lines[r] = (const uint8_t *)line[r];
+        }
+        decode_f32(p, lines, 8, &out[k]);
+    }
+}
+
+static void decode_any(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
+                       float (*out)[NR])
+{
+    _Alignas(32) float line[GROUP][SLICE];
+    const uint8_t *lines[GROUP];
+    for (int r = 0; r < GROUP; r++) {
+        moei_load_f32(p->m->format->elem, rows[r], 0, count, line[r]);
+        for (int64_t k = count; k < moei_i64_round_up(count, 4); k++) {
+            line[r][k] = 0.0f;
+        }
+        lines[r] = (const uint8_t *)line[r];
+    }
+    decode_f32(p, lines, count, out);
+}
+
+static decode_fn *decoder(moe_dtype elem)
+{
+    switch (elem) {
+    case MOE_F32:
+        return decode_f32;
+    case MOE_BF16:
+        return decode_bf16;
+    case MOE_F16:
+        return decode_f16;
+    case MOE_E4M3FN:
+        return decode_e4m3;
+    case MOE_E5M2:
+        return decode_e5m2;
+    case MOE_I8:
+        return decode_i8;
+    case MOE_U8:
+        return decode_u8;
+    case MOE_E2M1:
+    case MOE_UINT4:
+        return decode_4bits;
+    default:
+        return decode_any;
+    }
+}
+
+// Of a 4-bit code, less the zero point that all of them have: at most four bits, exact in bf16.
+static void make_tables(panel *p)
+{
+    _Alignas(16) uint8_t low[16];
+    _Alignas(16) uint8_t high[16];
+    const float zero = p->m->format->zero_point >= 0 && !p->subtracts_zeros
+                           ? (float)p->m->format->zero_point
+                           : 0.0f;
+    for (uint8_t code = 0; code < 16; code++) {
+        const float value =
+            p->m->format->elem == MOE_E2M1 ? moei_e2m1_to_f32(code) : (float)code - zero;
+        const uint16_t bits = moei_f32_to_bf16(value);
+        low[code] = (uint8_t)bits;
+        high[code] = (uint8_t)(bits >> 8);
+    }
+    p->code_low = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)(const void *)low));
+    p->code_high = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)(const void *)high));
+}
+
+// Asks for as many lines of the next panel as a group reads of this one, row after row: memory is
+// read in one forward stream, whatever the order in which a panel is turned.
+static inline void ask_ahead(panel *p, int64_t lines)
+{
+    for (int64_t asked = 0; asked < lines && p->ask_row < p->ask_end; asked++) {
+        _mm_prefetch((const char *)p->ask_row + p->ask_at, _MM_HINT_T1);
+        p->ask_at += LINE;
+        if (p->ask_at >= p->row_bytes) {
+            p->ask_at = 0;
+            p->ask_row += p->m->value_n_stride;
+        }
+    }
+}
+
+// From now on, lines of outputs n0 .. n1 - 1 are asked for.
+static void ask_for(panel *p, int32_t e, int64_t n0, int64_t n1)
+{
+    const uint8_t *base = p->m->values + (int64_t)e * p->m->value_e_stride;
+    p->ask_at = 0;
+    p->ask_row = base + n0 * p->m->value_n_stride;
+    p->ask_end = base + moei_i64_max(n1, n0) * p->m->value_n_stride;
+}
+
+static void decode_rows(panel *p, int64_t k0, int64_t count)
+{
+    const moe_dtype elem = p->m->format->elem;
+    const int64_t at = moei_elem_bytes(elem, k0);
+    const int64_t bytes = moei_elem_bytes(elem, count);
+    for (int64_t g = 0; g < p->outputs; g += GROUP) {
+        const uint8_t *rows[GROUP];
+        ask_ahead(p, p->ask_each);
+        for (int r = 0; r < GROUP; r++) {
+            rows[r] = p->row[g + r] + at;
+            if (bytes % STEP != 0) { // whole steps would read past the row
+                memcpy(p->tail[r], rows[r], (size_t)bytes);
+                memset(p->tail[r] + bytes, 0, (size_t)(STEP - bytes % STEP));
+                rows[r] = p->tail[r];
+            }
+        }
+        p->decode(p, rows, count, (float(*)[NR])(void *)&p->w[0][g]);
+    }
+}
+
+// Rows of n lie packed: they need not be turned.
+static void decode_columns(panel *p, int32_t e, int64_t n0, int64_t k0, int64_t count)
+{
+    const uint8_t *base = p->m->values + (int64_t)e * p->m->value_e_stride;
+    for (int64_t k = 0; k < count; k++) {
+        moei_load_f32(p->m->format->elem, base + (k0 + k) * p->m->value_k_stride, n0, p->outputs,
+                      p->w[k]);
+    }
+}
+
+static void subtract_zeros(panel *p, int32_t e, int64_t n0, int64_t k0, int64_t count)
+{
+    const moei_matrices *m = p->m;
+    const int64_t block = m->zeros != NULL ? moei_i64_min(m->block_k, SLICE) : SLICE;
+    for (int64_t k = 0; k < count; k += block) {
+        float zero[NR];
+        for (int64_t n = 0; n < p->outputs; n++) {
+            zero[n] = moei_cpu_zero_point(m, e, n0 + n, k0 + k);
+        }
+        for (int64_t kk = k; kk < moei_i64_min(k + block, count); kk++) {
+            for (int64_t n = 0; n < p->outputs; n++) {
+                p->w[kk][n] -= zero[n];
+            }
+        }
+    }
+}
+
+// ---- scales ------------------------------------------------------------------------------------
+
+// Eight e8m0 or e4m3 codes in the low half to floats.
+static inline __m256 byte_scales(moe_dtype dtype, __m128i codes)
+{
+    if (dtype == MOE_E4M3FN) {
+        const __m256 value = _mm256_cvtph_ps(_mm256_castsi256_si128(e4m3_to_f16(codes)));
+        return _mm256_mul_ps(value, _mm256_set1_ps(256.0f));
+    }
+    const __m256i code = _mm256_cvtepu8_epi32(codes);
+    const __m256i nan = _mm256_cmpeq_epi32(code, _mm256_set1_epi32(255));
+    __m256i bits = _mm256_slli_epi32(code, 23);
+    bits = _mm256_max_epu32(bits, _mm256_set1_epi32(0x00400000)); // 2^-127
+    bits = _mm256_or_si256(bits, _mm256_and_si256(nan, _mm256_set1_epi32(0x7FC00000)));
+    return _mm256_castsi256_ps(bits);
+}
+
+// Up to eight scales of a byte each along k, of 8 outputs: turned, and to floats.
+static inline void load_byte_scales(const panel *p, int64_t g, int64_t at, int64_t count,
+                                    float (*out)[NR])
+{
+    __m128i a[GROUP];
+    for (int r = 0; r < GROUP; r++) {
+        const uint8_t *from = (const uint8_t *)p->m->scales + p->scale_row[g + r] + at;
+        uint64_t bytes = 0;
+        if (count == 8) {
+            memcpy(&bytes, from, 8);
+        } else {
+            memcpy(&bytes, from, (size_t)count);
+        }
+        a[r] = _mm_cvtsi64_si128((long long)bytes);
+    }
+    const __m128i b0 = _mm_unpacklo_epi8(a[0], a[1]);
+    const __m128i b1 = _mm_unpacklo_epi8(a[2], a[3]);
+    const __m128i b2 = _mm_unpacklo_epi8(a[4], a[5]);
+    const __m128i b3 = _mm_unpacklo_epi8(a[6], a[7]);
+    const __m128i c0 = _mm_unpacklo_epi16(b0, b1);
+    const __m128i c1 = _mm_unpackhi_epi16(b0, b1);
+    const __m128i c2 = _mm_unpacklo_epi16(b2, b3);
+    const __m128i c3 = _mm_unpackhi_epi16(b2, b3);
+    const __m128i d[4] = {_mm_unpacklo_epi32(c0, c2), _mm_unpackhi_epi32(c0, c2),
+                          _mm_unpacklo_epi32(c1, c3), _mm_unpackhi_epi32(c1, c3)};
+    for (int64_t b = 0; b < count; b++) {
+        const __m128i codes = b % 2 == 0 ? d[b / 2] : _mm_srli_si128(d[b / 2], 8);
+        _mm256_store_ps(&out[b][g], byte_scales(p->m->scale_dtype, codes));
+    }
+}
+
+// scale[b][n] of the blocks of `chunk` k in [k0, k0 + count).
+static void load_scales(panel *p, int64_t k0, int64_t count, int64_t chunk)
+{
+    const moei_matrices *m = p->m;
+    const int64_t blocks = moei_i64_ceil_div(count, chunk);
+    const int64_t bits = moe_dtype_bits(m->scale_dtype);
+    const bool along_k = m->block_k == chunk && m->scale_k_stride == 1;
+    if (along_k && (m->scale_dtype == MOE_E8M0 || m->scale_dtype == MOE_E4M3FN)) {
+        for (int64_t g = 0; g < p->outputs; g += GROUP) {
+            for (int64_t b = 0; b < blocks; b += 8) {
+                load_byte_scales(p, g, k0 / chunk + b, moei_i64_min(blocks - b, 8), &p->scale[b]);
+            }
+        }
+        return;
+    }
+    for (int64_t n = 0; n < p->outputs; n++) {
+        if (n > 0 && p->scale_row[n] == p->scale_row[n - 1]) {
+            for (int64_t b = 0; b < blocks; b++) {
+                p->scale[b][n] = p->scale[b][n - 1];
+            }
+            continue;
+        }
+        float line[CHUNK / FINE];
+        if (along_k) {
+            const uint8_t *from = (const uint8_t *)m->scales + p->scale_row[n] * bits / 8;
+            moei_load_f32(m->scale_dtype, from, k0 / chunk, blocks, line);
+        }
+        for (int64_t b = 0; b < blocks; b++) {
+            p->scale[b][n] = along_k
+                                 ? line[b]
+                                 : moei_load_one(m->scale_dtype, m->scales,
+                                                 p->scale_row[n] + (k0 + b * chunk) / m->block_k *
+                                                                       m->scale_k_stride);
+        }
+    }
+}
+
+#endif
