@@ -127,11 +127,12 @@ static double ratio_at(const moec_ggemm_case *c, float64_model model, int32_t e,
     const int64_t y_row = c->scatter ? c->out_index[i] : i;
     const double weight = c->row_weights ? (double)c->weights[y_row] : 1.0;
     const double have = (double)moei_load_one(c->y_dtype, c->y, y_row * c->y_stride + n);
+    const double scale = fabs(weight) * float64_ggemm_scale(&c->oracle, e, c->index[i], n);
     double magnitude;
     *want = float64_ggemm_element(&c->oracle, e, c->index[i], n, weight, &magnitude);
     *bound = c->fill == MOEC_EXACT
                  ? float64_half_ulp(*want, c->y_dtype)
-                 : float64_ggemm_bound(model, c->k, magnitude, fabs(weight), *want, c->y_dtype);
+                 : float64_ggemm_bound(model, c->k, magnitude, scale, *want, c->y_dtype);
     if (isnan(*want) || isnan(have)) {
         // Products beyond f32's range may meet as inf - inf.
         const bool overflow = isnan(have) && magnitude > (double)FLT_MAX;

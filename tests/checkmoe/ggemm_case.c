@@ -188,6 +188,7 @@ static bool build_weights(moec_ggemm_case *c, moec_rng *rng, bool at_end)
                 const int64_t i = c->transposed ? n : k;
                 draw(rng, c->fill, info->elem, row, i, zero, k % 17 == 3);
                 double value = decode(info->elem, row, i) - zero;
+                double scale = 1.0;
                 if (sbytes > 0) {
                     const int64_t srow =
                         info->block_n == 0
@@ -197,11 +198,17 @@ static bool build_weights(moec_ggemm_case *c, moec_rng *rng, bool at_end)
                                   (halves ? n % part_rows : n) / info->block_n;
                     const int64_t at =
                         (e * srows + srow) * scolumns + (block_k > 0 ? k / block_k : 0);
-                    value *= decode(sdtype, c->scales, at);
+                    scale = decode(sdtype, c->scales, at);
+                    value *= scale;
                 }
                 if (info->scale2 || c->gemm.channel_scale != 0) {
-                    value *= (double)c->scale2[e * parts2 + (parts2 == c->n ? n : part)];
+                    const double second =
+                        (double)c->scale2[e * parts2 + (parts2 == c->n ? n : part)];
+                    value *= second;
+                    scale *= second;
                 }
+                double *largest = &c->oracle.w_scale[e * c->n + n];
+                *largest = fmax(*largest, fabs(scale));
                 c->oracle.w[(e * c->n + n) * c->k + k] = value;
             }
             c->oracle.bias[e * c->n + n] =
@@ -251,14 +258,18 @@ static bool build_x(moec_ggemm_case *c, moec_rng *rng, bool at_end)
                 }
             }
             double value = decode(elem, row, k);
+            double scale = 1.0;
             if (c->act.spec != MOE_QUANT_NONE && !(given && !global)) {
                 const int64_t group = c->act.group > 0 ? k / c->act.group : 0;
-                value *= packed
-                             ? (double)moei_e8m0_to_f32(
-                                   c->x_scales[4 * (r * s.row_stride + group / 4 * s.k_stride) +
-                                               group % 4])
-                             : decode(s.dtype, c->x_scales, r * s.row_stride + group * s.k_stride);
+                scale = packed
+                            ? (double)moei_e8m0_to_f32(
+                                  c->x_scales[4 * (r * s.row_stride + group / 4 * s.k_stride) +
+                                              group % 4])
+                            : decode(s.dtype, c->x_scales, r * s.row_stride + group * s.k_stride);
+                value *= scale;
             }
+            // Twice: what is given for all rows, a factor or a divisor, lies between 1 / 2 and 2.
+            c->oracle.x_scale[r] = fmax(c->oracle.x_scale[r], 2.0 * fabs(scale));
             value *= given && !global ? (double)*c->act_scale : 1.0;
             value /= global ? (double)*c->act_scale : 1.0;
             c->oracle.x[r * c->k + k] = value;

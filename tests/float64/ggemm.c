@@ -13,7 +13,10 @@ bool float64_ggemm_alloc(float64_ggemm *g, int64_t experts, int64_t rows, int64_
     g->w = calloc((size_t)(experts * n * k), sizeof(double));
     g->bias = calloc((size_t)(experts * n), sizeof(double));
     g->x = calloc((size_t)(rows * k + 1), sizeof(double));
-    return g->w != NULL && g->bias != NULL && g->x != NULL;
+    g->w_scale = calloc((size_t)(experts * n), sizeof(double));
+    g->x_scale = calloc((size_t)(rows + 1), sizeof(double));
+    return g->w != NULL && g->bias != NULL && g->x != NULL && g->w_scale != NULL &&
+           g->x_scale != NULL;
 }
 
 void float64_ggemm_free(float64_ggemm *g)
@@ -21,6 +24,8 @@ void float64_ggemm_free(float64_ggemm *g)
     free(g->w);
     free(g->bias);
     free(g->x);
+    free(g->w_scale);
+    free(g->x_scale);
 }
 
 double float64_ggemm_element(const float64_ggemm *g, int64_t e, int64_t row, int64_t n,
@@ -35,6 +40,11 @@ double float64_ggemm_element(const float64_ggemm *g, int64_t e, int64_t row, int
     }
     *magnitude = (all + fabs(g->bias[e * g->n + n])) * fabs(weight);
     return (sum + g->bias[e * g->n + n]) * weight;
+}
+
+double float64_ggemm_scale(const float64_ggemm *g, int64_t e, int64_t row, int64_t n)
+{
+    return fmax(1.0, g->w_scale[e * g->n + n]) * fmax(1.0, g->x_scale[row]);
 }
 
 double float64_half_ulp(double value, moe_dtype dtype)

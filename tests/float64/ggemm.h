@@ -13,6 +13,9 @@ typedef struct float64_ggemm {
     double *w;    // [experts, n, k], scales applied
     double *bias; // [experts, n]
     double *x;    // [rows, k], scales applied
+    // Of an output and of a row: the largest |scale| that one of its groups has. 0: not stated
+    double *w_scale; // [experts, n]
+    double *x_scale; // [rows]
 } float64_ggemm;
 
 bool float64_ggemm_alloc(float64_ggemm *g, int64_t experts, int64_t rows, int64_t n, int64_t k);
@@ -21,6 +24,10 @@ void float64_ggemm_free(float64_ggemm *g);
 /// ((x[row] . w[e, n]) + bias[e, n]) * weight; *magnitude is the same sum over |.|.
 double float64_ggemm_element(const float64_ggemm *g, int64_t e, int64_t row, int64_t n,
                              double weight, double *magnitude);
+
+/// |What scales multiply a sum of codes by| at most, and at least 1: some are decoded with the
+/// codes.
+double float64_ggemm_scale(const float64_ggemm *g, int64_t e, int64_t row, int64_t n);
 
 /// Half a unit in the last place of `value` in a float type (of the smallest subnormal at least).
 double float64_half_ulp(double value, moe_dtype dtype);
