@@ -43,6 +43,7 @@ add_library(moe_hip MODULE
     src/backends/hip/objects.c
     src/backends/hip/packed.c
     src/backends/hip/probe.c
+    src/backends/hip/probe_matrix.c
     src/backends/hip/runtime.c
     src/backends/hip/time.c
     src/backends/gpu/drive_ggemm.c
