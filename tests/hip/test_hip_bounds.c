@@ -101,6 +101,22 @@ static void check(const moe_context *cpu, const moe_context *hip, const shape *s
     free(have);
 }
 
+// Matrix kernels count k in 32 bits: more is refused before anything is launched.
+static void check_long(const moe_context *hip)
+{
+    const shape s = {1, INT32_MAX / 2, 1, MOE_BF16, MOE_F32};
+    void *memory[NUM];
+    void *any = NULL;
+    CHECK(moe_memory_alloc(hip, 64, &any) == MOE_OK, "%s", moe_last_error());
+    for (int i = 0; i < NUM; i++) { // nothing is read, but y must not overlap what would be
+        memory[i] = (char *)any + (i == Y ? 0 : 16);
+    }
+    const moe_status status = product(hip, MOE_DEVICE_HIP, &s, memory);
+    CHECK(status == MOE_E_UNSUPPORTED && strstr(moe_last_error(), "k = 1073741823") != NULL,
+          "%d: %s", (int)status, moe_last_error());
+    moe_memory_free(hip, any, 64);
+}
+
 // Kernels count the bytes of a packed expert in 32 bits: a larger one is refused before it is
 // packed.
 static void check_large(moe_context *hip)
@@ -162,6 +178,7 @@ int main(void)
         }
     }
     check_large(hip);
+    check_long(hip);
     moe_context_destroy(hip);
     moe_context_destroy(cpu);
     return test_summary();

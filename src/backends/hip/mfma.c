@@ -260,7 +260,14 @@ moe_status moei_hip_mfma(const moei_exec *exec, const moei_kernel *kernel,
 #include "backends/hip/cdna/kernels.def"
 #undef MOE_HIP_MFMA
     };
-    enum { MAX_BLOCKS = 1 << 16 }; // blocks walk further tiles
+    enum { MAX_BLOCKS = 1 << 16 };      // blocks walk further tiles
+    enum { MAX_K = INT32_MAX / 4 + 1 }; // kernels count k, and a slice more, in 32 bits
+    if (ggemm->w.k > MAX_K) {
+        return moei_hip_host->fail(MOE_E_UNSUPPORTED,
+                                   "hip: %s: k = %lld, the matrix kernels take up to %d; level "
+                                   "KERNEL takes any",
+                                   kernel->name, (long long)ggemm->w.k, MAX_K);
+    }
     moei_hip_mfma_args args = {
         .a = *ggemm,
         .packed = moei_hip_packed_of(&ggemm->w, (kernel->isa & MOEI_HIP_CDNA4) != 0),
