@@ -394,16 +394,7 @@ static outcome one_case(const ggemm_walk *w, const moe_gemm_desc *gemm, moe_dtyp
         moec_check(run, false, name, "%s: no memory for a case", name);
         return CASE_DONE;
     }
-    c->gemm = *gemm;
-    c->info = moei_format(gemm->weight_format);
-    c->act = gemm->act;
-    if (c->act.spec != MOE_QUANT_NONE) {
-        moei_quant_resolve(&c->act);
-        c->gemm.act = c->act;
-    }
-    c->fill = fill;
-    c->moderate = moderate;
-    c->x_dtype = x_dtype;
+    moec_ggemm_begin(c, gemm, x_dtype, fill, moderate);
     moec_ggemm_draw(c, &rng, shape);
     const moei_ggemm_problem problem = {.m_max = c->rows,
                                         .n = c->n,

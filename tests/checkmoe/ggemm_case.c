@@ -318,6 +318,21 @@ void moec_ggemm_free(moec_ggemm_case *c)
     float64_ggemm_free(&c->oracle);
 }
 
+void moec_ggemm_begin(moec_ggemm_case *c, const moe_gemm_desc *gemm, moe_dtype x_dtype,
+                      moec_fill fill, bool moderate)
+{
+    c->gemm = *gemm;
+    c->info = moei_format(gemm->weight_format);
+    c->act = gemm->act;
+    if (c->act.spec != MOE_QUANT_NONE) {
+        moei_quant_resolve(&c->act);
+        c->gemm.act = c->act;
+    }
+    c->fill = fill;
+    c->moderate = moderate;
+    c->x_dtype = x_dtype;
+}
+
 void moec_ggemm_draw(moec_ggemm_case *c, moec_rng *rng, moec_ggemm_shape kind)
 {
     static const int64_t k_sizes[] = {1,  2,   3,   5,   16,  17,  31,  32,  33,  64,

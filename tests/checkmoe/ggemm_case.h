@@ -77,6 +77,10 @@ void moec_put_code(moe_dtype dtype, unsigned char *row, int64_t i, uint32_t code
 /// A buffer of the case. All lie on the same side of their guard pages.
 void *moec_ggemm_take(moec_ggemm_case *c, bool output, int64_t count, size_t size, bool at_end);
 
+/// What a case is about; the rest of it is 0.
+void moec_ggemm_begin(moec_ggemm_case *c, const moe_gemm_desc *gemm, moe_dtype x_dtype,
+                      moec_fill fill, bool moderate);
+
 /// Draws sizes, row counts and the types that the class leaves open.
 void moec_ggemm_draw(moec_ggemm_case *c, moec_rng *rng, moec_ggemm_shape kind);
 

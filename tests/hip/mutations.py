@@ -45,7 +45,6 @@ FNUZ = ("ggemm_codes", "gfx942", ["moek_mfma_fp8_e4m3fnuz"],
 FP8_4 = ("ggemm_codes", "gfx950", ["moek_mfma_fp8_e4m3"],
          ["moek_ggemm_fp8_*", "--format", "e4m3fn_block", "--quick"])
 MX = ("ggemm_codes", "gfx950", ["moek_mfma_mx_mxfp4"], ["moek_ggemm_mx_*", "--format", "mxfp4", "--quick"])
-MX8 = ("ggemm_codes", "gfx950", ["moek_mfma_mx_e4m3"], ["moek_ggemm_mx_*", "--format", "mxfp8_e4m3", "--quick"])
 APART = (*FP8_4[:3], FP8_4[3] + ["--apart"])
 QUANTISERS = ("bodies", "gfx942", ["quantize", "dequantize"], ["moek_quantize_*", "--every", "23"])
 SORT = ("bodies", "gfx950", ["sort", "sort_few"], ["moek_sort_*", "--every", "3"])
@@ -100,7 +99,6 @@ MUTATIONS = {
         MFMA, "((at * MOEI_HIP_MFMA_STEP) >> g->group_shift) * (uint32_t)p->outputs]", "0]")],
     "scale-of-a-neighbour": [INT8, (TILE, "p->scales_at))[n];", "p->scales_at))[n / 2 * 2];")],
     # Codes on both sides
-    "codes-of-another-k": [MX8, (CODES, "i / 2 * 64 + part * 16 + i % 2 * 8", "part * 32 + i * 8")],
     "codes-of-a-last-byte": [MX, (CODES, "if (BITS % 8 != 0 && bits > 0", "if (BITS > 8 && bits > 0")],
     "codes-barrier-after-lds-is-written": [FNUZ, (CODES, "dev_sync(); const int32_t k = k0 + SLICE;",
                                                   "const int32_t k = k0 + SLICE;")],

@@ -145,16 +145,7 @@ static bool check(const device *machine, const device *fibers, const moe_gemm_de
     if (!CHECK(c != NULL, "memory is short")) {
         return false;
     }
-    c->gemm = *gemm;
-    c->info = moei_format(gemm->weight_format);
-    c->act = gemm->act;
-    if (c->act.spec != MOE_QUANT_NONE) {
-        moei_quant_resolve(&c->act);
-        c->gemm.act = c->act;
-    }
-    c->fill = MOEC_NORMAL;
-    c->moderate = true;
-    c->x_dtype = x_dtype;
+    moec_ggemm_begin(c, gemm, x_dtype, MOEC_NORMAL, true);
     moec_ggemm_draw(c, &rng, MOEC_SHAPE_PLAIN);
     c->transposed = false;
     if (many) {
