@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "bench.h"
+#include "core/isa.h"
 #include "io/write_whole.h"
 #include "quant/formats.h"
 
@@ -124,14 +125,19 @@ static json_t *machine_json(const moe_context *ctx)
 {
     char model[128];
     char device[256] = "";
+    char used[128] = "";
     struct utsname system = {.machine = "unknown"};
     uint64_t isa = 0;
     cpu_model(model, sizeof model);
     (void)ctx->backend->probe(&isa, device, sizeof device);
     (void)uname(&system);
-    return json_pack("{s:o, s:o, s:i, s:i, s:I, s:I, s:o, s:s}", "device", text(device), "cpu",
-                     text(model), "cpus", moei_cpu_count(), "threads", moe_context_num_threads(ctx),
-                     "last_level_cache", (json_int_t)sysconf(_SC_LEVEL3_CACHE_SIZE), "memory",
+    if (ctx->backend->host_memory) { // what the context may use of it ($MOE_ISA)
+        (void)moei_isa_text(ctx->isa, used, sizeof used);
+    }
+    return json_pack("{s:o, s:s, s:o, s:i, s:i, s:I, s:I, s:o, s:s}", "device", text(device), "isa",
+                     used, "cpu", text(model), "cpus", moei_cpu_count(), "threads",
+                     moe_context_num_threads(ctx), "last_level_cache",
+                     (json_int_t)sysconf(_SC_LEVEL3_CACHE_SIZE), "memory",
                      (json_int_t)sysconf(_SC_PHYS_PAGES) * (json_int_t)sysconf(_SC_PAGESIZE),
                      "system", text(system.release), "compiler", __VERSION__);
 }
