@@ -144,7 +144,6 @@ typedef struct bench_ceilings {
 /// False after one line on stderr where the backend has no clock and its calls do not wait.
 bool bench_can_time(const moe_context *ctx, int *code);
 
-/// Now; what `out` holds already is raised, never lowered.
 bool bench_measure_ceilings(const moe_context *ctx, bench_ceilings *out, int *code);
 
 /// The key of a ceiling in JSON; the unit that its value is in, times operations or bytes a second.

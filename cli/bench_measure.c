@@ -36,12 +36,13 @@ bool bench_measure_ceilings(const moe_context *ctx, bench_ceilings *out, int *co
         return true;
     }
     for (int which = 0; which < MOEI_NUM_CEILINGS; which++) {
-        double now = 0;
-        const moe_status status = backend->ceiling(&exec, (moei_ceiling)which, &now);
-        if (status != MOE_E_UNSUPPORTED && bench_failed(status, code)) { // it may lack a unit
+        const moe_status status =
+            backend->ceiling(&exec, (moei_ceiling)which, &out->per_second[which]);
+        if (status == MOE_E_UNSUPPORTED) { // it has no such unit
+            out->per_second[which] = 0;
+        } else if (bench_failed(status, code)) {
             return false;
         }
-        out->per_second[which] = now > out->per_second[which] ? now : out->per_second[which];
     }
     return true;
 }

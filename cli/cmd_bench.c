@@ -2,6 +2,7 @@
 // moe bench: how long a layer takes, beside what the device can do at most. docs/bench.md says how
 // each figure is made.
 #define _POSIX_C_SOURCE 200809L
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -235,19 +236,30 @@ static void set_work(const bench_layer *layer, const bench_ceilings *ceilings, b
     row->percent = bench_percent(row->floor_ms, row->times.median);
 }
 
-// Ceilings of a host, which others use besides, are those around a row; a device's serve all rows.
-static bool measure_around(const bench_request *r, const bench_layer *layer, bench_ceilings *out,
-                           int *code)
+// A row's ceilings: a device's serve all rows; of a host, which others use besides, the higher of
+// those before and after it. `last` becomes the latter.
+static bool raise_ceilings(const bench_request *r, const bench_layer *layer, bench_ceilings *last,
+                           bench_ceilings *of_row, int *code)
 {
-    return r->routing_only || !layer->ctx->backend->host_memory ||
-           bench_measure_ceilings(layer->ctx, out, code);
+    *of_row = *last;
+    if (r->routing_only || !layer->ctx->backend->host_memory) {
+        return true;
+    }
+    *last = (bench_ceilings){{0}};
+    if (!bench_measure_ceilings(layer->ctx, last, code)) {
+        return false;
+    }
+    for (int i = 0; i < MOEI_NUM_CEILINGS; i++) {
+        of_row->per_second[i] = fmax(of_row->per_second[i], last->per_second[i]);
+    }
+    return true;
 }
 
-static bool run_row(const bench_request *r, bench_layer *layer, const bench_ceilings *known,
+static bool run_row(const bench_request *r, bench_layer *layer, bench_ceilings *last,
                     int64_t tokens, json_t *rows, int *code)
 {
     const moei_backend *backend = layer->ctx->backend;
-    bench_ceilings ceilings = backend->host_memory ? (bench_ceilings){{0}} : *known;
+    bench_ceilings ceilings;
     bench_row row = {.tokens = tokens, .error = -1};
     bench_sets sets = {0};
     double *seconds = NULL;
@@ -256,9 +268,8 @@ static bool run_row(const bench_request *r, bench_layer *layer, const bench_ceil
     for (size_t i = 0; good && i < backend->num_kernels; i++) {
         before[i] = __atomic_load_n(&backend->runs[i], __ATOMIC_RELAXED);
     }
-    good = good && measure_around(r, layer, &ceilings, code) &&
-           bench_time(&sets, r->repeats, &seconds, &row.repeats, code) &&
-           measure_around(r, layer, &ceilings, code);
+    good = good && bench_time(&sets, r->repeats, &seconds, &row.repeats, code) &&
+           raise_ceilings(r, layer, last, &ceilings, code);
     if (good) {
         row.sets = sets.count;
         row.experts_hit = sets.experts_hit;
