@@ -133,7 +133,7 @@ for r in a:
     check("floor", math.isclose(r["floor_ms"], max(floors), rel_tol=1e-6), True)
     check("kind", r["floor_kind"], "mem" if floors[0] >= floors[1] else "mma")
     check("a product among the kernels", any(n.startswith("moek_ggemm_") for n in r["kernels"]), True)
-    check("machine", sorted(r["machine"]), sorted(["device", "cpu", "cpus", "threads", "last_level_cache", "memory",
+    check("machine", sorted(r["machine"]), sorted(["device", "isa", "cpu", "cpus", "threads", "last_level_cache", "memory",
                                                    "system", "compiler"]))
     check("threads", r["machine"]["threads"], 2)
     check("version", r["version"], "0.1.0")
