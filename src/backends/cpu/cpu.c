@@ -87,7 +87,6 @@ static bool probe(uint64_t *isa, char *text, size_t capacity)
     return true;
 }
 
-extern const moei_backend moei_backend_cpu;
 const moei_backend moei_backend_cpu = {
     .abi = MOE_BACKEND_ABI,
     .name = "cpu",
@@ -104,5 +103,6 @@ const moei_backend moei_backend_cpu = {
     .ggemm = moei_cpu_ggemm,
     .glu = moei_cpu_glu,
     .combine = moei_cpu_combine,
+    .run_steps = moei_cpu_run_steps,
     .ceiling = moei_cpu_ceiling,
 };

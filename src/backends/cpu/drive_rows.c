@@ -51,8 +51,7 @@ static void combine_task(void *arg, size_t index)
 moe_status moei_cpu_combine(const moei_exec *exec, const moei_kernel *kernel,
                             const moek_combine_args *args)
 {
-    const int64_t valid = args->num_valid != NULL ? moei_i64_max(args->num_valid[0], 0) : INT64_MAX;
-    combine_job j = {args, (moek_combine_fn *)kernel->fn, moei_i64_min(args->tokens, valid)};
+    combine_job j = {args, (moek_combine_fn *)kernel->fn, moei_cpu_combine_tokens(args)};
     moei_parallel_for(&exec->ctx->pool, (size_t)moei_i64_ceil_div(j.tokens, ROWS_PER_TASK),
                       combine_task, &j);
     return MOE_OK;
