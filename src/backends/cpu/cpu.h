@@ -26,6 +26,10 @@ moe_status moei_cpu_combine(const moei_exec *exec, const moei_kernel *kernel,
 /// The backend's `run_steps`.
 moe_status moei_cpu_run_steps(const moei_exec *exec, const moei_step *steps, int32_t count);
 
+/// What place leaves out: counts load, where it is asked for. One thread: counters need no atomics,
+/// and no order.
+void moei_cpu_count_load(const moek_place_args *args);
+
 /// Tokens that combine writes.
 static inline int64_t moei_cpu_combine_tokens(const moek_combine_args *args)
 {
