@@ -200,6 +200,10 @@ moe_status moe_plan_explain(const moe_plan *plan, char *buffer, size_t capacity,
     const int n = moei_plan_steps(plan, steps);
     for (int i = 0; i < n; i++) {
         explain_step(plan, &steps[i], moei_plan_kernel(plan, &steps[i]), &t);
+        const moei_kernel *canonical = moei_plan_canonical(plan, &steps[i]);
+        if (canonical != NULL && canonical != moei_plan_kernel(plan, &steps[i])) {
+            put(&t, " *  %-44s runs wrapped weights, with the same bits\n", canonical->name);
+        }
     }
     for (int op = 0; op < MOEI_NUM_OPS; op++) {
         if (op != MOEI_OP_GGEMM && moei_plan_uses(plan, (moei_op)op)) {

@@ -202,6 +202,11 @@ static moe_status quantize_step(run *r, moek_quantize_args *q, const moei_operan
     return add_quantize(r, q);
 }
 
+static const moei_kernel *kernel_of(const moei_mlp *mlp, int g, const moei_matrices *w)
+{
+    return w->layout == MOEI_LAYOUT_PACKED ? mlp->kernel[g] : mlp->canonical[g];
+}
+
 static moe_status mlp_step(run *r, const moei_mlp *mlp, const moei_matrices w[2], mlp_buffers *b,
                            const mlp_rows *rows, const moei_operand *x)
 {
@@ -217,7 +222,7 @@ static moe_status mlp_step(run *r, const moei_mlp *mlp, const moei_matrices w[2]
                              .y_dtype = MOE_F32,
                              .y_row_stride = gate_up_row,
                              .y_batch_stride = rows->rows * gate_up_row};
-    MOE_TRY(add_ggemm(r, mlp->kernel[0], &first));
+    MOE_TRY(add_ggemm(r, kernel_of(mlp, 0, &w[0]), &first));
 
     const bool quantize_h = moei_mlp_quantizes(mlp, 1);
     const moe_dtype h_dtype = quantize_h ? MOE_F32 : r->desc->inter_dtype;
@@ -259,7 +264,7 @@ static moe_status mlp_step(run *r, const moei_mlp *mlp, const moei_matrices w[2]
                               .y_dtype = r->desc->partial_dtype,
                               .y_row_stride = rows->y_row_stride,
                               .y_batch_stride = rows->y_batch_stride};
-    return add_ggemm(r, mlp->kernel[1], &second);
+    return add_ggemm(r, kernel_of(mlp, 1, &w[1]), &second);
 }
 
 static void y_in_workspace(run *r, const moei_mlp *mlp, mlp_buffers *b, mlp_rows *rows)

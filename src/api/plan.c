@@ -410,7 +410,12 @@ static moe_status choose_kernels(moe_plan *plan, const char *call)
             plan->linear[slot - 4] = kernel;
             continue;
         }
-        (slot < 2 ? &plan->routed : &plan->shared)->kernel[slot % 2] = kernel;
+        moei_mlp *mlp = slot < 2 ? &plan->routed : &plan->shared;
+        mlp->kernel[slot % 2] = kernel;
+        mlp->canonical[slot % 2] =
+            kernel->layout == MOEI_LAYOUT_ROW
+                ? kernel
+                : moei_ggemm_canonical(plan->ctx, &steps[i].problem, kernel->arith);
         if ((kernel->flags & MOEI_KERNEL_REF) != 0) {
             plan->flags |= MOE_PLAN_USES_REF;
         }

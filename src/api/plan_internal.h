@@ -29,6 +29,9 @@ typedef struct moei_mlp {
     moe_gemm_desc gemm[2]; // quantisers resolved
     moe_dtype operand[2];  // element type that each product reads
     const moei_kernel *kernel[2];
+    /// What runs weights that lie canonically: kernel[] itself, or the row of its class that costs
+    /// least; NULL where the class has none.
+    const moei_kernel *canonical[2];
 } moei_mlp;
 
 /// Linear maps over all tokens, in float weights.
@@ -67,6 +70,15 @@ static inline const moei_kernel *moei_plan_kernel(const moe_plan *plan, const mo
 {
     return step->slot < 2   ? plan->routed.kernel[step->slot]
            : step->slot < 4 ? plan->shared.kernel[step->slot - 2]
+                            : plan->linear[step->slot - 4];
+}
+
+/// The one that it runs on wrapped weights; NULL: they cannot be wrapped.
+static inline const moei_kernel *moei_plan_canonical(const moe_plan *plan,
+                                                     const moei_plan_step *step)
+{
+    return step->slot < 2   ? plan->routed.canonical[step->slot]
+           : step->slot < 4 ? plan->shared.canonical[step->slot - 2]
                             : plan->linear[step->slot - 4];
 }
 

@@ -455,10 +455,10 @@ moe_status moe_weights_wrap(const moe_plan *plan, const moe_weights_source *sour
     MOE_REQUIRE(plan != NULL && out != NULL, MOE_E_ARGUMENT, "%s: %s is NULL", call,
                 plan == NULL ? "plan" : "out");
     for (int i = 0; i < (plan->shared.count > 0 ? 4 : 2); i++) {
-        const moei_kernel *kernel = (i < 2 ? &plan->routed : &plan->shared)->kernel[i % 2];
-        MOE_REQUIRE(kernel->layout == MOEI_LAYOUT_ROW, MOE_E_UNSUPPORTED,
+        const moei_mlp *mlp = i < 2 ? &plan->routed : &plan->shared;
+        MOE_REQUIRE(mlp->canonical[i % 2] != NULL, MOE_E_UNSUPPORTED,
                     "%s: %s: kernel %s reads a packed layout; use moe_weights_pack", call,
-                    stack_names[i], kernel->name);
+                    stack_names[i], mlp->kernel[i % 2]->name);
     }
     MOE_TRY(check_source(plan, source,
                          plan->ctx->backend->host_memory ? MOEI_ON_HOST : MOEI_ON_DEVICE, 0,
@@ -467,8 +467,9 @@ moe_status moe_weights_wrap(const moe_plan *plan, const moe_weights_source *sour
     for (int g = 0; g < 2; g++) {
         MOE_TRY(moei_matrices_check_aligned(&s.gemm[g], call, stack_names[g]));
         MOE_TRY(moei_matrices_check_aligned(&s.shared[g], call, stack_names[2 + g]));
-        MOE_TRY(check_kernel_align(plan->routed.kernel[g], &s.gemm[g], call, stack_names[g]));
-        MOE_TRY(check_kernel_align(plan->shared.kernel[g], &s.shared[g], call, stack_names[2 + g]));
+        MOE_TRY(check_kernel_align(plan->routed.canonical[g], &s.gemm[g], call, stack_names[g]));
+        MOE_TRY(
+            check_kernel_align(plan->shared.canonical[g], &s.shared[g], call, stack_names[2 + g]));
     }
     moe_weights *w = NULL;
     MOE_TRY(moei_weights_allocate(plan, call, &w));

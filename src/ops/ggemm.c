@@ -362,6 +362,29 @@ moe_status moei_ggemm_select(const moe_context *ctx, const moei_ggemm_problem *p
     return MOE_OK;
 }
 
+const moei_kernel *moei_ggemm_canonical(const moe_context *ctx, const moei_ggemm_problem *problem,
+                                        moei_arith arith)
+{
+    const moei_kernel *best = NULL;
+    moei_ggemm_problem canonical = *problem;
+    canonical.canonical = true;
+    double best_cost = 0.0;
+    for (size_t i = 0; i < ctx->backend->num_kernels; i++) {
+        const moei_kernel *kernel = &ctx->backend->kernels[i];
+        moei_whynot why;
+        if (kernel->op != MOEI_OP_GGEMM || kernel->arith != arith ||
+            !moei_registry_supports(kernel, ctx->isa, &canonical, &why)) {
+            continue;
+        }
+        const double cost = kernel->cost != NULL ? kernel->cost(kernel, &canonical) : 0.0;
+        if (best == NULL || cost < best_cost) {
+            best = kernel;
+            best_cost = cost;
+        }
+    }
+    return best;
+}
+
 // K where the weights' values state elements; -1 where packed bytes leave it open.
 static int64_t stated_k(const moe_tensor *values, const moei_format_info *info, bool transposed)
 {

@@ -50,4 +50,9 @@ moe_status moei_gemm_desc_check(const moe_gemm_desc *gemm, const char *call, con
 moe_status moei_ggemm_select(const moe_context *ctx, const moei_ggemm_problem *problem,
                              const char *call, const char *name, const moei_kernel **out);
 
+/// The row of the class `arith` that runs a problem on canonical weights and costs least; NULL:
+/// none does.
+const moei_kernel *moei_ggemm_canonical(const moe_context *ctx, const moei_ggemm_problem *problem,
+                                        moei_arith arith);
+
 #endif

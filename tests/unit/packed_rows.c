@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_ROWS 64
+#define MAX_ROWS 256
 #define HEADER   ((size_t)16) // the sum, twice
 
 static packed_rows rows;
@@ -160,12 +160,14 @@ packed_rows *packed_rows_make(const moei_backend *with)
     size_t n = with->num_kernels;
     cpu = with;
     rows = (packed_rows){.backend = *cpu, .refuse_after = -1, .fail = moe_fail};
-    if (2 * n > MAX_ROWS) {
+    if (2 * n > MAX_ROWS) { // a packed row for each canonical one, at most
         abort();
     }
     memcpy(kernels, cpu->kernels, n * sizeof kernels[0]);
     for (size_t i = 0; i < cpu->num_kernels; i++) {
-        if (kernels[i].op == MOEI_OP_GGEMM) {
+        if (kernels[i].layout != MOEI_LAYOUT_ROW) {
+            kernels[i].isa = UINT64_MAX; // the CPU's own packed rows never run here
+        } else if (kernels[i].op == MOEI_OP_GGEMM) {
             (void)snprintf(names[n], sizeof names[n], "%s_packed", kernels[i].name);
             cpu_cost = kernels[i].cost;
             kernels[n] = kernels[i];

@@ -4,6 +4,7 @@
 
 #include <stdio.h>
 
+#include "backends/cpu/packed.h"
 #include "core/isa.h"
 #include "ops/combine.h"
 #include "ops/ggemm.h"
@@ -96,6 +97,9 @@ const moei_backend moei_backend_cpu = {
     .num_kernels = NUM_KERNELS,
     .runs = runs,
     .probe = probe,
+    .packed_bytes = moei_cpu_packed_bytes,
+    .pack = moei_cpu_pack,
+    .unpack = moei_cpu_unpack,
     .route = moei_cpu_route,
     .place = moei_cpu_place,
     .sort = moei_cpu_sort,

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "backends/cpu/packed.h"
+
+#include <string.h>
+
+#include "quant/elements.h"
+
+#define ALIGN        64 // of an expert: a line
+#define RECORD_BYTES 64 // of one output, at most
+
+bool moei_cpu_packed_takes(const moei_format_info *format, int64_t block_k)
+{
+    if (block_k != 0 && block_k != MOEI_CPU_RECORD / 2 && block_k % MOEI_CPU_RECORD != 0) {
+        return false;
+    }
+    switch (format->elem) {
+    case MOE_BF16:
+    case MOE_F16:
+    case MOE_E4M3FN:
+    case MOE_E5M2:
+    case MOE_I8:
+    case MOE_U8:
+    case MOE_E2M1:
+    case MOE_UINT4:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static bool has_four_bits(const moei_matrices *m)
+{
+    return moe_dtype_bits(m->format->elem) == 4;
+}
+
+moei_cpu_packed moei_cpu_packed_of(const moei_matrices *m)
+{
+    const moe_dtype elem = m->format->elem;
+    const bool scaled = m->scale_e_stride > 0;
+    const bool along_k = scaled && m->block_k > 0;
+    const bool pairs_of_bytes = elem == MOE_F16 || elem == MOE_E4M3FN || elem == MOE_E5M2;
+    moei_cpu_packed p = {0};
+    p.outputs = moei_i64_round_up(m->n, MOEI_CPU_STRIP);
+    p.records = moei_i64_ceil_div(m->k, MOEI_CPU_RECORD);
+    p.group_records = along_k ? moei_i64_ceil_div(m->block_k, MOEI_CPU_RECORD) : p.records;
+    p.groups = moei_i64_ceil_div(p.records, p.group_records);
+    p.unit = pairs_of_bytes ? 2 : 4;
+    p.unit_k = 8 * p.unit / moe_dtype_bits(elem);
+    p.record = MOEI_CPU_RECORD * moe_dtype_bits(elem) / 8;
+    p.sets = !along_k ? 0 : m->block_k < MOEI_CPU_RECORD ? 2 : 1;
+    p.scale = along_k ? moe_dtype_bits(m->scale_dtype) / 8 : 0;
+    p.head = p.sets * (p.scale + (m->zero_e_stride > 0 ? 1 : 0));
+    p.output = p.groups * p.head + p.records * p.record;
+    p.scales_at = p.outputs * p.output;
+    p.bytes = p.scales_at + (scaled && !along_k ? p.outputs * (int64_t)sizeof(float) : 0);
+    return p;
+}
+
+size_t moei_cpu_packed_bytes(const moei_kernel *kernel, const moei_matrices *m)
+{
+    const moei_cpu_packed p = moei_cpu_packed_of(m);
+    (void)kernel;
+    return (size_t)moei_i64_round_up(p.bytes, ALIGN);
+}
+
+// ---- codes -------------------------------------------------------------------------------------
+
+// k + 2 j to nibble j, k + 2 j + 1 to nibble j + 4.
+static uint32_t part_nibbles(uint32_t codes)
+{
+    uint32_t even = codes & 0x0F0F0F0Fu;
+    uint32_t odd = codes >> 4 & 0x0F0F0F0Fu;
+    even = (even | even >> 4) & 0x00FF00FFu;
+    odd = (odd | odd >> 4) & 0x00FF00FFu;
+    even = (even | even >> 8) & 0xFFFFu;
+    odd = (odd | odd >> 8) & 0xFFFFu;
+    return even | odd << 16;
+}
+
+static uint32_t join_nibbles(uint32_t parted)
+{
+    uint32_t even = parted & 0xFFFFu;
+    uint32_t odd = parted >> 16;
+    even = (even | even << 8) & 0x00FF00FFu;
+    odd = (odd | odd << 8) & 0x00FF00FFu;
+    even = (even | even << 4) & 0x0F0F0F0Fu;
+    odd = (odd | odd << 4) & 0x0F0F0F0Fu;
+    return even | odd << 4;
+}
+
+/// One output's codes of a record in canonical memory: `count` elements of `bytes`, `stride` apart;
+/// where they lie side by side, one of all bytes.
+typedef struct piece {
+    uint8_t *at;
+    int64_t stride;
+    int64_t count, bytes;
+} piece;
+
+static piece piece_of(const moei_matrices *m, int64_t n, int64_t k0)
+{
+    const moe_dtype elem = m->format->elem;
+    uint8_t *base = (uint8_t *)(uintptr_t)m->values + n * m->value_n_stride;
+    const int64_t k1 = moei_i64_min(k0 + MOEI_CPU_RECORD, m->k);
+    if (m->value_k_stride == 0) {
+        const int64_t at = moei_elem_bytes(elem, k0);
+        return (piece){base + at, 0, 1, moei_elem_bytes(elem, k1) - at};
+    }
+    return (piece){base + k0 * m->value_k_stride, m->value_k_stride, k1 - k0,
+                   moe_dtype_bits(elem) / 8};
+}
+
+static void pack_codes(const moei_cpu_packed *p, const moei_matrices *m, int64_t n, int64_t k0,
+                       uint8_t *strip)
+{
+    uint8_t line[RECORD_BYTES] = {0};
+    const piece from = piece_of(m, n, k0);
+    for (int64_t i = 0; i < from.count; i++) {
+        memcpy(line + i * from.bytes, from.at + i * from.stride, (size_t)from.bytes);
+    }
+    uint8_t *to = strip + n % MOEI_CPU_STRIP * p->unit;
+    const int64_t step = MOEI_CPU_STRIP * p->unit;
+    for (int64_t u = 0; u < p->record / p->unit; u++) {
+        if (p->unit == 2) {
+            memcpy(to + u * step, line + 2 * u, 2);
+            continue;
+        }
+        uint32_t codes;
+        memcpy(&codes, line + 4 * u, 4);
+        codes = has_four_bits(m) ? part_nibbles(codes) : codes;
+        memcpy(to + u * step, &codes, 4);
+    }
+}
+
+static void unpack_codes(const moei_cpu_packed *p, const moei_matrices *m, int64_t n, int64_t k0,
+                         const uint8_t *strip)
+{
+    uint8_t line[RECORD_BYTES];
+    const piece to = piece_of(m, n, k0);
+    const uint8_t *from = strip + n % MOEI_CPU_STRIP * p->unit;
+    const int64_t step = MOEI_CPU_STRIP * p->unit;
+    for (int64_t u = 0; u < p->record / p->unit; u++) {
+        uint32_t codes = 0;
+        memcpy(&codes, from + u * step, (size_t)p->unit);
+        codes = has_four_bits(m) ? join_nibbles(codes) : codes;
+        memcpy(line + u * p->unit, &codes, (size_t)p->unit);
+    }
+    for (int64_t i = 0; i < to.count; i++) {
+        memcpy(to.at + i * to.stride, line + i * to.bytes, (size_t)to.bytes);
+    }
+}
+
+// ---- scales and zero points --------------------------------------------------------------------
+
+// Set s of group g begins at this k; false where the matrix has ended.
+static bool set_begins(const moei_cpu_packed *p, const moei_matrices *m, int64_t g, int64_t s,
+                       int64_t *k)
+{
+    *k = g * p->group_records * MOEI_CPU_RECORD + s * m->block_k;
+    return *k < m->k;
+}
+
+// `head`: of the group; outputs of the panel lie side by side in each set.
+static void pack_head(const moei_cpu_packed *p, const moei_matrices *m, int64_t n, int64_t width,
+                      int64_t g, uint8_t *head)
+{
+    const int64_t o = n % MOEI_CPU_PANEL;
+    uint8_t *zeros = head + p->sets * width * p->scale;
+    int64_t k;
+    for (int64_t s = 0; s < p->sets && set_begins(p, m, g, s, &k); s++) {
+        const uint8_t *from = (const uint8_t *)m->scales + moei_w_scale_at(m, 0, n, k) * p->scale;
+        memcpy(head + (s * width + o) * p->scale, from, (size_t)p->scale);
+        if (m->zeros != NULL) {
+            zeros[s * width + o] = moei_zero_point(m, 0, n, k / m->block_k);
+        }
+    }
+}
+
+static void unpack_head(const moei_cpu_packed *p, const moei_matrices *m, int64_t n, int64_t width,
+                        int64_t g, const uint8_t *head)
+{
+    const int64_t o = n % MOEI_CPU_PANEL;
+    const uint8_t *from = head + p->sets * width * p->scale;
+    uint8_t *zeros = (uint8_t *)(uintptr_t)m->zeros;
+    int64_t k;
+    for (int64_t s = 0; s < p->sets && set_begins(p, m, g, s, &k); s++) {
+        uint8_t *to = (uint8_t *)(uintptr_t)m->scales + moei_w_scale_at(m, 0, n, k) * p->scale;
+        memcpy(to, head + (s * width + o) * p->scale, (size_t)p->scale);
+        if (zeros != NULL) { // canonical and compact: a byte each
+            zeros[n * m->zero_n_stride + k / m->block_k] = from[s * width + o];
+        }
+    }
+}
+
+// ---- an expert ---------------------------------------------------------------------------------
+
+moe_status moei_cpu_pack(const moei_kernel *kernel, const moei_matrices *from, uint8_t *to)
+{
+    const moei_cpu_packed p = moei_cpu_packed_of(from);
+    (void)kernel;
+    memset(to, 0, moei_cpu_packed_bytes(kernel, from));
+    for (int64_t n = 0; n < from->n; n++) {
+        const int64_t panel = n / MOEI_CPU_PANEL;
+        const int64_t width = moei_cpu_panel_width(&p, panel);
+        const int64_t strip = n % MOEI_CPU_PANEL / MOEI_CPU_STRIP * MOEI_CPU_STRIP * p.record;
+        for (int64_t g = 0; g < p.groups; g++) {
+            uint8_t *group = to + moei_cpu_group_at(&p, panel, width, g);
+            const int64_t first = g * p.group_records;
+            const int64_t last = moei_i64_min(first + p.group_records, p.records);
+            pack_head(&p, from, n, width, g, group);
+            for (int64_t r = first; r < last; r++) {
+                uint8_t *record = group + width * (p.head + (r - first) * p.record);
+                pack_codes(&p, from, n, r * MOEI_CPU_RECORD, record + strip);
+            }
+        }
+        if (p.scales_at < p.bytes) {
+            const float scale =
+                moei_load_one(from->scale_dtype, from->scales, moei_w_scale_at(from, 0, n, 0));
+            memcpy(to + p.scales_at + n * (int64_t)sizeof scale, &scale, sizeof scale);
+        }
+    }
+    return MOE_OK;
+}
+
+void moei_cpu_unpack(const moei_kernel *kernel, const uint8_t *from, const moei_matrices *to)
+{
+    const moei_cpu_packed p = moei_cpu_packed_of(to);
+    (void)kernel;
+    for (int64_t n = 0; n < to->n; n++) {
+        const int64_t panel = n / MOEI_CPU_PANEL;
+        const int64_t width = moei_cpu_panel_width(&p, panel);
+        const int64_t strip = n % MOEI_CPU_PANEL / MOEI_CPU_STRIP * MOEI_CPU_STRIP * p.record;
+        for (int64_t g = 0; g < p.groups; g++) {
+            const uint8_t *group = from + moei_cpu_group_at(&p, panel, width, g);
+            const int64_t first = g * p.group_records;
+            const int64_t last = moei_i64_min(first + p.group_records, p.records);
+            unpack_head(&p, to, n, width, g, group);
+            for (int64_t r = first; r < last; r++) {
+                const uint8_t *record = group + width * (p.head + (r - first) * p.record);
+                unpack_codes(&p, to, n, r * MOEI_CPU_RECORD, record + strip);
+            }
+        }
+        if (p.scales_at < p.bytes) {
+            float scale;
+            memcpy(&scale, from + p.scales_at + n * (int64_t)sizeof scale, sizeof scale);
+            uint8_t *at = (uint8_t *)(uintptr_t)to->scales +
+                          moei_w_scale_at(to, 0, n, 0) * moe_dtype_bits(to->scale_dtype) / 8;
+            moei_store_f32(to->scale_dtype, at, 1, &scale);
+        }
+    }
+}
