@@ -3,11 +3,8 @@
 #ifndef MOEI_BACKENDS_CPU_CUT_H
 #define MOEI_BACKENDS_CPU_CUT_H
 
-#include "core/safemath.h"
+#include "backends/cpu/packed.h"
 #include "ops/sort.h"
-
-#define MOEI_CPU_UNIT                                                                              \
-    64 // columns: bands are multiples, so that panels of packed weights stay whole
 
 /// Rows of expert e: [*i0, the result).
 static inline int64_t moei_cpu_rows_of(const moek_ggemm_args *a, int32_t e, int64_t *i0)

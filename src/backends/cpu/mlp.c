@@ -24,18 +24,20 @@
 // ---------------------------------------------------------------------------------
 
 // Columns of h of which bands must be multiples, so that each has scales of its own; 0: none will
-// do. Packed scales share an int32 by fours.
+// do.
 static int64_t quantize_unit(const moek_quantize_args *q)
 {
-    const int64_t scales = q->quant.scale_type == MOE_SCALE_UE8M0_PACKED ? 4 : 1;
-    const int64_t group = q->quant.group * scales;
-    if (q->info->grain == MOEI_GRAIN_TENSOR) {
-        return moei_quantize_is_global(q->info) ? 0 : MOEI_CPU_UNIT;
-    }
-    if (q->info->grain != MOEI_GRAIN_GROUP || moei_quantize_is_global(q->info) || group <= 0) {
+    const int64_t group = q->quant.group;
+    if (moei_quantize_is_global(q->info) || q->quant.scale_type == MOE_SCALE_UE8M0_PACKED) {
         return 0;
     }
-    return MOEI_CPU_UNIT % group == 0 ? MOEI_CPU_UNIT : group % MOEI_CPU_UNIT == 0 ? group : 0;
+    if (q->info->grain == MOEI_GRAIN_TENSOR) {
+        return MOEI_CPU_PANEL;
+    }
+    if (q->info->grain != MOEI_GRAIN_GROUP || group <= 0) {
+        return 0;
+    }
+    return MOEI_CPU_PANEL % group == 0 ? MOEI_CPU_PANEL : group % MOEI_CPU_PANEL == 0 ? group : 0;
 }
 
 static bool is_plain_quantize(const moek_quantize_args *q, const moek_glu_args *glu)
@@ -45,12 +47,12 @@ static bool is_plain_quantize(const moek_quantize_args *q, const moek_glu_args *
            q->x_batch_stride == glu->y_batch_stride;
 }
 
-// Gate and up columns of a band must be whole panels where the weights are packed.
+// Bands are whole panels of packed weights: so gate and up must both begin with one.
 static bool bands_fit(const moei_step *first, const moek_glu_args *glu)
 {
     const int64_t apart = glu->up_offset > glu->gate_offset ? glu->up_offset : glu->gate_offset;
     return first->kernel->layout == MOEI_LAYOUT_ROW || glu->step != 1 ||
-           apart % first->kernel->nr == 0;
+           apart % MOEI_CPU_PANEL == 0;
 }
 
 static bool same_rows(const moek_ggemm_args *a, const moek_ggemm_args *b)
@@ -74,7 +76,7 @@ int32_t moei_cpu_mlp_match(const moei_step *steps, int32_t count, moei_cpu_mlp *
     const moek_ggemm_args *first = &steps[0].args.ggemm;
     const moek_glu_args *glu = &steps[1].args.glu;
     int32_t next = 2;
-    *out = (moei_cpu_mlp){.first = &steps[0], .glu = &steps[1], .unit = MOEI_CPU_UNIT};
+    *out = (moei_cpu_mlp){.first = &steps[0], .glu = &steps[1], .unit = MOEI_CPU_PANEL};
     if (glu->x != first->y || glu->x_row_stride != first->y_row_stride ||
         glu->x_batch_stride != first->y_batch_stride || first->out_index != NULL ||
         first->w.count > MOEI_SORT_MAX_EXPERTS || !bands_fit(&steps[0], glu)) {
@@ -236,7 +238,7 @@ static moe_status run_second(const moei_exec *exec, stage *s)
 {
     const moei_step *step = s->mlp->second;
     const bool sums = sums_bands(s);
-    moei_cpu_cut_limits limits = {.unit = MOEI_CPU_UNIT,
+    moei_cpu_cut_limits limits = {.unit = MOEI_CPU_PANEL,
                                   .step = step->kernel->mr,
                                   .block = BLOCK_ROWS,
                                   .area = INT64_MAX,
@@ -263,7 +265,7 @@ moe_status moei_cpu_mlp_run(const moei_exec *exec, const moei_cpu_mlp *mlp)
 {
     stage s;
     const moei_step *first = mlp->first;
-    const moei_cpu_cut_limits limits = {.unit = mlp->unit > 0 ? mlp->unit : MOEI_CPU_UNIT,
+    const moei_cpu_cut_limits limits = {.unit = mlp->unit > 0 ? mlp->unit : MOEI_CPU_PANEL,
                                         .step = first->kernel->mr,
                                         .block = BLOCK_ROWS,
                                         .area = GATE_UP_MAX,
