@@ -5,6 +5,7 @@
 #include <stdio.h>
 
 #include "backends/cpu/packed.h"
+#include "backends/cpu/rescue.h"
 #include "core/isa.h"
 #include "ops/combine.h"
 #include "ops/ggemm.h"
@@ -108,5 +109,7 @@ const moei_backend moei_backend_cpu = {
     .glu = moei_cpu_glu,
     .combine = moei_cpu_combine,
     .run_steps = moei_cpu_run_steps,
+    .plan_prepare = moei_cpu_plan_prepare,
+    .plan_release = moei_cpu_plan_release,
     .ceiling = moei_cpu_ceiling,
 };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "backends/cpu/cut.h"
 
-#define SHARES   8 // tasks per thread, at least: the last one to end is late by a part of this
+#define SHARES   4 // tasks per thread, at least; more would read ahead less well
 #define ROWS_MIN 8 // fewer rows cost as much as these: reading the weights
 
 void moei_cpu_cut_begin(moei_cpu_cut *cut, const moek_ggemm_args *args)

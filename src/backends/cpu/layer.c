@@ -12,8 +12,7 @@
 
 #define TOKENS_PER_TASK 8
 
-// ---- before the products
-// -------------------------------------------------------------------------
+// ---- before the products ------------------------------------------------------------------------
 
 // Steps of which each works on every token by itself.
 typedef struct prologue {
@@ -74,8 +73,7 @@ static moe_status run_prologue(const moei_exec *exec, prologue *p)
     return moei_cpu_sort(exec, p->sort->kernel, &p->sort->args.sort);
 }
 
-// ---- the layer
-// -----------------------------------------------------------------------------------
+// ---- the layer ----------------------------------------------------------------------------------
 
 moe_status moei_cpu_run_steps(const moei_exec *exec, const moei_step *steps, int32_t count)
 {

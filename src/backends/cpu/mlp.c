@@ -9,7 +9,7 @@
 #include <stdatomic.h>
 
 #include "backends/cpu/cpu.h"
-#include "backends/cpu/cut.h"
+#include "backends/cpu/rescue.h"
 #include "ops/combine.h"
 #include "ops/ggemm.h"
 #include "ops/glu.h"
@@ -20,8 +20,7 @@
 #define BLOCK_ROWS  256       // rows that share a band's weights while those are in a cache
 #define GATE_UP_MAX (1 << 16) // rows times columns of h: 512 KiB of gate and up
 
-// ---- which steps
-// ---------------------------------------------------------------------------------
+// ---- which steps --------------------------------------------------------------------------------
 
 // Columns of h of which bands must be multiples, so that each has scales of its own; 0: none will
 // do.
@@ -108,8 +107,7 @@ int32_t moei_cpu_mlp_match(const moei_step *steps, int32_t count, moei_cpu_mlp *
     return next;
 }
 
-// ---- bands
-// ---------------------------------------------------------------------------------------
+// ---- bands --------------------------------------------------------------------------------------
 
 static int64_t bytes_of(moe_dtype dtype, int64_t elems)
 {
@@ -150,57 +148,40 @@ static moek_combine_args combine_columns(const moek_combine_args *c, int64_t n0,
     return a;
 }
 
-// ---- stage 1
-// -------------------------------------------------------------------------------------
-
-typedef struct stage {
-    const moei_cpu_mlp *mlp;
-    moei_cpu_cut cut;
-    atomic_int left[MOST_BANDS]; // tasks of each band of outputs that have not ended
-} stage;
-
-static void first_columns(const moei_step *step, const moei_cpu_piece *p, int64_t n0, int64_t n1)
+static void product_columns(const moei_step *step, const moei_cpu_piece *p, int64_t n0, int64_t n1)
 {
     ((moek_ggemm_fn *)step->kernel->fn)(&step->args.ggemm, p->expert, p->i0, p->i1, n0, n1);
 }
 
-static void first_task(void *arg, size_t index)
+void moei_cpu_mlp_first(const moei_cpu_mlp *m, const moei_cpu_piece *p)
 {
-    const stage *s = arg;
-    const moei_cpu_mlp *m = s->mlp;
-    const moei_cpu_piece p = moei_cpu_cut_at(&s->cut, (int64_t)index);
     const moek_glu_args *glu = &m->glu->args.glu;
-    const moek_glu_args band = glu_columns(glu, p.n0, p.n1);
-    const int32_t batch = m->first->args.ggemm.offsets == NULL ? p.expert : 0;
+    const moek_glu_args band = glu_columns(glu, p->n0, p->n1);
+    const int32_t batch = m->first->args.ggemm.offsets == NULL ? p->expert : 0;
     if (glu->step == 2) {
-        first_columns(m->first, &p, 2 * p.n0, 2 * p.n1);
+        product_columns(m->first, p, 2 * p->n0, 2 * p->n1);
     } else {
-        first_columns(m->first, &p, glu->gate_offset + p.n0, glu->gate_offset + p.n1);
+        product_columns(m->first, p, glu->gate_offset + p->n0, glu->gate_offset + p->n1);
         if (moe_activation_gated(glu->act.activation) != 0) {
-            first_columns(m->first, &p, glu->up_offset + p.n0, glu->up_offset + p.n1);
+            product_columns(m->first, p, glu->up_offset + p->n0, glu->up_offset + p->n1);
         }
     }
-    ((moek_glu_fn *)m->glu->kernel->fn)(&band, batch, p.i0, p.i1);
+    ((moek_glu_fn *)m->glu->kernel->fn)(&band, batch, p->i0, p->i1);
     if (m->quantize != NULL && m->unit > 0) {
         const moek_quantize_args *whole = &m->quantize->args.quantize;
-        const moek_quantize_args q = quantize_columns(whole, p.n0, p.n1);
-        if (p.i0 < moei_quantize_count(whole, batch)) {
-            ((moek_quantize_fn *)m->quantize->kernel->fn)(&q, batch, p.i0, p.i1);
+        const moek_quantize_args q = quantize_columns(whole, p->n0, p->n1);
+        if (p->i0 < moei_quantize_count(whole, batch)) {
+            ((moek_quantize_fn *)m->quantize->kernel->fn)(&q, batch, p->i0, p->i1);
         }
     }
 }
 
-// ---- stage 2
-// -------------------------------------------------------------------------------------
-
-static void second_task(void *arg, size_t index)
+void moei_cpu_mlp_second(const moei_cpu_mlp *m, const moei_cpu_piece *p)
 {
-    const stage *s = arg;
-    const moei_cpu_piece p = moei_cpu_cut_at(&s->cut, (int64_t)index);
-    first_columns(s->mlp->second, &p, p.n0, p.n1);
+    product_columns(m->second, p, p->n0, p->n1);
 }
 
-static void sum_columns(const moei_cpu_mlp *m, int64_t n0, int64_t n1)
+void moei_cpu_mlp_sum(const moei_cpu_mlp *m, int64_t n0, int64_t n1)
 {
     for (int32_t i = 0; i < m->tails; i++) {
         const moek_combine_args *whole = &m->tail[i].args.combine;
@@ -209,18 +190,40 @@ static void sum_columns(const moei_cpu_mlp *m, int64_t n0, int64_t n1)
     }
 }
 
+// ---- stages -------------------------------------------------------------------------------------
+
+typedef struct stage {
+    const moei_cpu_mlp *mlp;
+    moei_cpu_cut cut;
+    atomic_int left[MOST_BANDS]; // tasks of each band of outputs that have not ended
+} stage;
+
+static void first_task(void *arg, size_t index)
+{
+    const stage *s = arg;
+    const moei_cpu_piece p = moei_cpu_cut_at(&s->cut, (int64_t)index);
+    moei_cpu_mlp_first(s->mlp, &p);
+}
+
+static void second_task(void *arg, size_t index)
+{
+    const stage *s = arg;
+    const moei_cpu_piece p = moei_cpu_cut_at(&s->cut, (int64_t)index);
+    moei_cpu_mlp_second(s->mlp, &p);
+}
+
 // Band by band, all rows of an expert in each.
 static void second_and_sum_task(void *arg, size_t index)
 {
     stage *s = arg;
     const int64_t band = (int64_t)index / s->cut.busy;
-    const int64_t n0 = band * s->cut.band;
-    const int64_t n1 = moei_i64_min(n0 + s->cut.band, s->cut.columns);
-    moei_cpu_piece p = {.expert = s->cut.expert[(int64_t)index % s->cut.busy]};
+    moei_cpu_piece p = {.expert = s->cut.expert[(int64_t)index % s->cut.busy],
+                        .n0 = band * s->cut.band};
     p.i1 = moei_cpu_rows_of(s->cut.args, p.expert, &p.i0);
-    first_columns(s->mlp->second, &p, n0, n1);
+    p.n1 = moei_i64_min(p.n0 + s->cut.band, s->cut.columns);
+    moei_cpu_mlp_second(s->mlp, &p);
     if (atomic_fetch_sub_explicit(&s->left[band], 1, memory_order_acq_rel) == 1) {
-        sum_columns(s->mlp, n0, n1);
+        moei_cpu_mlp_sum(s->mlp, p.n0, p.n1);
     }
 }
 
@@ -237,23 +240,24 @@ static bool sums_bands(const stage *s)
 static moe_status run_second(const moei_exec *exec, stage *s)
 {
     const moei_step *step = s->mlp->second;
-    const bool sums = sums_bands(s);
-    moei_cpu_cut_limits limits = {.unit = MOEI_CPU_PANEL,
-                                  .step = step->kernel->mr,
-                                  .block = BLOCK_ROWS,
-                                  .area = INT64_MAX,
-                                  .bands = MOST_BANDS,
-                                  .threads = exec->ctx->num_threads};
+    const moei_cpu_cut_limits limits = {.unit = MOEI_CPU_PANEL,
+                                        .step = step->kernel->mr,
+                                        .block = BLOCK_ROWS,
+                                        .area = INT64_MAX,
+                                        .bands = MOST_BANDS,
+                                        .threads = exec->ctx->num_threads};
     moei_cpu_cut_choose(&s->cut, step->args.ggemm.w.n, &limits);
-    if (sums) {
-        for (int64_t b = 0; b < s->cut.bands; b++) {
-            atomic_init(&s->left[b], s->cut.busy);
+    if (!moei_cpu_rescue_second(exec, s->mlp, &s->cut)) {
+        if (sums_bands(s)) {
+            for (int64_t b = 0; b < s->cut.bands; b++) {
+                atomic_init(&s->left[b], s->cut.busy);
+            }
+            moei_parallel_for(&exec->ctx->pool, (size_t)(s->cut.bands * s->cut.busy),
+                              second_and_sum_task, s);
+            return MOE_OK;
         }
-        moei_parallel_for(&exec->ctx->pool, (size_t)(s->cut.bands * s->cut.busy),
-                          second_and_sum_task, s);
-        return MOE_OK;
+        moei_parallel_for(&exec->ctx->pool, (size_t)s->cut.tasks, second_task, s);
     }
-    moei_parallel_for(&exec->ctx->pool, (size_t)s->cut.tasks, second_task, s);
     for (int32_t i = 0; i < s->mlp->tails; i++) {
         const moei_step *sum = &s->mlp->tail[i];
         MOE_TRY(moei_cpu_combine(exec, sum->kernel, &sum->args.combine));
@@ -274,7 +278,9 @@ moe_status moei_cpu_mlp_run(const moei_exec *exec, const moei_cpu_mlp *mlp)
     s.mlp = mlp;
     moei_cpu_cut_begin(&s.cut, &first->args.ggemm);
     moei_cpu_cut_choose(&s.cut, mlp->glu->args.glu.inter, &limits);
-    moei_parallel_for(&exec->ctx->pool, (size_t)s.cut.tasks, first_task, &s);
+    if (!moei_cpu_rescue_first(exec, mlp, &s.cut)) {
+        moei_parallel_for(&exec->ctx->pool, (size_t)s.cut.tasks, first_task, &s);
+    }
     if (mlp->quantize != NULL && mlp->unit == 0) {
         MOE_TRY(moei_cpu_quantize(exec, mlp->quantize->kernel, &mlp->quantize->args.quantize));
     }
