@@ -359,6 +359,7 @@ static moe_status pack(moe_weights *w, int32_t first, int32_t count,
                 "%s: the weights wrap the caller's tensors; change those instead", call);
     MOE_TRY(check_source(w->plan, source, MOEI_ON_HOST, first, count, call, &s));
     MOE_TRY(agree_act_scales(w, &s, call));
+    moei_pool_drain(w->plan->ctx->own_pool); // late tasks read what is replaced
     const unsigned given = (s.has_gemm[0] ? 1u : 0u) | (s.has_gemm[1] ? 2u : 0u);
     for (int32_t e = 0; e < s.count; e++) {
         MOE_TRY(put_expert(w, &s, false, e, first + e, call));

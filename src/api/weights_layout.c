@@ -181,6 +181,7 @@ moe_status moe_weights_create(const moe_plan *plan, void *memory, size_t bytes, 
 void moe_weights_destroy(moe_weights *weights)
 {
     if (weights != NULL) {
+        moei_pool_drain(weights->plan->ctx->own_pool); // late tasks read weights
         moei_free(weights->plan->ctx, weights, weights->self_bytes);
     }
 }

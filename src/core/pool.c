@@ -2,9 +2,15 @@
 // The default thread pool: workers claim indices from one counter, spin a few microseconds for the
 // next job, then sleep on a futex.
 //
-// A job is open while the OPEN bit of `state` is set; the low bits count the workers inside it. A
-// worker that sleeps through a job never joins it and never delays it: the caller waits only for
-// workers inside. After fork the child has no workers, and every job runs on the caller.
+// A job is open while the OPEN bit of its slot's `state` is set; the low bits count the workers
+// inside it. A worker that sleeps through a job never joins it and never delays it: the caller
+// waits only for workers inside. After fork the child has no workers, and every job runs on the
+// caller.
+//
+// A worker that the system puts aside in the middle of a task holds it for a whole time slice. In a
+// job of attempts the caller does not wait for that: it does the task again itself, and returns as
+// soon as each task has been done once. The worker may still be inside then, so such a job leaves
+// its slot to it and the next job takes the other one.
 #define _GNU_SOURCE
 #include "core/pool.h"
 
@@ -18,29 +24,40 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "core/check.h"
 #include "core/safemath.h"
 
 #define OPEN        0x80000000u
-#define SPINS       2000 // about 5 microseconds; a futex wake costs more than that
+#define SPINS       2000 // tens of microseconds; a futex wake costs as much
 #define MAX_THREADS 1024
+#define PATIENCE_NS 20000 // before a task is done again: so long at least
+#define LOOK_EACH   64    // pauses between two looks at the clock
+
+// Written by the caller before OPEN is set, read by workers after they have joined.
+typedef struct job {
+    _Alignas(64) atomic_uint state; // OPEN | workers inside
+    moe_task_fn task;               // or
+    moei_attempt_fn *attempt;
+    void *arg;
+    atomic_uint *done; // of attempts: 1 + the thread that did a task, 0 at first
+    size_t n;
+    _Alignas(64) atomic_size_t next;
+} job;
 
 struct moei_pool {
     const moe_allocator *allocator;
     size_t bytes;
     int workers;
-    unsigned born; // fork generation
+    unsigned born;        // fork generation
+    atomic_uint numbered; // workers that have taken their number
     atomic_uint busy;
     atomic_bool stop;
-    // Job; written by the caller before OPEN is set, read by workers after they have joined.
-    moe_task_fn task;
-    void *arg;
-    size_t n;
-    atomic_size_t next;
-    atomic_uint state;      // OPEN | workers inside
     atomic_uint generation; // futex: workers sleep on it
+    atomic_uint current;    // slot of the job of this generation
+    job jobs[MOEI_POOL_SLOTS];
     pthread_t threads[];
 };
 
@@ -77,21 +94,44 @@ static inline void relax(void)
 #endif
 }
 
-static void claim(moei_pool *pool)
+static int64_t now_ns(void)
+{
+    struct timespec t = {0, 0};
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+// Does a task that nobody has done yet. What it wrote is seen by whoever reads the number of the
+// thread that counts.
+static void attempt(job *j, size_t i, unsigned thread)
+{
+    unsigned none = 0;
+    if (atomic_load_explicit(&j->done[i], memory_order_relaxed) == 0) {
+        j->attempt(j->arg, i, (int)thread);
+        (void)atomic_compare_exchange_strong_explicit(&j->done[i], &none, thread + 1,
+                                                      memory_order_release, memory_order_relaxed);
+    }
+}
+
+static void claim(job *j, unsigned thread)
 {
     size_t i;
     inside_task = true;
-    while ((i = atomic_fetch_add_explicit(&pool->next, 1, memory_order_relaxed)) < pool->n) {
-        pool->task(pool->arg, i);
+    while ((i = atomic_fetch_add_explicit(&j->next, 1, memory_order_relaxed)) < j->n) {
+        if (j->task != NULL) {
+            j->task(j->arg, i);
+        } else {
+            attempt(j, i, thread);
+        }
     }
     inside_task = false;
 }
 
-static bool join_job(moei_pool *pool)
+static bool join_job(job *j)
 {
-    unsigned state = atomic_load_explicit(&pool->state, memory_order_relaxed);
+    unsigned state = atomic_load_explicit(&j->state, memory_order_relaxed);
     while ((state & OPEN) != 0) {
-        if (atomic_compare_exchange_weak_explicit(&pool->state, &state, state + 1,
+        if (atomic_compare_exchange_weak_explicit(&j->state, &state, state + 1,
                                                   memory_order_acq_rel, memory_order_relaxed)) {
             return true;
         }
@@ -99,17 +139,18 @@ static bool join_job(moei_pool *pool)
     return false;
 }
 
-static void leave_job(moei_pool *pool)
+static void leave_job(job *j)
 {
-    // The last one out of a closed job wakes the caller, who waits on `state`.
-    if (atomic_fetch_sub_explicit(&pool->state, 1, memory_order_acq_rel) == 1) {
-        futex_wake_all(&pool->state);
+    // The last one out of a closed job wakes those who wait on `state`.
+    if (atomic_fetch_sub_explicit(&j->state, 1, memory_order_acq_rel) == 1) {
+        futex_wake_all(&j->state);
     }
 }
 
 static void *worker(void *argument)
 {
     moei_pool *pool = argument;
+    const unsigned thread = 1 + atomic_fetch_add_explicit(&pool->numbered, 1, memory_order_relaxed);
     unsigned seen = 0;
     for (;;) {
         unsigned now = atomic_load_explicit(&pool->generation, memory_order_acquire);
@@ -125,10 +166,25 @@ static void *worker(void *argument)
         if (atomic_load_explicit(&pool->stop, memory_order_acquire)) {
             return NULL;
         }
-        if (join_job(pool)) {
-            claim(pool);
-            leave_job(pool);
+        job *j = &pool->jobs[atomic_load_explicit(&pool->current, memory_order_relaxed)];
+        if (join_job(j)) {
+            claim(j, thread);
+            leave_job(j);
         }
+    }
+}
+
+// Waits until no worker is inside a job that is closed.
+static void wait_empty(job *j)
+{
+    unsigned state = atomic_load_explicit(&j->state, memory_order_acquire);
+    for (int spin = 0; state != 0 && (state & OPEN) == 0; spin++) {
+        if (spin >= SPINS) {
+            futex_wait(&j->state, state);
+        } else {
+            relax();
+        }
+        state = atomic_load_explicit(&j->state, memory_order_acquire);
     }
 }
 
@@ -139,33 +195,138 @@ static void run_inline(size_t n, moe_task_fn task, void *arg)
     }
 }
 
+static bool has_forked(const moei_pool *pool)
+{
+    return pool->born != atomic_load_explicit(&fork_generation, memory_order_relaxed);
+}
+
+// Takes the pool for a job; false where this thread must do without.
+static bool take(moei_pool *pool)
+{
+    return !inside_task && pool->workers > 0 && !has_forked(pool) &&
+           atomic_exchange_explicit(&pool->busy, 1, memory_order_acquire) == 0;
+}
+
+static void give_back(moei_pool *pool)
+{
+    atomic_store_explicit(&pool->busy, 0, memory_order_release);
+}
+
+// A slot without workers; -1: each has a late one.
+static int free_slot(moei_pool *pool)
+{
+    for (int s = 0; s < MOEI_POOL_SLOTS; s++) {
+        if (atomic_load_explicit(&pool->jobs[s].state, memory_order_acquire) == 0) {
+            return s;
+        }
+    }
+    return -1;
+}
+
+static void open_job(moei_pool *pool, int slot, size_t n)
+{
+    job *j = &pool->jobs[slot];
+    j->n = n;
+    atomic_store_explicit(&j->next, 0, memory_order_relaxed);
+    atomic_store_explicit(&j->state, OPEN, memory_order_release);
+    atomic_store_explicit(&pool->current, (unsigned)slot, memory_order_relaxed);
+    atomic_fetch_add_explicit(&pool->generation, 1, memory_order_release);
+    futex_wake_all(&pool->generation);
+}
+
+static void close_job(job *j)
+{
+    (void)atomic_fetch_and_explicit(&j->state, ~OPEN, memory_order_acq_rel);
+}
+
 static void pool_parallel_for(void *self, size_t n, moe_task_fn task, void *arg)
 {
     moei_pool *pool = self;
-    if (n <= 1 || inside_task || pool->workers == 0 ||
-        pool->born != atomic_load_explicit(&fork_generation, memory_order_relaxed) ||
-        atomic_exchange_explicit(&pool->busy, 1, memory_order_acquire) != 0) {
+    if (n <= 1 || !take(pool)) {
         run_inline(n, task, arg);
         return;
     }
-    pool->task = task;
-    pool->arg = arg;
-    pool->n = n;
-    atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
-    atomic_store_explicit(&pool->state, OPEN, memory_order_release);
-    atomic_fetch_add_explicit(&pool->generation, 1, memory_order_release);
-    futex_wake_all(&pool->generation);
-    claim(pool);
-    unsigned state = atomic_fetch_and_explicit(&pool->state, ~OPEN, memory_order_acq_rel) & ~OPEN;
-    for (int spin = 0; state != 0; spin++) {
-        if (spin >= SPINS) {
-            futex_wait(&pool->state, state);
-        } else {
-            relax();
-        }
-        state = atomic_load_explicit(&pool->state, memory_order_acquire);
+    int slot = free_slot(pool);
+    if (slot < 0) {
+        slot = 0;
+        wait_empty(&pool->jobs[slot]);
     }
-    atomic_store_explicit(&pool->busy, 0, memory_order_release);
+    job *j = &pool->jobs[slot];
+    j->task = task;
+    j->arg = arg;
+    open_job(pool, slot, n);
+    claim(j, 0);
+    close_job(j);
+    wait_empty(j);
+    give_back(pool);
+}
+
+int moei_pool_take(moei_pool *pool)
+{
+    if (!take(pool)) {
+        return -1;
+    }
+    const int slot = free_slot(pool);
+    if (slot < 0) {
+        give_back(pool);
+    }
+    return slot;
+}
+
+// Waits for each task, and does those again that take too long: a task that is being done takes as
+// long as the others did.
+static void do_late_ones(job *j, int64_t patience)
+{
+    const int64_t since = now_ns();
+    for (size_t i = 0; i < j->n;) {
+        unsigned done = atomic_load_explicit(&j->done[i], memory_order_acquire);
+        for (int spin = 0; done == 0 && spin < LOOK_EACH; spin++) {
+            relax();
+            done = atomic_load_explicit(&j->done[i], memory_order_acquire);
+        }
+        if (done != 0) {
+            i++;
+        } else if (now_ns() - since >= patience) {
+            inside_task = true;
+            attempt(j, i, 0);
+            inside_task = false;
+        }
+    }
+}
+
+void moei_pool_attempts(moei_pool *pool, int slot, size_t n, moei_attempt_fn *fn, void *arg,
+                        atomic_uint *done)
+{
+    job *j = &pool->jobs[slot];
+    const int64_t begin = now_ns();
+    j->task = NULL;
+    j->attempt = fn;
+    j->arg = arg;
+    j->done = done;
+    for (size_t i = 0; i < n; i++) {
+        atomic_store_explicit(&done[i], 0, memory_order_relaxed);
+    }
+    open_job(pool, slot, n);
+    claim(j, 0);
+    int64_t own = 0;
+    for (size_t i = 0; i < n; i++) {
+        own += atomic_load_explicit(&done[i], memory_order_relaxed) == 1;
+    }
+    const int64_t each = own > 0 ? (now_ns() - begin) / own : 0;
+    do_late_ones(j, moei_i64_max(2 * each, PATIENCE_NS));
+    close_job(j);
+}
+
+void moei_pool_give_back(moei_pool *pool)
+{
+    give_back(pool);
+}
+
+void moei_pool_drain(moei_pool *pool)
+{
+    for (int s = 0; pool != NULL && !has_forked(pool) && s < MOEI_POOL_SLOTS; s++) {
+        wait_empty(&pool->jobs[s]);
+    }
 }
 
 static size_t pool_size(void *self)
@@ -185,7 +346,8 @@ moe_status moei_pool_create(const moe_allocator *allocator, int threads, moei_po
     MOE_REQUIRE(threads >= 1 && threads <= MAX_THREADS, MOE_E_ARGUMENT,
                 "moe_context_create: num_threads = %d, must be 1..%d", threads, MAX_THREADS);
     (void)pthread_once(&fork_once, register_fork_handler);
-    const size_t bytes = sizeof(moei_pool) + (size_t)(threads - 1) * sizeof(pthread_t);
+    const size_t bytes = moei_size_align(
+        sizeof(moei_pool) + (size_t)(threads - 1) * sizeof(pthread_t), _Alignof(moei_pool));
     moei_pool *pool = allocator->alloc(allocator->self, bytes, 64);
     MOE_REQUIRE(pool != NULL, MOE_E_NO_MEMORY,
                 "moe_context_create: no memory for a pool of %d threads (%zu bytes)", threads,
@@ -212,7 +374,7 @@ void moei_pool_destroy(moei_pool *pool)
     if (pool == NULL) {
         return;
     }
-    if (pool->born == atomic_load_explicit(&fork_generation, memory_order_relaxed)) {
+    if (!has_forked(pool)) {
         atomic_store_explicit(&pool->stop, true, memory_order_release);
         atomic_fetch_add_explicit(&pool->generation, 1, memory_order_release);
         futex_wake_all(&pool->generation);

@@ -4,6 +4,8 @@
 #ifndef MOEI_CORE_POOL_H
 #define MOEI_CORE_POOL_H
 
+#include <stdatomic.h>
+
 #include "moe/context.h"
 
 typedef struct moei_pool moei_pool;
@@ -17,6 +19,33 @@ void moei_pool_destroy(moei_pool *pool);
 
 /// The pool as the public struct; valid as long as the pool.
 moe_thread_pool moei_pool_view(moei_pool *pool);
+
+// ---- jobs that wait for nobody -----------------------------------------------------------------
+
+/// A job may be left before its last task ends, because another thread did it again. So a task
+/// touches only memory that outlives it: until the pool is drained, and until the next job of the
+/// same slot, which begins when nobody is left in this one.
+#define MOEI_POOL_SLOTS 2
+
+/// Does task i, which another thread may be doing at the same time: writes only what belongs to
+/// `thread` (0: the caller; workers 1 ..).
+typedef void moei_attempt_fn(void *arg, size_t i, int thread);
+
+/// Takes the pool: the slot of a job, or -1 where the caller must do with moei_parallel_for.
+int moei_pool_take(moei_pool *pool);
+
+/// Runs the job of a slot that was taken; n > 0. done[i], of n that are the job's own, becomes 1 +
+/// the thread whose result of task i counts.
+void moei_pool_attempts(moei_pool *pool, int slot, size_t n, moei_attempt_fn *fn, void *arg,
+                        atomic_uint *done);
+
+/// After moei_pool_take, and after results have been read.
+void moei_pool_give_back(moei_pool *pool);
+
+/// Returns when no task of a job that has returned still runs. NULL is fine.
+void moei_pool_drain(moei_pool *pool);
+
+// ---- any pool ----------------------------------------------------------------------------------
 
 /// Runs task(arg, i) for i in [0, n) and returns when all have run. Nested calls run inline, and
 /// so does a call while another run holds the pool, or in a child process after fork.

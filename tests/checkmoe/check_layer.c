@@ -67,6 +67,18 @@ static moe_status make_context(moec_layer_checks *k, moec_layer_context which,
     return MOE_OK;
 }
 
+// The device without its way to run several steps at once.
+static moe_status make_steps_context(moec_layer_checks *k, const moe_context_desc *desc)
+{
+    k->steps = *k->ctx[MOEC_CTX_MAIN]->backend;
+    if (k->steps.run_steps != NULL) {
+        MOE_TRY(make_context(k, MOEC_CTX_STEPS, desc));
+        k->steps.run_steps = NULL;
+        k->ctx[MOEC_CTX_STEPS]->backend = &k->steps;
+    }
+    return MOE_OK;
+}
+
 // Other threads and instruction sets.
 static moe_status make_cpu_contexts(moec_layer_checks *k)
 {
@@ -80,18 +92,17 @@ static moe_status make_cpu_contexts(moec_layer_checks *k)
         MOE_TRY(make_context(k, (moec_layer_context)i, &desc));
     }
     k->host = k->ctx[MOEC_CTX_MAIN];
-    return MOE_OK;
+    moe_context_desc desc = moe_context_desc_default();
+    desc.device = k->run.options->device;
+    desc.isa = k->run.options->isa;
+    desc.num_threads = 2;
+    return make_steps_context(k, &desc);
 }
 
-// The device without its way to run several steps at once, and the CPU.
+// One step after the other, and the CPU.
 static moe_status make_device_contexts(moec_layer_checks *k, const moe_context_desc *device)
 {
-    k->steps = *k->ctx[MOEC_CTX_MAIN]->backend;
-    if (k->steps.run_steps != NULL) {
-        MOE_TRY(make_context(k, MOEC_CTX_STEPS, device));
-        k->steps.run_steps = NULL;
-        k->ctx[MOEC_CTX_STEPS]->backend = &k->steps;
-    }
+    MOE_TRY(make_steps_context(k, device));
     MOE_TRY(moe_context_create(NULL, &k->ctx[MOEC_CTX_HOST]));
     k->host = k->ctx[MOEC_CTX_HOST];
     return MOE_OK;

@@ -376,6 +376,7 @@ static moe_status mutant_combine(const moei_exec *exec, const moei_kernel *kerne
 void moec_mutant_make(moec_mutant *mutant, const moe_context *ctx, moec_mutation mutation)
 {
     mutant->backend = *ctx->backend;
+    mutant->backend.run_steps = NULL; // each op has its own mistakes
     mutant->backend.ggemm = mutant_ggemm;
     mutant->backend.glu = mutant_glu;
     mutant->backend.place = mutant_place;

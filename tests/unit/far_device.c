@@ -205,6 +205,9 @@ far_device *far_device_make(const moei_backend *cpu, size_t bytes)
     far.backend.ggemm = far_ggemm;
     far.backend.glu = far_glu;
     far.backend.combine = far_combine;
+    far.backend.run_steps = NULL;
+    far.backend.plan_prepare = NULL;
+    far.backend.plan_release = NULL;
     far.backend.graph_capture = graph_capture;
     far.backend.graph_run = graph_run;
     far.backend.graph_release = graph_release;

@@ -183,6 +183,7 @@ packed_rows *packed_rows_make(const moei_backend *with)
     rows.backend.pack = pack;
     rows.backend.unpack = unpack;
     rows.backend.ggemm = ggemm;
+    rows.backend.run_steps = NULL; // it would not ask ggemm
     return &rows;
 }
 

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The thread pool: every index once, for many sizes and thread counts; nested calls, several
-// callers at once, and a child process after fork.
+// callers at once, and a child process after fork. Jobs of attempts return though workers stop
+// inside them, and leave those behind safely.
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -124,6 +127,119 @@ static void test_fork(const moe_thread_pool *pool, job *j)
           status);
 }
 
+// ---- attempts ----------------------------------------------------------------------------------
+
+#define ATTEMPTS    24
+#define MAX_THREADS 7
+
+// A job whose workers stop inside their first task, until they are let go.
+typedef struct attempts {
+    atomic_int hits[ATTEMPTS];
+    atomic_uint done[ATTEMPTS];
+    int result[MAX_THREADS][ATTEMPTS]; // of each thread, as its attempts leave it
+    atomic_int stopped;                // workers that have
+    atomic_bool go;
+    int stop; // workers that are to
+} attempts;
+
+static void try_one(void *arg, size_t i, int thread)
+{
+    attempts *a = arg;
+    atomic_fetch_add(&a->hits[i], 1);
+    if (thread > 0 && !atomic_load(&a->go)) {
+        atomic_fetch_add(&a->stopped, 1);
+        while (!atomic_load(&a->go)) {
+            sched_yield();
+        }
+    }
+    while (thread == 0 && atomic_load(&a->stopped) < a->stop) { // so that each holds a task
+        sched_yield();
+    }
+    a->result[thread][i] = (int)i + 1;
+}
+
+static void begin_attempts(attempts *a, int stop)
+{
+    memset(a, 0, sizeof *a);
+    a->stop = stop;
+    atomic_store(&a->go, stop == 0);
+}
+
+// What each task gave, from the thread whose result counts.
+static void check_attempts(const attempts *a, const char *what)
+{
+    for (size_t i = 0; i < ATTEMPTS; i++) {
+        const unsigned done = atomic_load(&a->done[i]);
+        CHECK(done >= 1 && done <= MAX_THREADS && a->result[done - 1][i] == (int)i + 1,
+              "%s: task %zu counts as done by %u", what, i, done);
+    }
+}
+
+static int hits_of(const attempts *a)
+{
+    int hits = 0;
+    for (size_t i = 0; i < ATTEMPTS; i++) {
+        hits += atomic_load(&a->hits[i]);
+    }
+    return hits;
+}
+
+// All workers stop in a task each: the job returns all the same, and so do jobs beside them.
+static void test_late_tasks(moei_pool *pool, job *j, attempts a[2])
+{
+    moe_thread_pool view = moei_pool_view(pool);
+    const int workers = (int)view.size(view.self) - 1;
+    begin_attempts(&a[0], workers);
+    const int slot = moei_pool_take(pool);
+    if (workers == 0) {
+        CHECK(slot == -1, "a pool of one thread has slot %d", slot);
+        return;
+    }
+    CHECK(slot >= 0, "the pool is not free");
+    CHECK(moei_pool_take(pool) == -1, "the pool is taken twice");
+    moei_pool_attempts(pool, slot, ATTEMPTS, try_one, &a[0], a[0].done);
+    check_attempts(&a[0], "workers that stop");
+    moei_pool_give_back(pool);
+    CHECK(atomic_load(&a[0].stopped) == workers, "%d workers stopped", atomic_load(&a[0].stopped));
+    CHECK(hits_of(&a[0]) == ATTEMPTS + workers, "%d attempts at %d tasks, %d of which were held",
+          hits_of(&a[0]), ATTEMPTS, workers);
+
+    begin_attempts(&a[1], 0);
+    const int other = moei_pool_take(pool);
+    CHECK(other >= 0 && other != slot, "slot %d is given out while workers are in it", other);
+    moei_pool_attempts(pool, other, ATTEMPTS, try_one, &a[1], a[1].done);
+    check_attempts(&a[1], "no worker left");
+    moei_pool_give_back(pool);
+    memset(j->hits, 0, sizeof j->hits);
+    moei_parallel_for(&view, 100, hit, j);
+    check_hits(j, 100, "beside late tasks");
+
+    atomic_store(&a[0].go, true);
+    moei_pool_drain(pool);
+    check_attempts(&a[0], "late results do not count");
+    memset(a, 0xA5, 2 * sizeof *a); // nobody looks any more
+    memset(j->hits, 0, sizeof j->hits);
+    moei_parallel_for(&view, 100, hit, j);
+    check_hits(j, 100, "after late tasks");
+}
+
+static void test_attempts(moei_pool *pool, job *j)
+{
+    attempts *a = calloc(2, sizeof *a);
+    for (int repeat = 0; CHECK(a != NULL, "memory is short") && repeat < 20; repeat++) {
+        test_late_tasks(pool, j, a);
+        begin_attempts(&a[0], 0);
+        const int slot = moei_pool_take(pool);
+        if (slot >= 0) {
+            moei_pool_attempts(pool, slot, ATTEMPTS, try_one, &a[0], a[0].done);
+            check_attempts(&a[0], "nobody stops");
+            moei_pool_give_back(pool);
+            moei_pool_drain(pool);
+        }
+    }
+    free(a);
+}
+
 int main(void)
 {
     static const int threads[] = {1, 2, 7};
@@ -146,6 +262,7 @@ int main(void)
         check_hits(j, 20, "nested");
         CHECK(atomic_load(&j->nested) == 60, "%d nested runs, want 60", atomic_load(&j->nested));
         test_many_callers(&view);
+        test_attempts(pool, j);
         test_fork(&view, j);
         moei_pool_destroy(pool);
     }

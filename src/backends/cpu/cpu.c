@@ -5,6 +5,7 @@
 #include <stdio.h>
 
 #include "backends/cpu/packed.h"
+#include "backends/cpu/rescue.h"
 #include "core/isa.h"
 #include "ops/combine.h"
 #include "ops/ggemm.h"
@@ -88,7 +89,6 @@ static bool probe(uint64_t *isa, char *text, size_t capacity)
     return true;
 }
 
-extern const moei_backend moei_backend_cpu;
 const moei_backend moei_backend_cpu = {
     .abi = MOE_BACKEND_ABI,
     .name = "cpu",
@@ -108,5 +108,8 @@ const moei_backend moei_backend_cpu = {
     .ggemm = moei_cpu_ggemm,
     .glu = moei_cpu_glu,
     .combine = moei_cpu_combine,
+    .run_steps = moei_cpu_run_steps,
+    .plan_prepare = moei_cpu_plan_prepare,
+    .plan_release = moei_cpu_plan_release,
     .ceiling = moei_cpu_ceiling,
 };

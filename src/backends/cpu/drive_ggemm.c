@@ -3,6 +3,7 @@
 // over all rows of its expert, so that its weights are read once. It is as wide as leaves several
 // tasks to each thread: a kernel reads ahead within its band.
 #include "backends/cpu/cpu.h"
+#include "backends/cpu/cut.h"
 #include "ops/ggemm.h"
 
 #define BAND             128 // outputs per task, or a multiple: whole tiles of every kernel
@@ -16,13 +17,6 @@ typedef struct job {
     int64_t bands;
 } job;
 
-// Rows of expert e: [*i0, the result).
-static int64_t rows_of(const moek_ggemm_args *a, int32_t e, int64_t *i0)
-{
-    *i0 = a->offsets != NULL ? a->offsets[e] : 0;
-    return a->offsets != NULL ? a->offsets[e + 1] : a->counts != NULL ? a->counts[e] : a->rows;
-}
-
 static void task(void *arg, size_t index)
 {
     const job *j = arg;
@@ -30,7 +24,7 @@ static void task(void *arg, size_t index)
     const int32_t e = (int32_t)((int64_t)index / j->bands);
     const int64_t n0 = (int64_t)index % j->bands * j->band;
     int64_t i0;
-    const int64_t i1 = rows_of(a, e, &i0);
+    const int64_t i1 = moei_cpu_rows_of(a, e, &i0);
     if (i0 < i1) {
         j->fn(a, e, i0, i1, n0, moei_i64_min(n0 + j->band, a->w.n));
     }
@@ -42,7 +36,7 @@ moe_status moei_cpu_ggemm(const moei_exec *exec, const moei_kernel *kernel,
     int64_t busy = 0;
     for (int32_t e = 0; e < args->w.count; e++) {
         int64_t i0;
-        busy += rows_of(args, e, &i0) > i0;
+        busy += moei_cpu_rows_of(args, e, &i0) > i0;
     }
     const int64_t tasks = TASKS_PER_THREAD * (int64_t)exec->ctx->num_threads;
     const int64_t bands = moei_i64_ceil_div(args->w.n, BAND) * busy / tasks; // that are to spare

@@ -51,8 +51,7 @@ static void combine_task(void *arg, size_t index)
 moe_status moei_cpu_combine(const moei_exec *exec, const moei_kernel *kernel,
                             const moek_combine_args *args)
 {
-    const int64_t valid = args->num_valid != NULL ? moei_i64_max(args->num_valid[0], 0) : INT64_MAX;
-    combine_job j = {args, (moek_combine_fn *)kernel->fn, moei_i64_min(args->tokens, valid)};
+    combine_job j = {args, (moek_combine_fn *)kernel->fn, moei_cpu_combine_tokens(args)};
     moei_parallel_for(&exec->ctx->pool, (size_t)moei_i64_ceil_div(j.tokens, ROWS_PER_TASK),
                       combine_task, &j);
     return MOE_OK;
@@ -78,13 +77,16 @@ moe_status moei_cpu_place(const moei_exec *exec, const moei_kernel *kernel,
     place_job j = {args, (moek_place_fn *)kernel->fn};
     moei_parallel_for(&exec->ctx->pool, (size_t)moei_i64_ceil_div(args->tokens, TOKENS_PER_TASK),
                       place_task, &j);
-    if (args->load != NULL) { // one thread: counters need no atomics, and no order
-        for (int64_t slot = 0; slot < args->tokens * args->top_k; slot++) {
-            const int32_t id = moei_physical_id(args, slot / args->top_k, args->router_ids[slot]);
-            if (id >= 0) {
-                args->load[id]++;
-            }
+    moei_cpu_count_load(args);
+    return MOE_OK;
+}
+
+void moei_cpu_count_load(const moek_place_args *args)
+{
+    for (int64_t slot = 0; args->load != NULL && slot < args->tokens * args->top_k; slot++) {
+        const int32_t id = moei_physical_id(args, slot / args->top_k, args->router_ids[slot]);
+        if (id >= 0) {
+            args->load[id]++;
         }
     }
-    return MOE_OK;
 }

@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+// Two stages, each one job of the pool:
+//   1  task = expert x band of h x block of rows: gate columns, up columns, activation, codes
+//   2  task = expert x band of outputs x block of rows
+// Few tokens: the tasks of stage 2 lie band by band, and the one that ends a band sums the slots of
+// its columns. Many: that sum is a job of its own, over tokens.
+#include "backends/cpu/mlp.h"
+
+#include <stdatomic.h>
+
+#include "backends/cpu/cpu.h"
+#include "backends/cpu/rescue.h"
+#include "ops/combine.h"
+#include "ops/ggemm.h"
+#include "ops/glu.h"
+#include "ops/quantize.h"
+
+#define FEW_TOKENS  64        // up to here one thread sums a band's slots
+#define MOST_BANDS  256       // that count their tasks
+#define BLOCK_ROWS  256       // rows that share a band's weights while those are in a cache
+#define GATE_UP_MAX (1 << 16) // rows times columns of h: 512 KiB of gate and up
+
+// ---- which steps --------------------------------------------------------------------------------
+
+// Columns of h of which bands must be multiples, so that each has scales of its own; 0: none will
+// do.
+static int64_t quantize_unit(const moek_quantize_args *q)
+{
+    const int64_t group = q->quant.group;
+    if (moei_quantize_is_global(q->info) || q->quant.scale_type == MOE_SCALE_UE8M0_PACKED) {
+        return 0;
+    }
+    if (q->info->grain == MOEI_GRAIN_TENSOR) {
+        return MOEI_CPU_PANEL;
+    }
+    if (q->info->grain != MOEI_GRAIN_GROUP || group <= 0) {
+        return 0;
+    }
+    return MOEI_CPU_PANEL % group == 0 ? MOEI_CPU_PANEL : group % MOEI_CPU_PANEL == 0 ? group : 0;
+}
+
+static bool is_plain_quantize(const moek_quantize_args *q, const moek_glu_args *glu)
+{
+    return q->stage == MOEK_QUANTIZE_CODES && !q->silu_mul && !q->zero_absent_scales &&
+           q->x == glu->y && q->x_row_stride == glu->y_row_stride &&
+           q->x_batch_stride == glu->y_batch_stride;
+}
+
+// Bands are whole panels of packed weights: so gate and up must both begin with one.
+static bool bands_fit(const moei_step *first, const moek_glu_args *glu)
+{
+    const int64_t apart = glu->up_offset > glu->gate_offset ? glu->up_offset : glu->gate_offset;
+    return first->kernel->layout == MOEI_LAYOUT_ROW || glu->step != 1 ||
+           apart % MOEI_CPU_PANEL == 0;
+}
+
+static bool same_rows(const moek_ggemm_args *a, const moek_ggemm_args *b)
+{
+    return a->w.count == b->w.count && a->offsets == b->offsets && a->counts == b->counts &&
+           a->rows == b->rows && b->row_index == NULL;
+}
+
+// Sums over the columns of what `second` writes.
+static bool sums_columns(const moei_step *step, const moek_ggemm_args *second)
+{
+    const moek_combine_args *c = &step->args.combine;
+    return step->op == MOEI_OP_COMBINE && c->width == second->w.n;
+}
+
+int32_t moei_cpu_mlp_match(const moei_step *steps, int32_t count, moei_cpu_mlp *out)
+{
+    if (count < 3 || steps[0].op != MOEI_OP_GGEMM || steps[1].op != MOEI_OP_GLU) {
+        return 0;
+    }
+    const moek_ggemm_args *first = &steps[0].args.ggemm;
+    const moek_glu_args *glu = &steps[1].args.glu;
+    int32_t next = 2;
+    *out = (moei_cpu_mlp){.first = &steps[0], .glu = &steps[1], .unit = MOEI_CPU_PANEL};
+    if (glu->x != first->y || glu->x_row_stride != first->y_row_stride ||
+        glu->x_batch_stride != first->y_batch_stride || first->out_index != NULL ||
+        first->w.count > MOEI_SORT_MAX_EXPERTS || !bands_fit(&steps[0], glu)) {
+        return 0;
+    }
+    const uint8_t *h = glu->y;
+    if (steps[next].op == MOEI_OP_QUANTIZE) {
+        const moek_quantize_args *q = &steps[next].args.quantize;
+        if (!is_plain_quantize(q, glu)) {
+            return 0;
+        }
+        out->quantize = &steps[next++];
+        out->unit = quantize_unit(q);
+        h = q->q;
+    }
+    if (next == count || steps[next].op != MOEI_OP_GGEMM) {
+        return 0;
+    }
+    const moek_ggemm_args *second = &steps[next].args.ggemm;
+    if (second->x.data != h || !same_rows(first, second)) {
+        return 0;
+    }
+    out->second = &steps[next++];
+    out->tail = steps + next;
+    while (next < count && sums_columns(&steps[next], second)) {
+        next++;
+        out->tails++;
+    }
+    return next;
+}
+
+// ---- bands --------------------------------------------------------------------------------------
+
+static int64_t bytes_of(moe_dtype dtype, int64_t elems)
+{
+    return elems * moe_dtype_bits(dtype) / 8;
+}
+
+// A range of columns of an op is the op itself, from other addresses.
+static moek_glu_args glu_columns(const moek_glu_args *glu, int64_t j0, int64_t j1)
+{
+    moek_glu_args a = *glu;
+    a.inter = j1 - j0;
+    a.x += bytes_of(a.x_dtype, glu->step * j0);
+    a.y += bytes_of(a.y_dtype, j0);
+    return a;
+}
+
+static moek_quantize_args quantize_columns(const moek_quantize_args *q, int64_t j0, int64_t j1)
+{
+    moek_quantize_args a = *q;
+    a.k = j1 - j0;
+    a.x += bytes_of(a.x_dtype, j0);
+    a.q += moei_quant_row_bytes(a.quant.elem, j0);
+    if (a.info->grain == MOEI_GRAIN_GROUP) {
+        a.scales = moei_quantize_scale_at(q, 0, 0, j0 / a.quant.group);
+    }
+    return a;
+}
+
+static moek_combine_args combine_columns(const moek_combine_args *c, int64_t n0, int64_t n1)
+{
+    moek_combine_args a = *c;
+    a.width = n1 - n0;
+    a.slots += a.slots != NULL ? bytes_of(a.slot_dtype, n0) : 0;
+    a.x += a.x != NULL ? bytes_of(a.x_dtype, n0) : 0;
+    a.bias += a.bias != NULL ? bytes_of(a.bias_dtype, n0) : 0;
+    a.shared += a.shared != NULL ? bytes_of(a.shared_dtype, n0) : 0;
+    a.out += bytes_of(a.out_dtype, n0);
+    return a;
+}
+
+static void product_columns(const moei_step *step, const moei_cpu_piece *p, int64_t n0, int64_t n1)
+{
+    ((moek_ggemm_fn *)step->kernel->fn)(&step->args.ggemm, p->expert, p->i0, p->i1, n0, n1);
+}
+
+void moei_cpu_mlp_first(const moei_cpu_mlp *m, const moei_cpu_piece *p)
+{
+    const moek_glu_args *glu = &m->glu->args.glu;
+    const moek_glu_args band = glu_columns(glu, p->n0, p->n1);
+    const int32_t batch = m->first->args.ggemm.offsets == NULL ? p->expert : 0;
+    if (glu->step == 2) {
+        product_columns(m->first, p, 2 * p->n0, 2 * p->n1);
+    } else {
+        product_columns(m->first, p, glu->gate_offset + p->n0, glu->gate_offset + p->n1);
+        if (moe_activation_gated(glu->act.activation) != 0) {
+            product_columns(m->first, p, glu->up_offset + p->n0, glu->up_offset + p->n1);
+        }
+    }
+    ((moek_glu_fn *)m->glu->kernel->fn)(&band, batch, p->i0, p->i1);
+    if (m->quantize != NULL && m->unit > 0) {
+        const moek_quantize_args *whole = &m->quantize->args.quantize;
+        const moek_quantize_args q = quantize_columns(whole, p->n0, p->n1);
+        if (p->i0 < moei_quantize_count(whole, batch)) {
+            ((moek_quantize_fn *)m->quantize->kernel->fn)(&q, batch, p->i0, p->i1);
+        }
+    }
+}
+
+void moei_cpu_mlp_second(const moei_cpu_mlp *m, const moei_cpu_piece *p)
+{
+    product_columns(m->second, p, p->n0, p->n1);
+}
+
+void moei_cpu_mlp_sum(const moei_cpu_mlp *m, int64_t n0, int64_t n1)
+{
+    for (int32_t i = 0; i < m->tails; i++) {
+        const moek_combine_args *whole = &m->tail[i].args.combine;
+        const moek_combine_args c = combine_columns(whole, n0, n1);
+        ((moek_combine_fn *)m->tail[i].kernel->fn)(&c, 0, moei_cpu_combine_tokens(whole));
+    }
+}
+
+// ---- stages -------------------------------------------------------------------------------------
+
+typedef struct stage {
+    const moei_cpu_mlp *mlp;
+    moei_cpu_cut cut;
+    atomic_int left[MOST_BANDS]; // tasks of each band of outputs that have not ended
+} stage;
+
+static void first_task(void *arg, size_t index)
+{
+    const stage *s = arg;
+    const moei_cpu_piece p = moei_cpu_cut_at(&s->cut, (int64_t)index);
+    moei_cpu_mlp_first(s->mlp, &p);
+}
+
+static void second_task(void *arg, size_t index)
+{
+    const stage *s = arg;
+    const moei_cpu_piece p = moei_cpu_cut_at(&s->cut, (int64_t)index);
+    moei_cpu_mlp_second(s->mlp, &p);
+}
+
+// Band by band, all rows of an expert in each.
+static void second_and_sum_task(void *arg, size_t index)
+{
+    stage *s = arg;
+    const int64_t band = (int64_t)index / s->cut.busy;
+    moei_cpu_piece p = {.expert = s->cut.expert[(int64_t)index % s->cut.busy],
+                        .n0 = band * s->cut.band};
+    p.i1 = moei_cpu_rows_of(s->cut.args, p.expert, &p.i0);
+    p.n1 = moei_i64_min(p.n0 + s->cut.band, s->cut.columns);
+    moei_cpu_mlp_second(s->mlp, &p);
+    if (atomic_fetch_sub_explicit(&s->left[band], 1, memory_order_acq_rel) == 1) {
+        moei_cpu_mlp_sum(s->mlp, p.n0, p.n1);
+    }
+}
+
+// Sums that a band's last task can do: of few tokens, where there is a task.
+static bool sums_bands(const stage *s)
+{
+    int64_t tokens = 0;
+    for (int32_t i = 0; i < s->mlp->tails; i++) {
+        tokens = moei_i64_max(tokens, s->mlp->tail[i].args.combine.tokens);
+    }
+    return s->mlp->tails > 0 && tokens <= FEW_TOKENS && s->cut.busy > 0;
+}
+
+static moe_status run_second(const moei_exec *exec, stage *s)
+{
+    const moei_step *step = s->mlp->second;
+    const moei_cpu_cut_limits limits = {.unit = MOEI_CPU_PANEL,
+                                        .step = step->kernel->mr,
+                                        .block = BLOCK_ROWS,
+                                        .area = INT64_MAX,
+                                        .bands = MOST_BANDS,
+                                        .threads = exec->ctx->num_threads};
+    moei_cpu_cut_choose(&s->cut, step->args.ggemm.w.n, &limits);
+    if (!moei_cpu_rescue_second(exec, s->mlp, &s->cut)) {
+        if (sums_bands(s)) {
+            for (int64_t b = 0; b < s->cut.bands; b++) {
+                atomic_init(&s->left[b], s->cut.busy);
+            }
+            moei_parallel_for(&exec->ctx->pool, (size_t)(s->cut.bands * s->cut.busy),
+                              second_and_sum_task, s);
+            return MOE_OK;
+        }
+        moei_parallel_for(&exec->ctx->pool, (size_t)s->cut.tasks, second_task, s);
+    }
+    for (int32_t i = 0; i < s->mlp->tails; i++) {
+        const moei_step *sum = &s->mlp->tail[i];
+        MOE_TRY(moei_cpu_combine(exec, sum->kernel, &sum->args.combine));
+    }
+    return MOE_OK;
+}
+
+moe_status moei_cpu_mlp_run(const moei_exec *exec, const moei_cpu_mlp *mlp)
+{
+    stage s;
+    const moei_step *first = mlp->first;
+    const moei_cpu_cut_limits limits = {.unit = mlp->unit > 0 ? mlp->unit : MOEI_CPU_PANEL,
+                                        .step = first->kernel->mr,
+                                        .block = BLOCK_ROWS,
+                                        .area = GATE_UP_MAX,
+                                        .bands = INT64_MAX,
+                                        .threads = exec->ctx->num_threads};
+    s.mlp = mlp;
+    moei_cpu_cut_begin(&s.cut, &first->args.ggemm);
+    moei_cpu_cut_choose(&s.cut, mlp->glu->args.glu.inter, &limits);
+    if (!moei_cpu_rescue_first(exec, mlp, &s.cut)) {
+        moei_parallel_for(&exec->ctx->pool, (size_t)s.cut.tasks, first_task, &s);
+    }
+    if (mlp->quantize != NULL && mlp->unit == 0) {
+        MOE_TRY(moei_cpu_quantize(exec, mlp->quantize->kernel, &mlp->quantize->args.quantize));
+    }
+    return run_second(exec, &s);
+}
