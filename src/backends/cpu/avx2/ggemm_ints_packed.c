@@ -1,0 +1,712 @@
+// SPDX-License-Identifier: Apache-2.0
+// ggemm with AVX2 of codes times codes: x of i8b32 or i16b32 with packed weights of integers, or of
+// e2m1, counted in halves. Integer instructions give the bits of the portable rows.
+//
+// Why: in the chain of a block of 32 k, every sum is a multiple of 1/2 below 2^24 (docs/numerics.md
+// has the worst cases), so no step of it rounds, and any order of exact operations ends in the same
+// float. After it come the portable row's own steps, acc = fma(sum * s_x, s_w, acc).
+//
+// A vector holds eight outputs, a lane each, as packed.h lays them.
+//
+//   Digits: x in signed bytes, one (int8) or two (int16: v = 256 high + low). Weights of 4 bits
+//   become unsigned bytes, 2 w + 12 by a table (e2m1) or as they are (uint4). vpmaddubsw makes
+//   pairs, of which four add up in 16 bits: 4 * 2 * 24 * 128 = 24576; vpmaddwd makes them 32 bits
+//   and puts the digit in its place. Then 12, or the zero point, times the sum of x is subtracted.
+//
+//   Pairs: x in 16 bits, weights less their zero points in 16 bits, vpmaddwd. For weights of 8
+//   bits, int16 and many rows, and codes of int16 that have no two digits (32640 and more).
+//
+// Per 8 outputs x 32 k, vector operations without loads: digits 20 for weights and 22 for each row
+// of int8, 42 of int16; pairs 36 for weights of 4 bits, 36 for each row. Up to FEW rows decode
+// weights in registers; for more, a record (64 outputs x 32 k) is decoded to a first-level cache
+// once, and rows are taken in tiles.
+//
+// Limits: one row: memory; many rows: the multiplier ports (10 of the 22 operations).
+#include <stddef.h>
+
+#include "backends/cpu/avx2/scales.h"
+#include "backends/cpu/packed_walk.h"
+#include "backends/cpu/product.h"
+
+#define PANEL     MOEI_CPU_PANEL
+#define STRIP     MOEI_CPU_STRIP
+#define RECORD    MOEI_CPU_RECORD
+#define LANES     8
+#define VECTORS   (PANEL / LANES) // of a panel
+#define HALVES    2               // of a record that have scales of their own
+#define TILE      4               // rows that share a load of weights
+#define FEW       4               // rows for which weights are decoded in registers
+#define MR        32              // rows that share a decoded record
+#define SIDE      4               // panels whose sums are kept at once
+#define X_ROOM    (80 << 10)      // bytes of prepared x
+#define ZERO_TOP  16 // zero points above it: a sum with int16 may round, see chain_as_written
+#define DIGIT_TOP 32639
+
+// ---- x -----------------------------------------------------------------------------------------
+
+/// 32 k of a row. The sums of x are multiplied by 12 for e2m1; the scale is halved for it.
+typedef struct cell8 {
+    int8_t digit[1][RECORD];
+    int32_t sum[HALVES]; // of either half, if they have scales of their own; else sum[0] of both
+    float scale;
+    int32_t unused;
+} cell8;
+
+typedef struct cell16 {
+    union {
+        int8_t digit[2][RECORD]; // low, high
+        int16_t code[RECORD];
+    };
+    int32_t sum[HALVES];
+    float scale;
+    int32_t unused;
+} cell16;
+
+typedef enum way { DIGITS8, DIGITS16, PAIRS } way;
+
+typedef struct job job;
+
+/// Folds one record into the sums of so many rows. `w`: as it lies, or decoded.
+typedef void fold_fn(const job *j, const uint8_t *w, const void *x, float (*acc)[PANEL]);
+
+struct job {
+    _Alignas(64) uint8_t x[X_ROOM];                           // cells [record][row] of the chunk
+    _Alignas(64) uint8_t w[PANEL * RECORD * sizeof(int16_t)]; // [vector][step][lane]
+    _Alignas(64) float acc[SIDE][MR][PANEL];
+    _Alignas(64) float scale[HALVES][PANEL];  // of the group
+    _Alignas(64) int32_t zero[HALVES][PANEL]; // zero points of the group
+    moei_cpu_columns columns;
+    moei_cpu_packed p;
+    moek_ggemm_args args; // moei_cpu_packed_args
+    const uint8_t *expert;
+    int32_t e;
+    way way;
+    bool e2m1;
+    bool int16;          // codes of x
+    bool halves;         // of a record have scales of their own
+    bool rounds;         // a zero point of the group is above ZERO_TOP
+    int64_t cell;        // bytes
+    int64_t first, last; // strips of the panel that are wanted
+    int64_t sets;        // folds of this record: 1, or 2 with halves
+};
+
+// Bytes of 8 k in the order in which 4-bit codes lie: low nibbles, then high ones.
+static inline __m256i in_order(__m256i bytes)
+{
+    const __m256i order = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15));
+    return _mm256_shuffle_epi8(bytes, order);
+}
+
+static inline int32_t sum_of(__m128i v)
+{
+    v = _mm_add_epi32(v, _mm_shuffle_epi32(v, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(v, _mm_shuffle_epi32(v, 0xB1)));
+}
+
+// v: lanes 0 to 3 are sums of the first half, the others of the second.
+static inline void store_sums(const job *j, __m256i v, int32_t sum[HALVES])
+{
+    const int32_t factor = j->e2m1 ? 12 : 1;
+    const int32_t low = sum_of(_mm256_castsi256_si128(v)) * factor;
+    const int32_t high = sum_of(_mm256_extracti128_si256(v, 1)) * factor;
+    sum[0] = j->halves ? low : low + high;
+    sum[1] = high;
+}
+
+static inline __m256i load(const void *from)
+{
+    return _mm256_loadu_si256((const __m256i *)from);
+}
+
+static inline void store(void *to, __m256i v)
+{
+    _mm256_storeu_si256((__m256i *)to, v);
+}
+
+static inline void fill_digits8(const job *j, const uint8_t *codes, cell8 *c)
+{
+    const __m256i v = load(codes);
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), v);
+    store(c->digit[0], in_order(v));
+    store_sums(j, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)), c->sum);
+}
+
+static inline void fill_digits16(const job *j, const uint8_t *codes, cell16 *c)
+{
+    const __m256i one = _mm256_set1_epi16(1);
+    const __m256i v[2] = {load(codes), load(codes + 32)};
+    __m256i low[2];
+    __m256i high[2];
+    __m256i sum[2];
+    for (int i = 0; i < 2; i++) {
+        low[i] = _mm256_srai_epi16(_mm256_slli_epi16(v[i], 8), 8);
+        high[i] = _mm256_srai_epi16(_mm256_sub_epi16(v[i], low[i]), 8);
+        sum[i] = _mm256_madd_epi16(v[i], one);
+    }
+    const __m256i low_bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(low[0], low[1]), 0xD8);
+    const __m256i high_bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(high[0], high[1]), 0xD8);
+    store(c->digit[0], in_order(low_bytes));
+    store(c->digit[1], in_order(high_bytes));
+    // hadd leaves either vector's lanes in one half of each 128 bits.
+    const __m256i both = _mm256_hadd_epi32(sum[0], sum[1]);
+    store_sums(j, _mm256_permute4x64_epi64(both, 0xD8), c->sum);
+}
+
+// Weights of 8 bits come as k, k + 2 and k + 1, k + 3, those of 4 bits as k, k + 1.
+static inline void fill_pairs(const job *j, const uint8_t *codes, cell16 *c)
+{
+    const __m256i even_first = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
+    for (int i = 0; i < 2; i++) {
+        const __m128i narrow = _mm_loadu_si128((const __m128i *)(const void *)(codes + 16 * i));
+        const __m256i v = j->int16 ? load(codes + 32 * i) : _mm256_cvtepi8_epi16(narrow);
+        store(c->code + 16 * i, j->p.unit_k == 4 ? _mm256_shuffle_epi8(v, even_first) : v);
+    }
+}
+
+/// Scales of a row, group after group of 32 k.
+typedef struct x_scales {
+    const uint8_t *at;
+    int64_t group, stride;
+    bool packed;
+} x_scales;
+
+static inline x_scales scales_of(const moek_ggemm_args *a, int32_t e, int64_t i, int64_t k)
+{
+    int64_t group;
+    const int64_t at = moei_x_scale_at(a, e, i, k, &group);
+    const uint8_t *base = a->x.scales;
+    return (x_scales){base + (a->x.packed ? 4 * at : at), group,
+                      a->x.scale_k_stride * (a->x.packed ? 4 : 1), a->x.packed};
+}
+
+static inline float next_scale(x_scales *s)
+{
+    const uint8_t code = s->packed ? s->at[s->group % 4] : *s->at;
+    s->group++;
+    s->at += !s->packed || s->group % 4 == 0 ? s->stride : 0;
+    return moei_e8m0_to_f32(code);
+}
+
+// Records r0 .. r1 - 1 of rows i0 .. i1 - 1.
+static void prepare(job *j, int64_t i0, int64_t i1, int64_t r0, int64_t r1)
+{
+    const moek_ggemm_args *a = &j->args;
+    const int64_t bytes = j->int16 ? 2 * RECORD : RECORD;
+    const int64_t row_bytes = a->w.k * bytes / RECORD;
+    const float part = j->e2m1 ? 0.5f : 1.0f;
+    for (int64_t i = i0; i < i1; i++) {
+        const uint8_t *row = moei_x_at(a, j->e, i);
+        x_scales scales = scales_of(a, j->e, i, r0 * RECORD);
+        uint8_t *to = j->x + (i - i0) * j->cell;
+        for (int64_t r = r0; r < r1; r++, to += (i1 - i0) * j->cell) {
+            uint8_t tail[2 * RECORD] = {0};
+            const uint8_t *codes = row + r * bytes;
+            if ((r + 1) * bytes > row_bytes) {
+                memcpy(tail, codes, (size_t)(row_bytes - r * bytes));
+                codes = tail;
+            }
+            const float scale = next_scale(&scales) * part;
+            if (j->way == DIGITS8) {
+                cell8 *c = (cell8 *)(void *)to;
+                fill_digits8(j, codes, c);
+                c->scale = scale;
+                continue;
+            }
+            cell16 *c = (cell16 *)(void *)to;
+            if (j->way == DIGITS16) {
+                fill_digits16(j, codes, c);
+            } else {
+                fill_pairs(j, codes, c);
+            }
+            c->scale = scale;
+        }
+    }
+}
+
+// True if every code of the rows has two digits.
+static bool have_digits(const moek_ggemm_args *a, int32_t e, int64_t i0, int64_t i1)
+{
+    const __m256i top = _mm256_set1_epi16(DIGIT_TOP);
+    for (int64_t i = i0; i < i1; i++) {
+        const uint8_t *row = moei_x_at(a, e, i);
+        __m256i above = _mm256_setzero_si256();
+        int64_t k = 0;
+        for (; k + 16 <= a->w.k; k += 16) {
+            above = _mm256_or_si256(above, _mm256_cmpgt_epi16(load(row + 2 * k), top));
+        }
+        bool found = _mm256_testz_si256(above, above) == 0;
+        for (; k < a->w.k; k++) {
+            int16_t code;
+            memcpy(&code, row + 2 * k, sizeof code);
+            found = found || code > DIGIT_TOP;
+        }
+        if (found) {
+            return false;
+        }
+    }
+    return true;
+}
+
+// ---- folds -------------------------------------------------------------------------------------
+
+// Loops over what is constant wherever it is called; sums then stay in registers.
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 8")
+#endif
+
+// acc = fma(sum * s_x, s_w, acc) of eight outputs.
+static inline void fold_one(__m256i sum, const float *x_scale, const float *scale, float *acc)
+{
+    const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_broadcast_ss(x_scale));
+    _mm256_store_ps(acc, _mm256_fmadd_ps(scaled, _mm256_load_ps(scale), _mm256_load_ps(acc)));
+}
+
+static inline __m256i dword_of(const void *from)
+{
+    int32_t bits;
+    memcpy(&bits, from, sizeof bits);
+    return _mm256_set1_epi32(bits);
+}
+
+// 8 outputs x 8 k to unsigned bytes: low nibbles, high nibbles.
+static inline void decode_bytes(bool e2m1, __m256i codes, __m256i out[2])
+{
+    const __m256i table = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+    const __m256i nibble = _mm256_set1_epi8(15);
+    out[0] = _mm256_and_si256(codes, nibble);
+    out[1] = _mm256_and_si256(_mm256_srli_epi16(codes, 4), nibble);
+    if (e2m1) {
+        out[0] = _mm256_shuffle_epi8(table, out[0]);
+        out[1] = _mm256_shuffle_epi8(table, out[1]);
+    }
+}
+
+// Numbers that are constant wherever this is called: rows, vectors (side by side), digits of x,
+// and whether weights are decoded already.
+__attribute__((always_inline)) static inline void
+fold_digits(const job *j, int64_t rows, int64_t vectors, int64_t digits, bool e2m1, bool halves,
+            bool decoded, const uint8_t *w, const void *x, float (*acc)[PANEL])
+{
+    const int64_t cell = digits == 1 ? (int64_t)sizeof(cell8) : (int64_t)sizeof(cell16);
+    const int64_t sum_at =
+        digits == 1 ? (int64_t)offsetof(cell8, sum) : (int64_t)offsetof(cell16, sum);
+    const int64_t scale_at =
+        digits == 1 ? (int64_t)offsetof(cell8, scale) : (int64_t)offsetof(cell16, scale);
+    const uint8_t *cells = x;
+    const int64_t lines = RECORD / 8;
+    for (int64_t strip = j->first; strip < j->last; strip++) {
+        const uint8_t *from = w + strip * STRIP * (decoded ? RECORD : RECORD / 2);
+        if (!decoded) {
+            moei_cpu_ask_ahead(from, STRIP * RECORD / 2);
+        }
+        for (int64_t v0 = 0; v0 < STRIP / LANES; v0 += vectors) {
+            const int64_t n = strip * STRIP + v0 * LANES;
+            __m256i total[TILE][2];
+            UNROLL
+            for (int64_t h = 0; h < HALVES; h++) {
+                __m256i pairs[TILE][2][2];
+                if (halves && h >= j->sets) {
+                    break;
+                }
+                UNROLL
+                for (int64_t u = 0; u < lines / 2; u++) {
+                    const int64_t line = h * lines / 2 + u;
+                    __m256i bytes[2][2];
+                    UNROLL
+                    for (int64_t v = 0; v < vectors; v++) {
+                        if (decoded) {
+                            const uint8_t *at = from + ((v0 + v) * lines + line) * 2 * 32;
+                            bytes[v][0] = load(at);
+                            bytes[v][1] = load(at + 32);
+                        } else {
+                            decode_bytes(e2m1, load(from + line * 64 + (v0 + v) * 32), bytes[v]);
+                        }
+                    }
+                    UNROLL
+                    for (int64_t r = 0; r < rows; r++) {
+                        UNROLL
+                        for (int64_t d = 0; d < digits; d++) {
+                            const uint8_t *digit = cells + r * cell + d * RECORD + line * 8;
+                            const __m256i low = dword_of(digit);
+                            const __m256i high = dword_of(digit + 4);
+                            UNROLL
+                            for (int64_t v = 0; v < vectors; v++) {
+                                const __m256i a = _mm256_maddubs_epi16(bytes[v][0], low);
+                                const __m256i b = _mm256_maddubs_epi16(bytes[v][1], high);
+                                const __m256i ab = _mm256_add_epi16(a, b);
+                                pairs[r][d][v] = u == 0 ? ab : _mm256_add_epi16(pairs[r][d][v], ab);
+                            }
+                        }
+                    }
+                }
+                UNROLL
+                for (int64_t r = 0; r < rows; r++) {
+                    UNROLL
+                    for (int64_t v = 0; v < vectors; v++) {
+                        __m256i sum = _mm256_madd_epi16(pairs[r][0][v], _mm256_set1_epi16(1));
+                        if (digits == 2) {
+                            sum = _mm256_add_epi32(
+                                sum, _mm256_madd_epi16(pairs[r][1][v], _mm256_set1_epi16(256)));
+                        }
+                        total[r][v] = halves || h == 0 ? sum : _mm256_add_epi32(total[r][v], sum);
+                        if (!halves && h == 0) {
+                            continue;
+                        }
+                        const int64_t set = halves ? h : 0;
+                        const uint8_t *c = cells + r * cell;
+                        const int64_t at = n + v * LANES;
+                        __m256i excess = dword_of(c + sum_at + set * 4);
+                        if (!e2m1) {
+                            excess = _mm256_mullo_epi32(excess, load(&j->zero[set][at]));
+                        }
+                        fold_one(_mm256_sub_epi32(total[r][v], excess),
+                                 (const float *)(const void *)(c + scale_at), &j->scale[set][at],
+                                 &acc[r][at]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+// The same of weights in 16 bits, decoded.
+__attribute__((always_inline)) static inline void fold_pairs(const job *j, int64_t rows,
+                                                             bool halves, const uint8_t *w,
+                                                             const void *x, float (*acc)[PANEL])
+{
+    const cell16 *cells = x;
+    const int64_t steps = RECORD / 2;
+    for (int64_t strip = j->first; strip < j->last; strip++) {
+        const uint8_t *from = w + strip * STRIP * RECORD * (int64_t)sizeof(int16_t);
+        __m256i sum[TILE][2];
+        for (int64_t h = 0; h < (halves ? j->sets : 1); h++) {
+            const int64_t count = halves ? steps / HALVES : steps;
+            UNROLL
+            for (int64_t r = 0; r < rows; r++) {
+                sum[r][0] = _mm256_setzero_si256();
+                sum[r][1] = _mm256_setzero_si256();
+            }
+            for (int64_t s = h * count; s < (h + 1) * count; s++) {
+                const __m256i w0 = load(from + s * 32);
+                const __m256i w1 = load(from + (steps + s) * 32);
+                UNROLL
+                for (int64_t r = 0; r < rows; r++) {
+                    const __m256i xs = dword_of(&cells[r].code[2 * s]);
+                    sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(w0, xs));
+                    sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(w1, xs));
+                }
+            }
+            UNROLL
+            for (int64_t r = 0; r < rows; r++) {
+                const int64_t n = strip * STRIP;
+                fold_one(sum[r][0], &cells[r].scale, &j->scale[h][n], &acc[r][n]);
+                fold_one(sum[r][1], &cells[r].scale, &j->scale[h][n + LANES], &acc[r][n + LANES]);
+            }
+        }
+    }
+}
+
+// As many vectors side by side as registers hold sums for: loads of x are shared by them.
+#define DIGITS_FN(rows, digits, e2m1, halves, decoded)                                             \
+    static void digits_##rows##_##digits##_##e2m1##_##halves##_##decoded(                          \
+        const job *j, const uint8_t *w, const void *x, float(*acc)[PANEL])                         \
+    {                                                                                              \
+        fold_digits(j, rows, (decoded) || (rows) * (digits) <= 2 ? 2 : 1, digits, e2m1, halves,    \
+                    decoded, w, x, acc);                                                           \
+    }
+#define DIGITS_ROWS(digits, e2m1, halves, decoded)                                                 \
+    DIGITS_FN(1, digits, e2m1, halves, decoded)                                                    \
+    DIGITS_FN(2, digits, e2m1, halves, decoded)                                                    \
+    DIGITS_FN(3, digits, e2m1, halves, decoded)                                                    \
+    DIGITS_FN(4, digits, e2m1, halves, decoded)
+#define DIGITS_NAMES(digits, e2m1, halves, decoded)                                                \
+    {                                                                                              \
+        digits_1_##digits##_##e2m1##_##halves##_##decoded,                                         \
+            digits_2_##digits##_##e2m1##_##halves##_##decoded,                                     \
+            digits_3_##digits##_##e2m1##_##halves##_##decoded,                                     \
+            digits_4_##digits##_##e2m1##_##halves##_##decoded                                      \
+    }
+#define DIGITS_FORMS(digits, decoded)                                                              \
+    DIGITS_ROWS(digits, 0, 0, decoded)                                                             \
+    DIGITS_ROWS(digits, 0, 1, decoded)                                                             \
+    DIGITS_ROWS(digits, 1, 0, decoded)                                                             \
+    DIGITS_ROWS(digits, 1, 1, decoded)                                                             \
+    static fold_fn *const digits_##digits##_##decoded[2][2][TILE] = {                              \
+        {DIGITS_NAMES(digits, 0, 0, decoded), DIGITS_NAMES(digits, 0, 1, decoded)},                \
+        {DIGITS_NAMES(digits, 1, 0, decoded), DIGITS_NAMES(digits, 1, 1, decoded)}};
+DIGITS_FORMS(1, 0)
+DIGITS_FORMS(1, 1)
+DIGITS_FORMS(2, 0)
+
+#define PAIRS_FN(rows, halves)                                                                     \
+    static void pairs_##rows##_##halves(const job *j, const uint8_t *w, const void *x,             \
+                                        float(*acc)[PANEL])                                        \
+    {                                                                                              \
+        fold_pairs(j, rows, halves, w, x, acc);                                                    \
+    }
+#define PAIRS_ROWS(halves)                                                                         \
+    PAIRS_FN(1, halves)                                                                            \
+    PAIRS_FN(2, halves)                                                                            \
+    PAIRS_FN(3, halves)                                                                            \
+    PAIRS_FN(4, halves)
+PAIRS_ROWS(0)
+PAIRS_ROWS(1)
+static fold_fn *const pairs[2][TILE] = {{pairs_1_0, pairs_2_0, pairs_3_0, pairs_4_0},
+                                        {pairs_1_1, pairs_2_1, pairs_3_1, pairs_4_1}};
+
+// ---- weights -----------------------------------------------------------------------------------
+
+// To unsigned bytes [vector][line][low, high nibbles][lane].
+static void decode_digits(job *j, const uint8_t *record)
+{
+    const int64_t lines = RECORD / 8;
+    for (int64_t v = 2 * j->first; v < 2 * j->last; v++) {
+        const uint8_t *from = record + v / 2 * (STRIP * RECORD / 2) + v % 2 * 32;
+        uint8_t *to = j->w + v * LANES * RECORD;
+        if (v % 2 == 0) {
+            moei_cpu_ask_ahead(from, STRIP * RECORD / 2);
+        }
+        for (int64_t line = 0; line < lines; line++) {
+            __m256i bytes[2];
+            decode_bytes(j->e2m1, load(from + line * 64), bytes);
+            store(to + line * 64, bytes[0]);
+            store(to + line * 64 + 32, bytes[1]);
+        }
+    }
+}
+
+// Words of signed bytes: the even ones, the odd ones.
+static inline void store_words(__m256i bytes, __m256i zero, void *even, void *odd)
+{
+    const __m256i low = _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8);
+    store(even, _mm256_sub_epi16(low, zero));
+    store(odd, _mm256_sub_epi16(_mm256_srai_epi16(bytes, 8), zero));
+}
+
+// To words [vector][pair of k][lane], less their zero points.
+static void decode_pairs(job *j, const uint8_t *record)
+{
+    const moe_dtype elem = j->args.w.format->elem;
+    const __m256i table = _mm256_broadcastsi128_si256(
+        elem == MOE_E2M1 ? _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+                         : _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    const __m256i nibble = _mm256_set1_epi8(15);
+    const bool bytes = j->p.unit_k == 4;
+    const int64_t lines = bytes ? RECORD / 4 : RECORD / 8;
+    for (int64_t v = 2 * j->first; v < 2 * j->last; v++) {
+        const uint8_t *from = record + v / 2 * (STRIP * j->p.record) + v % 2 * 32;
+        uint8_t *to = j->w + v * LANES * RECORD * (int64_t)sizeof(int16_t);
+        if (v % 2 == 0) {
+            moei_cpu_ask_ahead(from, STRIP * j->p.record);
+        }
+        for (int64_t line = 0; line < lines; line++) {
+            const __m256i codes = load(from + line * 64);
+            const int64_t set = j->halves ? line / (lines / HALVES) : 0;
+            const __m256i zero = load(&j->zero[set][v * LANES]);
+            const __m256i zeros = _mm256_or_si256(zero, _mm256_slli_epi32(zero, 16));
+            uint8_t *words = to + line * (bytes ? 64 : 128);
+            if (!bytes) { // nibbles: k, k + 4, k + 1, k + 5, and the same from k + 2
+                const __m256i high = _mm256_srli_epi16(codes, 4);
+                store_words(_mm256_shuffle_epi8(table, _mm256_and_si256(codes, nibble)), zeros,
+                            words, words + 64);
+                store_words(_mm256_shuffle_epi8(table, _mm256_and_si256(high, nibble)), zeros,
+                            words + 32, words + 96);
+            } else if (elem == MOE_I8) {
+                store_words(codes, zeros, words, words + 32);
+            } else {
+                const __m256i low = _mm256_and_si256(codes, _mm256_set1_epi16(255));
+                store(words, _mm256_sub_epi16(low, zeros));
+                store(words + 32, _mm256_sub_epi16(_mm256_srli_epi16(codes, 8), zeros));
+            }
+        }
+    }
+}
+
+// Scales and zero points of a group.
+static void load_head(job *j, const uint8_t *head, int64_t width)
+{
+    const moei_cpu_packed *p = &j->p;
+    const uint8_t *zeros = head + p->sets * width * p->scale;
+    const bool explicit_zeros = p->head > p->sets * p->scale;
+    uint8_t top = 0;
+    moei_cpu_ask_ahead(head, width * p->head);
+    for (int64_t s = 0; s < p->sets; s++) {
+        load_scale_line(j->args.w.scale_dtype, head + s * width * p->scale, width, j->scale[s]);
+        for (int64_t n = 0; explicit_zeros && n < width; n++) {
+            const uint8_t zero = zeros[s * width + n];
+            j->zero[s][n] = zero;
+            top = zero > top ? zero : top;
+        }
+    }
+    j->rounds = j->int16 && top > ZERO_TOP;
+}
+
+static uint8_t code_of(const uint8_t *record, int64_t n, int64_t k)
+{
+    const uint8_t *line = record + n / STRIP * (STRIP * RECORD / 2) + k / 8 * 64 + n % STRIP * 4;
+    const int64_t nibble = k % 8 / 2 + 4 * (k % 2);
+    return nibble % 2 == 0 ? line[nibble / 2] & 15 : line[nibble / 2] >> 4;
+}
+
+// A record whose sums may round, so that their order counts: the chain of the class.
+static void chain_as_written(job *j, const uint8_t *record, int64_t r, int64_t i0, int64_t i1,
+                             float (*acc)[PANEL])
+{
+    const moek_ggemm_args *a = &j->args;
+    const int64_t length = j->halves ? RECORD / HALVES : RECORD;
+    for (int64_t i = i0; i < i1; i++) {
+        const uint8_t *row = moei_x_at(a, j->e, i);
+        for (int64_t h = 0; h < j->sets; h++) {
+            const int64_t k0 = r * RECORD + h * length;
+            const int64_t k1 = moei_i64_min(k0 + length, a->w.k);
+            const float x_scale = moei_cpu_operand_scale(a, j->e, i, k0);
+            for (int64_t n = j->first * STRIP; n < j->last * STRIP; n++) {
+                float sum = 0.0f;
+                for (int64_t k = k0; k < k1; k++) {
+                    const float w = (float)(code_of(record, n, k - r * RECORD) - j->zero[h][n]);
+                    sum = moei_fmaf(moei_load_one(a->x.dtype, row, k), w, sum);
+                }
+                acc[i - i0][n] = moei_fmaf(sum * x_scale, j->scale[h][n], acc[i - i0][n]);
+            }
+        }
+    }
+}
+
+// ---- products ----------------------------------------------------------------------------------
+
+// Records r0 .. r1 - 1 of a panel, whose cells of x are prepared.
+static void run_panel(job *j, int64_t panel, int64_t i0, int64_t i1, int64_t r0, int64_t r1,
+                      float (*acc)[PANEL])
+{
+    const int64_t rows = i1 - i0;
+    const bool decoded = j->way == PAIRS || rows > FEW;
+    fold_fn *const *folds = j->way == PAIRS      ? pairs[j->halves]
+                            : j->way == DIGITS16 ? digits_2_0[j->e2m1][j->halves]
+                            : decoded            ? digits_1_1[j->e2m1][j->halves]
+                                                 : digits_1_0[j->e2m1][j->halves];
+    const int64_t tiles = moei_i64_ceil_div(rows, TILE);
+    moei_cpu_walk walk;
+    const uint8_t *head = moei_cpu_walk_to(&walk, &j->p, j->expert, panel, r0);
+    load_head(j, head, walk.width);
+    const uint8_t *x = j->x;
+    for (int64_t r = r0; r < r1; r++, x += rows * j->cell) {
+        const uint8_t *before = head;
+        const uint8_t *w = moei_cpu_walk_on(&walk, &head);
+        if (head != before) {
+            load_head(j, head, walk.width);
+        }
+        j->sets = j->halves && j->args.w.k - r * RECORD > RECORD / HALVES ? HALVES : 1;
+        if (j->rounds) {
+            chain_as_written(j, w, r, i0, i1, acc);
+            continue;
+        }
+        if (j->way == PAIRS) {
+            decode_pairs(j, w);
+            w = j->w;
+        } else if (decoded) {
+            decode_digits(j, w);
+            w = j->w;
+        }
+        for (int64_t t = 0; t < tiles; t++) {
+            const int64_t first = rows * t / tiles;
+            const int64_t last = rows * (t + 1) / tiles;
+            folds[last - first - 1](j, w, x + first * j->cell, acc + first);
+        }
+    }
+}
+
+static void want_strips(job *j, int64_t panel, int64_t n0, int64_t n1)
+{
+    j->first = moei_i64_max(n0 - panel * PANEL, 0) / STRIP;
+    j->last = moei_i64_ceil_div(moei_i64_min(n1 - panel * PANEL, PANEL), STRIP);
+}
+
+static void finish_panel(job *j, int64_t panel, int64_t i0, int64_t i1, int64_t n0, int64_t n1,
+                         float (*acc)[PANEL])
+{
+    const int64_t from = moei_i64_max(n0, panel * PANEL);
+    const int64_t to = moei_i64_min(n1, (panel + 1) * PANEL);
+    moei_cpu_load_columns(&j->args.w, j->e, from, to, &j->columns);
+    for (int64_t i = i0; i < i1; i++) {
+        moei_cpu_finish(&j->args, &j->columns, j->e, i, from, to,
+                        &acc[i - i0][from - panel * PANEL]);
+    }
+}
+
+static void run_rows(job *j, int64_t i0, int64_t i1, int64_t n0, int64_t n1)
+{
+    const int64_t rows = i1 - i0;
+    const int64_t chunk = moei_i64_min(X_ROOM / (rows * j->cell), j->p.records);
+    const int64_t end = moei_i64_ceil_div(n1, PANEL);
+    int64_t prepared = -1;
+    for (int64_t panel0 = n0 / PANEL; panel0 < end; panel0 += SIDE) {
+        const int64_t panel1 = moei_i64_min(panel0 + SIDE, end);
+        for (int64_t panel = panel0; panel < panel1; panel++) {
+            memset(j->acc[panel - panel0], 0, (size_t)rows * sizeof j->acc[0][0]);
+        }
+        for (int64_t r = 0; r < j->p.records; r += chunk) {
+            const int64_t r1 = moei_i64_min(r + chunk, j->p.records);
+            if (prepared != r) {
+                prepare(j, i0, i1, r, r1);
+                prepared = r;
+            }
+            for (int64_t panel = panel0; panel < panel1; panel++) {
+                want_strips(j, panel, n0, n1);
+                run_panel(j, panel, i0, i1, r, r1, j->acc[panel - panel0]);
+            }
+        }
+        for (int64_t panel = panel0; panel < panel1; panel++) {
+            finish_panel(j, panel, i0, i1, n0, n1, j->acc[panel - panel0]);
+        }
+    }
+}
+
+static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, int64_t n0,
+                int64_t n1, bool halves)
+{
+    job j;
+    const moei_format_info *format = args->w.format;
+    j.p = moei_cpu_packed_of(&args->w);
+    j.args = moei_cpu_packed_args(args, &j.p, e);
+    j.expert = args->w.values + (int64_t)e * args->w.value_e_stride;
+    j.e = e;
+    j.e2m1 = format->elem == MOE_E2M1;
+    j.int16 = args->x.dtype == MOE_I16;
+    j.halves = halves;
+    j.rounds = false;
+    for (int64_t s = 0; s < HALVES; s++) {
+        for (int64_t n = 0; n < PANEL; n++) {
+            j.scale[s][n] = 1.0f;
+            j.zero[s][n] = format->zero_point > 0 ? format->zero_point : 0;
+        }
+    }
+    const bool four_bits = j.p.unit_k == 8;
+    const int64_t blocks = moei_i64_ceil_div(i1 - i0, MR);
+    for (int64_t b = 0; b < blocks; b++) {
+        const int64_t first = i0 + (i1 - i0) * b / blocks;
+        const int64_t last = i0 + (i1 - i0) * (b + 1) / blocks;
+        const bool few = last - first <= FEW;
+        j.way = four_bits && !j.int16                                   ? DIGITS8
+                : four_bits && few && have_digits(args, e, first, last) ? DIGITS16
+                                                                        : PAIRS;
+        j.cell = j.way == DIGITS8 ? (int64_t)sizeof(cell8) : (int64_t)sizeof(cell16);
+        run_rows(&j, first, last, n0, n1);
+    }
+}
+
+#define INTS_KERNEL(x, variant, halves)                                                            \
+    moek_ggemm_fn moek_ggemm_any_##x##_packed__avx2_##variant;                                     \
+    void moek_ggemm_any_##x##_packed__avx2_##variant(                                              \
+        const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, int64_t n0, int64_t n1)    \
+    {                                                                                              \
+        run(args, e, i0, i1, n0, n1, halves);                                                      \
+    }
+INTS_KERNEL(i8, b16, true)
+INTS_KERNEL(i8, b32, false)
+INTS_KERNEL(i16, b16, true)
+INTS_KERNEL(i16, b32, false)
