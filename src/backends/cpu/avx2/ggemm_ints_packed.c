@@ -66,9 +66,6 @@ typedef enum way { DIGITS8, DIGITS16, PAIRS } way;
 
 typedef struct job job;
 
-/// Folds one record into the sums of so many rows. `w`: as it lies, or decoded.
-typedef void fold_fn(const job *j, const uint8_t *w, const void *x, float (*acc)[PANEL]);
-
 struct job {
     _Alignas(64) uint8_t x[X_ROOM];                           // cells [record][row] of the chunk
     _Alignas(64) uint8_t w[PANEL * RECORD * sizeof(int16_t)]; // [vector][step][lane]
@@ -286,6 +283,14 @@ static inline void decode_bytes(bool e2m1, __m256i codes, __m256i out[2])
     }
 }
 
+// Keeps a sum where it is in the order of the source. Compilers may add integers in any order, and
+// gcc then holds more products than there are registers.
+static inline __m256i pinned(__m256i sum)
+{
+    __asm__("" : "+x"(sum));
+    return sum;
+}
+
 // Numbers that are constant wherever this is called: rows, vectors (side by side), digits of x,
 // and whether weights are decoded already.
 __attribute__((always_inline)) static inline void
@@ -339,7 +344,8 @@ fold_digits(const job *j, int64_t rows, int64_t vectors, int64_t digits, bool e2
                                 const __m256i a = _mm256_maddubs_epi16(bytes[v][0], low);
                                 const __m256i b = _mm256_maddubs_epi16(bytes[v][1], high);
                                 const __m256i ab = _mm256_add_epi16(a, b);
-                                pairs[r][d][v] = u == 0 ? ab : _mm256_add_epi16(pairs[r][d][v], ab);
+                                pairs[r][d][v] =
+                                    pinned(u == 0 ? ab : _mm256_add_epi16(pairs[r][d][v], ab));
                             }
                         }
                     }
@@ -397,8 +403,8 @@ __attribute__((always_inline)) static inline void fold_pairs(const job *j, int64
                 UNROLL
                 for (int64_t r = 0; r < rows; r++) {
                     const __m256i xs = dword_of(&cells[r].code[2 * s]);
-                    sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(w0, xs));
-                    sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(w1, xs));
+                    sum[r][0] = pinned(_mm256_add_epi32(sum[r][0], _mm256_madd_epi16(w0, xs)));
+                    sum[r][1] = pinned(_mm256_add_epi32(sum[r][1], _mm256_madd_epi16(w1, xs)));
                 }
             }
             UNROLL
@@ -410,54 +416,6 @@ __attribute__((always_inline)) static inline void fold_pairs(const job *j, int64
         }
     }
 }
-
-// As many vectors side by side as registers hold sums for: loads of x are shared by them.
-#define DIGITS_FN(rows, digits, e2m1, halves, decoded)                                             \
-    static void digits_##rows##_##digits##_##e2m1##_##halves##_##decoded(                          \
-        const job *j, const uint8_t *w, const void *x, float(*acc)[PANEL])                         \
-    {                                                                                              \
-        fold_digits(j, rows, (decoded) || (rows) * (digits) <= 2 ? 2 : 1, digits, e2m1, halves,    \
-                    decoded, w, x, acc);                                                           \
-    }
-#define DIGITS_ROWS(digits, e2m1, halves, decoded)                                                 \
-    DIGITS_FN(1, digits, e2m1, halves, decoded)                                                    \
-    DIGITS_FN(2, digits, e2m1, halves, decoded)                                                    \
-    DIGITS_FN(3, digits, e2m1, halves, decoded)                                                    \
-    DIGITS_FN(4, digits, e2m1, halves, decoded)
-#define DIGITS_NAMES(digits, e2m1, halves, decoded)                                                \
-    {                                                                                              \
-        digits_1_##digits##_##e2m1##_##halves##_##decoded,                                         \
-            digits_2_##digits##_##e2m1##_##halves##_##decoded,                                     \
-            digits_3_##digits##_##e2m1##_##halves##_##decoded,                                     \
-            digits_4_##digits##_##e2m1##_##halves##_##decoded                                      \
-    }
-#define DIGITS_FORMS(digits, decoded)                                                              \
-    DIGITS_ROWS(digits, 0, 0, decoded)                                                             \
-    DIGITS_ROWS(digits, 0, 1, decoded)                                                             \
-    DIGITS_ROWS(digits, 1, 0, decoded)                                                             \
-    DIGITS_ROWS(digits, 1, 1, decoded)                                                             \
-    static fold_fn *const digits_##digits##_##decoded[2][2][TILE] = {                              \
-        {DIGITS_NAMES(digits, 0, 0, decoded), DIGITS_NAMES(digits, 0, 1, decoded)},                \
-        {DIGITS_NAMES(digits, 1, 0, decoded), DIGITS_NAMES(digits, 1, 1, decoded)}};
-DIGITS_FORMS(1, 0)
-DIGITS_FORMS(1, 1)
-DIGITS_FORMS(2, 0)
-
-#define PAIRS_FN(rows, halves)                                                                     \
-    static void pairs_##rows##_##halves(const job *j, const uint8_t *w, const void *x,             \
-                                        float(*acc)[PANEL])                                        \
-    {                                                                                              \
-        fold_pairs(j, rows, halves, w, x, acc);                                                    \
-    }
-#define PAIRS_ROWS(halves)                                                                         \
-    PAIRS_FN(1, halves)                                                                            \
-    PAIRS_FN(2, halves)                                                                            \
-    PAIRS_FN(3, halves)                                                                            \
-    PAIRS_FN(4, halves)
-PAIRS_ROWS(0)
-PAIRS_ROWS(1)
-static fold_fn *const pairs[2][TILE] = {{pairs_1_0, pairs_2_0, pairs_3_0, pairs_4_0},
-                                        {pairs_1_1, pairs_2_1, pairs_3_1, pairs_4_1}};
 
 // ---- weights -----------------------------------------------------------------------------------
 
@@ -527,23 +485,34 @@ static void decode_pairs(job *j, const uint8_t *record)
     }
 }
 
-// Scales and zero points of a group.
-static void load_head(job *j, const uint8_t *head, int64_t width)
+// Zero points of a group, and whether one of them lets sums round.
+static void load_zeros(job *j, const uint8_t *zeros, int64_t width)
 {
-    const moei_cpu_packed *p = &j->p;
-    const uint8_t *zeros = head + p->sets * width * p->scale;
-    const bool explicit_zeros = p->head > p->sets * p->scale;
     uint8_t top = 0;
-    moei_cpu_ask_ahead(head, width * p->head);
-    for (int64_t s = 0; s < p->sets; s++) {
-        load_scale_line(j->args.w.scale_dtype, head + s * width * p->scale, width, j->scale[s]);
-        for (int64_t n = 0; explicit_zeros && n < width; n++) {
+    for (int64_t s = 0; s < j->p.sets; s++) {
+        for (int64_t n = 0; n < width; n++) {
             const uint8_t zero = zeros[s * width + n];
             j->zero[s][n] = zero;
             top = zero > top ? zero : top;
         }
     }
     j->rounds = j->int16 && top > ZERO_TOP;
+}
+
+static void load_head(job *j, const uint8_t *head, int64_t width)
+{
+    const int64_t scales = width * j->p.scale;
+    moei_cpu_ask_ahead(head, width * j->p.head);
+    for (int64_t s = 0; s < j->p.sets; s++) {
+        if (width == PANEL) { // a constant
+            load_scale_line(j->args.w.scale_dtype, head + s * scales, PANEL, j->scale[s]);
+        } else {
+            load_scale_line(j->args.w.scale_dtype, head + s * scales, width, j->scale[s]);
+        }
+    }
+    if (j->p.head > j->p.sets * j->p.scale) {
+        load_zeros(j, head + j->p.sets * scales, width);
+    }
 }
 
 static uint8_t code_of(const uint8_t *record, int64_t n, int64_t k)
@@ -577,48 +546,153 @@ static void chain_as_written(job *j, const uint8_t *record, int64_t r, int64_t i
     }
 }
 
-// ---- products ----------------------------------------------------------------------------------
+// ---- loops over records ------------------------------------------------------------------------
 
-// Records r0 .. r1 - 1 of a panel, whose cells of x are prepared.
-static void run_panel(job *j, int64_t panel, int64_t i0, int64_t i1, int64_t r0, int64_t r1,
-                      float (*acc)[PANEL])
-{
-    const int64_t rows = i1 - i0;
-    const bool decoded = j->way == PAIRS || rows > FEW;
-    fold_fn *const *folds = j->way == PAIRS      ? pairs[j->halves]
-                            : j->way == DIGITS16 ? digits_2_0[j->e2m1][j->halves]
-                            : decoded            ? digits_1_1[j->e2m1][j->halves]
-                                                 : digits_1_0[j->e2m1][j->halves];
-    const int64_t tiles = moei_i64_ceil_div(rows, TILE);
+/// Records r .. end - 1 of a panel, whose cells of x begin at `x`.
+typedef struct span {
+    int64_t r, end;
+    const uint8_t *x;
+    int64_t i0, i1;
     moei_cpu_walk walk;
-    const uint8_t *head = moei_cpu_walk_to(&walk, &j->p, j->expert, panel, r0);
-    load_head(j, head, walk.width);
-    const uint8_t *x = j->x;
-    for (int64_t r = r0; r < r1; r++, x += rows * j->cell) {
-        const uint8_t *before = head;
-        const uint8_t *w = moei_cpu_walk_on(&walk, &head);
-        if (head != before) {
-            load_head(j, head, walk.width);
+    const uint8_t *head;   // of the group
+    const uint8_t *loaded; // whose scales are there
+} span;
+
+static span span_of(const job *j, int64_t panel, int64_t i0, int64_t i1, int64_t r0, int64_t r1)
+{
+    span s = {.r = r0, .end = r1, .x = j->x, .i0 = i0, .i1 = i1};
+    s.head = moei_cpu_walk_to(&s.walk, &j->p, j->expert, panel, r0);
+    return s;
+}
+
+// The next record; its scales and zero points are loaded.
+static inline const uint8_t *next_record(job *j, span *s, bool halves)
+{
+    const uint8_t *record = moei_cpu_walk_on(&s->walk, &s->head);
+    if (s->head != s->loaded) {
+        load_head(j, s->head, s->walk.width);
+        s->loaded = s->head;
+    }
+    j->sets = halves && j->args.w.k - s->r * RECORD > RECORD / HALVES ? HALVES : 1;
+    return record;
+}
+
+/// Folds records into the sums of rows i0 .. i1 - 1.
+typedef void loop_fn(job *j, span s, float (*acc)[PANEL]);
+
+// Few rows: weights are decoded in registers. As many vectors side by side as registers hold sums
+// for: loads of x are shared by them.
+__attribute__((always_inline)) static inline void
+few_rows(job *j, span s, int64_t rows, int64_t digits, bool e2m1, bool halves, float (*acc)[PANEL])
+{
+    const int64_t cell = digits == 1 ? (int64_t)sizeof(cell8) : (int64_t)sizeof(cell16);
+    for (; s.r < s.end; s.r++, s.x += rows * cell) {
+        const uint8_t *w = next_record(j, &s, halves);
+        if (digits == 2 && !e2m1 && j->rounds) {
+            chain_as_written(j, w, s.r, s.i0, s.i1, acc);
+        } else {
+            fold_digits(j, rows, rows * digits <= 2 ? 2 : 1, digits, e2m1, halves, false, w, s.x,
+                        acc);
         }
-        j->sets = j->halves && j->args.w.k - r * RECORD > RECORD / HALVES ? HALVES : 1;
+    }
+}
+
+#define FEW_FN(rows, digits, e2m1, halves)                                                         \
+    static void few_##rows##_##digits##_##e2m1##_##halves(job *j, span s, float(*acc)[PANEL])      \
+    {                                                                                              \
+        few_rows(j, s, rows, digits, e2m1, halves, acc);                                           \
+    }
+#define FEW_ROWS(digits, e2m1, halves)                                                             \
+    FEW_FN(1, digits, e2m1, halves)                                                                \
+    FEW_FN(2, digits, e2m1, halves)                                                                \
+    FEW_FN(3, digits, e2m1, halves)                                                                \
+    FEW_FN(4, digits, e2m1, halves)
+#define FEW_NAMES(digits, e2m1, halves)                                                            \
+    {                                                                                              \
+        few_1_##digits##_##e2m1##_##halves, few_2_##digits##_##e2m1##_##halves,                    \
+            few_3_##digits##_##e2m1##_##halves, few_4_##digits##_##e2m1##_##halves                 \
+    }
+FEW_ROWS(1, 0, 0)
+FEW_ROWS(1, 0, 1)
+FEW_ROWS(1, 1, 0)
+FEW_ROWS(1, 1, 1)
+FEW_ROWS(2, 0, 0)
+FEW_ROWS(2, 0, 1)
+FEW_ROWS(2, 1, 0)
+FEW_ROWS(2, 1, 1)
+static loop_fn *const few[2][2][2][FEW] = {
+    {{FEW_NAMES(1, 0, 0), FEW_NAMES(1, 0, 1)}, {FEW_NAMES(1, 1, 0), FEW_NAMES(1, 1, 1)}},
+    {{FEW_NAMES(2, 0, 0), FEW_NAMES(2, 0, 1)}, {FEW_NAMES(2, 1, 0), FEW_NAMES(2, 1, 1)}}};
+
+/// Folds a decoded record into the sums of so many rows.
+typedef void fold_fn(const job *j, const void *x, float (*acc)[PANEL]);
+
+#define TILE_FN(rows, e2m1, halves)                                                                \
+    static void digits_##rows##_##e2m1##_##halves(const job *j, const void *x, float(*acc)[PANEL]) \
+    {                                                                                              \
+        fold_digits(j, rows, 2, 1, e2m1, halves, true, j->w, x, acc);                              \
+    }
+#define TILE_ROWS(e2m1, halves)                                                                    \
+    TILE_FN(1, e2m1, halves)                                                                       \
+    TILE_FN(2, e2m1, halves)                                                                       \
+    TILE_FN(3, e2m1, halves)                                                                       \
+    TILE_FN(4, e2m1, halves)
+#define TILE_NAMES(e2m1, halves)                                                                   \
+    {                                                                                              \
+        digits_1_##e2m1##_##halves, digits_2_##e2m1##_##halves, digits_3_##e2m1##_##halves,        \
+            digits_4_##e2m1##_##halves                                                             \
+    }
+TILE_ROWS(0, 0)
+TILE_ROWS(0, 1)
+TILE_ROWS(1, 0)
+TILE_ROWS(1, 1)
+static fold_fn *const digits_tiles[2][2][TILE] = {{TILE_NAMES(0, 0), TILE_NAMES(0, 1)},
+                                                  {TILE_NAMES(1, 0), TILE_NAMES(1, 1)}};
+
+#define PAIRS_FN(rows, halves)                                                                     \
+    static void pairs_##rows##_##halves(const job *j, const void *x, float(*acc)[PANEL])           \
+    {                                                                                              \
+        fold_pairs(j, rows, halves, j->w, x, acc);                                                 \
+    }
+#define PAIRS_ROWS(halves)                                                                         \
+    PAIRS_FN(1, halves)                                                                            \
+    PAIRS_FN(2, halves)                                                                            \
+    PAIRS_FN(3, halves)                                                                            \
+    PAIRS_FN(4, halves)
+PAIRS_ROWS(0)
+PAIRS_ROWS(1)
+static fold_fn *const pairs_tiles[2][TILE] = {{pairs_1_0, pairs_2_0, pairs_3_0, pairs_4_0},
+                                              {pairs_1_1, pairs_2_1, pairs_3_1, pairs_4_1}};
+
+// Many rows: a record is decoded once, then multiplied tile by tile.
+static void many_rows(job *j, span s, float (*acc)[PANEL])
+{
+    fold_fn *const *folds =
+        j->way == PAIRS ? pairs_tiles[j->halves] : digits_tiles[j->e2m1][j->halves];
+    const int64_t rows = s.i1 - s.i0;
+    const int64_t tiles = moei_i64_ceil_div(rows, TILE);
+    int64_t begin[MR / TILE + 1]; // as many rows in every tile, but for one
+    for (int64_t t = 0; t <= tiles; t++) {
+        begin[t] = rows * t / tiles;
+    }
+    for (; s.r < s.end; s.r++, s.x += rows * j->cell) {
+        const uint8_t *w = next_record(j, &s, j->halves);
         if (j->rounds) {
-            chain_as_written(j, w, r, i0, i1, acc);
+            chain_as_written(j, w, s.r, s.i0, s.i1, acc);
             continue;
         }
         if (j->way == PAIRS) {
             decode_pairs(j, w);
-            w = j->w;
-        } else if (decoded) {
+        } else {
             decode_digits(j, w);
-            w = j->w;
         }
         for (int64_t t = 0; t < tiles; t++) {
-            const int64_t first = rows * t / tiles;
-            const int64_t last = rows * (t + 1) / tiles;
-            folds[last - first - 1](j, w, x + first * j->cell, acc + first);
+            folds[begin[t + 1] - begin[t] - 1](j, s.x + begin[t] * j->cell, acc + begin[t]);
         }
     }
 }
+
+// ---- products ----------------------------------------------------------------------------------
 
 static void want_strips(job *j, int64_t panel, int64_t n0, int64_t n1)
 {
@@ -643,6 +717,9 @@ static void run_rows(job *j, int64_t i0, int64_t i1, int64_t n0, int64_t n1)
     const int64_t rows = i1 - i0;
     const int64_t chunk = moei_i64_min(X_ROOM / (rows * j->cell), j->p.records);
     const int64_t end = moei_i64_ceil_div(n1, PANEL);
+    loop_fn *loop = j->way == PAIRS || rows > FEW
+                        ? many_rows
+                        : few[j->way == DIGITS16][j->e2m1][j->halves][rows - 1];
     int64_t prepared = -1;
     for (int64_t panel0 = n0 / PANEL; panel0 < end; panel0 += SIDE) {
         const int64_t panel1 = moei_i64_min(panel0 + SIDE, end);
@@ -657,7 +734,7 @@ static void run_rows(job *j, int64_t i0, int64_t i1, int64_t n0, int64_t n1)
             }
             for (int64_t panel = panel0; panel < panel1; panel++) {
                 want_strips(j, panel, n0, n1);
-                run_panel(j, panel, i0, i1, r, r1, j->acc[panel - panel0]);
+                loop(j, span_of(j, panel, i0, i1, r, r1), j->acc[panel - panel0]);
             }
         }
         for (int64_t panel = panel0; panel < panel1; panel++) {

@@ -4,6 +4,7 @@
 #define MOEI_BACKENDS_CPU_AVX2_SCALES_H
 
 #include <immintrin.h>
+#include <stdbool.h>
 
 #include "quant/elements.h"
 
@@ -34,16 +35,40 @@ static inline __m256 byte_scales(moe_dtype dtype, __m128i codes)
     return _mm256_castsi256_ps(bits);
 }
 
-// `count` scales side by side, a multiple of 8.
+// True if none of 16, 32, 48 or 64 e8m0 codes is 0 or 255: the others are a float's exponent.
+static inline bool all_exponents(const uint8_t *codes, int64_t count)
+{
+    __m128i least = _mm_set1_epi8(2);
+    for (int64_t n = 0; n < count; n += 16) {
+        const __m128i v = _mm_loadu_si128((const __m128i *)(const void *)(codes + n));
+        least = _mm_min_epu8(least, _mm_add_epi8(v, _mm_set1_epi8(1)));
+    }
+    return _mm_movemask_epi8(_mm_cmpeq_epi8(least, _mm_set1_epi8(2))) == 0xFFFF;
+}
+
+// Scales of the outputs of a panel side by side; `count`: a multiple of 16.
 static inline void load_scale_line(moe_dtype dtype, const uint8_t *from, int64_t count,
                                    float *restrict out)
 {
     switch (dtype) {
     case MOE_E8M0:
+        if (all_exponents(from, count)) {
+            for (int64_t n = 0; n < count; n += 8) {
+                const __m128i codes = _mm_loadl_epi64((const __m128i *)(const void *)(from + n));
+                const __m256i bits = _mm256_slli_epi32(_mm256_cvtepu8_epi32(codes), 23);
+                _mm256_store_ps(out + n, _mm256_castsi256_ps(bits));
+            }
+            return;
+        }
+        for (int64_t n = 0; n < count; n += 8) {
+            const __m128i codes = _mm_loadl_epi64((const __m128i *)(const void *)(from + n));
+            _mm256_store_ps(out + n, byte_scales(MOE_E8M0, codes));
+        }
+        return;
     case MOE_E4M3FN:
         for (int64_t n = 0; n < count; n += 8) {
             const __m128i codes = _mm_loadl_epi64((const __m128i *)(const void *)(from + n));
-            _mm256_store_ps(out + n, byte_scales(dtype, codes));
+            _mm256_store_ps(out + n, byte_scales(MOE_E4M3FN, codes));
         }
         return;
     case MOE_BF16:
