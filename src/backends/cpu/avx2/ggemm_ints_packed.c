@@ -111,6 +111,13 @@ static inline void store_sums(const job *j, __m256i v, int32_t sum[HALVES])
     sum[1] = high;
 }
 
+// v: of either half of a record. hadd leaves its lanes in one half of each 128 bits.
+static inline void store_half_sums(const job *j, const __m256i v[2], int32_t sum[HALVES])
+{
+    const __m256i both = _mm256_hadd_epi32(v[0], v[1]);
+    store_sums(j, _mm256_permute4x64_epi64(both, 0xD8), sum);
+}
+
 static inline __m256i load(const void *from)
 {
     return _mm256_loadu_si256((const __m256i *)from);
@@ -145,9 +152,7 @@ static inline void fill_digits16(const job *j, const uint8_t *codes, cell16 *c)
     const __m256i high_bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(high[0], high[1]), 0xD8);
     store(c->digit[0], in_order(low_bytes));
     store(c->digit[1], in_order(high_bytes));
-    // hadd leaves either vector's lanes in one half of each 128 bits.
-    const __m256i both = _mm256_hadd_epi32(sum[0], sum[1]);
-    store_sums(j, _mm256_permute4x64_epi64(both, 0xD8), c->sum);
+    store_half_sums(j, sum, c->sum);
 }
 
 // Weights of 8 bits come as k, k + 2 and k + 1, k + 3, those of 4 bits as k, k + 1.
@@ -155,11 +160,14 @@ static inline void fill_pairs(const job *j, const uint8_t *codes, cell16 *c)
 {
     const __m256i even_first = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
+    __m256i sum[2];
     for (int i = 0; i < 2; i++) {
         const __m128i narrow = _mm_loadu_si128((const __m128i *)(const void *)(codes + 16 * i));
         const __m256i v = j->int16 ? load(codes + 32 * i) : _mm256_cvtepi8_epi16(narrow);
         store(c->code + 16 * i, j->p.unit_k == 4 ? _mm256_shuffle_epi8(v, even_first) : v);
+        sum[i] = _mm256_madd_epi16(v, _mm256_set1_epi16(1));
     }
+    store_half_sums(j, sum, c->sum);
 }
 
 /// Scales of a row, group after group of 32 k.
@@ -283,6 +291,35 @@ static inline void decode_bytes(bool e2m1, __m256i codes, __m256i out[2])
     }
 }
 
+// 8 outputs x 4 k to words: k and k + 2, k + 1 and k + 3.
+static inline void words_of_bytes(bool is_signed, __m256i codes, __m256i out[2])
+{
+    const __m256i low = _mm256_slli_epi16(codes, 8);
+    out[0] = is_signed ? _mm256_srai_epi16(low, 8) : _mm256_srli_epi16(low, 8);
+    out[1] = is_signed ? _mm256_srai_epi16(codes, 8) : _mm256_srli_epi16(codes, 8);
+}
+
+// 8 outputs x 8 k to words, pair after pair.
+static inline void words_of_nibbles(bool e2m1, __m256i codes, __m256i out[4])
+{
+    const __m256i table = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12));
+    const __m256i nibble = _mm256_set1_epi8(15);
+    __m256i low = _mm256_and_si256(codes, nibble);                        // k, k + 4, k + 1, k + 5
+    __m256i high = _mm256_and_si256(_mm256_srli_epi16(codes, 4), nibble); // the same from k + 2
+    if (e2m1) {
+        low = _mm256_shuffle_epi8(table, low);
+        high = _mm256_shuffle_epi8(table, high);
+    }
+    __m256i words[2];
+    words_of_bytes(true, low, words);
+    out[0] = words[0];
+    out[2] = words[1];
+    words_of_bytes(true, high, words);
+    out[1] = words[0];
+    out[3] = words[1];
+}
+
 // Keeps a sum where it is in the order of the source. Compilers may add integers in any order, and
 // gcc then holds more products than there are registers.
 static inline __m256i pinned(__m256i sum)
@@ -380,6 +417,54 @@ fold_digits(const job *j, int64_t rows, int64_t vectors, int64_t digits, bool e2
     }
 }
 
+// The same of weights of 8 bits, as they lie, and x in pairs.
+__attribute__((always_inline)) static inline void fold_bytes(const job *j, int64_t rows,
+                                                             bool is_signed, bool halves,
+                                                             const uint8_t *w, const cell16 *x,
+                                                             float (*acc)[PANEL])
+{
+    const int64_t lines = RECORD / 4;
+    for (int64_t strip = j->first; strip < j->last; strip++) {
+        const uint8_t *from = w + strip * STRIP * RECORD;
+        moei_cpu_ask_ahead(from, STRIP * RECORD);
+        for (int64_t h = 0; h < (halves ? j->sets : 1); h++) {
+            const int64_t count = halves ? lines / HALVES : lines;
+            __m256i sum[TILE][2];
+            UNROLL
+            for (int64_t r = 0; r < rows; r++) {
+                sum[r][0] = _mm256_setzero_si256();
+                sum[r][1] = _mm256_setzero_si256();
+            }
+            for (int64_t line = h * count; line < (h + 1) * count; line++) {
+                UNROLL
+                for (int64_t v = 0; v < 2; v++) {
+                    __m256i words[2];
+                    words_of_bytes(is_signed, load(from + line * 64 + v * 32), words);
+                    UNROLL
+                    for (int64_t r = 0; r < rows; r++) {
+                        const __m256i even = dword_of(&x[r].code[4 * line]);
+                        const __m256i odd = dword_of(&x[r].code[4 * line + 2]);
+                        const __m256i both = _mm256_add_epi32(_mm256_madd_epi16(words[0], even),
+                                                              _mm256_madd_epi16(words[1], odd));
+                        sum[r][v] = pinned(_mm256_add_epi32(sum[r][v], both));
+                    }
+                }
+            }
+            UNROLL
+            for (int64_t r = 0; r < rows; r++) {
+                UNROLL
+                for (int64_t v = 0; v < 2; v++) {
+                    const int64_t n = strip * STRIP + v * LANES;
+                    const __m256i excess =
+                        _mm256_mullo_epi32(_mm256_set1_epi32(x[r].sum[h]), load(&j->zero[h][n]));
+                    fold_one(is_signed ? sum[r][v] : _mm256_sub_epi32(sum[r][v], excess),
+                             &x[r].scale, &j->scale[h][n], &acc[r][n]);
+                }
+            }
+        }
+    }
+}
+
 // The same of weights in 16 bits, decoded.
 __attribute__((always_inline)) static inline void fold_pairs(const job *j, int64_t rows,
                                                              bool halves, const uint8_t *w,
@@ -438,50 +523,56 @@ static void decode_digits(job *j, const uint8_t *record)
     }
 }
 
-// Words of signed bytes: the even ones, the odd ones.
-static inline void store_words(__m256i bytes, __m256i zero, void *even, void *odd)
+// To words [vector][pair of k][lane], less their zero points; e2m1 and int8 have none.
+__attribute__((always_inline)) static inline void decode_words(job *j, moe_dtype elem,
+                                                               const uint8_t *record)
 {
-    const __m256i low = _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8);
-    store(even, _mm256_sub_epi16(low, zero));
-    store(odd, _mm256_sub_epi16(_mm256_srai_epi16(bytes, 8), zero));
-}
-
-// To words [vector][pair of k][lane], less their zero points.
-static void decode_pairs(job *j, const uint8_t *record)
-{
-    const moe_dtype elem = j->args.w.format->elem;
-    const __m256i table = _mm256_broadcastsi128_si256(
-        elem == MOE_E2M1 ? _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
-                         : _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-    const __m256i nibble = _mm256_set1_epi8(15);
-    const bool bytes = j->p.unit_k == 4;
+    const bool bytes = elem == MOE_I8 || elem == MOE_U8;
+    const bool zeros = elem == MOE_U8 || elem == MOE_UINT4;
     const int64_t lines = bytes ? RECORD / 4 : RECORD / 8;
+    const int64_t line_bytes = 2 * LANES * (bytes ? 4 : 8); // decoded
     for (int64_t v = 2 * j->first; v < 2 * j->last; v++) {
-        const uint8_t *from = record + v / 2 * (STRIP * j->p.record) + v % 2 * 32;
-        uint8_t *to = j->w + v * LANES * RECORD * (int64_t)sizeof(int16_t);
+        const uint8_t *from = record + v / 2 * lines * 64 + v % 2 * 32;
+        uint8_t *to = j->w + v * lines * line_bytes;
+        __m256i zero[HALVES];
+        for (int64_t s = 0; zeros && s < HALVES; s++) {
+            const __m256i wide = load(&j->zero[s][v * LANES]);
+            zero[s] = _mm256_or_si256(wide, _mm256_slli_epi32(wide, 16));
+        }
         if (v % 2 == 0) {
-            moei_cpu_ask_ahead(from, STRIP * j->p.record);
+            moei_cpu_ask_ahead(from, lines * 64);
         }
         for (int64_t line = 0; line < lines; line++) {
-            const __m256i codes = load(from + line * 64);
-            const int64_t set = j->halves ? line / (lines / HALVES) : 0;
-            const __m256i zero = load(&j->zero[set][v * LANES]);
-            const __m256i zeros = _mm256_or_si256(zero, _mm256_slli_epi32(zero, 16));
-            uint8_t *words = to + line * (bytes ? 64 : 128);
-            if (!bytes) { // nibbles: k, k + 4, k + 1, k + 5, and the same from k + 2
-                const __m256i high = _mm256_srli_epi16(codes, 4);
-                store_words(_mm256_shuffle_epi8(table, _mm256_and_si256(codes, nibble)), zeros,
-                            words, words + 64);
-                store_words(_mm256_shuffle_epi8(table, _mm256_and_si256(high, nibble)), zeros,
-                            words + 32, words + 96);
-            } else if (elem == MOE_I8) {
-                store_words(codes, zeros, words, words + 32);
+            const int64_t set = j->halves && line >= lines / HALVES ? 1 : 0;
+            __m256i words[4];
+            if (bytes) {
+                words_of_bytes(elem == MOE_I8, load(from + line * 64), words);
             } else {
-                const __m256i low = _mm256_and_si256(codes, _mm256_set1_epi16(255));
-                store(words, _mm256_sub_epi16(low, zeros));
-                store(words + 32, _mm256_sub_epi16(_mm256_srli_epi16(codes, 8), zeros));
+                words_of_nibbles(elem == MOE_E2M1, load(from + line * 64), words);
+            }
+            for (int64_t i = 0; i < (bytes ? 2 : 4); i++) {
+                store(to + line * line_bytes + i * 32,
+                      zeros ? _mm256_sub_epi16(words[i], zero[set]) : words[i]);
             }
         }
+    }
+}
+
+static void decode_pairs(job *j, const uint8_t *record)
+{
+    switch (j->args.w.format->elem) {
+    case MOE_I8:
+        decode_words(j, MOE_I8, record);
+        return;
+    case MOE_U8:
+        decode_words(j, MOE_U8, record);
+        return;
+    case MOE_E2M1:
+        decode_words(j, MOE_E2M1, record);
+        return;
+    default:
+        decode_words(j, MOE_UINT4, record);
+        return;
     }
 }
 
@@ -597,6 +688,15 @@ few_rows(job *j, span s, int64_t rows, int64_t digits, bool e2m1, bool halves, f
     }
 }
 
+__attribute__((always_inline)) static inline void
+few_rows_of_bytes(job *j, span s, int64_t rows, bool is_signed, bool halves, float (*acc)[PANEL])
+{
+    for (; s.r < s.end; s.r++, s.x += rows * (int64_t)sizeof(cell16)) {
+        const uint8_t *w = next_record(j, &s, halves);
+        fold_bytes(j, rows, is_signed, halves, w, (const cell16 *)(const void *)s.x, acc);
+    }
+}
+
 #define FEW_FN(rows, digits, e2m1, halves)                                                         \
     static void few_##rows##_##digits##_##e2m1##_##halves(job *j, span s, float(*acc)[PANEL])      \
     {                                                                                              \
@@ -620,9 +720,31 @@ FEW_ROWS(2, 0, 0)
 FEW_ROWS(2, 0, 1)
 FEW_ROWS(2, 1, 0)
 FEW_ROWS(2, 1, 1)
-static loop_fn *const few[2][2][2][FEW] = {
+static loop_fn *const few_digits[2][2][2][FEW] = {
     {{FEW_NAMES(1, 0, 0), FEW_NAMES(1, 0, 1)}, {FEW_NAMES(1, 1, 0), FEW_NAMES(1, 1, 1)}},
     {{FEW_NAMES(2, 0, 0), FEW_NAMES(2, 0, 1)}, {FEW_NAMES(2, 1, 0), FEW_NAMES(2, 1, 1)}}};
+
+#define BYTES_FN(rows, is_signed, halves)                                                          \
+    static void bytes_##rows##_##is_signed##_##halves(job *j, span s, float(*acc)[PANEL])          \
+    {                                                                                              \
+        few_rows_of_bytes(j, s, rows, is_signed, halves, acc);                                     \
+    }
+#define BYTES_ROWS(is_signed, halves)                                                              \
+    BYTES_FN(1, is_signed, halves)                                                                 \
+    BYTES_FN(2, is_signed, halves)                                                                 \
+    BYTES_FN(3, is_signed, halves)                                                                 \
+    BYTES_FN(4, is_signed, halves)
+#define BYTES_NAMES(is_signed, halves)                                                             \
+    {                                                                                              \
+        bytes_1_##is_signed##_##halves, bytes_2_##is_signed##_##halves,                            \
+            bytes_3_##is_signed##_##halves, bytes_4_##is_signed##_##halves                         \
+    }
+BYTES_ROWS(0, 0)
+BYTES_ROWS(0, 1)
+BYTES_ROWS(1, 0)
+BYTES_ROWS(1, 1)
+static loop_fn *const few_bytes[2][2][FEW] = {{BYTES_NAMES(0, 0), BYTES_NAMES(0, 1)},
+                                              {BYTES_NAMES(1, 0), BYTES_NAMES(1, 1)}};
 
 /// Folds a decoded record into the sums of so many rows.
 typedef void fold_fn(const job *j, const void *x, float (*acc)[PANEL]);
@@ -694,6 +816,18 @@ static void many_rows(job *j, span s, float (*acc)[PANEL])
 
 // ---- products ----------------------------------------------------------------------------------
 
+static loop_fn *loop_of(const job *j, int64_t rows)
+{
+    if (rows > FEW) {
+        return many_rows;
+    }
+    if (j->way == PAIRS) {
+        return j->p.unit_k == 4 ? few_bytes[j->args.w.format->elem == MOE_I8][j->halves][rows - 1]
+                                : many_rows;
+    }
+    return few_digits[j->way == DIGITS16][j->e2m1][j->halves][rows - 1];
+}
+
 static void want_strips(job *j, int64_t panel, int64_t n0, int64_t n1)
 {
     j->first = moei_i64_max(n0 - panel * PANEL, 0) / STRIP;
@@ -717,9 +851,7 @@ static void run_rows(job *j, int64_t i0, int64_t i1, int64_t n0, int64_t n1)
     const int64_t rows = i1 - i0;
     const int64_t chunk = moei_i64_min(X_ROOM / (rows * j->cell), j->p.records);
     const int64_t end = moei_i64_ceil_div(n1, PANEL);
-    loop_fn *loop = j->way == PAIRS || rows > FEW
-                        ? many_rows
-                        : few[j->way == DIGITS16][j->e2m1][j->halves][rows - 1];
+    loop_fn *loop = loop_of(j, rows);
     int64_t prepared = -1;
     for (int64_t panel0 = n0 / PANEL; panel0 < end; panel0 += SIDE) {
         const int64_t panel1 = moei_i64_min(panel0 + SIDE, end);
@@ -767,10 +899,10 @@ static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, 
     for (int64_t b = 0; b < blocks; b++) {
         const int64_t first = i0 + (i1 - i0) * b / blocks;
         const int64_t last = i0 + (i1 - i0) * (b + 1) / blocks;
-        const bool few = last - first <= FEW;
-        j.way = four_bits && !j.int16                                   ? DIGITS8
-                : four_bits && few && have_digits(args, e, first, last) ? DIGITS16
-                                                                        : PAIRS;
+        const bool decodes = last - first > FEW;
+        j.way = four_bits && !j.int16                                        ? DIGITS8
+                : four_bits && !decodes && have_digits(args, e, first, last) ? DIGITS16
+                                                                             : PAIRS;
         j.cell = j.way == DIGITS8 ? (int64_t)sizeof(cell8) : (int64_t)sizeof(cell16);
         run_rows(&j, first, last, n0, n1);
     }
