@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Parts of moe bench: the layer (bench_layer.c), its inputs (bench_sets.c), clocks and ceilings
 // (bench_measure.c), the error (bench_error.c), figures (bench_figures.c), tables and JSON
-// (bench_report.c), comparisons (bench_compare.c).
+// (bench_report.c); results read again (bench_results.c), compared (bench_compare.c), drawn
+// (bench_plot.c).
 #ifndef MOE_CLI_BENCH_H
 #define MOE_CLI_BENCH_H
 
@@ -9,6 +10,7 @@
 
 #include "checkmoe/checkmoe.h"
 #include "cli.h"
+#include "io/json.h"
 #include "ops/backend.h"
 
 #define BENCH_MAX_ROWS    32
@@ -22,6 +24,7 @@ typedef struct bench_request {
     int64_t tokens[BENCH_MAX_ROWS];
     int num_rows;
     bool zipf, routing_only, error;
+    bool both_activations; // a CPU's integer products, too, where the weights allow them
     int64_t repeats, sets; // 0: chosen
     uint64_t seed;
 } bench_request;
@@ -143,8 +146,12 @@ bool bench_can_time(const moe_context *ctx, int *code);
 
 bool bench_measure_ceilings(const moe_context *ctx, bench_ceilings *out, int *code);
 
+/// The key of a ceiling in JSON; the unit that its value is in, times operations or bytes a second.
+double bench_ceiling_key(moei_ceiling which, bool host, char *key, size_t capacity);
+
 /// The ceiling that products of a descriptor have; MOEI_NUM_CEILINGS: not known.
-moei_ceiling bench_peak_of(const bench_ceilings *ceilings, const moe_layer_desc *desc, int gemm);
+moei_ceiling bench_peak_of(const bench_ceilings *ceilings, const moe_layer_desc *desc, int gemm,
+                           bool host);
 
 /// Seconds that all sets take, `repeats` times (0: as many as a short while allows). *seconds is to
 /// be freed.
@@ -179,7 +186,21 @@ json_t *bench_row_json(const bench_request *request, const bench_layer *layer,
 /// Writes rows to a file whole or not at all ("-": to standard output).
 int bench_write_json(const char *path, const json_t *rows);
 
+/// A file that bench_write_json wrote.
+typedef struct bench_results {
+    char *text;
+    moei_json doc;
+    const json_t *rows;
+} bench_results;
+
+/// False after one line on stderr; to be closed either way.
+bool bench_results_open(const char *path, bench_results *out);
+void bench_results_close(bench_results *r);
+
 /// moe bench --compare A B
 int bench_compare(const char *a, const char *b);
+
+/// moe bench --plot SVG FILE...: time over tokens (or threads), and the roofline.
+int bench_plot(const char *svg, const char *const *files, int count);
 
 #endif

@@ -7,41 +7,10 @@
 #include "bench.h"
 #include "io/json.h"
 
-#define MOST_BYTES ((size_t)64 << 20)
-
 /// What must agree for two rows to be of the same thing.
 static const char *const keys[] = {"shape",   "hidden", "inter",        "experts", "top_k",
                                    "format",  "glu",    "activation",   "x",       "level",
                                    "routing", "tokens", "routing_only", "device"};
-
-typedef struct results {
-    char *text;
-    moei_json doc;
-    const json_t *rows;
-} results;
-
-static bool open_results(const char *path, results *out)
-{
-    size_t size = 0;
-    *out = (results){.text = cli_read_file(path, MOST_BYTES, &size)};
-    if (out->text == NULL) {
-        return false;
-    }
-    moe_status status = moei_json_parse(&out->doc, "moe bench --compare", path, out->text, size, 0);
-    if (status == MOE_OK) {
-        status = moei_json_array(&out->doc, out->doc.root, "rows", &out->rows);
-    }
-    if (status != MOE_OK) {
-        (void)cli_failed(status);
-    }
-    return status == MOE_OK;
-}
-
-static void close_results(results *r)
-{
-    moei_json_free(&r->doc);
-    free(r->text);
-}
 
 static bool same_thing(const json_t *a, const json_t *b)
 {
@@ -55,7 +24,7 @@ static bool same_thing(const json_t *a, const json_t *b)
     return true;
 }
 
-static bool read_times(const results *r, const json_t *row, bench_times *out)
+static bool read_times(const bench_results *r, const json_t *row, bench_times *out)
 {
     const struct {
         const char *key;
@@ -96,7 +65,8 @@ static const char *verdict(bench_ratio r)
     return r.low > 1 ? "slower" : r.high < 1 ? "faster" : "";
 }
 
-static bool print_pair(const results *a, const json_t *x, const results *b, const json_t *y)
+static bool print_pair(const bench_results *a, const json_t *x, const bench_results *b,
+                       const json_t *y)
 {
     bench_times times[2];
     if (!read_times(a, x, &times[0]) || !read_times(b, y, &times[1])) {
@@ -109,7 +79,7 @@ static bool print_pair(const results *a, const json_t *x, const results *b, cons
     return true;
 }
 
-static int compare(const results *a, const results *b)
+static int compare(const bench_results *a, const bench_results *b)
 {
     size_t pairs = 0;
     const size_t counts[2] = {json_array_size(a->rows), json_array_size(b->rows)};
@@ -140,10 +110,11 @@ static int compare(const results *a, const results *b)
 
 int bench_compare(const char *a, const char *b)
 {
-    results x = {0};
-    results y = {0};
-    const int code = open_results(a, &x) && open_results(b, &y) ? compare(&x, &y) : CLI_FAILED;
-    close_results(&x);
-    close_results(&y);
+    bench_results x = {0};
+    bench_results y = {0};
+    const int code =
+        bench_results_open(a, &x) && bench_results_open(b, &y) ? compare(&x, &y) : CLI_FAILED;
+    bench_results_close(&x);
+    bench_results_close(&y);
     return code;
 }

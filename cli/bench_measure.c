@@ -30,7 +30,6 @@ bool bench_measure_ceilings(const moe_context *ctx, bench_ceilings *out, int *co
 {
     const moei_backend *backend = ctx->backend;
     const moei_exec exec = moei_exec_make(ctx, NULL);
-    *out = (bench_ceilings){{0}};
     if (backend->ceiling == NULL) {
         (void)fprintf(stderr, "moe: backend %s measures no ceilings: floors are left out\n",
                       backend->name);
@@ -49,7 +48,8 @@ bool bench_measure_ceilings(const moe_context *ctx, bench_ceilings *out, int *co
 }
 
 // The fastest unit that takes what the product reads; a device without it uses the next.
-moei_ceiling bench_peak_of(const bench_ceilings *ceilings, const moe_layer_desc *desc, int gemm)
+moei_ceiling bench_peak_of(const bench_ceilings *ceilings, const moe_layer_desc *desc, int gemm,
+                           bool host)
 {
     const moe_dtype operand = moei_gemm_operand_dtype(
         &desc->gemm[gemm], gemm == 0 || desc->inter_dtype == 0 ? desc->x_dtype : desc->inter_dtype);
@@ -57,7 +57,8 @@ moei_ceiling bench_peak_of(const bench_ceilings *ceilings, const moe_layer_desc 
                               operand == MOE_E5M2 || operand == MOE_E2M1 || operand == MOE_E2M3 ||
                               operand == MOE_E3M2;
     const bool half = operand == MOE_BF16 || operand == MOE_F16;
-    if (narrow_float && ceilings->per_second[MOEI_CEILING_FP8] > 0) {
+    const bool integer = operand == MOE_I8 || operand == MOE_I16;
+    if ((host ? integer : narrow_float) && ceilings->per_second[MOEI_CEILING_FP8] > 0) {
         return MOEI_CEILING_FP8;
     }
     if ((narrow_float || half) && ceilings->per_second[MOEI_CEILING_BF16] > 0) {

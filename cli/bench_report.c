@@ -8,14 +8,27 @@
 #include <unistd.h>
 
 #include "bench.h"
+#include "core/isa.h"
 #include "io/write_whole.h"
 #include "quant/formats.h"
 
-static const char *const ceiling_names[MOEI_NUM_CEILINGS] = {"read", "f32", "bf16", "fp8"};
+// That of 8 bits is of floats on devices, of integers on a host.
+static const char *ceiling_name(moei_ceiling which, bool host)
+{
+    static const char *const names[MOEI_NUM_CEILINGS] = {"read", "f32", "bf16", "fp8"};
+    return host && which == MOEI_CEILING_FP8 ? "int8" : names[which];
+}
 
-static double ceiling_unit(int which)
+static double ceiling_unit(moei_ceiling which)
 {
     return which == MOEI_CEILING_READ ? 1e-9 : 1e-12;
+}
+
+double bench_ceiling_key(moei_ceiling which, bool host, char *key, size_t capacity)
+{
+    (void)snprintf(key, capacity, "%s_%s", ceiling_name(which, host),
+                   which == MOEI_CEILING_READ ? "gb_per_s" : "tflops");
+    return ceiling_unit(which);
 }
 
 // ---- the table ---------------------------------------------------------------------------------
@@ -48,8 +61,8 @@ void bench_print_head(const bench_request *request, const bench_layer *layer,
                      1e-9 * (double)layer->memory_bytes);
         for (int i = 0; i < MOEI_NUM_CEILINGS; i++) {
             if (ceilings->per_second[i] > 0) {
-                (void)printf(", %s %.4g %s/s", ceiling_names[i],
-                             ceilings->per_second[i] * ceiling_unit(i),
+                (void)printf(", %s %.4g %s/s", ceiling_name((moei_ceiling)i, backend->host_memory),
+                             ceilings->per_second[i] * ceiling_unit((moei_ceiling)i),
                              i == MOEI_CEILING_READ ? "GB" : "TFLOP");
             }
         }
@@ -112,28 +125,31 @@ static json_t *machine_json(const moe_context *ctx)
 {
     char model[128];
     char device[256] = "";
+    char used[128] = "";
     struct utsname system = {.machine = "unknown"};
     uint64_t isa = 0;
     cpu_model(model, sizeof model);
     (void)ctx->backend->probe(&isa, device, sizeof device);
     (void)uname(&system);
-    return json_pack("{s:o, s:o, s:i, s:i, s:I, s:I, s:o, s:s}", "device", text(device), "cpu",
-                     text(model), "cpus", moei_cpu_count(), "threads", moe_context_num_threads(ctx),
-                     "last_level_cache", (json_int_t)sysconf(_SC_LEVEL3_CACHE_SIZE), "memory",
+    if (ctx->backend->host_memory) { // what the context may use of it ($MOE_ISA)
+        (void)moei_isa_text(ctx->isa, used, sizeof used);
+    }
+    return json_pack("{s:o, s:s, s:o, s:i, s:i, s:I, s:I, s:o, s:s}", "device", text(device), "isa",
+                     used, "cpu", text(model), "cpus", moei_cpu_count(), "threads",
+                     moe_context_num_threads(ctx), "last_level_cache",
+                     (json_int_t)sysconf(_SC_LEVEL3_CACHE_SIZE), "memory",
                      (json_int_t)sysconf(_SC_PHYS_PAGES) * (json_int_t)sysconf(_SC_PAGESIZE),
                      "system", text(system.release), "compiler", __VERSION__);
 }
 
-static json_t *ceilings_json(const bench_ceilings *ceilings)
+static json_t *ceilings_json(const bench_ceilings *ceilings, bool host)
 {
     json_t *object = json_object();
     for (int i = 0; i < MOEI_NUM_CEILINGS; i++) {
-        char name[32];
-        (void)snprintf(name, sizeof name, "%s_%s", ceiling_names[i],
-                       i == MOEI_CEILING_READ ? "gb_per_s" : "tflops");
+        char key[32];
+        const double unit = bench_ceiling_key((moei_ceiling)i, host, key, sizeof key);
         if (ceilings->per_second[i] > 0) {
-            (void)json_object_set_new(object, name,
-                                      json_real(ceilings->per_second[i] * ceiling_unit(i)));
+            (void)json_object_set_new(object, key, json_real(ceilings->per_second[i] * unit));
         }
     }
     return object;
@@ -199,9 +215,10 @@ json_t *bench_row_json(const bench_request *request, const bench_layer *layer,
                   "flops", real_or_null(whole, row->work.flops[0] + row->work.flops[1]), "error",
                   real_or_null(row->error >= 0, row->error), "kernels", row->kernels);
     json_t *machine =
-        json_pack("{s:o, s:s, s:o, s:s, s:s?, s:I, s:o}", "ceilings", ceilings_json(ceilings),
-                  "device", layer->ctx->backend->name, "machine", machine_json(layer->ctx),
-                  "version", moe_version_string(), "commit",
+        json_pack("{s:o, s:s, s:o, s:s, s:s?, s:I, s:o}", "ceilings",
+                  ceilings_json(ceilings, layer->ctx->backend->host_memory), "device",
+                  layer->ctx->backend->name, "machine", machine_json(layer->ctx), "version",
+                  moe_version_string(), "commit",
 #ifdef MOE_COMMIT
                   MOE_COMMIT,
 #else

@@ -2,17 +2,20 @@
 // moe bench: how long a layer takes, beside what the device can do at most. docs/bench.md says how
 // each figure is made.
 #define _POSIX_C_SOURCE 200809L
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "bench.h"
+#include "quant/formats.h"
 
 #define MAX_TOKENS ((int64_t)1 << 20)
+#define MAX_FILES  16
 
 /// Arguments as they were given; NULL where not.
 typedef struct given {
     const char *shape, *format, *format2, *activation, *glu, *tokens, *routing, *device, *x, *level;
-    const char *repeats, *sets, *seed, *json, *threads;
+    const char *repeats, *sets, *seed, *json, *threads, *plot;
     bool routing_only, error, compare;
 } given;
 
@@ -159,8 +162,11 @@ static bool check_idle(const given *a, int files)
     if (a->compare && (measures || files != 2)) {
         return refuse("--compare takes two files that --json wrote, and no other option");
     }
-    if (!a->compare && files > 0) {
-        return refuse("files are for --compare");
+    if (a->plot != NULL && (measures || a->compare || files == 0)) {
+        return refuse("--plot takes files that --json wrote, and no other option");
+    }
+    if (!a->compare && a->plot == NULL && files > 0) {
+        return refuse("files are for --compare and --plot");
     }
     if (a->routing_only && layer) {
         return refuse("--routing-only runs no product: --format, --format2, --activation, --glu, "
@@ -179,6 +185,7 @@ static bool read_request(const given *a, bench_request *r)
     r->json = a->json;
     r->routing_only = a->routing_only;
     r->error = a->error;
+    r->both_activations = a->activation == NULL && !a->routing_only;
     r->zipf = strcmp(routing, "zipf") == 0;
     if (!r->zipf && strcmp(routing, "uniform") != 0) {
         (void)fprintf(stderr, "moe: --routing \"%s\" is not one of uniform, zipf\n", routing);
@@ -210,6 +217,7 @@ static json_t *kernels_since(const moei_backend *backend, const uint64_t *before
 
 static void set_work(const bench_layer *layer, const bench_ceilings *ceilings, bench_row *row)
 {
+    const bool host = layer->ctx->backend->host_memory;
     const moe_layer_desc *d = &layer->desc;
     const double slots = (double)row->tokens * d->top_k;
     const int gated = moe_activation_gated(d->activation) != 0 ? 2 : 1;
@@ -221,17 +229,37 @@ static void set_work(const bench_layer *layer, const bench_ceilings *ceilings, b
                       (double)row->tokens * (double)d->hidden * bits / 8;
     row->work.read = ceilings->per_second[MOEI_CEILING_READ];
     for (int g = 0; g < 2; g++) {
-        const moei_ceiling peak = bench_peak_of(ceilings, d, g);
+        const moei_ceiling peak = bench_peak_of(ceilings, d, g, host);
         row->work.peak[g] = peak < MOEI_NUM_CEILINGS ? ceilings->per_second[peak] : 0;
     }
     row->floor_ms = bench_floor(&row->work, &row->floor_kind);
     row->percent = bench_percent(row->floor_ms, row->times.median);
 }
 
-static bool run_row(const bench_request *r, bench_layer *layer, const bench_ceilings *ceilings,
+// A row's ceilings: a device's serve all rows; of a host, which others use besides, the higher of
+// those before and after it. `last` becomes the latter.
+static bool raise_ceilings(const bench_request *r, const bench_layer *layer, bench_ceilings *last,
+                           bench_ceilings *of_row, int *code)
+{
+    *of_row = *last;
+    if (r->routing_only || !layer->ctx->backend->host_memory) {
+        return true;
+    }
+    *last = (bench_ceilings){{0}};
+    if (!bench_measure_ceilings(layer->ctx, last, code)) {
+        return false;
+    }
+    for (int i = 0; i < MOEI_NUM_CEILINGS; i++) {
+        of_row->per_second[i] = fmax(of_row->per_second[i], last->per_second[i]);
+    }
+    return true;
+}
+
+static bool run_row(const bench_request *r, bench_layer *layer, bench_ceilings *last,
                     int64_t tokens, json_t *rows, int *code)
 {
     const moei_backend *backend = layer->ctx->backend;
+    bench_ceilings ceilings;
     bench_row row = {.tokens = tokens, .error = -1};
     bench_sets sets = {0};
     double *seconds = NULL;
@@ -240,21 +268,22 @@ static bool run_row(const bench_request *r, bench_layer *layer, const bench_ceil
     for (size_t i = 0; good && i < backend->num_kernels; i++) {
         before[i] = __atomic_load_n(&backend->runs[i], __ATOMIC_RELAXED);
     }
-    good = good && bench_time(&sets, r->repeats, &seconds, &row.repeats, code);
+    good = good && bench_time(&sets, r->repeats, &seconds, &row.repeats, code) &&
+           raise_ceilings(r, layer, last, &ceilings, code);
     if (good) {
         row.sets = sets.count;
         row.experts_hit = sets.experts_hit;
         row.times = bench_quartiles(seconds, row.repeats, row.sets);
         row.kernels = kernels_since(backend, before);
         if (!r->routing_only) {
-            set_work(layer, ceilings, &row);
+            set_work(layer, &ceilings, &row);
         }
         if (r->error && tokens <= BENCH_ERROR_TOKENS) {
             good = bench_error(&sets, &row.error, code);
         }
     }
     if (good) {
-        json_t *object = bench_row_json(r, layer, ceilings, &row);
+        json_t *object = bench_row_json(r, layer, &ceilings, &row);
         good = object != NULL && json_array_append_new(rows, object) == 0;
         if (r->json == NULL || strcmp(r->json, "-") != 0) {
             bench_print_row(&row);
@@ -267,29 +296,68 @@ static bool run_row(const bench_request *r, bench_layer *layer, const bench_ceil
     return good;
 }
 
-static int run_rows(const bench_request *r)
+static bool run_layer(const bench_request *r, json_t *rows, int *code)
 {
     bench_layer layer;
     bench_ceilings ceilings = {{0}};
-    json_t *rows = json_array();
     int64_t most = 1;
-    int code = CLI_FAILED;
     for (int i = 0; i < r->num_rows; i++) {
         most = r->tokens[i] > most ? r->tokens[i] : most;
     }
-    bool good = bench_layer_open(r, most, &layer, &code) &&
-                (r->routing_only || bench_measure_ceilings(layer.ctx, &ceilings, &code));
+    bool good = bench_layer_open(r, most, &layer, code) &&
+                (r->routing_only || bench_measure_ceilings(layer.ctx, &ceilings, code));
     if (good && (r->json == NULL || strcmp(r->json, "-") != 0)) {
         bench_print_head(r, &layer, &ceilings);
     }
     for (int i = 0; i < r->num_rows && good; i++) {
-        good = run_row(r, &layer, &ceilings, r->tokens[i], rows, &code);
+        good = run_row(r, &layer, &ceilings, r->tokens[i], rows, code);
+    }
+    bench_layer_close(&layer);
+    return good;
+}
+
+// Where nothing is said of activations, a CPU's integer products are measured beside the strict
+// ones: weights of 4 bits take fixed point of 8 and of 16 bits, those of 8 bits the former.
+static int activations_of(const bench_request *r, moe_quant_spec out[3])
+{
+    const bool cpu = r->device == NULL || strcmp(r->device, "cpu") == 0;
+    int bits = 0;
+    int n = 0;
+    for (int g = 0; g < 2 && cpu && r->both_activations; g++) {
+        const moe_dtype elem = moei_format(r->desc.gemm[g].weight_format)->elem;
+        const int mine = elem == MOE_E2M1 || elem == MOE_UINT4 ? 4
+                         : elem == MOE_I8 || elem == MOE_U8    ? 8
+                                                               : 16;
+        bits = mine > bits ? mine : bits;
+    }
+    out[n++] = r->desc.gemm[0].act.spec;
+    if (bits == 4) {
+        out[n++] = MOE_QUANT_I16B32;
+    }
+    if (bits == 4 || bits == 8) {
+        out[n++] = MOE_QUANT_I8B32;
+    }
+    return n;
+}
+
+static int run_rows(const bench_request *request)
+{
+    moe_quant_spec activations[3];
+    json_t *rows = json_array();
+    int code = CLI_FAILED;
+    bool good = true;
+    const int n = activations_of(request, activations);
+    for (int i = 0; i < n && good; i++) {
+        bench_request r = *request;
+        for (int g = 0; g < 2 && i > 0; g++) {
+            r.desc.gemm[g].act.spec = activations[i];
+        }
+        good = run_layer(&r, rows, &code);
     }
     if (good) {
-        code = r->json != NULL ? bench_write_json(r->json, rows) : CLI_OK;
+        code = request->json != NULL ? bench_write_json(request->json, rows) : CLI_OK;
     }
     json_decref(rows);
-    bench_layer_close(&layer);
     return code;
 }
 
@@ -316,7 +384,7 @@ static char *join(int argc, char **argv)
 int cmd_bench(int argc, char **argv)
 {
     given a = {0};
-    const char *files[2] = {NULL, NULL};
+    const char *files[MAX_FILES] = {NULL};
     int count = 0;
     const cli_option options[] = {{"shape", &a.shape, NULL},
                                   {"format", &a.format, NULL},
@@ -333,16 +401,20 @@ int cmd_bench(int argc, char **argv)
                                   {"seed", &a.seed, NULL},
                                   {"json", &a.json, NULL},
                                   {"threads", &a.threads, NULL},
+                                  {"plot", &a.plot, NULL},
                                   {"routing-only", NULL, &a.routing_only},
                                   {"error", NULL, &a.error},
                                   {"compare", NULL, &a.compare},
                                   {NULL, NULL, NULL}};
     bench_request r = {.desc = moe_layer_desc_default()};
-    if (!cli_parse(argc, argv, options, files, 2, &count) || !check_idle(&a, count)) {
+    if (!cli_parse(argc, argv, options, files, MAX_FILES, &count) || !check_idle(&a, count)) {
         return CLI_USAGE;
     }
     if (a.compare) {
         return bench_compare(files[0], files[1]);
+    }
+    if (a.plot != NULL) {
+        return bench_plot(a.plot, files, count);
     }
     if (!read_request(&a, &r)) {
         return CLI_USAGE;

@@ -5,6 +5,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "svg.h"
+
 load_measures load_measure(const load_table *table, int64_t layer)
 {
     const int64_t *counts = table->counts + layer * table->experts;
@@ -118,21 +120,6 @@ void load_print_json(const load_table *table, FILE *out)
 #define LEFT 70
 #define TOP  56
 
-static void svg_text(const char *text, FILE *out)
-{
-    for (; *text != '\0'; text++) {
-        const char *escaped = *text == '<'   ? "&lt;"
-                              : *text == '>' ? "&gt;"
-                              : *text == '&' ? "&amp;"
-                                             : NULL;
-        if (escaped != NULL) {
-            (void)fputs(escaped, out);
-        } else {
-            (void)fputc(*text, out);
-        }
-    }
-}
-
 // White for nothing, through yellow at even load, to dark red at twice even and more.
 static void svg_colour(double ratio, FILE *out)
 {
@@ -161,15 +148,10 @@ static void svg_cell(const load_table *table, int64_t layer, int32_t expert, FIL
 
 void load_print_svg(const load_table *table, const char *title, FILE *out)
 {
-    const int64_t width = LEFT + (int64_t)table->experts * CELL + 20;
-    const int64_t height = TOP + table->layers * CELL + 44;
-    (void)fprintf(out,
-                  "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %" PRId64 " %" PRId64
-                  "\" width=\"%" PRId64 "\" height=\"%" PRId64
-                  "\" font-family=\"sans-serif\" font-size=\"11\">\n"
-                  "<rect width=\"100%%\" height=\"100%%\" fill=\"#f4f4f4\"/>\n"
-                  "<text x=\"%d\" y=\"20\" font-size=\"14\">",
-                  width < 420 ? 420 : width, height, width < 420 ? 420 : width, height, LEFT);
+    const int width = LEFT + table->experts * CELL + 20;
+    const int height = TOP + (int)table->layers * CELL + 44;
+    svg_begin(width < 420 ? 420 : width, height, out);
+    (void)fprintf(out, "<text x=\"%d\" y=\"20\" font-size=\"14\">", LEFT);
     svg_text(title, out);
     (void)fprintf(out, "</text>\n<text x=\"%d\" y=\"%d\">expert 0 to %d</text>\n", LEFT, TOP - 6,
                   (int)table->experts - 1);
@@ -181,14 +163,13 @@ void load_print_svg(const load_table *table, const char *title, FILE *out)
         }
     }
     for (int i = 0; i <= 8; i++) {
-        (void)fprintf(out, "<rect x=\"%d\" y=\"%" PRId64 "\" width=\"20\" height=\"10\" fill=\"",
+        (void)fprintf(out, "<rect x=\"%d\" y=\"%d\" width=\"20\" height=\"10\" fill=\"",
                       LEFT + 20 * i, height - 30);
         svg_colour(i / 4.0, out);
         (void)fprintf(out, "\"/>\n");
     }
     (void)fprintf(out,
-                  "<text x=\"%d\" y=\"%" PRId64 "\">none</text>\n<text x=\"%d\" y=\"%" PRId64
-                  "\">even</text>\n<text x=\"%d\" y=\"%" PRId64
-                  "\">twice and more</text>\n</svg>\n",
+                  "<text x=\"%d\" y=\"%d\">none</text>\n<text x=\"%d\" y=\"%d\">even</text>\n"
+                  "<text x=\"%d\" y=\"%d\">twice and more</text>\n</svg>\n",
                   LEFT, height - 8, LEFT + 80, height - 8, LEFT + 160, height - 8);
 }

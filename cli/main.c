@@ -40,6 +40,7 @@ static const struct {
      "          [--threads N] [--repeats N] [--sets N] [--seed N] [--error] [--json FILE]\n"
      "moe bench --shape NAME|H,I,E,k --routing-only [--tokens T,T...] ...\n"
      "moe bench --compare A.json B.json\n"
+     "moe bench --plot OUT.svg FILE.json...\n"
      "    how long a layer takes, beside what the device can do at most"},
     {"generate", cmd_generate,
      "moe generate DIR PROMPT... [--max-tokens N] [--temperature T] [--top-p P] [--seed N]\n"

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #define BLOCK 32 // keys per step of the running maximum
+#define WIDTH 16 // values of a key that are summed in registers
 #define LANES 8  // partial sums of a product, added in a fixed tree
 
 static float dot(const float *a, const float *b, int64_t n)
@@ -22,6 +23,21 @@ static float dot(const float *a, const float *b, int64_t n)
     return ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
 }
 
+// acc[j] += share of a key * its value [d + j], keys ascending; acc stays in registers.
+static inline void add_values(const float *share, const float *const *value, int64_t n, int64_t d,
+                              float *acc)
+{
+    float sum[WIDTH];
+    memcpy(sum, acc, sizeof sum);
+    for (int64_t i = 0; i < n; i++) {
+        const float *v = value[i] + d;
+        for (int j = 0; j < WIDTH; j++) {
+            sum[j] += share[i] * v[j];
+        }
+    }
+    memcpy(acc, sum, sizeof sum);
+}
+
 // One head of one query.
 static void attend(const moem_attention_args *a, const moem_query *query, const float *q,
                    const float *keys, const float *values, float sink, float *out)
@@ -33,12 +49,16 @@ static void attend(const moem_attention_args *a, const moem_query *query, const 
     float acc[MOEM_MAX_HEAD_DIM] = {0};
     float most = sink;
     float total = 1; // the sink's share, exp(sink - most)
+    int64_t row = first % rows;
     for (int64_t p0 = first; p0 <= query->position; p0 += BLOCK) {
         const int64_t n = query->position - p0 + 1 < BLOCK ? query->position - p0 + 1 : BLOCK;
         float score[BLOCK];
+        const float *value[BLOCK];
         float top = most;
         for (int64_t i = 0; i < n; i++) {
-            score[i] = dot(q, keys + (p0 + i) % rows * dim, dim) * scale;
+            score[i] = dot(q, keys + row * dim, dim) * scale;
+            value[i] = values + row * dim;
+            row = row + 1 < rows ? row + 1 : 0;
             top = score[i] > top ? score[i] : top;
         }
         if (top > most) {
@@ -49,12 +69,18 @@ static void attend(const moem_attention_args *a, const moem_query *query, const 
             }
             most = top;
         }
+        float share[BLOCK];
         for (int64_t i = 0; i < n; i++) {
-            const float share = expf(score[i] - most);
-            const float *v = values + (p0 + i) % rows * dim;
-            total += share;
-            for (int64_t d = 0; d < dim; d++) {
-                acc[d] += share * v[d];
+            share[i] = expf(score[i] - most);
+            total += share[i];
+        }
+        int64_t d = 0;
+        for (; d + WIDTH <= dim; d += WIDTH) {
+            add_values(share, value, n, d, acc + d);
+        }
+        for (; d < dim; d++) {
+            for (int64_t i = 0; i < n; i++) {
+                acc[d] += share[i] * value[i][d];
             }
         }
     }

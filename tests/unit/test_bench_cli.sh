@@ -46,7 +46,7 @@ expect 1 "top_k = 9, must be 1..4" --shape 64,64,4,9 --format bf16
 expect 3 "fp8_tensor" --shape 64,64,4,2 --format e4m3fn_tensor --activation fp8_tensor
 expect 2 "--compare takes two files" --compare "$golden/bench_a.json"
 expect 2 "--compare takes two files" --compare "$golden/bench_a.json" "$golden/bench_b.json" --tokens 1
-expect 2 "files are for --compare" $tiny "$golden/bench_a.json"
+expect 2 "files are for --compare and --plot" $tiny "$golden/bench_a.json"
 expect 2 "--routing-only runs no product" --shape 64,64,4,2 --routing-only --format bf16
 expect 2 "--routing-only runs no product" --shape 64,64,4,2 --routing-only --error
 expect 1 "/absent/a.json: opening a file beside it: No such file" $tiny --tokens 1 --json "$dir/absent/a.json"
@@ -76,6 +76,26 @@ expect 0 "   0.500   0.409 ..  0.611  faster" --compare "$golden/bench_a.json" "
 expect 0 "   1.050   0.859 ..  1.283" --compare "$golden/bench_a.json" "$golden/bench_b.json"
 expect 0 "2 rows compared, 1 of A and 1 of B have no counterpart" --compare "$golden/bench_a.json" "$golden/bench_b.json"
 expect 0 "   2.000   1.636 ..  2.444  slower" --compare "$golden/bench_b.json" "$golden/bench_a.json"
+expect 2 "--plot takes files that --json wrote" --plot "$dir/a.svg"
+expect 2 "--plot takes files that --json wrote" --plot "$dir/a.svg" "$dir/a.json" --tokens 1
+expect 2 "--plot takes files that --json wrote" --plot "$dir/a.svg" "$dir/a.json" "$dir/a.json" --compare
+"$moe" bench --plot "$dir/a.svg" "$dir/a.json" "$dir/mixed.json" "$dir/far.json" "$dir/zipf.json"
+expect 0 "<svg" --plot - "$dir/routing.json"
+expect 1 "No such file" --plot "$dir/b.svg" "$dir/a.json" /nonexistent
+expect 1 "with 1 tokens, 0 threads" --plot "$dir/b.svg" "$golden/bench_a.json"
+expect 1 "/absent/b.svg: opening a file beside it: No such file" --plot "$dir/absent/b.svg" "$dir/a.json"
+# A picture is well-formed, and has a point for each row.
+python3 - "$dir/a.svg" <<'PYTHON' && passed=$((passed + 1)) || { failed=$((failed + 1)); echo "FAILED: the picture"; }
+import sys, xml.etree.ElementTree as tree
+root = tree.parse(sys.argv[1]).getroot()
+points = [e for e in root.iter() if e.tag.endswith("circle")]
+assert root.tag.endswith("svg") and len(points) == 2 * (3 + 1 + 2 + 1), len(points)
+PYTHON
+[ ! -e "$dir/b.svg" ] && passed=$((passed + 1)) || { failed=$((failed + 1)); echo "FAILED: half a picture"; }
+# Without --activation, a CPU's integer products stand beside the strict ones.
+expect 0 "mxfp4 x i16b32 / mxfp4 x i16b32" --shape 64,64,4,2 --format mxfp4 --tokens 2 --sets 1 --repeats 1 --json "$dir/three.json"
+expect 0 "int8_group x i8b32 / int8_group x i8b32" --shape 64,64,4,2 --format int8_group --tokens 2 --sets 1 --repeats 1
+expect 0 "rows compared, 0 of A and 0 of B" --compare "$dir/three.json" "$dir/three.json"
 expect 1 "must be above 0" --compare "$golden/bench_zero.json" "$golden/bench_zero.json"
 printf '{"rows": {}}' > "$dir/broken.json"
 expect 1 "rows" --compare "$dir/broken.json" "$dir/broken.json"
@@ -113,7 +133,7 @@ for r in a:
     check("floor", math.isclose(r["floor_ms"], max(floors), rel_tol=1e-6), True)
     check("kind", r["floor_kind"], "mem" if floors[0] >= floors[1] else "mma")
     check("a product among the kernels", any(n.startswith("moek_ggemm_") for n in r["kernels"]), True)
-    check("machine", sorted(r["machine"]), sorted(["device", "cpu", "cpus", "threads", "last_level_cache", "memory",
+    check("machine", sorted(r["machine"]), sorted(["device", "isa", "cpu", "cpus", "threads", "last_level_cache", "memory",
                                                    "system", "compiler"]))
     check("threads", r["machine"]["threads"], 2)
     check("version", r["version"], "0.1.0")

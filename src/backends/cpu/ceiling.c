@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What this machine can do at most, measured on all threads of the context: reads of memory that no
-// cache holds, and multiply-adds in registers. For benchmarks; a run never comes here.
+// cache holds, and multiply-adds of floats and of 8-bit integers in registers. For benchmarks; a
+// run never comes here.
 #define _GNU_SOURCE
 #include <string.h>
 #include <time.h>
@@ -110,6 +111,13 @@ static void peak_task(void *arg, size_t task)
     }
 }
 
+static void measure_peak(const moe_context *ctx, peak *p, double *per_second)
+{
+    const size_t tasks = (size_t)ctx->num_threads * PEAK_TASKS;
+    measure(ctx, tasks, peak_task, p, per_second);
+    *per_second *= p->operations * (double)tasks;
+}
+
 static moe_status measure_f32(const moe_context *ctx, double *per_second)
 {
     peak p = {.loop = moei_cpu_peak__ref};
@@ -118,9 +126,21 @@ static moe_status measure_f32(const moe_context *ctx, double *per_second)
              : (ctx->isa & MOEI_ISA_AVX2_FMA) != 0 ? moei_cpu_peak__ref_fma
                                                    : moei_cpu_peak__ref;
 #endif
-    const size_t tasks = (size_t)ctx->num_threads * PEAK_TASKS;
-    measure(ctx, tasks, peak_task, &p, per_second);
-    *per_second *= p.operations * (double)tasks;
+    measure_peak(ctx, &p, per_second);
+    return MOE_OK;
+}
+
+static moe_status measure_i8(const moe_context *ctx, double *per_second)
+{
+    peak p = {.loop = NULL};
+#ifdef MOE_HAVE_AVX2
+    p.loop = (ctx->isa & MOEI_ISA_AVX512_VNNI) != 0 ? moei_cpu_peak_i8__avx512_vnni
+             : (ctx->isa & MOEI_ISA_AVX2_FMA) != 0  ? moei_cpu_peak_i8__avx2
+                                                    : NULL;
+#endif
+    MOE_REQUIRE(p.loop != NULL, MOE_E_UNSUPPORTED,
+                "cpu: no ceiling of 8-bit integers is measured without AVX2");
+    measure_peak(ctx, &p, per_second);
     return MOE_OK;
 }
 
@@ -131,6 +151,8 @@ moe_status moei_cpu_ceiling(const moei_exec *exec, moei_ceiling which, double *p
         return measure_read(exec->ctx, per_second);
     case MOEI_CEILING_F32:
         return measure_f32(exec->ctx, per_second);
+    case MOEI_CEILING_FP8: // of 8 bits: here integers
+        return measure_i8(exec->ctx, per_second);
     default:
         return moe_fail(MOE_E_UNSUPPORTED,
                         "cpu: ceiling %d is not measured; the kernels of this backend multiply in "

@@ -20,7 +20,7 @@ moe_status moei_cpu_glu(const moei_exec *exec, const moei_kernel *kernel,
 moe_status moei_cpu_combine(const moei_exec *exec, const moei_kernel *kernel,
                             const struct moek_combine_args *args);
 
-/// The backend's `ceiling`: READ and F32.
+/// The backend's `ceiling`: READ, F32, and as that of 8 bits that of integers.
 moe_status moei_cpu_ceiling(const moei_exec *exec, moei_ceiling which, double *per_second);
 
 #endif

@@ -11,4 +11,7 @@ typedef double moei_cpu_peak_fn(int64_t steps, float factor, float term, float *
 
 moei_cpu_peak_fn moei_cpu_peak__ref, moei_cpu_peak__ref_fma, moei_cpu_peak__avx512;
 
+/// The same with 8-bit integers.
+moei_cpu_peak_fn moei_cpu_peak_i8__avx2, moei_cpu_peak_i8__avx512_vnni;
+
 #endif
