@@ -43,6 +43,60 @@ static double product_cost(const moei_kernel *kernel, const moei_ggemm_problem *
     return kernel->isa != 0 ? madds / 2.0 : madds * 22.0;
 }
 
+#ifdef MOE_HAVE_AVX2
+// Codes of x with a power of two per 32 k, times integers of a packed layout: exact in integers.
+static bool integers_support(const moei_kernel *kernel, const moei_ggemm_problem *problem,
+                             bool int16, moei_whynot *why)
+{
+    const moe_gemm_desc *gemm = problem->gemm;
+    const moei_format_info *format = moei_format(gemm->weight_format);
+    const moe_dtype elem = int16 ? MOE_I16 : MOE_I8;
+    const bool four_bits = format->elem == MOE_E2M1 || format->elem == MOE_UINT4;
+    const bool bytes = format->elem == MOE_I8 || format->elem == MOE_U8;
+    moe_quant_desc act = gemm->act;
+    moei_quant_resolve(&act);
+    if (problem->x_dtype != elem) {
+        *why = (moei_whynot){MOEI_WHYNOT_ACT_DTYPE, problem->x_dtype, elem};
+        return false;
+    }
+    if (act.group != MOEI_CPU_RECORD ||
+        (act.scale_type != MOE_SCALE_E8M0 && act.scale_type != MOE_SCALE_UE8M0_PACKED)) {
+        *why = (moei_whynot){MOEI_WHYNOT_ACT_QUANT, gemm->act.spec,
+                             int16 ? MOE_QUANT_I16B32 : MOE_QUANT_I8B32};
+        return false;
+    }
+    if (!(four_bits || (bytes && !int16)) ||
+        !moei_cpu_packed_takes(format, moei_gemm_block_k(format, gemm))) {
+        *why = (moei_whynot){MOEI_WHYNOT_WGT_FORMAT, gemm->weight_format, MOE_FORMAT_MXFP4};
+        return false;
+    }
+    return chain_supports(kernel, problem, why);
+}
+
+static bool i8_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
+                        moei_whynot *why)
+{
+    return integers_support(kernel, problem, false, why);
+}
+
+static bool i16_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
+                         moei_whynot *why)
+{
+    return integers_support(kernel, problem, true, why);
+}
+
+// Cycles, as those of product_cost: vpmaddubsw multiplies 32 codes, two of them or vpmaddwd 16.
+static double i8_cost(const moei_kernel *kernel, const moei_ggemm_problem *problem)
+{
+    return product_cost(kernel, problem) / 3.0;
+}
+
+static double i16_cost(const moei_kernel *kernel, const moei_ggemm_problem *problem)
+{
+    return product_cost(kernel, problem) / 2.0;
+}
+#endif
+
 #define MOE_KERNEL(op, name, isa, isa_name, mr, nr, kr, layout, arith, flags, supports, cost)      \
     moek_##op##_fn moek_##op##_##name;
 #include "backends/cpu/kernels.def"

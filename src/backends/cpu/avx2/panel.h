@@ -6,6 +6,7 @@
 
 #include <immintrin.h>
 
+#include "backends/cpu/avx2/scales.h"
 #include "backends/cpu/product.h"
 
 #define NR          MOEI_CPU_MAX_COLUMNS // outputs of a panel
@@ -188,18 +189,6 @@ static void decode_u8(const panel *p, const uint8_t *const rows[GROUP], int64_t 
             }
         }
     }
-}
-
-// s eeee mmm to s 0eeee mmm0000000, an f16 of 2^-8 of the value, subnormals included. The code of
-// NaN becomes one.
-static inline __m256i e4m3_to_f16(__m128i codes)
-{
-    const __m256i wide = _mm256_slli_epi16(_mm256_cvtepu8_epi16(codes), 8);
-    const __m256i half =
-        _mm256_and_si256(_mm256_srai_epi16(wide, 1), _mm256_set1_epi16((short)0xBF80));
-    const __m256i magnitude = _mm256_and_si256(half, _mm256_set1_epi16(0x3F80));
-    const __m256i nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x3F80));
-    return _mm256_or_si256(half, _mm256_and_si256(nan, _mm256_set1_epi16(0x7E00)));
 }
 
 // Eight outputs of one k are brought side by side, and two such make a vector of f16. e5m2 is the
@@ -392,21 +381,6 @@ static void subtract_zeros(panel *p, int32_t e, int64_t n0, int64_t k0, int64_t 
 }
 
 // ---- scales ------------------------------------------------------------------------------------
-
-// Eight e8m0 or e4m3 codes in the low half to floats.
-static inline __m256 byte_scales(moe_dtype dtype, __m128i codes)
-{
-    if (dtype == MOE_E4M3FN) {
-        const __m256 value = _mm256_cvtph_ps(_mm256_castsi256_si128(e4m3_to_f16(codes)));
-        return _mm256_mul_ps(value, _mm256_set1_ps(256.0f));
-    }
-    const __m256i code = _mm256_cvtepu8_epi32(codes);
-    const __m256i nan = _mm256_cmpeq_epi32(code, _mm256_set1_epi32(255));
-    __m256i bits = _mm256_slli_epi32(code, 23);
-    bits = _mm256_max_epu32(bits, _mm256_set1_epi32(0x00400000)); // 2^-127
-    bits = _mm256_or_si256(bits, _mm256_and_si256(nan, _mm256_set1_epi32(0x7FC00000)));
-    return _mm256_castsi256_ps(bits);
-}
 
 // Up to eight scales of a byte each along k, of 8 outputs: turned, and to floats.
 static inline void load_byte_scales(const panel *p, int64_t g, int64_t at, int64_t count,

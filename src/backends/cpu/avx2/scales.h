@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// Scales to floats with AVX2.
+#ifndef MOEI_BACKENDS_CPU_AVX2_SCALES_H
+#define MOEI_BACKENDS_CPU_AVX2_SCALES_H
+
+#include <immintrin.h>
+#include <stdbool.h>
+
+#include "quant/elements.h"
+
+// s eeee mmm to s 0eeee mmm0000000, an f16 of 2^-8 of the value, subnormals included. The code of
+// NaN becomes one.
+static inline __m256i e4m3_to_f16(__m128i codes)
+{
+    const __m256i wide = _mm256_slli_epi16(_mm256_cvtepu8_epi16(codes), 8);
+    const __m256i half =
+        _mm256_and_si256(_mm256_srai_epi16(wide, 1), _mm256_set1_epi16((short)0xBF80));
+    const __m256i magnitude = _mm256_and_si256(half, _mm256_set1_epi16(0x3F80));
+    const __m256i nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x3F80));
+    return _mm256_or_si256(half, _mm256_and_si256(nan, _mm256_set1_epi16(0x7E00)));
+}
+
+// Eight e8m0 or e4m3 codes in the low half to floats.
+static inline __m256 byte_scales(moe_dtype dtype, __m128i codes)
+{
+    if (dtype == MOE_E4M3FN) {
+        const __m256 value = _mm256_cvtph_ps(_mm256_castsi256_si128(e4m3_to_f16(codes)));
+        return _mm256_mul_ps(value, _mm256_set1_ps(256.0f));
+    }
+    const __m256i code = _mm256_cvtepu8_epi32(codes);
+    const __m256i nan = _mm256_cmpeq_epi32(code, _mm256_set1_epi32(255));
+    __m256i bits = _mm256_slli_epi32(code, 23);
+    bits = _mm256_max_epu32(bits, _mm256_set1_epi32(0x00400000)); // 2^-127
+    bits = _mm256_or_si256(bits, _mm256_and_si256(nan, _mm256_set1_epi32(0x7FC00000)));
+    return _mm256_castsi256_ps(bits);
+}
+
+// True if none of 16, 32, 48 or 64 e8m0 codes is 0 or 255: the others are a float's exponent.
+static inline bool all_exponents(const uint8_t *codes, int64_t count)
+{
+    __m128i least = _mm_set1_epi8(2);
+    for (int64_t n = 0; n < count; n += 16) {
+        const __m128i v = _mm_loadu_si128((const __m128i *)(const void *)(codes + n));
+        least = _mm_min_epu8(least, _mm_add_epi8(v, _mm_set1_epi8(1)));
+    }
+    return _mm_movemask_epi8(_mm_cmpeq_epi8(least, _mm_set1_epi8(2))) == 0xFFFF;
+}
+
+// Scales of the outputs of a panel side by side; `count`: a multiple of 16.
+static inline void load_scale_line(moe_dtype dtype, const uint8_t *from, int64_t count,
+                                   float *restrict out)
+{
+    switch (dtype) {
+    case MOE_E8M0:
+        if (all_exponents(from, count)) {
+            for (int64_t n = 0; n < count; n += 8) {
+                const __m128i codes = _mm_loadl_epi64((const __m128i *)(const void *)(from + n));
+                const __m256i bits = _mm256_slli_epi32(_mm256_cvtepu8_epi32(codes), 23);
+                _mm256_store_ps(out + n, _mm256_castsi256_ps(bits));
+            }
+            return;
+        }
+        for (int64_t n = 0; n < count; n += 8) {
+            const __m128i codes = _mm_loadl_epi64((const __m128i *)(const void *)(from + n));
+            _mm256_store_ps(out + n, byte_scales(MOE_E8M0, codes));
+        }
+        return;
+    case MOE_E4M3FN:
+        for (int64_t n = 0; n < count; n += 8) {
+            const __m128i codes = _mm_loadl_epi64((const __m128i *)(const void *)(from + n));
+            _mm256_store_ps(out + n, byte_scales(MOE_E4M3FN, codes));
+        }
+        return;
+    case MOE_BF16:
+    case MOE_F16:
+        for (int64_t n = 0; n < count; n += 8) {
+            const __m128i half = _mm_loadu_si128((const __m128i *)(const void *)(from + 2 * n));
+            const __m256i word = _mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16);
+            _mm256_store_ps(out + n,
+                            dtype == MOE_BF16 ? _mm256_castsi256_ps(word) : _mm256_cvtph_ps(half));
+        }
+        return;
+    default:
+        memcpy(out, from, (size_t)count * sizeof(float));
+        return;
+    }
+}
+
+#endif

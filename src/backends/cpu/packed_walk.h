@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// How kernels walk a packed expert: record after record of one panel, in one forward stream.
+#ifndef MOEI_BACKENDS_CPU_PACKED_WALK_H
+#define MOEI_BACKENDS_CPU_PACKED_WALK_H
+
+#include "backends/cpu/packed.h"
+
+/// Bytes ahead of what is read that lines are asked for. A loop that computes is not far enough
+/// ahead of itself to hide the latency of memory, and a prefetcher of the CPU stops at every page.
+#define MOEI_CPU_AHEAD 2048
+#define MOEI_CPU_LINE  64
+
+/// A panel, and the record that comes next.
+typedef struct moei_cpu_walk {
+    const uint8_t *at;
+    int64_t width; // outputs
+    int64_t left;  // records of the group
+    int64_t group_records;
+    int32_t head, record; // bytes of one output
+} moei_cpu_walk;
+
+/// At record r of a panel. Returns the head of the group that holds it.
+static inline const uint8_t *moei_cpu_walk_to(moei_cpu_walk *w, const moei_cpu_packed *p,
+                                              const uint8_t *expert, int64_t panel, int64_t r)
+{
+    const int64_t g = r / p->group_records;
+    const int64_t skip = r - g * p->group_records;
+    w->width = moei_cpu_panel_width(p, panel);
+    w->head = p->head;
+    w->record = p->record;
+    w->group_records = p->group_records;
+    w->left = p->group_records - skip;
+    const uint8_t *head = expert + moei_cpu_group_at(p, panel, w->width, g);
+    w->at = head + w->width * (p->head + skip * p->record);
+    return head;
+}
+
+/// The next record. Where it begins a group, *head is that group's, else it is left.
+static inline const uint8_t *moei_cpu_walk_on(moei_cpu_walk *w, const uint8_t **head)
+{
+    if (w->left == 0) {
+        *head = w->at;
+        w->at += w->width * w->head;
+        w->left = w->group_records;
+    }
+    const uint8_t *record = w->at;
+    w->at += w->width * w->record;
+    w->left--;
+    return record;
+}
+
+static inline void moei_cpu_ask_ahead(const uint8_t *from, int64_t bytes)
+{
+    for (int64_t at = 0; at < bytes; at += MOEI_CPU_LINE) {
+        __builtin_prefetch(from + MOEI_CPU_AHEAD + at);
+    }
+}
+
+/// Arguments that read the packed scales of outputs, which stand behind the panels of each expert,
+/// as what they are: f32 of one channel each. So what follows a sum is that of canonical weights.
+static inline moek_ggemm_args moei_cpu_packed_args(const moek_ggemm_args *args,
+                                                   const moei_cpu_packed *p, int32_t e)
+{
+    moek_ggemm_args a = *args;
+    a.w.scales = NULL;
+    if (p->scales_at < p->bytes) {
+        a.w.scales = args->w.values + (int64_t)e * args->w.value_e_stride + p->scales_at;
+        a.w.scale_dtype = MOE_F32;
+        a.w.block_n = 1;
+        a.w.scale_parts = 1;
+        a.w.scale_e_stride = 0;
+        a.w.scale_n_stride = 1;
+    }
+    return a;
+}
+
+#endif

@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CPU's integer products on packed weights against the portable rows on canonical ones, bit by
+// bit: every format whose codes are integers, groups with and without zero points, the largest
+// codes, the whole range of int8 and int16, scales that overflow, vanish or are NaN, odd numbers of
+// k and outputs, bands that begin anywhere, rows of x around each tile.
+#include <stdlib.h>
+#include <string.h>
+
+#include "backends/cpu/packed.h"
+#include "core/isa.h"
+#include "quant/elements.h"
+#include "unit/test.h"
+
+extern const moei_backend moei_backend_cpu;
+
+static uint64_t state = 1;
+
+static uint32_t draw(void)
+{
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(state >> 32);
+}
+
+static uint8_t *take(int64_t bytes)
+{
+    uint8_t *memory = malloc((size_t)bytes);
+    if (memory == NULL) {
+        abort();
+    }
+    return memory;
+}
+
+static uint8_t *drawn(int64_t bytes)
+{
+    uint8_t *memory = take(bytes);
+    for (int64_t i = 0; i < bytes; i++) {
+        memory[i] = (uint8_t)draw();
+    }
+    return memory;
+}
+
+static const moei_kernel *row_of(const char *name)
+{
+    for (size_t i = 0; i < moei_backend_cpu.num_kernels; i++) {
+        if (strcmp(moei_backend_cpu.kernels[i].name, name) == 0) {
+            return &moei_backend_cpu.kernels[i];
+        }
+    }
+    return NULL;
+}
+
+/// How a case is drawn.
+typedef enum flavour {
+    PLAIN,  // scales around 1
+    TOP,    // every code is the largest, or its negative
+    EXTREME // any scale code, the largest and NaN too
+} flavour;
+
+static const char *const flavour_names[] = {"plain", "largest codes", "extreme scales"};
+
+typedef struct form {
+    moe_format format;
+    int32_t block_k; // 0: the format's
+    moe_dtype scale_dtype;
+    bool zeros;
+    uint8_t zero_top;
+} form;
+
+/// One product of one expert, and memory that belongs to it.
+typedef struct product {
+    moek_ggemm_args args;
+    uint8_t *values, *scales, *zeros, *x, *x_scales, *packed;
+    float *bias, *scale2;
+    const char *what;
+} product;
+
+static void draw_scales(moe_dtype dtype, flavour f, int64_t count, uint8_t *to)
+{
+    for (int64_t i = 0; i < count; i++) {
+        const float value = (float)(1 + draw() % 1000) / 512.0f * (draw() % 8 == 0 ? -1.0f : 1.0f);
+        switch (dtype) {
+        case MOE_E8M0:
+            to[i] = (uint8_t)(f == EXTREME ? draw() : 110 + draw() % 30);
+            break;
+        case MOE_E4M3FN:
+            to[i] = (uint8_t)(f == EXTREME ? draw() : 0x20 + draw() % 0x30);
+            break;
+        default:
+            moei_store_f32(dtype, to + i * moe_dtype_bits(dtype) / 8, 1, &value);
+            break;
+        }
+    }
+}
+
+static void draw_x(product *p, moe_dtype dtype, flavour f, bool wide, int64_t rows, bool packed)
+{
+    const int64_t k = p->args.w.k;
+    const int64_t groups = moei_i64_ceil_div(k, 32);
+    const int64_t scale_bytes = packed ? moei_i64_round_up(groups, 4) : groups;
+    moei_operand *x = &p->args.x;
+    p->x = drawn(rows * moei_elem_bytes(dtype, k));
+    for (int64_t i = 0; i < rows * k; i++) {
+        if (dtype == MOE_I16) {
+            int16_t code;
+            memcpy(&code, p->x + 2 * i, 2);
+            code = code > 32639 && !wide ? 32639 : code;
+            if (f == TOP) {
+                code = draw() % 16 == 0 ? 32639 : wide ? INT16_MIN : -32639;
+            }
+            memcpy(p->x + 2 * i, &code, 2);
+        } else if (f == TOP) {
+            p->x[i] = draw() % 16 == 0 ? 127 : 0x80;
+        }
+    }
+    p->x_scales = take(rows * scale_bytes);
+    draw_scales(MOE_E8M0, f, rows * scale_bytes, p->x_scales);
+    *x = (moei_operand){.data = p->x,
+                        .dtype = dtype,
+                        .row_stride = moei_elem_bytes(dtype, k),
+                        .scales = p->x_scales,
+                        .scale_dtype = MOE_E8M0,
+                        .group = 32,
+                        .packed = packed,
+                        .scale_row_stride = packed ? scale_bytes / 4 : scale_bytes,
+                        .scale_k_stride = 1};
+}
+
+static void draw_weights(product *p, const form *how, flavour f, int64_t n, int64_t k)
+{
+    const moei_format_info *info = moei_format(how->format);
+    const int64_t block_k = how->block_k > 0 ? how->block_k : info->block_k;
+    const int64_t columns = block_k > 0 ? moei_i64_ceil_div(k, block_k) : 1;
+    moei_matrices *m = &p->args.w;
+    *m = (moei_matrices){.format = info, .n = n, .k = k, .count = 1, .part_rows = n};
+    m->value_n_stride = moei_elem_bytes(info->elem, k);
+    m->value_e_stride = n * m->value_n_stride;
+    m->values = p->values = drawn(m->value_e_stride);
+    for (int64_t i = 0; f == TOP && i < m->value_e_stride; i++) {
+        const uint8_t top = info->elem == MOE_E2M1 ? (draw() % 16 == 0 ? 0x77 : 0xFF)
+                            : info->elem == MOE_I8 ? (draw() % 16 == 0 ? 0x7F : 0x80)
+                                                   : (draw() % 16 == 0 ? 0x00 : 0xFF);
+        p->values[i] = top;
+    }
+    m->scale_dtype = how->scale_dtype;
+    m->block_n = info->block_n;
+    m->block_k = (int32_t)block_k;
+    m->scale_parts = 1;
+    m->scale_n_stride = columns;
+    m->scale_k_stride = 1;
+    m->scale_e_stride = columns * (info->block_n > 0 ? moei_i64_ceil_div(n, info->block_n) : 1);
+    p->scales = take(m->scale_e_stride * moe_dtype_bits(m->scale_dtype) / 8);
+    draw_scales(m->scale_dtype, f, m->scale_e_stride, p->scales);
+    m->scales = p->scales;
+    if (how->zeros) {
+        m->zero_n_stride = columns;
+        m->zero_e_stride = n * columns;
+        m->zeros = p->zeros = drawn(n * columns);
+        for (int64_t i = 0; i < n * columns; i++) {
+            p->zeros[i] = (uint8_t)(f == TOP ? 0 : p->zeros[i] % (how->zero_top + 1));
+        }
+    }
+    if (info->scale2) {
+        p->scale2 = (float *)(void *)take(sizeof(float));
+        p->scale2[0] = 0.37f;
+        m->scale2 = p->scale2;
+        m->scale2_parts = 1;
+    }
+    p->bias = (float *)(void *)take(n * (int64_t)sizeof(float));
+    for (int64_t i = 0; i < n; i++) {
+        p->bias[i] = (float)(int32_t)draw() * 0x1p-31f;
+    }
+    m->bias = p->bias;
+    m->bias_dtype = MOE_F32;
+}
+
+static void release(product *p)
+{
+    void *all[] = {p->values,   p->scales, p->zeros, p->x,
+                   p->x_scales, p->packed, p->bias,  p->scale2};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
+        free(all[i]);
+    }
+}
+
+static moek_ggemm_args packed_args(product *p)
+{
+    moek_ggemm_args a = p->args;
+    const size_t bytes = moei_cpu_packed_bytes(NULL, &p->args.w);
+    // Aligned as packed experts are.
+    p->packed = aligned_alloc(64, bytes);
+    if (p->packed == NULL) {
+        abort();
+    }
+    CHECK(moei_cpu_pack(NULL, &p->args.w, p->packed) == MOE_OK, "%s", moe_last_error());
+    a.w.layout = MOEI_LAYOUT_PACKED;
+    a.w.values = p->packed;
+    a.w.value_e_stride = (int64_t)bytes;
+    a.w.scales = NULL;
+    a.w.zeros = NULL;
+    return a;
+}
+
+// The product by the portable row, and by the packed one in three bands.
+static void compare(product *p, const char *text)
+{
+    char name[2][64];
+    const moei_matrices *m = &p->args.w;
+    const char *variant = m->block_k == 16 ? "b16" : "b32";
+    (void)snprintf(name[0], sizeof name[0], "moek_ggemm_any_any_any__ref_fma_%s", variant);
+    (void)snprintf(name[1], sizeof name[1], "moek_ggemm_any_%s_packed__avx2_%s",
+                   p->args.x.dtype == MOE_I8 ? "i8" : "i16", variant);
+    moek_ggemm_args a[2] = {p->args, packed_args(p)};
+    const int64_t rows = p->args.rows;
+    const int64_t bands[] = {0, m->n / 3, m->n - m->n / 5, m->n};
+    float *y[2];
+    for (int i = 0; i < 2; i++) {
+        y[i] = (float *)(void *)take(rows * m->n * (int64_t)sizeof(float));
+        memset(y[i], 0xEE, (size_t)(rows * m->n) * sizeof(float));
+        a[i].y = (uint8_t *)y[i];
+        a[i].y_row_stride = m->n * (int64_t)sizeof(float);
+        a[i].y_dtype = MOE_F32;
+        for (int b = 0; b < 3; b++) {
+            ((moek_ggemm_fn *)row_of(name[i])->fn)(&a[i], 0, 0, rows, bands[b], bands[b + 1]);
+        }
+    }
+    int64_t first = 0;
+    while (first < rows * m->n && memcmp(&y[0][first], &y[1][first], sizeof(float)) == 0) {
+        first++;
+    }
+    CHECK(first == rows * m->n,
+          "%s, %s in groups of %d%s, %d rows, n %d, k %d%s: output %d of row %d is %.9g, not %.9g",
+          name[1], m->format->name, (int)m->block_k, m->zeros != NULL ? ", zero points" : "",
+          (int)rows, (int)m->n, (int)m->k, text, (int)(first % m->n), (int)(first / m->n),
+          (double)y[1][first], (double)y[0][first]);
+    free(y[0]);
+    free(y[1]);
+}
+
+static void test_case(const form *how, moe_dtype x_dtype, flavour f, bool wide, int64_t n,
+                      int64_t k, int64_t rows)
+{
+    product p = {.args = {.rows = rows, .row_divisor = 1}};
+    char text[64];
+    (void)snprintf(text, sizeof text, ", %s%s", flavour_names[f], wide ? ", all of int16" : "");
+    draw_weights(&p, how, f, n, k);
+    draw_x(&p, x_dtype, f, wide, rows, draw() % 2 == 0);
+    compare(&p, text);
+    release(&p);
+}
+
+static void test_form(const form *how)
+{
+    static const int64_t sizes[][2] = {{97, 272}, {64, 96}, {200, 33}, {17, 15}, {150, 335}};
+    static const int64_t rows[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 40};
+    const bool bytes = moe_dtype_bits(moei_format(how->format)->elem) == 8;
+    int turn = 0;
+    for (size_t r = 0; r < sizeof rows / sizeof rows[0]; r++) {
+        for (int f = PLAIN; f <= EXTREME; f++) {
+            const int64_t *size = sizes[turn++ % 5];
+            test_case(how, MOE_I8, f, false, size[0], size[1], rows[r]);
+            for (int wide = 0; !bytes && wide < 2; wide++) {
+                test_case(how, MOE_I16, f, wide == 1, size[0], size[1], rows[r]);
+            }
+        }
+    }
+}
+
+int main(void)
+{
+    static const form forms[] = {
+        {MOE_FORMAT_MXFP4, 0, MOE_E8M0, false, 0},
+        {MOE_FORMAT_NVFP4, 0, MOE_E4M3FN, false, 0},
+        {MOE_FORMAT_INT4_GROUP, 16, MOE_BF16, false, 0},
+        {MOE_FORMAT_INT4_GROUP, 16, MOE_F16, true, 15},
+        {MOE_FORMAT_INT4_GROUP, 32, MOE_F32, true, 16},
+        {MOE_FORMAT_INT4_GROUP, 64, MOE_F16, false, 0},
+        {MOE_FORMAT_INT4_GROUP, 128, MOE_F32, true, 255}, // sums with int16 round
+        {MOE_FORMAT_INT8_TENSOR, 0, MOE_F32, false, 0},
+        {MOE_FORMAT_INT8_CHANNEL, 0, MOE_BF16, false, 0},
+        {MOE_FORMAT_INT8_BLOCK, 0, MOE_F32, false, 0},
+        {MOE_FORMAT_INT8_GROUP, 64, MOE_F16, false, 0},
+        {MOE_FORMAT_UINT8_GROUP, 32, MOE_F32, false, 0},
+        {MOE_FORMAT_UINT8_GROUP, 16, MOE_F32, true, 255}};
+    if ((moei_isa_detect() & MOEI_ISA_AVX2_FMA) == 0 ||
+        row_of("moek_ggemm_any_i8_packed__avx2_b32") == NULL) {
+        (void)printf("skipped: no AVX2 here\n");
+        return 0;
+    }
+    for (size_t i = 0; i < sizeof forms / sizeof forms[0]; i++) {
+        test_form(&forms[i]);
+    }
+    // Rows so long that not all of x is prepared at once, and more panels than keep their sums.
+    test_case(&forms[0], MOE_I8, PLAIN, false, 330, 4000, 32);
+    test_case(&forms[4], MOE_I16, PLAIN, false, 330, 2100, 40);
+    return test_summary();
+}
