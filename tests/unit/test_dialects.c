@@ -262,8 +262,8 @@ static void check_case(const dialect_case *c)
         }
         memset(actual.y, 0, sizeof actual.y);
         ctx = way == 2 ? &packed : host;
-        const moe_status status =
-            run_loaded(config, way == 1 ? MOE_FILE_NO_MMAP : 0, way == 1, &actual, &found);
+        const moe_status status = run_loaded(config, way == 1 ? MOE_FILE_NO_MMAP : 0,
+                                             way == 1 || way == 2, &actual, &found);
         ctx = host;
         if (CHECK(status == MOE_OK, "%s: %s", c->name, moe_last_error())) {
             check_desc(c, &found, c->in_place);
