@@ -63,7 +63,7 @@ struct moei_pool {
 
 static atomic_uint fork_generation;
 static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
-static _Thread_local bool inside_task;
+static _Thread_local const struct job *inside; // the job of the task that this thread does
 
 static void after_fork_in_child(void)
 {
@@ -116,7 +116,7 @@ static void attempt(job *j, size_t i, unsigned thread)
 static void claim(job *j, unsigned thread)
 {
     size_t i;
-    inside_task = true;
+    inside = j;
     while ((i = atomic_fetch_add_explicit(&j->next, 1, memory_order_relaxed)) < j->n) {
         if (j->task != NULL) {
             j->task(j->arg, i);
@@ -124,7 +124,7 @@ static void claim(job *j, unsigned thread)
             attempt(j, i, thread);
         }
     }
-    inside_task = false;
+    inside = NULL;
 }
 
 static bool join_job(job *j)
@@ -203,7 +203,7 @@ static bool has_forked(const moei_pool *pool)
 // Takes the pool for a job; false where this thread must do without.
 static bool take(moei_pool *pool)
 {
-    return !inside_task && pool->workers > 0 && !has_forked(pool) &&
+    return inside == NULL && pool->workers > 0 && !has_forked(pool) &&
            atomic_exchange_explicit(&pool->busy, 1, memory_order_acquire) == 0;
 }
 
@@ -287,9 +287,9 @@ static void do_late_ones(job *j, int64_t patience)
         if (done != 0) {
             i++;
         } else if (now_ns() - since >= patience) {
-            inside_task = true;
+            inside = j;
             attempt(j, i, 0);
-            inside_task = false;
+            inside = NULL;
         }
     }
 }
@@ -325,7 +325,9 @@ void moei_pool_give_back(moei_pool *pool)
 void moei_pool_drain(moei_pool *pool)
 {
     for (int s = 0; pool != NULL && !has_forked(pool) && s < MOEI_POOL_SLOTS; s++) {
-        wait_empty(&pool->jobs[s]);
+        if (&pool->jobs[s] != inside) { // a task would wait for itself
+            wait_empty(&pool->jobs[s]);
+        }
     }
 }
 

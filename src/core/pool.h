@@ -42,7 +42,7 @@ void moei_pool_attempts(moei_pool *pool, int slot, size_t n, moei_attempt_fn *fn
 /// After moei_pool_take, and after results have been read.
 void moei_pool_give_back(moei_pool *pool);
 
-/// Returns when no task of a job that has returned still runs. NULL is fine.
+/// Returns when no task of a job that has returned still runs; a task may call it. NULL is fine.
 void moei_pool_drain(moei_pool *pool);
 
 // ---- any pool ----------------------------------------------------------------------------------

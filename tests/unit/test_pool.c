@@ -2,6 +2,7 @@
 // The thread pool: every index once, for many sizes and thread counts; nested calls, several
 // callers at once, and a child process after fork. Jobs of attempts return though workers stop
 // inside them, and leave those behind safely.
+#define _DEFAULT_SOURCE // usleep
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -240,6 +241,37 @@ static void test_attempts(moei_pool *pool, job *j)
     free(a);
 }
 
+/// A job whose workers drain the pool after its caller has nothing left to do.
+typedef struct draining {
+    moei_pool *pool;
+    pthread_t caller;
+    atomic_int begun;
+} draining;
+
+static void drain_late(void *arg, size_t i)
+{
+    draining *d = arg;
+    (void)i;
+    if (!pthread_equal(pthread_self(), d->caller)) {
+        atomic_fetch_add(&d->begun, 1);
+        (void)usleep(2000);
+        moei_pool_drain(d->pool);
+        return;
+    }
+    for (int wait = 0; wait < 1000 && atomic_load(&d->begun) == 0; wait++) { // for a worker
+        (void)usleep(100);
+    }
+}
+
+// Weights are packed in tasks, and packing drains the pool: no task waits for itself.
+static void test_drain_inside(moei_pool *pool, const moe_thread_pool *view)
+{
+    for (int round = 0; round < 20; round++) {
+        draining d = {.pool = pool, .caller = pthread_self()};
+        moei_parallel_for(view, view->size(view->self), drain_late, &d);
+    }
+}
+
 int main(void)
 {
     static const int threads[] = {1, 2, 7};
@@ -263,6 +295,7 @@ int main(void)
         CHECK(atomic_load(&j->nested) == 60, "%d nested runs, want 60", atomic_load(&j->nested));
         test_many_callers(&view);
         test_attempts(pool, j);
+        test_drain_inside(pool, &view);
         test_fork(&view, j);
         moei_pool_destroy(pool);
     }
