@@ -255,7 +255,8 @@ static void test_form(const form *how)
     const bool bytes = moe_dtype_bits(moei_format(how->format)->elem) == 8;
     int turn = 0;
     for (size_t r = 0; r < sizeof rows / sizeof rows[0]; r++) {
-        for (int f = PLAIN; f <= EXTREME; f++) {
+        for (int i = PLAIN; i <= EXTREME; i++) {
+            const flavour f = (flavour)i;
             const int64_t *size = sizes[turn++ % 5];
             test_case(how, MOE_I8, f, false, size[0], size[1], rows[r]);
             for (int wide = 0; !bytes && wide < 2; wide++) {
