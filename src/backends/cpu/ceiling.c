@@ -11,9 +11,9 @@
 #include "backends/cpu/peak.h"
 #include "core/isa.h"
 
-#define PASSES      5 // the best counts: what disturbs a pass only makes it slower
-#define SECONDS     1 // after which no pass begins
-#define READ_BYTES  ((size_t)1 << 28)
+#define PASSES      5                 // the best counts: what disturbs a pass only makes it slower
+#define SECONDS     1                 // after which no pass begins
+#define READ_BYTES  ((size_t)1 << 26) // at least
 #define CHUNK_BYTES ((size_t)1 << 22) // of a task: many per thread, so that all end together
 #define LINE_WORDS  8
 #define PEAK_STEPS  200000 // of a task; about a millisecond
