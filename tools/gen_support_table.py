@@ -56,18 +56,20 @@ def support_matrix():
     ops = ["route", "place", "sort", "quantize", "ggemm", "glu", "combine"]
     plugins = ["cuda", "hip"]
     words = {"cuda": "plugin", "hip": "emulated"}
-    out = ["| op | cpu ref | cpu ref_fma (AVX2) | cpu avx2 | cpu avx512, amx, neon | %s |" % " | ".join(plugins),
-           "| --- | --- | --- | --- | --- | --- | --- |"]
+    out = ["| op | cpu ref | cpu ref_fma (AVX2) | cpu avx2 | cpu avx512, amx | cpu neon | %s |" % " | ".join(plugins),
+           "| --- | --- | --- | --- | --- | --- | --- | --- |"]
     for op in ops:
         assert kernel_rows("cpu", op) > 0, op
         cells = [words[p] if kernel_rows(p, op) > 0 else "absent" for p in plugins]
         avx2 = "run" if "__avx2" in "".join(cpu_names(op)) else "absent"
-        out.append("| %s | run | run | %s | absent | %s |" % (op, avx2, " | ".join(cells)))
+        neon = "emulated" if "__neon" in "".join(cpu_names(op)) else "absent"
+        out.append("| %s | run | run | %s | absent | %s | %s |" % (op, avx2, neon, " | ".join(cells)))
     formats = ", ".join(f[1] for f in rows("src/quant/formats.def", "MOE_FORMAT_ROW"))
     out += ["", "*run*: executed by every `make check`. *plugin*: in a library of its own, built where its compiler is "
             "found; `moe check --device cuda` executes it on the device, and `make check` runs the bodies that GPUs "
-            "share on the host. *emulated*: a plugin whose machine code `make check` executes in an emulator, where "
-            "clang-22 is, for gfx942 and gfx950; never on silicon. Weight formats of ggemm, on every backend: " + formats + "."]
+            "share on the host. *emulated*: machine code that `make check` executes in an emulator: a plugin's, where "
+            "clang-22 is, for gfx942 and gfx950; for AArch64 all rows of the CPU, where the cross compiler and qemu-user "
+            "are; never on silicon. Weight formats of ggemm, on every backend: " + formats + "."]
     return "\n".join(out)
 
 

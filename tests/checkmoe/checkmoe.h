@@ -30,7 +30,7 @@ typedef struct moec_options {
     const char *hashes; // with it: the file of hashes of their sources (tools/source_hash.py)
     /// Told of every row that passed `passed` checks: moec_ledger_write; NULL: nobody.
     void (*record)(struct moec_run *run, const struct moei_kernel *kernel, unsigned long passed);
-    FILE *bits; // gets a line of every case whose bits all rows must give; NULL: none
+    FILE *bits;     // gets a line of every case whose bits all rows must give; NULL: none
     uint64_t delay; // seed: every case runs `delay_runs` more times, each with delays of another
                     // seed in its kernels (moei_exec.delay), and must give the same bits; 0: no
     int32_t delay_runs;

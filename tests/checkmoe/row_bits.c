@@ -10,7 +10,7 @@ int main(int argc, char **argv)
 {
     moec_counts counts = {0};
     if (argc < 2) {
-        (void)fprintf(stderr, "usage: row_bits EVERY GLOB...   one case in EVERY of the rows\n");
+        (void)fprintf(stderr, "usage: row_bits EVERY GLOB...   one case in EVERY of those rows\n");
         return 2;
     }
     for (int i = 2; i < argc; i++) {

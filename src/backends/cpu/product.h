@@ -59,8 +59,8 @@ static inline void moei_cpu_load_columns(const moei_matrices *w, int32_t e, int6
     }
 }
 
-/// Weights whose rows of n lie packed (transposed): they need not be turned. out: k0 .. k0 + count - 1
-/// of `outputs` outputs from n0 on.
+/// Weights whose rows of n lie packed (transposed): they need not be turned. out: k0 .. k0 + count
+/// - 1 of `outputs` outputs from n0 on.
 static inline void moei_cpu_load_transposed(const moei_matrices *m, int32_t e, int64_t n0,
                                             int64_t outputs, int64_t k0, int64_t count,
                                             float (*out)[MOEI_CPU_MAX_COLUMNS])

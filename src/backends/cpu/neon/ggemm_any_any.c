@@ -2,10 +2,10 @@
 // ggemm with NEON: canonical weights of any format, activations of any form, the bits of the
 // portable rows of the same class.
 //
-// A vector holds four outputs of one k, so that each lane is one chain along k and no order changes.
-// Weights lie the other way round, k by k; a panel of 64 outputs is turned and decoded 64 k at a
-// time (neon/panel.h) to w [64 k][64 outputs] of floats, 16 KiB of L1, which up to 32 rows of x
-// share. Over it run register tiles:
+// A vector holds four outputs of one k, so that each lane is one chain along k and no order
+// changes. Weights lie the other way round, k by k; a panel of 64 outputs is turned and decoded 64
+// k at a time (neon/panel.h) to w [64 k][64 outputs] of floats, 16 KiB of L1, which up to 32 rows
+// of x share. Over it run register tiles:
 //
 //   rows  outputs  chains                    x: four k of a row in one vector, a lane of which
 //   1     64       16                        fmla multiplies by, so that a load of x serves
@@ -91,7 +91,8 @@ chains_of(int64_t rows, int64_t vectors, const float *restrict x, const float *r
     }
 }
 
-// Rows r .. r + rows - 1 of the panel over k .. k + count - 1 of its slice, which begins at k0 of x.
+// Rows r .. r + rows - 1 of the panel over k .. k + count - 1 of its slice, which begins at k0 of
+// x.
 static void tile(panel *p, int64_t r, int64_t rows, int64_t k0, int64_t k, int64_t count,
                  bool begin)
 {

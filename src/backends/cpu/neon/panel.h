@@ -22,8 +22,8 @@
 
 typedef struct panel panel;
 
-/// rows: LANES addresses, of the first k; out[k][0 .. 3] for k below `count`, or a little more of no
-/// meaning. Reads whole steps.
+/// rows: LANES addresses, of the first k; out[k][0 .. 3] for k below `count`, or a little more of
+/// no meaning. Reads whole steps.
 typedef void decode_fn(const panel *p, const uint8_t *const rows[LANES], int64_t count,
                        float (*out)[NR]);
 
