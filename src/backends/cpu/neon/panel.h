@@ -10,7 +10,7 @@
 
 #include <arm_neon.h>
 
-#include "backends/cpu/product.h"
+#include "backends/cpu/canonical.h"
 
 #define NR    MOEI_CPU_MAX_COLUMNS // outputs of a panel
 #define LANES 4                    // of a vector: outputs that are turned together
