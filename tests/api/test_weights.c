@@ -210,7 +210,7 @@ static void test_adopt_refusals(const layer_case *c, const void *memory, size_t 
               "%s: refusal %zu: %s", name, i, moe_last_error());
     }
     // One word more, one less, one other.
-    char other[LAYOUT_BYTES];
+    char other[LAYOUT_BYTES + 8];
     moe_weights *none = NULL;
     (void)snprintf(other, sizeof other, "%s more=1", layout);
     CHECK(moe_weights_adopt(c->plan, memory, bytes, other, &none) == MOE_E_UNSUPPORTED &&
