@@ -45,7 +45,7 @@ void *bench_take(size_t bytes);
 
 /// Milliseconds of one set.
 typedef struct bench_times {
-    double median, q1, q3;
+    double median, q1, q3, mean;
 } bench_times;
 
 /// Quartiles of `count` > 0 measurements of `sets` sets each; sorts `seconds`.

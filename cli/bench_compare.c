@@ -12,16 +12,20 @@ static const char *const keys[] = {"shape",   "hidden", "inter",        "experts
                                    "format",  "glu",    "activation",   "x",       "level",
                                    "routing", "tokens", "routing_only", "device"};
 
+static bool same_value(const json_t *a, const json_t *b)
+{
+    return (a == NULL) == (b == NULL) && (a == NULL || json_equal(a, b) != 0);
+}
+
 static bool same_thing(const json_t *a, const json_t *b)
 {
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
-        const json_t *x = json_object_get(a, keys[i]);
-        const json_t *y = json_object_get(b, keys[i]);
-        if ((x == NULL) != (y == NULL) || (x != NULL && json_equal(x, y) == 0)) {
+        if (!same_value(json_object_get(a, keys[i]), json_object_get(b, keys[i]))) {
             return false;
         }
     }
-    return true;
+    return same_value(json_object_get(json_object_get(a, "machine"), "threads"),
+                      json_object_get(json_object_get(b, "machine"), "threads"));
 }
 
 static bool read_times(const bench_results *r, const json_t *row, bench_times *out)

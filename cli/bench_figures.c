@@ -23,10 +23,15 @@ static double quantile(const double *sorted, int count, double q)
 bench_times bench_quartiles(double *seconds, int count, int64_t sets)
 {
     const double ms = 1e3 / (double)sets;
+    double sum = 0;
+    for (int i = 0; i < count; i++) {
+        sum += seconds[i];
+    }
     qsort(seconds, (size_t)count, sizeof *seconds, compare);
     return (bench_times){.median = ms * quantile(seconds, count, 0.5),
                          .q1 = ms * quantile(seconds, count, 0.25),
-                         .q3 = ms * quantile(seconds, count, 0.75)};
+                         .q3 = ms * quantile(seconds, count, 0.75),
+                         .mean = ms * sum / count};
 }
 
 double bench_floor(const bench_work *work, const char **kind)

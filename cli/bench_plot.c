@@ -69,12 +69,15 @@ static void name_of(const json_t *row, const char *file, bool tokens_too, char n
     } else {
         (void)snprintf(more, sizeof more, ", %.0f threads", number_of(machine, "threads"));
     }
-    (void)snprintf(name, NAME_BYTES, "%s %s%s%s on %s%s%s (%s)", shape != NULL ? shape : "?",
-                   first_string(row, "format", "routing alone"),
-                   strcmp(act, "none") != 0 ? " x " : "", strcmp(act, "none") != 0 ? act : "",
-                   device != NULL ? device : "?", more,
-                   routing != NULL && strcmp(routing, "zipf") == 0 ? ", zipf" : "",
-                   slash != NULL ? slash + 1 : file);
+    (void)snprintf(
+        name, NAME_BYTES, "%s %s%s%s on %s%s%s%s%s%s", shape != NULL ? shape : "?",
+        first_string(row, "format", "routing alone"), strcmp(act, "none") != 0 ? " x " : "",
+        strcmp(act, "none") != 0 ? act : "", device != NULL ? device : "?", more,
+        routing != NULL && strcmp(routing, "zipf") == 0 ? ", zipf" : "", tokens_too ? "" : " (",
+        tokens_too      ? ""
+        : slash != NULL ? slash + 1
+                        : file,
+        tokens_too ? "" : ")");
 }
 
 static int series_of(plot *p, const char name[NAME_BYTES])

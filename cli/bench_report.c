@@ -205,15 +205,15 @@ json_t *bench_row_json(const bench_request *request, const bench_layer *layer,
     const bool known = row->floor_kind != NULL;
     const bool whole = !request->routing_only;
     json_t *object = layer_json(request, layer);
-    json_t *measured =
-        json_pack("{s:I, s:I, s:i, s:f, s:f, s:f, s:o, s:s?, s:o, s:f, s:o, s:o, s:o, s:O}",
-                  "tokens", (json_int_t)row->tokens, "sets", (json_int_t)row->sets, "repeats",
-                  row->repeats, "ms", row->times.median, "ms_q1", row->times.q1, "ms_q3",
-                  row->times.q3, "floor_ms", real_or_null(known, row->floor_ms), "floor_kind",
-                  row->floor_kind, "percent_of_floor", real_or_null(known, row->percent),
-                  "experts_hit", row->experts_hit, "bytes", real_or_null(whole, row->work.bytes),
-                  "flops", real_or_null(whole, row->work.flops[0] + row->work.flops[1]), "error",
-                  real_or_null(row->error >= 0, row->error), "kernels", row->kernels);
+    json_t *measured = json_pack(
+        "{s:I, s:I, s:i, s:f, s:f, s:f, s:f, s:o, s:s?, s:o, s:f, s:o, s:o, s:o, s:O}", "tokens",
+        (json_int_t)row->tokens, "sets", (json_int_t)row->sets, "repeats", row->repeats, "ms",
+        row->times.median, "ms_q1", row->times.q1, "ms_q3", row->times.q3, "ms_mean",
+        row->times.mean, "floor_ms", real_or_null(known, row->floor_ms), "floor_kind",
+        row->floor_kind, "percent_of_floor", real_or_null(known, row->percent), "experts_hit",
+        row->experts_hit, "bytes", real_or_null(whole, row->work.bytes), "flops",
+        real_or_null(whole, row->work.flops[0] + row->work.flops[1]), "error",
+        real_or_null(row->error >= 0, row->error), "kernels", row->kernels);
     json_t *machine =
         json_pack("{s:o, s:s, s:o, s:s, s:s?, s:I, s:o}", "ceilings",
                   ceilings_json(ceilings, layer->ctx->backend->host_memory), "device",

@@ -340,20 +340,38 @@ static int activations_of(const bench_request *r, moe_quant_spec out[3])
     return n;
 }
 
-static int run_rows(const bench_request *request)
+static bool run_activations(const bench_request *request, json_t *rows, int *code)
 {
     moe_quant_spec activations[3];
-    json_t *rows = json_array();
-    int code = CLI_FAILED;
-    bool good = true;
     const int n = activations_of(request, activations);
+    bool good = true;
     for (int i = 0; i < n && good; i++) {
         bench_request r = *request;
         for (int g = 0; g < 2 && i > 0; g++) {
             r.desc.gemm[g].act.spec = activations[i];
         }
-        good = run_layer(&r, rows, &code);
+        good = run_layer(&r, rows, code);
     }
+    return good;
+}
+
+static int run_rows(const bench_request *request)
+{
+    json_t *rows = json_array();
+    const char *list = request->threads;
+    int code = CLI_FAILED;
+    bool good = true;
+    do { // each number of threads of the list
+        bench_request r = *request;
+        char one[16];
+        if (list != NULL) {
+            const size_t length = strcspn(list, ",");
+            (void)snprintf(one, sizeof one, "%.*s", (int)(length < 15 ? length : 15), list);
+            r.threads = one;
+            list = list[length] == ',' ? list + length + 1 : NULL;
+        }
+        good = run_activations(&r, rows, &code);
+    } while (good && list != NULL);
     if (good) {
         code = request->json != NULL ? bench_write_json(request->json, rows) : CLI_OK;
     }

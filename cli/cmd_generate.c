@@ -118,9 +118,10 @@ static void print_json(const struct generation *g, const moem_times *t, const lo
         (void)printf("}");
     }
     (void)printf("], \"prompt_tokens\": %" PRId64 ", \"prompt_tokens_per_second\": %.6g, "
-                 "\"new_tokens\": %" PRId64 ", \"new_tokens_per_second\": %.6g, ",
+                 "\"new_tokens\": %" PRId64
+                 ", \"new_tokens_per_second\": %.6g, \"activation\": \"%s\", ",
                  t->prompt_tokens, rate(t->prompt_tokens, t->prompt_seconds), t->new_tokens,
-                 rate(t->new_tokens, t->decode_seconds));
+                 rate(t->new_tokens, t->decode_seconds), cli_decoder_activation(&g->m));
     load_print_json(load, stdout);
     (void)printf("}\n");
 }

@@ -13,8 +13,10 @@ static void print_stats(const cli_decoder *m, const load_table *table, const moe
                         int64_t tokens)
 {
     const double mean = score->nll / (double)score->scored;
-    (void)printf("%" PRId64 " tokens, %d of %d experts per token, perplexity %.3f\n\n", tokens,
-                 (int)moem_model_top_k(m->model), (int)table->experts, exp(mean));
+    (void)printf("%" PRId64
+                 " tokens, %d of %d experts per token, activations %s, perplexity %.3f\n\n",
+                 tokens, (int)moem_model_top_k(m->model), (int)table->experts,
+                 cli_decoder_activation(m), exp(mean));
     load_print_measures(table, stdout);
     (void)printf("\n");
     load_print_map(table, 80, cli_colour(stdout), stdout);
@@ -80,8 +82,10 @@ int cmd_stats(int argc, char **argv)
         } else if (svg) {
             load_print_svg(&table, dir, stdout);
         } else if (json) {
-            (void)printf("{\"tokens\": %zu, \"top_k\": %d, \"mean_nll\": %.9g, ", ids.count,
-                         (int)moem_model_top_k(m.model), score.nll / (double)score.scored);
+            (void)printf("{\"tokens\": %zu, \"top_k\": %d, \"activation\": \"%s\", "
+                         "\"mean_nll\": %.9g, ",
+                         ids.count, (int)moem_model_top_k(m.model), cli_decoder_activation(&m),
+                         score.nll / (double)score.scored);
             load_print_json(&table, stdout);
             (void)printf("}\n");
         } else {

@@ -33,13 +33,9 @@ int cli_decoder_open(const char *dir, const cli_decoder_options *options, cli_de
     if (options->threads != NULL && !cli_number("--threads", options->threads, 1, 1024, &threads)) {
         return CLI_USAGE;
     }
-    if (options->activation != NULL && strcmp(options->activation, "f32") != 0) {
-        o.act.spec = moe_quant_from_name(options->activation);
-        if (o.act.spec == MOE_QUANT_NONE) {
-            (void)fprintf(stderr, "moe: --activation \"%s\" is neither f32 nor a quantiser\n",
-                          options->activation);
-            return CLI_USAGE;
-        }
+    o.fixed_point = options->activation == NULL;
+    if (!o.fixed_point && !cli_quantiser("--activation", options->activation, &o.act)) {
+        return CLI_USAGE;
     }
     o.threads = (int32_t)threads;
     o.file_flags = options->no_mmap ? MOE_FILE_NO_MMAP : MOE_FILE_DEFAULT;
@@ -67,6 +63,13 @@ void cli_decoder_close(cli_decoder *m)
     memset(m, 0, sizeof *m);
 }
 
+const char *cli_decoder_activation(const cli_decoder *m)
+{
+    moe_layer_desc d = moe_layer_desc_default();
+    (void)moe_plan_desc(moem_model_plan(m->model, 0), &d);
+    return d.gemm[0].act.spec == MOE_QUANT_NONE ? "none" : moe_quant_name(d.gemm[0].act.spec);
+}
+
 void cli_decoder_describe(const char *dir, const cli_decoder_options *options, const cli_decoder *m)
 {
     const char *device = options->device != NULL ? options->device : "cpu";
@@ -77,8 +80,7 @@ void cli_decoder_describe(const char *dir, const cli_decoder_options *options, c
                   "%s: %" PRId64 " layers, hidden %" PRId64 ", %d experts of %" PRId64
                   ", %d per token; %s, activations %s; %d threads%s%s\n",
                   dir, c->layers, c->hidden, (int)d.num_experts, d.inter, (int)d.top_k,
-                  moem_model_dialect(m->model),
-                  d.gemm[0].act.spec == MOE_QUANT_NONE ? "f32" : moe_quant_name(d.gemm[0].act.spec),
+                  moem_model_dialect(m->model), cli_decoder_activation(m),
                   moe_context_num_threads(moem_model_context(m->model)),
                   strcmp(device, "cpu") != 0 ? ", experts on " : "",
                   strcmp(device, "cpu") != 0 ? device : "");

@@ -22,6 +22,10 @@ typedef struct cli_decoder {
 int cli_decoder_open(const char *dir, const cli_decoder_options *options, cli_decoder *out);
 void cli_decoder_close(cli_decoder *m);
 
+/// How the experts' inputs are quantised, as --activation has it: without that option, on a CPU,
+/// i16b32 for weights of 4 bits.
+const char *cli_decoder_activation(const cli_decoder *m);
+
 /// One line on stderr about what the model is and how it runs.
 void cli_decoder_describe(const char *dir, const cli_decoder_options *options,
                           const cli_decoder *m);

@@ -37,7 +37,7 @@ static const struct {
     {"bench", cmd_bench,
      "moe bench --shape NAME|H,I,E,k --format F [--format2 F] [--activation A[,A]] [--glu NAME]\n"
      "          [--tokens T,T...] [--routing uniform|zipf] [--x DTYPE] [--det L] [--device D]\n"
-     "          [--threads N] [--repeats N] [--sets N] [--seed N] [--error] [--json FILE]\n"
+     "          [--threads N[,N...]] [--repeats N] [--sets N] [--seed N] [--error] [--json FILE]\n"
      "moe bench --shape NAME|H,I,E,k --routing-only [--tokens T,T...] ...\n"
      "moe bench --compare A.json B.json\n"
      "moe bench --plot OUT.svg FILE.json...\n"

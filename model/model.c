@@ -115,6 +115,21 @@ static moe_status open_attention(const moem_model *m, int64_t layer, moem_layer 
     return status ? status : linear(m, prefix, "self_attn.o_proj", c->hidden, wide, &l->o);
 }
 
+static bool has_4_bits(moe_format format)
+{
+    return format == MOE_FORMAT_MXFP4 || format == MOE_FORMAT_NVFP4 ||
+           format == MOE_FORMAT_INT4_GROUP;
+}
+
+static void set_activations(const moem_model *m, const moem_options *options, moe_layer_desc *desc)
+{
+    const bool chooses = options->fixed_point && options->act.spec == MOE_QUANT_NONE &&
+                         m->device == NULL && has_4_bits(desc->gemm[0].weight_format) &&
+                         has_4_bits(desc->gemm[1].weight_format);
+    const moe_quant_desc fixed = {.spec = MOE_QUANT_I16B32};
+    desc->gemm[0].act = desc->gemm[1].act = chooses ? fixed : options->act;
+}
+
 static moe_status open_experts(moem_model *m, int64_t layer, const char *config, size_t size,
                                const moem_options *options, moem_layer *l)
 {
@@ -133,7 +148,7 @@ static moe_status open_experts(moem_model *m, int64_t layer, const char *config,
     l->router.bias = router.bias;
     desc.x_dtype = MOE_F32;
     desc.max_tokens = m->max_batch;
-    desc.gemm[0].act = desc.gemm[1].act = options->act;
+    set_activations(m, options, &desc);
     m->experts = desc.num_experts;
     m->top_k = desc.top_k;
     status = moe_plan_create(m->device != NULL ? m->device : m->ctx, &desc, &l->plan);

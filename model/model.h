@@ -59,6 +59,10 @@ typedef struct moem_options {
     uint32_t file_flags; ///< MOE_FILE_*
     int64_t max_batch;   ///< tokens of one forward call; 0: 512
     moe_quant_desc act;  ///< how the experts' inputs are quantised; zero: float32 as they are
+    /// On the CPU, weights of 4 bits take inputs in 16-bit fixed point (i16b32) where act is zero.
+    /// Integer products of these are fast, and their bits are the same on every CPU; weights are
+    /// repacked for them, which takes memory of their size.
+    bool fixed_point;
 } moem_options;
 
 typedef struct moem_model moem_model;

@@ -55,16 +55,20 @@ def support_matrix():
     assert built_in == ["cpu"], "teach this table the new backend"
     ops = ["route", "place", "sort", "quantize", "ggemm", "glu", "combine"]
     plugins = ["cuda", "hip"]
+    sets = {"avx2": "run", "avx512": "recorded", "amx": "recorded", "neon": "recorded"}
     words = {"cuda": "plugin", "hip": "emulated"}
-    out = ["| op | cpu ref | cpu ref_fma (AVX2) | cpu avx2 | cpu avx512, amx, neon | %s |" % " | ".join(plugins),
-           "| --- | --- | --- | --- | --- | --- | --- |"]
+    out = ["| op | cpu ref | cpu ref_fma (AVX2) | %s | %s |"
+           % (" | ".join("cpu " + isa for isa in sets), " | ".join(plugins)),
+           "| --- | --- | --- " + "| --- " * (len(sets) + len(plugins)) + "|"]
     for op in ops:
         assert kernel_rows("cpu", op) > 0, op
         cells = [words[p] if kernel_rows(p, op) > 0 else "absent" for p in plugins]
-        avx2 = "run" if "__avx2" in "".join(cpu_names(op)) else "absent"
-        out.append("| %s | run | run | %s | absent | %s |" % (op, avx2, " | ".join(cells)))
+        names = "".join(cpu_names(op))
+        tuned = [word if "__" + isa in names else "absent" for isa, word in sets.items()]
+        out.append("| %s | run | run | %s |" % (op, " | ".join(tuned + cells)))
     formats = ", ".join(f[1] for f in rows("src/quant/formats.def", "MOE_FORMAT_ROW"))
-    out += ["", "*run*: executed by every `make check`. *plugin*: in a library of its own, built where its compiler is "
+    out += ["", "*run*: executed by every `make check`. *recorded*: executed where the CPU has it, else proven "
+            "by a record in `tests/ledger`. *plugin*: in a library of its own, built where its compiler is "
             "found; `moe check --device cuda` executes it on the device, and `make check` runs the bodies that GPUs "
             "share on the host. *emulated*: a plugin whose machine code `make check` executes in an emulator, where "
             "clang-22 is, for gfx942 and gfx950; never on silicon. Weight formats of ggemm, on every backend: " + formats + "."]

@@ -4,8 +4,8 @@
 
     source_hash.py [--root DIR] FILE...
         one hash of these files and all that they include
-    source_hash.py [--root DIR] --rows FOLDER [--output FILE]
-        "row hash" for every row of FOLDER/kernels.def
+    source_hash.py [--root DIR] --rows FOLDER [--rows FOLDER...] [--output FILE]
+        "row hash" for every row of FOLDER/kernels.def that continuous integration cannot run
 
 Comments, blanks at the ends of lines and empty lines do not count, so that a kernel keeps its record
 (tests/ledger) when its text is only explained better. Of the public headers backend.h and types.h
@@ -13,7 +13,8 @@ count, the contract of an op and what its arguments are; of the tables, a row's 
 kernels.def and arith.def.
 
 A row of FOLDER/kernels.def is held by the .cu files of FOLDER that contain its name; where none
-does, by those that are named after its op (ggemm_*.cu). A row "..__gpu.." is a body of
+does, by those that are named after its op (ggemm_*.cu). Of a CPU's rows, those for instruction sets
+that few machines have are held by the .c files below FOLDER that contain their names. A row "..__gpu.." is a body of
 gpu/<op>.cuh that ops.cu instantiates: of the other ops' bodies it depends on none."""
 import argparse
 import hashlib
@@ -22,6 +23,7 @@ import re
 import sys
 
 ROW = re.compile(r'^MOE_KERNEL\((\w+),\s*(\w+),.*$', re.M)
+RARE_ISA = re.compile(r'\bMOEI_ISA_(AVX512|AMX)\w*')
 ARITH = re.compile(r'^MOE_ARITH\((\w+),.*$', re.M)
 ARITH_TABLE = 'include/moe/arith.def'
 PUBLIC = ('include/moe/backend.h', 'include/moe/types.h')
@@ -79,11 +81,13 @@ def hash_of(root, files, lines=()):
 
 
 def rows_of(root, folder):
-    """Every row as a match: op, name after moek_<op>_; none where there is no such folder."""
+    """Every row that needs a record, as a match: op, name after moek_<op>_; none where there is no
+    such folder."""
     table = os.path.join(folder, 'kernels.def')
     if not os.path.isfile(os.path.join(root, table)):
         return []
-    return list(ROW.finditer(essence(read(root, table))))
+    rows = ROW.finditer(essence(read(root, table)))
+    return [row for row in rows if 'MOEI_ISA_' not in row.group() or RARE_ISA.search(row.group())]
 
 
 def lines_of(root, row):
@@ -96,8 +100,17 @@ def lines_of(root, row):
             [row.group(), *(c.group() for c in classes if c.group(1) in words)]]
 
 
-def sources_of(root, folder, op, name, ops):
+def units_of(root, folder, suffix):
+    """Files of a folder, or of the folders in it."""
+    top = os.path.join(root, folder)
+    return sorted(os.path.relpath(os.path.join(path, file), root) for path, _, files in os.walk(top)
+                  for file in files if file.endswith(suffix))
+
+
+def sources_of(root, folder, row, ops):
     """The files of a row. LookupError: no file holds it."""
+    op, name = row.groups()
+    row = row.group()
     shared = os.path.join(os.path.dirname(folder), 'gpu')
     leave_out = [os.path.join(shared, header) for header in OTHER_DEVICES]
     if name.split('__')[-1].startswith('gpu'):
@@ -106,14 +119,14 @@ def sources_of(root, folder, op, name, ops):
             raise LookupError(f'moek_{op}_{name}: there is no {bodies[op]}')
         leave_out += [path for other, path in bodies.items() if other != op]
         return reach(root, [os.path.join(folder, 'ops.cu'), bodies[op]], leave_out)
-    units = sorted(file for file in os.listdir(os.path.join(root, folder)) if file.endswith('.cu'))
-    units = [os.path.join(folder, file) for file in units]
+    host = 'MOEI_ISA_' in row
+    units = units_of(root, folder, '.c' if host else '.cu')
     word = re.compile(r'(?<![a-z0-9])' + re.escape(name) + r'\b')
     holders = [path for path in units if word.search(read(root, path))]
-    if not holders:
+    if not holders and not host:
         holders = [path for path in units if os.path.basename(path).startswith(op + '_')]
     if not holders:
-        raise LookupError(f'moek_{op}_{name}: no .cu file of {folder} holds it')
+        raise LookupError(f'moek_{op}_{name}: no {".c" if host else ".cu"} file of {folder} holds it')
     return reach(root, holders, leave_out)
 
 
@@ -124,7 +137,7 @@ def row_hashes(root, folder):
     hashes = {}
     for row in rows:
         op, name = row.groups()
-        files = sources_of(root, folder, op, name, ops)
+        files = sources_of(root, folder, row, ops)
         hashes[f'moek_{op}_{name}'] = hash_of(root, files, lines_of(root, row))
     return hashes
 
@@ -144,7 +157,7 @@ def main():
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     parser = argparse.ArgumentParser(description='Hashes of the sources of kernels.')
     parser.add_argument('--root', default=here, help='root of the project')
-    parser.add_argument('--rows', metavar='FOLDER', help='folder with a kernels.def')
+    parser.add_argument('--rows', metavar='FOLDER', action='append', help='folder with a kernels.def')
     parser.add_argument('--output', metavar='FILE', help='of --rows; default: standard output')
     parser.add_argument('files', nargs='*')
     a = parser.parse_args()
@@ -154,7 +167,9 @@ def main():
         if a.files:
             print(hash_of(a.root, reach(a.root, a.files)))
             return 0
-        hashes = row_hashes(a.root, a.rows)
+        hashes = {}
+        for folder in a.rows:
+            hashes.update(row_hashes(a.root, folder))
     except (LookupError, OSError) as error:
         print(f'source_hash.py: {error}', file=sys.stderr)
         return 1

@@ -67,9 +67,10 @@ MOE_API moe_status moe_weights_pack(moe_weights *weights, int32_t first,
                                     const moe_weights_source *source);
 
 /// Uses the caller's tensors where they lie (an mmapped checkpoint; memory of the plan's device):
-/// nothing is copied but the
-/// small per-layer vectors. Checks as moe_weights_pack. Errors: those, UNSUPPORTED (a chosen kernel
-/// needs a packed layout; pack instead). Since 0.1.
+/// nothing is copied but the small per-layer vectors. They must stay, unchanged, until
+/// moe_weights_destroy has returned: it waits for threads that are late with a task which another
+/// has done meanwhile (docs/cpu.md). Checks as moe_weights_pack. Errors: those, UNSUPPORTED (a
+/// chosen kernel needs a packed layout; pack instead). Since 0.1.
 MOE_API moe_status moe_weights_wrap(const moe_plan *plan, const moe_weights_source *source,
                                     moe_weights **out);
 

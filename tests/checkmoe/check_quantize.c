@@ -241,18 +241,26 @@ static void check_specs(quantize_rows *q, moec_rng *rng)
 // Rows enough to be split over threads.
 static void check_large(quantize_rows *q, moec_rng *rng)
 {
-    static const moe_quant_spec specs[] = {MOE_QUANT_FP8_TENSOR, MOE_QUANT_FP8_GROUP_RECIP,
-                                           MOE_QUANT_FP8_BLOCK_INVERSE, MOE_QUANT_NVFP4_INVERSE};
-    for (size_t i = 0; i < sizeof specs / sizeof specs[0]; i++, q->number++) {
-        moec_quantize_problem p = {.quant = {.spec = specs[i]},
-                                   .x_dtype = MOE_BF16,
+    static const struct {
+        moe_quant_spec spec;
+        moe_dtype x_dtype;
+        moec_quantize_fill fill;
+    } forms[] = {{MOE_QUANT_FP8_TENSOR, MOE_BF16, MOEC_QUANTIZE_MIXED},
+                 {MOE_QUANT_FP8_GROUP_RECIP, MOE_BF16, MOEC_QUANTIZE_MIXED},
+                 {MOE_QUANT_FP8_BLOCK_INVERSE, MOE_BF16, MOEC_QUANTIZE_MIXED},
+                 {MOE_QUANT_NVFP4_INVERSE, MOE_BF16, MOEC_QUANTIZE_MIXED},
+                 {MOE_QUANT_I8B32, MOE_F32, MOEC_QUANTIZE_EDGE},
+                 {MOE_QUANT_I16B32, MOE_F32, MOEC_QUANTIZE_EDGE}};
+    for (size_t i = 0; i < sizeof forms / sizeof forms[0]; i++, q->number++) {
+        moec_quantize_problem p = {.quant = {.spec = forms[i].spec},
+                                   .x_dtype = forms[i].x_dtype,
                                    .batches = 2,
                                    .batched = true,
                                    .with_counts = true,
                                    .rows = 200,
                                    .counts = {200, 131},
                                    .k = 520,
-                                   .fill = MOEC_QUANTIZE_MIXED,
+                                   .fill = forms[i].fill,
                                    .given = 1.0f};
         moei_quant_resolve(&p.quant);
         run_problem(q, &p, rng);

@@ -29,6 +29,7 @@ struct text_check {
     moec_counts *counts;
     moe_file *reference;
     moem_model *model;
+    const char *inputs; ///< of the experts, as messages have them: "", or "i16b32: "
     moec_heap heap;
 };
 
@@ -115,7 +116,8 @@ static void check_logits(struct text_check *k, int prompt, int64_t count, const 
             bound[r * vocab + v] = LOGIT_BOUND * most;
         }
     }
-    (void)snprintf(label, sizeof label, "prompt %d logits of the last positions", prompt);
+    (void)snprintf(label, sizeof label, "%sprompt %d logits of the last positions", k->inputs,
+                   prompt);
     (void)snprintf(repro, sizeof repro, "%s check%s --model %s", k->program,
                    moec_device_option(k->options, device, sizeof device), k->dir);
     const moec_compare compare = {
@@ -127,8 +129,8 @@ static void check_logits(struct text_check *k, int prompt, int64_t count, const 
         .out = k->out,
         .always = k->verbose};
     const int good = moec_report_compare(&compare, &stats) != MOEC_FAIL;
-    verdict(k, good, "prompt %d: logits of %" PRId64 " positions (%.2f of 1e-4 of the largest)",
-            prompt, rows, stats.max_ratio);
+    verdict(k, good, "%sprompt %d: logits of %" PRId64 " positions (%.2f of 1e-4 of the largest)",
+            k->inputs, prompt, rows, stats.max_ratio);
 }
 
 // -- Greedy continuation --------------------------------------------------------------------------
@@ -161,8 +163,8 @@ static void check_greedy(struct text_check *k, int prompt, const int32_t *ids, i
     const double margin = same < n ? moec_value(&margins, same) : 0;
     // After a near tie that went the other way the texts differ by right.
     const int good = status == MOE_OK && (same == n || margin <= NEAR_TIE);
-    verdict(k, good, "prompt %d: %" PRId64 " of %" PRId64 " greedy tokens%s%s", prompt, same, n,
-            same < n && good ? ", then a near tie went the other way" : "",
+    verdict(k, good, "%sprompt %d: %" PRId64 " of %" PRId64 " greedy tokens%s%s", k->inputs, prompt,
+            same, n, same < n && good ? ", then a near tie went the other way" : "",
             status != MOE_OK ? moe_last_error() : "");
     moem_ids_free(&have);
 }
@@ -318,7 +320,7 @@ static void check_likelihood(struct text_check *k)
 
 // -- All -----------------------------------------------------------------------------------------
 
-static void check_prompt(struct text_check *k, int prompt, const moec_options *options)
+static void check_prompt(struct text_check *k, int prompt, const moec_options *options, bool bits)
 {
     moe_tensor tensor;
     if (!item(k, prompt, "ids", &tensor) || tensor.dtype != MOE_I32) {
@@ -331,14 +333,43 @@ static void check_prompt(struct text_check *k, int prompt, const moec_options *o
         moec_keep(&k->heap, (size_t)(count * moem_model_config(k->model)->vocab), sizeof *logits);
     const moe_status status = run_alone(k->model, ids, count, logits);
     if (status != MOE_OK) {
-        verdict(k, 0, "prompt %d: %s", prompt, moe_last_error());
+        verdict(k, 0, "%sprompt %d: %s", k->inputs, prompt, moe_last_error());
         return;
     }
     check_logits(k, prompt, count, logits);
     check_greedy(k, prompt, ids, count);
-    if (prompt == 0 && !options->quick) {
+    if (prompt == 0 && bits) {
         check_bits(k, ids, count, logits, options);
     }
+}
+
+static bool has_fixed_point(const moem_model *model)
+{
+    moe_layer_desc d = moe_layer_desc_default();
+    return moe_plan_desc(moem_model_plan(model, 0), &d) == MOE_OK &&
+           d.gemm[0].act.spec == MOE_QUANT_I16B32;
+}
+
+// The model as options and `fixed_point` open it; `whole`: its bits and a text, too.
+static moe_status check_text(struct text_check *k, const moec_options *options, bool fixed_point,
+                             bool whole)
+{
+    const moem_options o = {.device = options->device,
+                            .threads = options->threads,
+                            .isa = options->isa,
+                            .fixed_point = fixed_point};
+    k->inputs = fixed_point ? "i16b32: " : "";
+    const moe_status status = moem_model_open(k->dir, &o, &k->model);
+    const bool there = status == MOE_OK && (!fixed_point || has_fixed_point(k->model));
+    for (int prompt = 0; prompt < MAX_PROMPTS && there; prompt++) {
+        check_prompt(k, prompt, options, whole);
+    }
+    if (whole && status == MOE_OK) {
+        check_likelihood(k);
+    }
+    moem_model_close(k->model);
+    k->model = NULL;
+    return status;
 }
 
 int moec_model_text_run(const char *dir, const char *reference, const moec_options *options,
@@ -353,25 +384,16 @@ int moec_model_text_run(const char *dir, const char *reference, const moec_optio
                            .out = out,
                            .verbose = options->verbose,
                            .counts = counts};
-    const moem_options o = {
-        .device = options->device, .threads = options->threads, .isa = options->isa};
+    const bool cpu = options->device == MOE_DEVICE_UNSET || options->device == MOE_DEVICE_CPU;
     (void)snprintf(path, sizeof path, "%s/reference.safetensors", dir);
-    moe_status status = moem_model_open(dir, &o, &k.model);
-    status = status ? status
-                    : moe_file_open(reference != NULL ? reference : path, MOE_FILE_DEFAULT,
-                                    &k.reference);
+    moe_status status =
+        moe_file_open(reference != NULL ? reference : path, MOE_FILE_DEFAULT, &k.reference);
+    status = status ? status : check_text(&k, options, false, !options->quick);
+    status = status || !cpu ? status : check_text(&k, options, true, false);
     if (status != MOE_OK) {
         verdict(&k, 0, "%s", moe_last_error());
-    } else {
-        for (int prompt = 0; prompt < MAX_PROMPTS; prompt++) {
-            check_prompt(&k, prompt, options);
-        }
-        if (!options->quick) {
-            check_likelihood(&k);
-        }
     }
     moe_file_close(k.reference);
-    moem_model_close(k.model);
     moec_heap_free(&k.heap);
     return status == MOE_OK ? 0 : -1;
 }

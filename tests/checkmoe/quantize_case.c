@@ -57,7 +57,8 @@ static uint32_t edge(moec_rng *rng, moe_dtype dtype, float max)
 {
     static const float factors[] = {1.0f,   1.25f,   1.5f,       1.75f,
                                     1.875f, 1.9375f, 1.9921875f, 1.992156982421875f};
-    const float base = below(rng, 2) ? max : factors[below(rng, 8)];
+    const float half = max == 127.0f || max == 32639.0f ? 0.5f * (float)below(rng, 2) : 0.0f;
+    const float base = below(rng, 2) ? max + half : factors[below(rng, 8)];
     const int span = dtype == MOE_F16 ? 6 : 30;
     return to_dtype(dtype, ldexpf(base, below(rng, 2 * span) - span)) + (uint32_t)below(rng, 3) -
            1u;

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Looks whether every kernel row that this machine cannot run has a record of a machine that could:
-tests/ledger/<row>.json, which `moe check --device D --ledger tests/ledger` writes. A record holds
+tests/ledger/<row>.json, which `moe check [--device D] --ledger tests/ledger` writes. A record holds
 for the sources it was made from alone.
 
     ledger.py [--root DIR] [--ledger DIR] FOLDER...
@@ -75,7 +75,7 @@ def main():
     if not rows and good:
         print('no rows to record')
     elif not good:
-        print('repeat with  moe check --device D --ledger tests/ledger  on a machine with the device')
+        print('repeat with  moe check --device D --ledger tests/ledger  on a machine that can run them')
     return 0 if good else 1
 
 

@@ -20,6 +20,7 @@ static void test_quartiles(void)
     bench_times t = bench_quartiles(odd, 5, 1);
     CHECK(near(t.median, 3) && near(t.q1, 2) && near(t.q3, 4), "of five: %g, %g, %g", t.q1,
           t.median, t.q3);
+    CHECK(near(t.mean, 3), "mean of five: %g", t.mean);
     t = bench_quartiles(even, 4, 2); // 1 2 3 4 ms of two sets each
     CHECK(near(t.median, 1.25) && near(t.q1, 0.875) && near(t.q3, 1.625), "of four: %g, %g, %g",
           t.q1, t.median, t.q3);
@@ -56,8 +57,8 @@ static void test_floor(void)
 
 static void test_ratio(void)
 {
-    const bench_ratio r =
-        bench_compare_times((bench_times){2, 1.8, 2.2}, (bench_times){1, 0.9, 1.1});
+    const bench_ratio r = bench_compare_times((bench_times){.median = 2, .q1 = 1.8, .q3 = 2.2},
+                                              (bench_times){.median = 1, .q1 = 0.9, .q3 = 1.1});
     CHECK(near(r.value, 0.5) && near(r.low, 0.9 / 2.2) && near(r.high, 1.1 / 1.8),
           "ratio %g in %g .. %g", r.value, r.low, r.high);
 }

@@ -93,9 +93,12 @@ assert root.tag.endswith("svg") and len(points) == 2 * (3 + 1 + 2 + 1), len(poin
 PYTHON
 [ ! -e "$dir/b.svg" ] && passed=$((passed + 1)) || { failed=$((failed + 1)); echo "FAILED: half a picture"; }
 # Without --activation, a CPU's integer products stand beside the strict ones.
-expect 0 "mxfp4 x i16b32 / mxfp4 x i16b32" --shape 64,64,4,2 --format mxfp4 --tokens 2 --sets 1 --repeats 1 --json "$dir/three.json"
+expect 0 "mxfp4 x i16b32 / mxfp4 x i16b32" --shape 64,64,4,2 --format mxfp4 --tokens 2 --sets 1 --repeats 1 --threads 1,2 \
+    --json "$dir/three.json"
+expect 2 "--threads" --shape 64,64,4,2 --format bf16 --tokens 2 --threads 1,,2
 expect 0 "int8_group x i8b32 / int8_group x i8b32" --shape 64,64,4,2 --format int8_group --tokens 2 --sets 1 --repeats 1
-expect 0 "rows compared, 0 of A and 0 of B" --compare "$dir/three.json" "$dir/three.json"
+expect 0 "6 rows compared, 0 of A and 0 of B" --compare "$dir/three.json" "$dir/three.json"
+expect 0 "threads</text>" --plot - "$dir/three.json"
 expect 1 "must be above 0" --compare "$golden/bench_zero.json" "$golden/bench_zero.json"
 printf '{"rows": {}}' > "$dir/broken.json"
 expect 1 "rows" --compare "$dir/broken.json" "$dir/broken.json"
@@ -126,6 +129,7 @@ for r in a:
     check("flops", r["flops"], 6 * t * k * h * i)
     check("bytes", r["bytes"], r["experts_hit"] * 6 * h * i + 4 * t * h)
     check("order", 0 < r["ms_q1"] <= r["ms"] <= r["ms_q3"], True)
+    check("mean of three", r["ms_q1"] < r["ms_mean"] * 2 and r["ms_mean"] < r["ms_q3"] * 2, True)
     check("experts", k <= r["experts_hit"] <= min(e, k * t), True)
     check("percent", math.isclose(r["percent_of_floor"], 100 * r["floor_ms"] / r["ms"], rel_tol=1e-6), True)
     read, mma = r["ceilings"]["read_gb_per_s"], r["ceilings"]["f32_tflops"]

@@ -52,15 +52,15 @@ refuses() { # exit code, text, arguments
     judge "moe $*: want \"$text\", got: $(cat "$dir/err")" complains "$text"
 }
 
-# -- The same text, ids, loads and bytes.
-same generate "$model" "It is a truth universally acknowledged, that" --max-tokens 40
+# -- The same text, ids, loads and bytes. Where nothing is said of activations, only a CPU's are quantised.
+same generate "$model" "It is a truth universally acknowledged, that" --max-tokens 40 --activation none
 judge "what runs where: $(cat "$dir/err")" grep -q "threads, experts on ext$" "$dir/err"
-same generate "$model" "It is a truth" "Call me" "It was the best of" --max-tokens 12 --json
-same generate "$model" "Once upon a time" --max-tokens 20 --temperature 0.8 --top-p 0.9 --seed 7 --threads 1
+same generate "$model" "It is a truth" "Call me" "It was the best of" --max-tokens 12 --json --activation none
+same generate "$model" "Once upon a time" --max-tokens 20 --temperature 0.8 --top-p 0.9 --seed 7 --threads 1 --activation none
 same generate "$model" "Once upon a time" --max-tokens 8 --activation i8b32 --json
-same generate "$model" "Once upon a time" --max-tokens 8 --no-mmap --json
+same generate "$model" "Once upon a time" --max-tokens 8 --no-mmap --json --activation none
 head -c 900 "$model/val.txt" > "$dir/text"
-same stats "$model" --text "$dir/text" --json --window 30
+same stats "$model" --text "$dir/text" --json --window 30 --activation none
 run() { # device, options of moe run
     local device=$1
     shift
@@ -82,7 +82,7 @@ export MOE_FAR_PACKED=1
 MOE_PLUGIN_PATH=$plugin judge "moe explain with packed rows" ends_with 0 explain "$model" --device ext
 judge "the products do not run packed rows: $(cat "$dir/out")" \
     [ "$(grep -cE '^ \* +moek_ggemm_.*_packed +runs$' "$dir/out")" = 2 ]
-same generate "$model" "It is a truth" "Call me" --max-tokens 12 --json
+same generate "$model" "It is a truth" "Call me" --max-tokens 12 --json --activation none
 same generate "$model" "Once upon a time" --max-tokens 8 --activation i8b32 --no-mmap --json
 judge "moe run with packed rows" run ext
 judge "moe run with packed rows: another output" cmp -s "$dir/y.cpu.own" "$dir/y.ext"

@@ -148,6 +148,31 @@ class Project(unittest.TestCase):
         self.put(FOLDER + '/ggemm_one.cu', 'int one;\n')
         self.assertNotEqual(self.hashes(), before)
 
+    def test_host(self):
+        folder = 'src/backends/cpu'
+        rows = ('#define ROWS(isa) \\\n    MOE_KERNEL(glu, any##suffix, isa, 1)\n'
+                'MOE_KERNEL(ggemm, any__avx2, MOEI_ISA_AVX2_FMA)\n'
+                'MOE_KERNEL(ggemm, any__avx512, MOEI_ISA_AVX512)\n'
+                'MOE_KERNEL(ggemm, any__amx, MOEI_ISA_AMX_BF16)\n')
+        self.put(folder + '/kernels.def', rows)
+        self.put(folder + '/avx/ggemm_any.c', '#include "vector.h"\n// any__avx2 and any__avx512\n')
+        self.put(folder + '/avx/vector.h', 'int vector;\n')
+        code, text = self.call(TOOL, '--root', self.root, '--rows', folder)
+        self.assertEqual(code, 1)
+        self.assertIn(f'moek_ggemm_any__amx: no .c file of {folder} holds it', text)
+        self.put(folder + '/amx/ggemm_any.c', 'int any__amx;\n')
+        both = ('--rows', FOLDER, '--rows', folder)
+        code, text = self.call(TOOL, '--root', self.root, *both)
+        self.assertEqual(code, 0, text)
+        before = dict(line.split() for line in text.splitlines())
+        self.assertEqual(list(before), ROWS + ['moek_ggemm_any__avx512', 'moek_ggemm_any__amx'])
+        self.put(folder + '/avx/vector.h', 'int wider;\n')
+        after = dict(line.split() for line in
+                     self.call(TOOL, '--root', self.root, *both)[1].splitlines())
+        self.assertEqual([row for row in before if before[row] != after[row]],
+                         ['moek_ggemm_any__avx512'])
+        self.assertIn('FAILED: moek_ggemm_any__amx: no record', self.ledger(folder)[1])
+
     def test_no_rows(self):
         self.assertEqual(self.ledger('src/backends/none'), (0, 'no rows to record\n'))
 

@@ -333,6 +333,9 @@ odd=$'A "quote\\ and\ttab,\nline: \xc3\xa9\x7f'
 printf '%s' "$odd" > "$dir/odd"
 json "[r['text'] != '' for r in v['results']] == [True] * 2 and len(v['layers']) == 4" \
     generate "$good" "The old" "She was" --max-tokens 3 --json
+json "v['activation'] == 'i16b32'" generate "$good" "The old" --max-tokens 3 --json
+json "v['activation'] == 'none'" generate "$good" "The old" --max-tokens 3 --json --activation none
+json "v['activation'] == 'i8b32'" stats "$good" --text "$dir/text" --json --activation i8b32
 json "v['results'][0]['prompt'].encode() == open('$dir/odd', 'rb').read()" generate "$good" "$odd" --max-tokens 3 --json
 json "all(sum(l['counts']) == v['tokens'] * v['top_k'] for l in v['layers'])" \
     stats "$good" --text "$dir/text" --json

@@ -3,28 +3,16 @@
 #ifndef MOEI_BACKENDS_CPU_AVX2_SCALES_H
 #define MOEI_BACKENDS_CPU_AVX2_SCALES_H
 
-#include <immintrin.h>
 #include <stdbool.h>
 
+#include "backends/cpu/avx/vector.h"
 #include "quant/elements.h"
-
-// s eeee mmm to s 0eeee mmm0000000, an f16 of 2^-8 of the value, subnormals included. The code of
-// NaN becomes one.
-static inline __m256i e4m3_to_f16(__m128i codes)
-{
-    const __m256i wide = _mm256_slli_epi16(_mm256_cvtepu8_epi16(codes), 8);
-    const __m256i half =
-        _mm256_and_si256(_mm256_srai_epi16(wide, 1), _mm256_set1_epi16((short)0xBF80));
-    const __m256i magnitude = _mm256_and_si256(half, _mm256_set1_epi16(0x3F80));
-    const __m256i nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x3F80));
-    return _mm256_or_si256(half, _mm256_and_si256(nan, _mm256_set1_epi16(0x7E00)));
-}
 
 // Eight e8m0 or e4m3 codes in the low half to floats.
 static inline __m256 byte_scales(moe_dtype dtype, __m128i codes)
 {
     if (dtype == MOE_E4M3FN) {
-        const __m256 value = _mm256_cvtph_ps(_mm256_castsi256_si128(e4m3_to_f16(codes)));
+        const __m256 value = _mm256_cvtph_ps(low_128(e4m3_to_f16(halfi_of_128(codes))));
         return _mm256_mul_ps(value, _mm256_set1_ps(256.0f));
     }
     const __m256i code = _mm256_cvtepu8_epi32(codes);

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// A panel of weights for AVX2: 64 outputs of canonical weights of any format, turned 64 k at a time
+// A panel of weights: 64 outputs of canonical weights of any format, turned 64 k at a time
 // and decoded to floats, and their scales.
-#ifndef MOEI_BACKENDS_CPU_AVX2_PANEL_H
-#define MOEI_BACKENDS_CPU_AVX2_PANEL_H
+#ifndef MOEI_BACKENDS_CPU_AVX_PANEL_H
+#define MOEI_BACKENDS_CPU_AVX_PANEL_H
 
-#include <immintrin.h>
-
+#include "backends/cpu/avx/vector.h"
 #include "backends/cpu/avx2/scales.h"
 #include "backends/cpu/product.h"
 
 #define NR          MOEI_CPU_MAX_COLUMNS // outputs of a panel
-#define GROUP       8                    // outputs that are turned together: the lanes of a vector
+#define GROUP       LANES                // outputs that are turned together
 #define MR          36                   // rows that share a turned panel: six tiles of six
 #define SLICE       64                   // k that are turned at once
 #define CHUNK       256                  // k whose scales and rows of x are decoded at once
+#define BYTES       8                    // outputs whose scales are turned together
 #define STEP        16                   // bytes of a row that are turned at once
 #define LINE        64
 #define PANEL_BYTES (192 << 10) // of two panels next to each other in a second-level cache
@@ -23,7 +23,8 @@
 
 typedef struct panel panel;
 
-/// rows: 8 addresses, of k0; out[k][0 .. 7] for k below `count`, or a little more of no meaning.
+/// rows: GROUP addresses, of k0; out[k][0 .. GROUP - 1] for k below `count`, or a little more of no
+/// meaning.
 typedef void decode_fn(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
                        float (*out)[NR]);
 
@@ -40,9 +41,9 @@ struct panel {
     moei_cpu_columns columns;
     const uint8_t *near_row[NR]; // `row`, or copies that begin at byte near_at
     int64_t near_at;
-    const uint8_t *row[NR];      // past the last output: that one again
-    int64_t scale_row[NR];       // element of w.scales at k = 0
-    __m256i code_low, code_high; // of 4 bits: bytes of the bf16 that a code is
+    const uint8_t *row[NR];   // past the last output: that one again
+    int64_t scale_row[NR];    // element of w.scales at k = 0
+    veci code_low, code_high; // of 4 bits: bytes of the bf16 that a code is
     const moei_matrices *m;
     decode_fn *decode;
     int64_t outputs; // of NR that there are
@@ -55,40 +56,38 @@ struct panel {
 
 // ---- weights -----------------------------------------------------------------------------------
 
-// STEP bytes of 8 rows: v[j] has bytes 4j .. 4j + 3 of row l in lane l.
-static inline void turn(const uint8_t *const rows[GROUP], int64_t at, __m256i v[4])
+// STEP bytes of GROUP rows: v[j] has bytes 4j .. 4j + 3 of row l in lane l.
+static inline void turn(const uint8_t *const rows[GROUP], int64_t at, veci v[4])
 {
-    __m256i a[4];
-    for (int r = 0; r < 4; r++) {
-        const __m128i low = _mm_loadu_si128((const __m128i *)(const void *)(rows[r] + at));
-        const __m128i high = _mm_loadu_si128((const __m128i *)(const void *)(rows[r + 4] + at));
-        a[r] = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
-    }
-    const __m256i b0 = _mm256_unpacklo_epi32(a[0], a[1]);
-    const __m256i b1 = _mm256_unpackhi_epi32(a[0], a[1]);
-    const __m256i b2 = _mm256_unpacklo_epi32(a[2], a[3]);
-    const __m256i b3 = _mm256_unpackhi_epi32(a[2], a[3]);
-    v[0] = _mm256_unpacklo_epi64(b0, b2);
-    v[1] = _mm256_unpackhi_epi64(b0, b2);
-    v[2] = _mm256_unpacklo_epi64(b1, b3);
-    v[3] = _mm256_unpackhi_epi64(b1, b3);
+    const veci a0 = load_each_fourth(rows, at);
+    const veci a1 = load_each_fourth(rows + 1, at);
+    const veci a2 = load_each_fourth(rows + 2, at);
+    const veci a3 = load_each_fourth(rows + 3, at);
+    const veci b0 = V(unpacklo_epi32)(a0, a1);
+    const veci b1 = V(unpackhi_epi32)(a0, a1);
+    const veci b2 = V(unpacklo_epi32)(a2, a3);
+    const veci b3 = V(unpackhi_epi32)(a2, a3);
+    v[0] = V(unpacklo_epi64)(b0, b2);
+    v[1] = V(unpackhi_epi64)(b0, b2);
+    v[2] = V(unpacklo_epi64)(b1, b3);
+    v[3] = V(unpackhi_epi64)(b1, b3);
 }
 
 // A lane has two bf16, of two k.
-static inline __m256 low_of(__m256i pair)
+static inline vecf low_of(veci pair)
 {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16));
+    return as_floats(V(slli_epi32)(pair, 16));
 }
 
-static inline __m256 high_of(__m256i pair)
+static inline vecf high_of(veci pair)
 {
-    return _mm256_castsi256_ps(_mm256_and_si256(pair, _mm256_set1_epi32((int)0xFFFF0000u)));
+    return as_floats(veci_and(pair, V(set1_epi32)((int)0xFFFF0000u)));
 }
 
-static inline void store_pair(__m256i pair, float *low, float *high)
+static inline void store_pair(veci pair, float *low, float *high)
 {
-    _mm256_store_ps(low, low_of(pair));
-    _mm256_store_ps(high, high_of(pair));
+    V(store_ps)(low, low_of(pair));
+    V(store_ps)(high, high_of(pair));
 }
 
 static void decode_bf16(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
@@ -96,7 +95,7 @@ static void decode_bf16(const panel *p, const uint8_t *const rows[GROUP], int64_
 {
     (void)p;
     for (int64_t k = 0; k < count; k += 8) {
-        __m256i v[4];
+        veci v[4];
         turn(rows, 2 * k, v);
         for (int64_t j = 0; j < 4; j++) {
             store_pair(v[j], out[k + 2 * j], out[k + 2 * j + 1]);
@@ -109,10 +108,10 @@ static void decode_f32(const panel *p, const uint8_t *const rows[GROUP], int64_t
 {
     (void)p;
     for (int64_t k = 0; k < count; k += 4) {
-        __m256i v[4];
+        veci v[4];
         turn(rows, 4 * k, v);
         for (int64_t j = 0; j < 4; j++) {
-            _mm256_store_ps(out[k + j], _mm256_castsi256_ps(v[j]));
+            V(store_ps)(out[k + j], as_floats(v[j]));
         }
     }
 }
@@ -120,33 +119,33 @@ static void decode_f32(const panel *p, const uint8_t *const rows[GROUP], int64_t
 // Lane l of a vector holds k 0 .. 7 of row l, low nibbles first: byte b has k 2b and 2b + 1. Bytes
 // 0, 1 of four rows are brought together, and bytes 2, 3, so that unpacking the two bytes of a
 // number leaves each row in its lane. pairs[i] has k: 0 and 2, 1 and 3, 4 and 6, 5 and 7.
-static inline void look_up(const panel *p, __m256i codes, __m256i pairs[4])
+static inline void look_up(const panel *p, veci codes, veci pairs[4])
 {
-    const __m256i nibble = _mm256_set1_epi8(15);
-    const __m256i order = _mm256_broadcastsi128_si256(
-        _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
-    const __m256i bytes = _mm256_shuffle_epi8(codes, order);
-    const __m256i even = _mm256_and_si256(bytes, nibble);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
-    const __m256i even_low = _mm256_shuffle_epi8(p->code_low, even);
-    const __m256i even_high = _mm256_shuffle_epi8(p->code_high, even);
-    const __m256i odd_low = _mm256_shuffle_epi8(p->code_low, odd);
-    const __m256i odd_high = _mm256_shuffle_epi8(p->code_high, odd);
-    pairs[0] = _mm256_unpacklo_epi8(even_low, even_high);
-    pairs[1] = _mm256_unpacklo_epi8(odd_low, odd_high);
-    pairs[2] = _mm256_unpackhi_epi8(even_low, even_high);
-    pairs[3] = _mm256_unpackhi_epi8(odd_low, odd_high);
+    const veci nibble = V(set1_epi8)(15);
+    const veci order =
+        veci_all(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
+    const veci bytes = V(shuffle_epi8)(codes, order);
+    const veci even = veci_and(bytes, nibble);
+    const veci odd = veci_and(V(srli_epi16)(bytes, 4), nibble);
+    const veci even_low = V(shuffle_epi8)(p->code_low, even);
+    const veci even_high = V(shuffle_epi8)(p->code_high, even);
+    const veci odd_low = V(shuffle_epi8)(p->code_low, odd);
+    const veci odd_high = V(shuffle_epi8)(p->code_high, odd);
+    pairs[0] = V(unpacklo_epi8)(even_low, even_high);
+    pairs[1] = V(unpacklo_epi8)(odd_low, odd_high);
+    pairs[2] = V(unpackhi_epi8)(even_low, even_high);
+    pairs[3] = V(unpackhi_epi8)(odd_low, odd_high);
 }
 
 static void decode_4bits(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
                          float (*out)[NR])
 {
     for (int64_t k = 0; k < count; k += 32) {
-        __m256i v[4];
+        veci v[4];
         turn(rows, k / 2, v);
         for (int64_t j = 0; j < 4; j++) {
             float(*to)[NR] = &out[k + 8 * j];
-            __m256i pairs[4];
+            veci pairs[4];
             look_up(p, v[j], pairs);
             store_pair(pairs[0], to[0], to[2]);
             store_pair(pairs[1], to[1], to[3]);
@@ -161,13 +160,13 @@ static void decode_i8(const panel *p, const uint8_t *const rows[GROUP], int64_t 
 {
     (void)p;
     for (int64_t k = 0; k < count; k += 16) {
-        __m256i v[4];
+        veci v[4];
         turn(rows, k, v);
         for (int64_t j = 0; j < 4; j++) {
             float(*to)[NR] = &out[k + 4 * j];
             for (int b = 0; b < 4; b++) {
-                const __m256i top = _mm256_slli_epi32(v[j], 24 - 8 * b);
-                _mm256_store_ps(to[b], _mm256_cvtepi32_ps(_mm256_srai_epi32(top, 24)));
+                const veci top = shift_left(v[j], 24 - 8 * b);
+                V(store_ps)(to[b], V(cvtepi32_ps)(V(srai_epi32)(top, 24)));
             }
         }
     }
@@ -176,46 +175,40 @@ static void decode_i8(const panel *p, const uint8_t *const rows[GROUP], int64_t 
 static void decode_u8(const panel *p, const uint8_t *const rows[GROUP], int64_t count,
                       float (*out)[NR])
 {
-    const __m256i byte = _mm256_set1_epi32(255);
+    const veci byte = V(set1_epi32)(255);
     (void)p;
     for (int64_t k = 0; k < count; k += 16) {
-        __m256i v[4];
+        veci v[4];
         turn(rows, k, v);
         for (int64_t j = 0; j < 4; j++) {
             float(*to)[NR] = &out[k + 4 * j];
             for (int b = 0; b < 4; b++) {
-                const __m256i code = _mm256_and_si256(_mm256_srli_epi32(v[j], 8 * b), byte);
-                _mm256_store_ps(to[b], _mm256_cvtepi32_ps(code));
+                const veci code = veci_and(shift_right(v[j], 8 * b), byte);
+                V(store_ps)(to[b], V(cvtepi32_ps)(code));
             }
         }
     }
 }
 
-// Eight outputs of one k are brought side by side, and two such make a vector of f16. e5m2 is the
+// All outputs of one k are brought side by side, and two such make a vector of f16. e5m2 is the
 // upper byte of one.
 __attribute__((always_inline)) static inline void
 decode_8bit_floats(const uint8_t *const rows[GROUP], int64_t count, bool e5m2, float (*out)[NR])
 {
-    const __m256i gather = _mm256_broadcastsi128_si256(
-        _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
-    const __m256i merge = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    const __m256 scale = _mm256_set1_ps(e5m2 ? 1.0f : 256.0f);
+    const veci gather =
+        veci_all(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    const vecf scale = V(set1_ps)(e5m2 ? 1.0f : 256.0f);
     for (int64_t k = 0; k < count; k += 16) {
-        __m256i v[4];
+        veci v[4];
         turn(rows, k, v);
         for (int64_t j = 0; j < 4; j++) {
-            const __m256i codes =
-                _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(v[j], gather), merge);
+            const veci codes = gather_words(V(shuffle_epi8)(v[j], gather));
             for (int64_t pair = 0; pair < 2; pair++) {
                 float(*to)[NR] = &out[k + 4 * j + 2 * pair];
-                const __m128i two =
-                    pair == 0 ? _mm256_castsi256_si128(codes) : _mm256_extracti128_si256(codes, 1);
-                const __m256i half =
-                    e5m2 ? _mm256_slli_epi16(_mm256_cvtepu8_epi16(two), 8) : e4m3_to_f16(two);
-                const __m256 first = _mm256_cvtph_ps(_mm256_castsi256_si128(half));
-                const __m256 second = _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1));
-                _mm256_store_ps(to[0], _mm256_mul_ps(first, scale));
-                _mm256_store_ps(to[1], _mm256_mul_ps(second, scale));
+                const halfi two = pair == 0 ? low_half(codes) : high_half(codes);
+                const veci half = e5m2 ? V(slli_epi16)(V(cvtepu8_epi16)(two), 8) : e4m3_to_f16(two);
+                V(store_ps)(to[0], V(mul_ps)(V(cvtph_ps)(low_half(half)), scale));
+                V(store_ps)(to[1], V(mul_ps)(V(cvtph_ps)(high_half(half)), scale));
             }
         }
     }
@@ -306,8 +299,8 @@ static void make_tables(panel *p)
         low[code] = (uint8_t)bits;
         high[code] = (uint8_t)(bits >> 8);
     }
-    p->code_low = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)(const void *)low));
-    p->code_high = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)(const void *)high));
+    p->code_low = veci_all(_mm_load_si128((const __m128i *)(const void *)low));
+    p->code_high = veci_all(_mm_load_si128((const __m128i *)(const void *)high));
 }
 
 // Asks for as many lines of the next panel as a group reads of this one, row after row: memory is
@@ -382,12 +375,12 @@ static void subtract_zeros(panel *p, int32_t e, int64_t n0, int64_t k0, int64_t 
 
 // ---- scales ------------------------------------------------------------------------------------
 
-// Up to eight scales of a byte each along k, of 8 outputs: turned, and to floats.
+// Up to eight scales of a byte each along k, of BYTES outputs: turned, and to floats.
 static inline void load_byte_scales(const panel *p, int64_t g, int64_t at, int64_t count,
                                     float (*out)[NR])
 {
-    __m128i a[GROUP];
-    for (int r = 0; r < GROUP; r++) {
+    __m128i a[BYTES];
+    for (int r = 0; r < BYTES; r++) {
         const uint8_t *from = (const uint8_t *)p->m->scales + p->scale_row[g + r] + at;
         uint64_t bytes = 0;
         if (count == 8) {
@@ -421,7 +414,7 @@ static void load_scales(panel *p, int64_t k0, int64_t count, int64_t chunk)
     const int64_t bits = moe_dtype_bits(m->scale_dtype);
     const bool along_k = m->block_k == chunk && m->scale_k_stride == 1;
     if (along_k && (m->scale_dtype == MOE_E8M0 || m->scale_dtype == MOE_E4M3FN)) {
-        for (int64_t g = 0; g < p->outputs; g += GROUP) {
+        for (int64_t g = 0; g < p->outputs; g += BYTES) {
             for (int64_t b = 0; b < blocks; b += 8) {
                 load_byte_scales(p, g, k0 / chunk + b, moei_i64_min(blocks - b, 8), &p->scale[b]);
             }

@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// ggemm with AVX2, FMA and F16C: canonical weights of any format, activations of any form, the bits
-// of the portable rows of the same class.
+// ggemm with AVX2, FMA and F16C, and once more with AVX-512: canonical weights of any format,
+// activations of any form, the bits of the portable rows of the same class.
 //
-// A vector holds eight outputs of one k, so that each lane is one chain along k and no order
-// changes. Weights lie the other way round, k by k; a panel of 64 outputs is turned 64 k at a time:
+// A vector (vector.h) holds 8 or 16 outputs of one k, so that each lane is one chain along k and no
+// order changes. Weights lie the other way round, k by k; a panel of 64 outputs is turned 64 k at a
+// time:
 //
-//   8 rows x 16 bytes --- unpack 32, 64 ---> 4 vectors, lane = output, 4 bytes of k each
+//   8 or 16 rows x 16 bytes --- unpack 32, 64 ---> 4 vectors, lane = output, 4 bytes of k each
 //   bf16: 2 k a lane, shift and mask. 4 bits: 8 k a lane, two table look-ups make bf16 of them.
 //   8 bits: 4 k a lane, shift and convert. Others: to floats row by row, then turned.
 //
 // Five rows of x and more: to w [64 k][64 outputs] as floats, 16 KiB of L1, from which register
-// tiles of up to 6 x 16 (rows x outputs) run their chains; every row reuses it. Up to four rows,
-// bf16 and 4 bits: from registers to the chains of 32 or 16 outputs, and no w is written.
+// tiles of up to 6 x 16 (rows x outputs; 6 x 64 with AVX-512) run their chains; every row reuses
+// it. Up to four rows, bf16 and 4 bits: from registers to the chains of 32 or 16 outputs, and no w
+// is written.
 //
 // A panel's 64 rows are read in slices, which no prefetcher of a CPU follows; so while one panel is
 // turned, the lines of the next are asked for row after row, in one forward stream that ends in a
@@ -20,7 +22,7 @@
 // rows of bf16 need which lie a multiple of 2 KiB apart; such weights could not be wrapped.
 //
 // Limits: one row, 16 bits: memory; one row, fewer bits: shuffles and conversions; many rows: FMA.
-#include "backends/cpu/avx2/panel.h"
+#include "backends/cpu/avx/panel.h"
 
 // ---- activations -------------------------------------------------------------------------------
 
@@ -28,12 +30,10 @@ static void load_x(moe_dtype dtype, const uint8_t *row, int64_t k0, int64_t coun
 {
     int64_t k = 0;
     if (dtype == MOE_BF16 || dtype == MOE_F16) {
-        for (; k + 8 <= count; k += 8) {
-            const __m128i half =
-                _mm_loadu_si128((const __m128i *)(const void *)(row + 2 * (k0 + k)));
-            const __m256i word = _mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16);
-            _mm256_storeu_ps(out + k,
-                             dtype == MOE_BF16 ? _mm256_castsi256_ps(word) : _mm256_cvtph_ps(half));
+        for (; k + LANES <= count; k += LANES) {
+            const halfi half = halfi_load(row + 2 * (k0 + k));
+            const veci word = V(slli_epi32)(V(cvtepu16_epi32)(half), 16);
+            V(storeu_ps)(out + k, dtype == MOE_BF16 ? as_floats(word) : V(cvtph_ps)(half));
         }
     }
     moei_load_f32(dtype, row, k0 + k, count - k, out + k);
@@ -48,34 +48,36 @@ static void load_x(moe_dtype dtype, const uint8_t *row, int64_t k0, int64_t coun
 #define UNROLL _Pragma("GCC unroll 8")
 #endif
 
-// `count` k of the chains of `rows` rows and 8 * `vectors` outputs: from +0, or on from where they
-// are. Both numbers are constants wherever this is called; with all loops over them unrolled, the
-// sums stay in registers.
+#define MOST_ACROSS (LANES == 16 ? 4 : 2) // vectors of a tile of six rows: 32 registers, or 16
+
+// `count` k of the chains of `rows` rows and LANES * `vectors` outputs: from +0, or on from where
+// they are. Both numbers are constants wherever this is called; with all loops over them unrolled,
+// the sums stay in registers.
 __attribute__((always_inline)) static inline void chains(int64_t rows, int64_t vectors,
                                                          const float *restrict x,
                                                          const float *restrict w, int64_t count,
                                                          bool begin, float *restrict sum)
 {
-    __m256 s[6][8];
+    vecf s[6][NR / LANES];
     UNROLL
     for (int64_t r = 0; r < rows; r++) {
         UNROLL
         for (int64_t v = 0; v < vectors; v++) {
-            s[r][v] = begin ? _mm256_setzero_ps() : _mm256_load_ps(sum + r * NR + 8 * v);
+            s[r][v] = begin ? V(setzero_ps)() : V(load_ps)(sum + r * NR + LANES * v);
         }
     }
     for (int64_t k = 0; k < count; k++) {
-        __m256 wk[8];
+        vecf wk[NR / LANES];
         UNROLL
         for (int64_t v = 0; v < vectors; v++) {
-            wk[v] = _mm256_load_ps(w + k * NR + 8 * v);
+            wk[v] = V(load_ps)(w + k * NR + LANES * v);
         }
         UNROLL
         for (int64_t r = 0; r < rows; r++) {
-            const __m256 xk = _mm256_broadcast_ss(x + r * CHUNK + k);
+            const vecf xk = V(set1_ps)(x[r * CHUNK + k]);
             UNROLL
             for (int64_t v = 0; v < vectors; v++) {
-                s[r][v] = _mm256_fmadd_ps(xk, wk[v], s[r][v]);
+                s[r][v] = V(fmadd_ps)(xk, wk[v], s[r][v]);
             }
         }
     }
@@ -83,7 +85,7 @@ __attribute__((always_inline)) static inline void chains(int64_t rows, int64_t v
     for (int64_t r = 0; r < rows; r++) {
         UNROLL
         for (int64_t v = 0; v < vectors; v++) {
-            _mm256_store_ps(sum + r * NR + 8 * v, s[r][v]);
+            V(store_ps)(sum + r * NR + LANES * v, s[r][v]);
         }
     }
 }
@@ -93,7 +95,7 @@ __attribute__((always_inline)) static inline void
 chains_of(int64_t rows, int64_t vectors, const float *restrict x, const float *restrict w,
           int64_t count, bool begin, int64_t width, float *restrict sum)
 {
-    for (int64_t n = 0; n < width; n += 8 * vectors) {
+    for (int64_t n = 0; n < width; n += LANES * vectors) {
         if (begin) {
             chains(rows, vectors, x, w + n, count, true, sum + n);
         } else {
@@ -101,6 +103,21 @@ chains_of(int64_t rows, int64_t vectors, const float *restrict x, const float *r
         }
     }
 }
+
+// Vectors of `width` outputs that are side by side in a tile: no more than leave its weights and
+// its x in registers.
+#define ACROSS(width, most) ((width) / LANES < (most) ? (width) / LANES : (most))
+
+#define TILES(rows, most)                                                                          \
+    case (rows)*NR + 64:                                                                           \
+        chains_of(rows, ACROSS(64, most), x, w, count, begin, 64, sum);                            \
+        break;                                                                                     \
+    case (rows)*NR + 32:                                                                           \
+        chains_of(rows, ACROSS(32, most), x, w, count, begin, 32, sum);                            \
+        break;                                                                                     \
+    case (rows)*NR + 16:                                                                           \
+        chains_of(rows, ACROSS(16, most), x, w, count, begin, 16, sum);                            \
+        break;
 
 // Rows r .. r + rows - 1 of the panel over k .. k + count - 1 of its slice, which begins at k0 of
 // x. Eight chains at least hide an FMA's latency where there are as many.
@@ -111,42 +128,14 @@ static void tile(panel *p, int64_t r, int64_t rows, int64_t k0, int64_t k, int64
     float *sum = p->sum[r];
     const float *w = p->w[k];
     switch (rows * NR + p->width) {
-    case 1 * NR + 64:
-        chains_of(1, 8, x, w, count, begin, p->width, sum);
-        break;
-    case 1 * NR + 32:
-        chains_of(1, 4, x, w, count, begin, p->width, sum);
-        break;
-    case 1 * NR + 16:
-        chains_of(1, 2, x, w, count, begin, p->width, sum);
-        break;
-    case 2 * NR + 64:
-    case 2 * NR + 32:
-        chains_of(2, 4, x, w, count, begin, p->width, sum);
-        break;
-    case 2 * NR + 16:
-        chains_of(2, 2, x, w, count, begin, p->width, sum);
-        break;
-    case 3 * NR + 64:
-    case 3 * NR + 32:
-        chains_of(3, 4, x, w, count, begin, p->width, sum);
-        break;
-    case 3 * NR + 16:
-        chains_of(3, 2, x, w, count, begin, p->width, sum);
-        break;
+        TILES(1, 8)
+        TILES(2, 4)
+        TILES(3, 4)
+        TILES(4, MOST_ACROSS)
+        TILES(5, MOST_ACROSS)
+        TILES(6, MOST_ACROSS)
     default:
-        switch (rows) {
-        case 4:
-            chains_of(4, 2, x, w, count, begin, p->width, sum);
-            break;
-        case 5:
-            chains_of(5, 2, x, w, count, begin, p->width, sum);
-            break;
-        default:
-            chains_of(6, 2, x, w, count, begin, p->width, sum);
-            break;
-        }
-        break;
+        break; // there is no other
     }
 }
 
@@ -164,13 +153,13 @@ static void all_rows(panel *p, int64_t rows, int64_t k0, int64_t k, int64_t coun
 #define HELD        4 // steps that make a line
 #define SIDE        4 // groups of outputs side by side, which hide an FMA's latency
 
-// The chains of 8 outputs go on by one k.
-__attribute__((always_inline)) static inline void step(int64_t rows, const float *x, __m256 w,
-                                                       __m256 sum[MOST_DIRECT])
+// The chains of a vector of outputs go on by one k.
+__attribute__((always_inline)) static inline void step(int64_t rows, const float *x, vecf w,
+                                                       vecf sum[MOST_DIRECT])
 {
     UNROLL
     for (int64_t r = 0; r < rows; r++) {
-        sum[r] = _mm256_fmadd_ps(_mm256_broadcast_ss(x + r * CHUNK), w, sum[r]);
+        sum[r] = V(fmadd_ps)(V(set1_ps)(x[r * CHUNK]), w, sum[r]);
     }
 }
 
@@ -185,16 +174,16 @@ __attribute__((always_inline)) static inline void direct(panel *p, bool four_bit
     const int64_t held = four_bits ? 1 : HELD;
     for (int64_t n = 0; n < p->width; n += side * GROUP) {
         const float *x = &p->x[0][x0];
-        __m256 sum[SIDE][MOST_DIRECT];
+        vecf sum[SIDE][MOST_DIRECT];
         UNROLL
         for (int64_t g = 0; g < side; g++) {
             UNROLL
             for (int64_t r = 0; r < rows; r++) {
-                sum[g][r] = begin ? _mm256_setzero_ps() : _mm256_load_ps(&p->sum[r][n + GROUP * g]);
+                sum[g][r] = begin ? V(setzero_ps)() : V(load_ps)(&p->sum[r][n + GROUP * g]);
             }
         }
         for (int64_t b = 0; b < bytes; b += held * STEP) {
-            __m256i v[SIDE][HELD][4];
+            veci v[SIDE][HELD][4];
             ask_ahead(p, side * GROUP * held * STEP / LINE);
             UNROLL
             for (int64_t g = 0; g < side; g++) {
@@ -213,7 +202,7 @@ __attribute__((always_inline)) static inline void direct(panel *p, bool four_bit
                             step(rows, x + 1, high_of(v[g][h][j]), sum[g]);
                             continue;
                         }
-                        __m256i w[4];
+                        veci w[4];
                         look_up(p, v[g][h][j], w);
                         UNROLL
                         for (int64_t half = 0; half < 2; half++) {
@@ -231,7 +220,7 @@ __attribute__((always_inline)) static inline void direct(panel *p, bool four_bit
         for (int64_t g = 0; g < side; g++) {
             UNROLL
             for (int64_t r = 0; r < rows; r++) {
-                _mm256_store_ps(&p->sum[r][n + GROUP * g], sum[g][r]);
+                V(store_ps)(&p->sum[r][n + GROUP * g], sum[g][r]);
             }
         }
     }
@@ -268,13 +257,21 @@ __attribute__((always_inline)) static inline void direct_rows_of(panel *p, bool 
                                                                  int64_t count, int64_t x0,
                                                                  bool begin)
 {
-    switch (rows) {
+    switch (p->width < SIDE * GROUP && rows < 3 ? -rows : rows) {
     case 1:
-        direct(p, four_bits, 1, 4, k0, count, x0, begin);
+        direct(p, four_bits, 1, SIDE, k0, count, x0, begin);
         break;
     case 2:
-        direct(p, four_bits, 2, 4, k0, count, x0, begin);
+        direct(p, four_bits, 2, SIDE, k0, count, x0, begin);
         break;
+#if SIDE * GROUP > 32
+    case -1:
+        direct(p, four_bits, 1, 2, k0, count, x0, begin);
+        break;
+    case -2:
+        direct(p, four_bits, 2, 2, k0, count, x0, begin);
+        break;
+#endif
     case 3:
         direct(p, four_bits, 3, 2, k0, count, x0, begin);
         break;
@@ -297,12 +294,12 @@ static void direct_rows(panel *p, int64_t rows, int64_t k0, int64_t count, int64
 static inline void add_sums(float *restrict acc, const float *restrict sum, bool fold,
                             const float *restrict scale, float x_scale, int64_t width)
 {
-    for (int64_t n = 0; n < width; n += 8) {
-        const __m256 s = _mm256_load_ps(sum + n);
-        const __m256 a = _mm256_load_ps(acc + n);
-        const __m256 scaled = _mm256_mul_ps(s, _mm256_set1_ps(x_scale));
-        _mm256_store_ps(acc + n, fold ? _mm256_fmadd_ps(scaled, _mm256_load_ps(scale + n), a)
-                                      : _mm256_add_ps(a, s));
+    for (int64_t n = 0; n < width; n += LANES) {
+        const vecf s = V(load_ps)(sum + n);
+        const vecf a = V(load_ps)(acc + n);
+        const vecf scaled = V(mul_ps)(s, V(set1_ps)(x_scale));
+        V(store_ps)
+        (acc + n, fold ? V(fmadd_ps)(scaled, V(load_ps)(scale + n), a) : V(add_ps)(a, s));
     }
 }
 
@@ -415,15 +412,23 @@ static inline void blocks(const moek_ggemm_args *a, int32_t e, int64_t i0, int64
     }
 }
 
-#define CHAIN_KERNEL(variant, chunk, fold)                                                         \
-    moek_ggemm_fn moek_ggemm_any_any_any__avx2_##variant;                                          \
-    void moek_ggemm_any_any_any__avx2_##variant(const moek_ggemm_args *args, int32_t e,            \
-                                                int64_t i0, int64_t i1, int64_t n0, int64_t n1)    \
+#define CHAIN_KERNEL(name, chunk, fold)                                                            \
+    moek_ggemm_fn moek_ggemm_##name;                                                               \
+    void moek_ggemm_##name(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1,         \
+                           int64_t n0, int64_t n1)                                                 \
     {                                                                                              \
         blocks(args, e, i0, i1, n0, n1, chunk, fold);                                              \
     }
-CHAIN_KERNEL(c256, 256, false)
-CHAIN_KERNEL(b16, 16, true)
-CHAIN_KERNEL(b32, 32, true)
-CHAIN_KERNEL(b64, 64, true)
-CHAIN_KERNEL(b128, 128, true)
+#if LANES == 16
+CHAIN_KERNEL(any_any_any__avx512_c256, 256, false)
+CHAIN_KERNEL(any_any_any__avx512_b16, 16, true)
+CHAIN_KERNEL(any_any_any__avx512_b32, 32, true)
+CHAIN_KERNEL(any_any_any__avx512_b64, 64, true)
+CHAIN_KERNEL(any_any_any__avx512_b128, 128, true)
+#else
+CHAIN_KERNEL(any_any_any__avx2_c256, 256, false)
+CHAIN_KERNEL(any_any_any__avx2_b16, 16, true)
+CHAIN_KERNEL(any_any_any__avx2_b32, 32, true)
+CHAIN_KERNEL(any_any_any__avx2_b64, 64, true)
+CHAIN_KERNEL(any_any_any__avx2_b128, 128, true)
+#endif
