@@ -76,6 +76,25 @@ static double amx_cost(const moei_kernel *kernel, const moei_ggemm_problem *prob
 }
 
 #ifdef MOE_HAVE_AVX2
+// Packed weights of any format that has a packed form.
+static bool packed_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
+                            moei_whynot *why)
+{
+    const moe_gemm_desc *gemm = problem->gemm;
+    const moei_format_info *format = moei_format(gemm->weight_format);
+    if (!moei_cpu_packed_takes(format, moei_gemm_block_k(format, gemm))) {
+        *why = (moei_whynot){MOEI_WHYNOT_WGT_FORMAT, gemm->weight_format, MOE_FORMAT_BF16};
+        return false;
+    }
+    return chain_supports(kernel, problem, why);
+}
+
+// Less than that of canonical weights, which are turned before they are multiplied.
+static double packed_cost(const moei_kernel *kernel, const moei_ggemm_problem *problem)
+{
+    return product_cost(kernel, problem) * 0.75;
+}
+
 // Codes of x with a power of two per 32 k, times integers of a packed layout: exact in integers.
 static bool integers_support(const moei_kernel *kernel, const moei_ggemm_problem *problem,
                              bool int16, moei_whynot *why)
