@@ -84,6 +84,7 @@ static x_tiles bring_x(amx_panel *p, uint8_t (*buffer)[ROWS][TILE_LINE], int64_t
             }
         }
     }
+    tiles_see(buffer);
     return (x_tiles){buffer[0][0], TILE_LINE, TILE_BYTES};
 }
 
