@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # What the shared libraries need and offer: libmoe.so needs libc and libm alone, libmoe_io.so adds
-# libjansson and libmoe; every symbol begins with moe_; nothing asks for an executable stack.
+# libjansson, libxxhash and libmoe; every symbol begins with moe_; nothing asks for an executable stack.
 #   tools/check_symbols.sh BUILD_DIR
 set -euo pipefail
 build=${1:?usage: tools/check_symbols.sh BUILD_DIR}
@@ -24,5 +24,5 @@ check() { # library, then patterns of what it may need
     ! readelf -lW "$build/$lib" | grep 'GNU_STACK.*RWE' || { echo "$lib wants an executable stack"; fail=1; }
 }
 check libmoe.so 'libm.so.*'
-check libmoe_io.so 'libm.so.*' 'libjansson.so.*' 'libmoe.so.*'
+check libmoe_io.so 'libm.so.*' 'libjansson.so.*' 'libxxhash.so.*' 'libmoe.so.*'
 exit $fail

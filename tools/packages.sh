@@ -4,7 +4,7 @@
 # root, else prints the one line that does. With --amd: those that make and execute AMD's code objects,
 # which a build and its tests can do without.
 set -euo pipefail
-want="gcc g++ cmake make pkg-config libjansson-dev libpcre2-dev python3"
+want="gcc g++ cmake make pkg-config libjansson-dev libpcre2-dev libxxhash-dev python3"
 if [ "${1:-}" = --amd ]; then
     want="clang-22 lld-22 llvm-22"
 fi

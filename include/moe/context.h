@@ -86,6 +86,10 @@ MOE_API int moe_context_num_threads(const moe_context *ctx);
 /// valid as long as the context. Since 0.1.
 MOE_API moe_thread_pool moe_context_pool(const moe_context *ctx);
 
+/// 1 where tensors, weights and workspace lie in memory that the host reads and writes (the CPU), 0
+/// where the device has its own. Since 0.1.
+MOE_API int moe_context_host_memory(const moe_context *ctx);
+
 // ---- memory of the context's device
 // -------------------------------------------------------------- For callers that have no allocator
 // of their own for the device (a program that links no CUDA). Engines pass pointers of their own;

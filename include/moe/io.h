@@ -247,6 +247,94 @@ MOE_API moe_status moe_checkpoint_layer_load(const moe_checkpoint_layer *layer,
                                              const moe_plan *plan, void *memory, size_t bytes,
                                              moe_weights **out);
 
+// -- Packed files ---------------------------------------------------------------------------------
+
+/// Weights of a checkpoint's layers as plans want them, packed once and mapped by every later start
+/// (docs/packed-files.md has the format). A file names the layout of each layer
+/// (moe_weights_layout) and the checkpoint's files that it was made from, and every byte of it is
+/// under a checksum. Damage, truncation, another version, byte order, layout or checkpoint are
+/// refused with both values. Immutable; any number of threads may use it.
+///   moe_packed_write                                    once
+///   moe_packed_open -> moe_packed_adopt -> moe_run      at every start
+typedef struct moe_packed moe_packed;
+
+/// A layer to write: of the checkpoint, and a plan of its descriptor.
+typedef struct moe_packed_entry {
+    int32_t layer;
+    const moe_checkpoint_layer *source;
+    const moe_plan *plan;
+} moe_packed_entry;
+
+/// Packs layers and writes them, as moe_file_write: `path` is the old file or the whole new one
+/// whatever happens. Each layer is packed where it lies in the file, which is mapped: besides the
+/// file's pages, which the system writes out as it likes, it takes the scratch of one expert, as
+/// moe_checkpoint_layer_load (on a device with memory of its own, also the layer there). The same
+/// arguments give the same bytes.
+/// @param[in] entries  in ascending order of layers; layers of `checkpoint`
+/// @param[in] done     called after each entry with its index; may be NULL
+/// Errors: ARGUMENT, those of moe_weights_layout and moe_checkpoint_layer_load; LIMIT, OVERFLOW, IO
+/// (also no room on the disk), NO_MEMORY. After an error no new file is left. Since 0.1.
+MOE_API moe_status moe_packed_write(const char *path, const moe_checkpoint *checkpoint,
+                                    const moe_packed_entry *entries, size_t count,
+                                    void (*done)(void *self, size_t i), void *self);
+
+/// Opens a packed file and checks all but the layers' bytes, whose checksums moe_packed_adopt
+/// checks.
+/// @param[in]  checkpoint  what the file must have been made from: the same names, sizes, headers
+///                         and samples of every file, else STATE. NULL, to look at it: nothing of
+///                         it can be adopted
+/// @param[in]  flags       MOE_FILE_*
+/// @param[out] out         untouched on failure
+/// Errors: ARGUMENT, IO, MALFORMED (what and where), VERSION, UNSUPPORTED (the other byte order),
+/// STATE (another checkpoint, or an altered one), LIMIT, NO_MEMORY. Since 0.1.
+MOE_API moe_status moe_packed_open(const char *path, const moe_checkpoint *checkpoint,
+                                   uint32_t flags, moe_packed **out);
+
+/// Opens the image of a packed file in memory, which must outlive it; `label` names it in messages.
+/// Errors as moe_packed_open. Since 0.1.
+MOE_API moe_status moe_packed_open_memory(const void *bytes, size_t size, const char *label,
+                                          const moe_checkpoint *checkpoint, moe_packed **out);
+
+/// Closes a file; weights adopted from it must be gone. NULL is fine. Since 0.1.
+MOE_API void moe_packed_close(moe_packed *packed);
+
+/// A layer of a packed file.
+typedef struct moe_packed_part {
+    int32_t layer;
+    const char *layout; ///< of moe_weights_layout
+    const void *data;   ///< in the file, at a multiple of 4096 bytes of it
+    size_t bytes;
+    uint64_t checksum; ///< XXH3, 64 bits, of the bytes and the zeros up to the next 4096
+} moe_packed_part;
+
+/// Number of layers, and layer i in ascending order. Errors: ARGUMENT. Since 0.1.
+MOE_API size_t moe_packed_count(const moe_packed *packed);
+MOE_API moe_status moe_packed_part_at(const moe_packed *packed, size_t i, moe_packed_part *out);
+
+/// A file of the checkpoint that a packed file was made from.
+typedef struct moe_packed_source {
+    const char *name; ///< within its folder; "" where the checkpoint is one file
+    uint64_t bytes;
+    uint64_t identity; ///< XXH3, 64 bits, of its header and of samples of its data
+} moe_packed_source;
+
+/// Number of those files, and file i. Errors: ARGUMENT. Since 0.1.
+MOE_API size_t moe_packed_sources(const moe_packed *packed);
+MOE_API moe_status moe_packed_source_at(const moe_packed *packed, size_t i, moe_packed_source *out);
+
+/// Reads a layer's bytes and compares their checksum. Errors: ARGUMENT, NOT_FOUND, MALFORMED (both
+/// checksums). Since 0.1.
+MOE_API moe_status moe_packed_verify(const moe_packed *packed, int32_t layer);
+
+/// A layer's weights for moe_run: compares the layout, reads and verifies the bytes (which so are
+/// in memory for the first run), and uses them where they lie. The file must outlive them.
+/// @param[out] out  untouched on failure; release with moe_weights_destroy
+/// Errors: those of moe_packed_verify and moe_weights_adopt; STATE (opened without its checkpoint),
+/// UNSUPPORTED (a device with memory of its own: verify the layer, copy its bytes there and use
+/// moe_weights_adopt). Since 0.1.
+MOE_API moe_status moe_packed_adopt(const moe_packed *packed, int32_t layer, const moe_plan *plan,
+                                    moe_weights **out);
+
 /// What the numbers of a tensor are like.
 typedef struct moe_tensor_stats {
     int64_t count, nan, infinite, negative;

@@ -192,6 +192,9 @@ MOE_API moe_status moe_plan_create(moe_context *ctx, const moe_layer_desc *desc,
 /// NULL is fine. Weights and runs of the plan must be gone. Since 0.1.
 MOE_API void moe_plan_destroy(moe_plan *plan);
 
+/// The context that the plan was made from. Since 0.1.
+MOE_API const moe_context *moe_plan_context(const moe_plan *plan);
+
 /// The descriptor that the plan computes, defaults resolved. `desc` has its struct_size set.
 /// Errors: ARGUMENT, VERSION. Since 0.1.
 MOE_API moe_status moe_plan_desc(const moe_plan *plan, moe_layer_desc *desc);

@@ -85,6 +85,31 @@ MOE_API moe_status moe_weights_update(moe_weights *weights, int32_t expert,
 MOE_API moe_status moe_weights_unpack(const moe_weights *weights, int32_t first,
                                       const moe_weights_source *out);
 
+/// Names how packed weights of the plan lie in memory: words "name=value" (backend, bytes, and of
+/// each matrix its shape, format, scales, order and packed layout). Equal texts mean that what was
+/// packed for one plan can be adopted for the other; the text stays the same over processes,
+/// machines, thread counts and token counts, unless another kernel is chosen. Packed bytes have the
+/// byte order of the machine, which the text does not tell. Packs small matrices to find the name
+/// of a layout: a call for start-up, not for runs. Like snprintf: at most capacity bytes with the
+/// final NUL, *needed (may be NULL) is the length of the whole text. Errors: ARGUMENT, NO_MEMORY.
+/// Since 0.1.
+MOE_API moe_status moe_weights_layout(const moe_plan *plan, char *buffer, size_t capacity,
+                                      size_t *needed);
+
+/// Makes weights of bytes that were packed before, by this process or another one: the memory of
+/// moe_weights_create once every tensor had been packed, moe_weights_bytes of it. Nothing is copied
+/// or written, so the memory may be mapped read-only; it must outlive the weights and be of the
+/// plan's device. They run with the bits of those that were packed, and moe_weights_unpack takes
+/// them; moe_weights_pack and _update refuse them (STATE). The bytes themselves are trusted: keep a
+/// checksum beside them, as packed files do (moe/io.h).
+/// @param[in]  layout  what moe_weights_layout said of the plan that they were packed for
+/// @param[out] out     untouched on failure
+/// Errors: ARGUMENT, UNSUPPORTED (another layout; the message has the first words that differ),
+/// SHAPE (another size), ALIGNMENT, VALUE (an activation scale that is no number above 0),
+/// NO_MEMORY. Since 0.1.
+MOE_API moe_status moe_weights_adopt(const moe_plan *plan, const void *memory, size_t bytes,
+                                     const char *layout, moe_weights **out);
+
 /// NULL is fine. The caller's memory is not touched. Since 0.1.
 MOE_API void moe_weights_destroy(moe_weights *weights);
 

@@ -254,6 +254,11 @@ moe_thread_pool moe_context_pool(const moe_context *ctx)
     return ctx->pool;
 }
 
+int moe_context_host_memory(const moe_context *ctx)
+{
+    return ctx->backend->host_memory ? 1 : 0;
+}
+
 // The plugins that a context's search finds.
 static size_t find_plugins(const moe_context *ctx, const moei_plugin *found[MOEI_MAX_PLUGINS])
 {

@@ -550,6 +550,11 @@ moe_status moe_plan_workspace(const moe_plan *plan, int64_t num_tokens, size_t *
     return MOE_OK;
 }
 
+const moe_context *moe_plan_context(const moe_plan *plan)
+{
+    return plan->ctx;
+}
+
 moe_status moe_plan_desc(const moe_plan *plan, moe_layer_desc *desc)
 {
     static const char call[] = "moe_plan_desc";

@@ -117,6 +117,7 @@ struct moe_weights {
     const moe_plan *plan;
     size_t self_bytes;
     bool wrapped;
+    bool adopted; // the packed bytes are the caller's, and not written
     moei_matrices gemm[2];
     moei_matrices shared[2];
     moei_matrices shared_gate, latent_in, latent_out; // float formats, one matrix each

@@ -357,6 +357,10 @@ static moe_status pack(moe_weights *w, int32_t first, int32_t count,
     MOE_REQUIRE(w != NULL, MOE_E_ARGUMENT, "%s: weights is NULL", call);
     MOE_REQUIRE(!w->wrapped, MOE_E_STATE,
                 "%s: the weights wrap the caller's tensors; change those instead", call);
+    MOE_REQUIRE(!w->adopted, MOE_E_STATE,
+                "%s: the weights were adopted from packed bytes, which are not written; pack into "
+                "memory of moe_weights_create",
+                call);
     MOE_TRY(check_source(w->plan, source, MOEI_ON_HOST, first, count, call, &s));
     MOE_TRY(agree_act_scales(w, &s, call));
     moei_pool_drain(w->plan->ctx->own_pool); // late tasks read what is replaced

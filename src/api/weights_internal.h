@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Parts of weights.c: where packed matrices lie (weights_layout.c), how they are copied
-// (weights_copy.c), and how the host gets at them on a device or in a packed layout
-// (weights_stage.c).
+// (weights_copy.c), how the host gets at them on a device or in a packed layout (weights_stage.c),
+// and how packed bytes are named and taken back (weights_adopt.c).
 #ifndef MOEI_API_WEIGHTS_INTERNAL_H
 #define MOEI_API_WEIGHTS_INTERNAL_H
 
@@ -24,6 +24,13 @@ moei_matrices moei_expert_of(const moei_matrices *m, int32_t e);
 
 /// Memory for a handle with nothing in it; `call` heads the message.
 moe_status moei_weights_allocate(const moe_plan *plan, const char *call, moe_weights **out);
+
+/// Points the packed matrices of a handle into `memory` (NULL: sizes and strides alone); returns
+/// the bytes that they take, SIZE_MAX on overflow.
+size_t moei_weights_place(const moe_plan *plan, const void *memory, moe_weights *w);
+
+/// A stack whose kernel reads a packed layout; no pointers.
+moei_matrices moei_packed_geometry(const moe_context *ctx, const moei_mlp *mlp, int g);
 
 /// What an expert's matrix is made of.
 typedef enum moei_part {

@@ -7,30 +7,8 @@
 #include "api/weights_internal.h"
 #include "quant/elements.h"
 
-// Values, scales and zero points of a stack whose geometry is `m`.
-static void place_stack(moei_arena *arena, const moe_context *ctx, const moei_kernel *kernel,
-                        moei_matrices *m)
-{
-    const size_t count = (size_t)m->count;
-    if (kernel->layout == MOEI_LAYOUT_PACKED) {
-        const size_t bytes = ctx->backend->packed_bytes(kernel, m);
-        m->layout = MOEI_LAYOUT_PACKED;
-        m->value_e_stride = (int64_t)bytes;
-        m->values = moei_arena_array(arena, count, bytes);
-        return;
-    }
-    m->values = moei_arena_array(arena, count, (size_t)m->value_e_stride);
-    if (m->scale_e_stride > 0) {
-        m->scales = moei_arena_array(arena, count * (size_t)m->scale_e_stride,
-                                     (size_t)moe_dtype_bits(m->scale_dtype) / 8);
-    }
-    if (m->zero_e_stride > 0) {
-        m->zeros = moei_arena_array(arena, count, (size_t)m->zero_e_stride);
-    }
-}
-
-static void layout_stack(moei_arena *arena, const moe_context *ctx, const moei_mlp *mlp, int g,
-                         moei_matrices *out, float **act_scale)
+// A stack's formats, sizes and strides, canonical and compact; no pointers.
+static moei_matrices stack_geometry(const moei_mlp *mlp, int g)
 {
     const moe_gemm_desc *gemm = &mlp->gemm[g];
     const moei_format_info *info = moei_format(gemm->weight_format);
@@ -43,7 +21,6 @@ static void layout_stack(moei_arena *arena, const moe_context *ctx, const moei_m
     m.k = g == 0 ? mlp->width : mlp->inter;
     m.interleaved_parts = gate_up == MOE_GATE_UP_INTERLEAVED || gate_up == MOE_UP_GATE_INTERLEAVED;
     m.part_rows = gated && !m.interleaved_parts ? m.n / 2 : m.n;
-    const size_t count = (size_t)m.count;
     const int64_t inner = moei_elem_bytes(info->elem, mlp->transposed ? m.n : m.k);
     const int64_t outer = mlp->transposed ? m.k : m.n;
     m.value_e_stride = inner * outer;
@@ -67,19 +44,47 @@ static void layout_stack(moei_arena *arena, const moe_context *ctx, const moei_m
         m.zero_n_stride = moei_i64_ceil_div(m.k, m.block_k);
         m.zero_e_stride = m.n * m.zero_n_stride;
     }
-    place_stack(arena, ctx, mlp->kernel[g], &m);
     if (info->scale2 || gemm->channel_scale != 0) {
         m.scale2_per_row = gemm->channel_scale != 0;
         m.scale2_parts = m.scale2_per_row ? (int32_t)m.n : gated ? 2 : 1;
         m.scale2_e_stride = m.scale2_parts;
-        m.scale2 = moei_arena_array(arena, count * (size_t)m.scale2_parts, sizeof(float));
     }
     if (gemm->bias != 0) {
         m.bias_dtype = MOE_F32;
         m.bias_e_stride = m.n;
+    }
+    return m;
+}
+
+moei_matrices moei_packed_geometry(const moe_context *ctx, const moei_mlp *mlp, int g)
+{
+    moei_matrices m = stack_geometry(mlp, g);
+    m.layout = MOEI_LAYOUT_PACKED;
+    m.value_e_stride = (int64_t)ctx->backend->packed_bytes(mlp->kernel[g], &m);
+    return m;
+}
+
+static void layout_stack(moei_arena *arena, const moe_context *ctx, const moei_mlp *mlp, int g,
+                         moei_matrices *out, float **act_scale)
+{
+    const bool packed = mlp->kernel[g]->layout == MOEI_LAYOUT_PACKED;
+    moei_matrices m = packed ? moei_packed_geometry(ctx, mlp, g) : stack_geometry(mlp, g);
+    const size_t count = (size_t)m.count;
+    m.values = moei_arena_array(arena, count, (size_t)m.value_e_stride);
+    if (m.scale_e_stride > 0 && !packed) {
+        m.scales = moei_arena_array(arena, count * (size_t)m.scale_e_stride,
+                                    (size_t)moe_dtype_bits(m.scale_dtype) / 8);
+    }
+    if (m.zero_e_stride > 0 && !packed) {
+        m.zeros = moei_arena_array(arena, count, (size_t)m.zero_e_stride);
+    }
+    if (m.scale2_e_stride > 0) {
+        m.scale2 = moei_arena_array(arena, count * (size_t)m.scale2_parts, sizeof(float));
+    }
+    if (m.bias_e_stride > 0) {
         m.bias = moei_arena_array(arena, count * (size_t)m.n, sizeof(float));
     }
-    if (moei_quant_needs_given_scale(&gemm->act)) {
+    if (moei_quant_needs_given_scale(&mlp->gemm[g].act)) {
         *act_scale = moei_arena_array(arena, 1, sizeof(float));
         m.act_scale = *act_scale;
     }
@@ -126,6 +131,13 @@ static void layout_all(moei_arena *arena, const moe_plan *plan, moe_weights *w)
     }
 }
 
+size_t moei_weights_place(const moe_plan *plan, const void *memory, moe_weights *w)
+{
+    moei_arena arena = {(unsigned char *)(uintptr_t)memory, 0};
+    layout_all(&arena, plan, w);
+    return arena.used;
+}
+
 static size_t self_bytes(const moe_plan *plan)
 {
     return sizeof(moe_weights) + (size_t)plan->routed.count;
@@ -136,12 +148,11 @@ moe_status moe_weights_bytes(const moe_plan *plan, size_t *bytes, size_t *align)
     MOE_REQUIRE(plan != NULL && bytes != NULL && align != NULL, MOE_E_ARGUMENT,
                 "moe_weights_bytes: an argument is NULL");
     moe_weights w;
-    moei_arena arena = {NULL, 0};
     memset(&w, 0, sizeof w);
-    layout_all(&arena, plan, &w);
-    MOE_REQUIRE(arena.used != SIZE_MAX, MOE_E_OVERFLOW,
-                "moe_weights_bytes: the weights exceed %zu bytes", SIZE_MAX);
-    *bytes = arena.used;
+    const size_t need = moei_weights_place(plan, NULL, &w);
+    MOE_REQUIRE(need != SIZE_MAX, MOE_E_OVERFLOW, "moe_weights_bytes: the weights exceed %zu bytes",
+                SIZE_MAX);
+    *bytes = need;
     *align = MOEI_ARENA_ALIGN;
     return MOE_OK;
 }
@@ -172,8 +183,7 @@ moe_status moe_weights_create(const moe_plan *plan, void *memory, size_t bytes, 
                 "%s: memory is not aligned to %zu bytes", call, align);
     moe_weights *w = NULL;
     MOE_TRY(moei_weights_allocate(plan, call, &w));
-    moei_arena arena = {memory, 0};
-    layout_all(&arena, plan, w);
+    (void)moei_weights_place(plan, memory, w);
     *out = w;
     return MOE_OK;
 }

@@ -483,6 +483,19 @@ size_t moei_checkpoint_lower(const moe_checkpoint *checkpoint, const char *prefi
     return low;
 }
 
+size_t moei_checkpoint_files(const moe_checkpoint *checkpoint)
+{
+    return checkpoint->shard_count;
+}
+
+struct moei_identity moei_checkpoint_identity(const moe_checkpoint *checkpoint, size_t i)
+{
+    const struct shard *shard = &checkpoint->shards[i];
+    struct moei_identity id = {.name = shard->name != NULL ? shard->name : ""};
+    id.hash = moei_file_identity(shard->file, &id.bytes);
+    return id;
+}
+
 const char *moei_checkpoint_label(const moe_checkpoint *checkpoint)
 {
     return checkpoint->label.text;

@@ -5,6 +5,7 @@
 #define MOEI_IO_CHECKPOINT_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 #include "moe/io.h"
 
@@ -17,6 +18,15 @@ moe_status moei_checkpoint_view(const char *call, const moe_checkpoint *checkpoi
 
 /// The first i whose name is not below `prefix`: names that begin with it follow one another there.
 size_t moei_checkpoint_lower(const moe_checkpoint *checkpoint, const char *prefix);
+
+/// What tells one of the checkpoint's files from another: a hash of its header, and of data all
+/// over it. Not of all its data: a change of few bytes can be missed.
+struct moei_identity {
+    const char *name; ///< "" where the checkpoint is one file
+    uint64_t bytes, hash;
+};
+size_t moei_checkpoint_files(const moe_checkpoint *checkpoint);
+struct moei_identity moei_checkpoint_identity(const moe_checkpoint *checkpoint, size_t i);
 
 /// What messages call the checkpoint.
 const char *moei_checkpoint_label(const moe_checkpoint *checkpoint);

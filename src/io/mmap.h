@@ -9,8 +9,8 @@
 
 #include "moe/status.h"
 
-/// Alignment of data that were read instead of mapped.
-#define MOEI_MAP_ALIGN 64
+/// Alignment of data that were read instead of mapped: what mapped ones have at least.
+#define MOEI_MAP_ALIGN 4096
 
 struct moei_map {
     const unsigned char *data; ///< NULL when size is 0

@@ -5,6 +5,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 #include "core/check.h"
 #include "core/safemath.h"
@@ -13,6 +14,8 @@
 
 #define LENGTH_BYTES 8          // of the header length at the start of the file
 #define MAX_HEADER   100000000U // MAX_HEADER_SIZE of the format's tensor.rs
+#define SAMPLES      64         // of a file's data, for its identity
+#define SAMPLE_BYTES 4096
 
 struct moe_file {
     struct moei_map map;          // zeroed when the bytes are the caller's
@@ -231,6 +234,20 @@ const struct moei_st_tensor *moei_file_find(const moe_file *file, const char *na
         bsearch(&wanted, file->by_name, file->header.count, sizeof(const struct moei_st_tensor *),
                 compare_names);
     return found == NULL ? NULL : *found;
+}
+
+uint64_t moei_file_identity(const moe_file *file, uint64_t *bytes)
+{
+    const size_t head = (size_t)(file->data - file->map.data);
+    const size_t data = file->map.size - head;
+    const bool few = data <= (size_t)SAMPLES * SAMPLE_BYTES;
+    *bytes = file->map.size;
+    uint64_t hash = XXH3_64bits(file->map.data, few ? head + data : head);
+    for (size_t i = 0; i < SAMPLES && !few; i++) {
+        const uint64_t at = (uint64_t)(data - SAMPLE_BYTES) * i / (SAMPLES - 1);
+        hash = XXH3_64bits_withSeed(file->data + at, SAMPLE_BYTES, hash);
+    }
+    return hash;
 }
 
 moe_status moei_file_view(const char *call, const moe_file *file,

@@ -60,6 +60,10 @@ const struct moei_st_tensor *moei_file_at(const moe_file *file, size_t i);
 /// Tensor by name, NULL when the file has none of that name.
 const struct moei_st_tensor *moei_file_find(const moe_file *file, const char *name);
 
+/// Hash of a file's header and of samples of its data (of all, where these are few), and its size;
+/// the file was opened by its name.
+uint64_t moei_file_identity(const moe_file *file, uint64_t *bytes);
+
 /// View of one of the file's tensors. Errors: DTYPE.
 moe_status moei_file_view(const char *call, const moe_file *file,
                           const struct moei_st_tensor *tensor, moe_tensor *out);

@@ -23,7 +23,7 @@ static moe_status fail_errno(const char *call, const char *path, const char *wha
 // A new file beside `path`; its name goes to `name`, which has room.
 static int open_beside(const char *path, char *name, size_t room)
 {
-    static const int flags = O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW;
+    static const int flags = O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW;
     int fd = -1;
     for (int i = 0; i < MAX_TRIES && fd < 0; i++) {
         (void)snprintf(name, room, "%s.%ld-%d.tmp", path, (long)getpid(), i);
@@ -57,7 +57,7 @@ moe_status moei_write_whole(const char *call, const char *path, bool (*put)(FILE
     char *name = malloc(room);
     MOE_REQUIRE(name != NULL, MOE_E_NO_MEMORY, "%s: out of memory", call);
     const int fd = open_beside(path, name, room);
-    FILE *file = fd < 0 ? NULL : fdopen(fd, "wb");
+    FILE *file = fd < 0 ? NULL : fdopen(fd, "w+b");
     moe_status status = MOE_OK;
     if (file == NULL) {
         status = fail_errno(call, path, "opening a file beside it", errno);

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Weights in and out: what has been packed comes back byte for byte, also through narrower and
-// wider views; an update changes one expert; packed and wrapped weights compute the same bits.
+// wider views; an update changes one expert; packed, wrapped and adopted weights compute the same
+// bits.
+#define _DEFAULT_SOURCE
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "api/layer_case.h"
 #include "numerics/int4.h"
@@ -168,6 +171,180 @@ static void test_update(layer_case *c, const char *name)
     CHECK(moe_weights_pack(c->weights, 0, &c->source) == MOE_OK, "%s: %s", name, moe_last_error());
 }
 
+// ---- adopted -----------------------------------------------------------------------------------
+
+#define LAYOUT_BYTES 2048
+
+static const char *layout_of(const moe_plan *plan, char text[LAYOUT_BYTES])
+{
+    size_t needed = 0;
+    CHECK(moe_weights_layout(plan, text, LAYOUT_BYTES, &needed) == MOE_OK &&
+              needed == strlen(text) && needed < LAYOUT_BYTES,
+          "%zu bytes: %s", needed, moe_last_error());
+    return text;
+}
+
+static void test_adopt_refusals(const layer_case *c, const void *memory, size_t bytes,
+                                const char *layout, const char *name)
+{
+    const struct {
+        const void *memory;
+        size_t bytes;
+        const char *layout, *says;
+        moe_status status;
+    } cases[] = {
+        {NULL, bytes, layout, "memory is NULL", MOE_E_ARGUMENT},
+        {memory, bytes, NULL, "layout is NULL", MOE_E_ARGUMENT},
+        {memory, bytes - 1, layout, "packed bytes, the plan's weights take", MOE_E_SHAPE},
+        {memory, bytes + 1, layout, "packed bytes, the plan's weights take", MOE_E_SHAPE},
+        {(const char *)memory + 64, bytes, layout, "not aligned to 256", MOE_E_ALIGNMENT},
+        {memory, bytes, "", "have no more, the plan's weights have version=", MOE_E_UNSUPPORTED},
+        {memory, bytes, "version=0 backend=cpu",
+         "have version=0, the plan's weights have version=", MOE_E_UNSUPPORTED},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        moe_weights *none = NULL;
+        CHECK(moe_weights_adopt(c->plan, cases[i].memory, cases[i].bytes, cases[i].layout, &none) ==
+                      cases[i].status &&
+                  strstr(moe_last_error(), cases[i].says) != NULL && none == NULL,
+              "%s: refusal %zu: %s", name, i, moe_last_error());
+    }
+    // One word more, one less, one other.
+    char other[LAYOUT_BYTES + 8];
+    moe_weights *none = NULL;
+    (void)snprintf(other, sizeof other, "%s more=1", layout);
+    CHECK(moe_weights_adopt(c->plan, memory, bytes, other, &none) == MOE_E_UNSUPPORTED &&
+              strstr(moe_last_error(), "have more=1, the plan's weights have no more") != NULL,
+          "%s: %s", name, moe_last_error());
+    (void)snprintf(other, sizeof other, "%s", layout);
+    *strrchr(other, ' ') = '\0';
+    CHECK(moe_weights_adopt(c->plan, memory, bytes, other, &none) == MOE_E_UNSUPPORTED, "%s: %s",
+          name, moe_last_error());
+    (void)snprintf(other, sizeof other, "%s", layout);
+    char *format = strstr(other, "down.format=") + strlen("down.format=");
+    *format = '?';
+    CHECK(moe_weights_adopt(c->plan, memory, bytes, other, &none) == MOE_E_UNSUPPORTED &&
+              strstr(moe_last_error(), "have down.format=?") != NULL,
+          "%s: %s", name, moe_last_error());
+}
+
+static bool has_given_scale(const moe_layer_desc *d)
+{
+    return d->gemm[0].act.spec == MOE_QUANT_FP8_STATIC;
+}
+
+// Packed bytes that nobody may write any more give the same outputs and come back unchanged.
+static void test_adopt(layer_case *c, const char *name)
+{
+    char layout[LAYOUT_BYTES];
+    size_t bytes = 0;
+    size_t align = 0;
+    moe_weights *const packed = c->weights;
+    moe_weights *first = NULL;
+    (void)layout_of(c->plan, layout);
+    CHECK(moe_weights_bytes(c->plan, &bytes, &align) == MOE_OK, "%s", moe_last_error());
+    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    layer_case_poison(c); // some outputs are added to
+    CHECK(layer_case_run(c) == MOE_OK, "%s: %s", name, moe_last_error());
+    const uint64_t want = layer_case_outputs(c);
+    layer_case_poison(c);
+    CHECK(memory != MAP_FAILED && moe_weights_create(c->plan, memory, bytes, &first) == MOE_OK &&
+              moe_weights_pack(first, 0, &c->source) == MOE_OK,
+          "%s: %s", name, moe_last_error());
+    moe_weights_destroy(first);
+    CHECK(mprotect(memory, bytes, PROT_READ) == 0, "mprotect");
+    if (CHECK(moe_weights_adopt(c->plan, memory, bytes, layout, &c->weights) == MOE_OK, "%s: %s",
+              name, moe_last_error())) {
+        moe_weights_source out = empty_copy(c);
+        CHECK(layer_case_run(c) == MOE_OK && layer_case_outputs(c) == want,
+              "%s: adopted weights give other bits: %s", name, moe_last_error());
+        CHECK(moe_weights_unpack(c->weights, 0, &out) == MOE_OK, "%s: %s", name, moe_last_error());
+        check_same(c, &out, name);
+        free_copy(&out);
+        CHECK(moe_weights_pack(c->weights, 0, &c->source) == MOE_E_STATE &&
+                  strstr(moe_last_error(), "adopted") != NULL,
+              "%s: adopted weights are packed: %s", name, moe_last_error());
+        CHECK(moe_weights_update(c->weights, 0, &c->source) == MOE_E_STATE, "%s: %s", name,
+              moe_last_error());
+        moe_weights_destroy(c->weights);
+    }
+    c->weights = packed;
+    test_adopt_refusals(c, memory, bytes, layout, name);
+    if (has_given_scale(&c->desc)) {
+        moe_weights *none = NULL;
+        CHECK(mprotect(memory, bytes, PROT_READ | PROT_WRITE) == 0, "mprotect");
+        memset(memory, 0xFF, bytes);
+        CHECK(moe_weights_adopt(c->plan, memory, bytes, layout, &none) == MOE_E_VALUE &&
+                  strstr(moe_last_error(), "gate_up activation scale is") != NULL,
+              "%s: %s", name, moe_last_error());
+    }
+    CHECK(munmap(memory, bytes) == 0, "munmap");
+}
+
+// What lies otherwise has another name; what lies the same has the same.
+static void test_layout_names(void)
+{
+    const moe_layer_desc base = layer_of(MOE_FORMAT_MXFP4, 0);
+    moe_layer_desc other[8];
+    char text[2][LAYOUT_BYTES];
+    for (size_t i = 0; i < sizeof other / sizeof other[0]; i++) {
+        other[i] = base;
+    }
+    other[1].hidden = 104;
+    other[2].inter = 72;
+    other[3].num_experts = 5;
+    other[4].gate_up = base.gate_up == MOE_GATE_FIRST ? MOE_UP_FIRST : MOE_GATE_FIRST;
+    other[5].gemm[1].weight_format = MOE_FORMAT_NVFP4;
+    other[6].gemm[1].bias = 1;
+    other[7].output_bias = 1;
+    for (size_t i = 0; i < sizeof other / sizeof other[0]; i++) {
+        moe_plan *plan = NULL;
+        other[i].max_tokens = i == 0 ? base.max_tokens + 1 : base.max_tokens;
+        if (i == 0) {
+            CHECK(moe_plan_create(ctx, &base, &plan) == MOE_OK, "%s", moe_last_error());
+            (void)layout_of(plan, text[0]);
+            moe_plan_destroy(plan);
+        }
+        CHECK(moe_plan_create(ctx, &other[i], &plan) == MOE_OK, "%s", moe_last_error());
+        CHECK(moe_plan_context(plan) == ctx && moe_context_host_memory(ctx) == 1, "context");
+        CHECK((strcmp(layout_of(plan, text[1]), text[0]) == 0) == (i == 0), "descriptor %zu: %s", i,
+              text[1]);
+        char few[8];
+        size_t needed = 0;
+        CHECK(moe_weights_layout(plan, few, sizeof few, &needed) == MOE_OK &&
+                  needed == strlen(text[1]) && strcmp(few, "version") == 0,
+              "%zu of %zu bytes: \"%s\"", sizeof few, needed, few);
+        moe_plan_destroy(plan);
+    }
+    CHECK(moe_weights_layout(NULL, text[0], LAYOUT_BYTES, NULL) == MOE_E_ARGUMENT, "a NULL plan");
+}
+
+// Formats that the CPU has a packed layout of, where it has instructions for it.
+static void test_packed_layouts(void)
+{
+    static const moe_format formats[] = {MOE_FORMAT_MXFP4, MOE_FORMAT_INT4_GROUP,
+                                         MOE_FORMAT_INT8_CHANNEL};
+    int packed = 0;
+    for (int i = 0; i < 3; i++) {
+        moe_layer_desc d = layer_of(formats[i], 2);
+        char layout[LAYOUT_BYTES];
+        moe_plan *plan = NULL;
+        layer_case c;
+        d.hidden = 328; // two panels and more, and a tail
+        d.gemm[0].act.spec = d.gemm[1].act.spec = MOE_QUANT_I8B32;
+        d.gemm[0].channel_scale = d.gemm[1].channel_scale = 0;
+        if (CHECK(moe_plan_create(ctx, &d, &plan) == MOE_OK &&
+                      layer_case_make(&c, plan, &d, 5) == MOE_OK,
+                  "%s: %s", moe_format_name(formats[i]), moe_last_error())) {
+            packed += strstr(layout_of(plan, layout), "gate_up.layout=packed-") != NULL;
+            test_adopt(&c, moe_format_name(formats[i]));
+            layer_case_free(&c);
+        }
+        moe_plan_destroy(plan);
+    }
+    (void)printf("%d of 3 layers in a packed layout of the CPU\n", packed);
+}
+
 // One scale for gate and up, or one each.
 static void test_parts(void)
 {
@@ -301,11 +478,14 @@ int main(void)
                 test_round_trip(&c, info->name);
                 test_wrapped_runs(&c, info->name);
                 test_update(&c, info->name);
+                test_adopt(&c, info->name);
                 layer_case_free(&c);
             }
             moe_plan_destroy(plan);
         }
     }
+    test_layout_names();
+    test_packed_layouts();
     test_parts();
     test_zero_points();
     moe_context_destroy(ctx);

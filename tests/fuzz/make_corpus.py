@@ -349,11 +349,45 @@ COMMANDS = {
 }
 
 
+def packed(sources=(("", 100, 1),), parts=((0, 4096, "version=1"), (7, 100, "version=1 bytes=100")), magic=b"moe-pack",
+           order=0x01020304, version=1, size=None, head=4096):
+    """The head of a packed file; its checksums are wrong (fuzz_packed.c puts the head's right)."""
+    at = 64 + 24 * len(sources) + 40 * len(parts)
+    texts, records, data = b"", b"", head
+    for name, count, identity in sources:
+        records += struct.pack("<QQII", count, identity, at + len(texts), len(name))
+        texts += name.encode() + b"\0"
+    for layer, count, layout in parts:
+        records += struct.pack("<QQQiIII", data, count, 0, layer, 0, at + len(texts), len(layout))
+        texts += layout.encode() + b"\0"
+        data = (data + (count + 4095) // 4096 * 4096) % 2**64
+    header = struct.pack("<8sIIQQQIIQQ", magic, order, version, data if size is None else size, head, 0, len(sources),
+                         len(parts), 0, 0)
+    return header + records + texts
+
+
+PACKED = {
+    "two": packed(),
+    "shards": packed([("model-00001-of-00002.safetensors", 10, 2), ("model-00002-of-00002.safetensors", 11, 3)]),
+    "one": packed(parts=[(3, 8192, "version=1")]),
+    "none": packed(parts=[], size=12288),
+    "order": packed(order=0x04030201),
+    "version": packed(version=2),
+    "magic": packed(magic=b"moe-mock"),
+    "size": packed(size=1 << 40),
+    "head": packed(head=1 << 63),
+    "layers": packed(parts=[(1, 4096, ""), (1, 4096, "")]),
+    "overlap": packed(parts=[(1, 2**64 - 4096, "a"), (2, 4096, "b")], size=12288),
+    "header": packed()[:64],
+    "short": packed()[:40],
+}
+
+
 def main():
     base = pathlib.Path(__file__).parent / "corpus"
     for target, seeds in (("safetensors", SAFETENSORS), ("index", INDEX), ("json", JSON), ("config", CONFIGS),
                           ("dialects", DIALECTS), ("tokenizer", TOKENIZER),
-                          ("model_config", DECODERS), ("cli", COMMANDS)):
+                          ("model_config", DECODERS), ("cli", COMMANDS), ("packed", PACKED)):
         folder = base / target
         folder.mkdir(parents=True, exist_ok=True)
         for name, seed in seeds.items():

@@ -126,6 +126,38 @@ static void test_layer(moe_context *host, moe_context *packed, const moe_layer_d
     free_pair(&p);
 }
 
+// A packed layout has a name of its own, and what it packed can be adopted.
+static void test_layout_name(moe_context *host, moe_context *packed, const moe_layer_desc *d)
+{
+    char text[2][2048] = {"", ""};
+    pair p;
+    moe_weights *adopted = NULL;
+    if (make_pair(host, packed, d, &p)) {
+        CHECK(moe_weights_layout(p.plan[0], text[0], sizeof text[0], NULL) == MOE_OK &&
+                  moe_weights_layout(p.plan[1], text[1], sizeof text[1], NULL) == MOE_OK,
+              "%s", moe_last_error());
+        CHECK(strstr(text[1], "gate_up.layout=packed-") != NULL && strcmp(text[0], text[1]) != 0,
+              "%s and %s", text[0], text[1]);
+        void *memory = NULL;
+        for (int i = 0; i < p.c[1].num_blocks; i++) { // the last block of its size
+            memory = p.c[1].block_bytes[i] == p.c[1].weights_bytes ? p.c[1].blocks[i] : memory;
+        }
+        CHECK(moe_weights_adopt(p.plan[1], memory, p.c[1].weights_bytes, text[0], &adopted) ==
+                      MOE_E_UNSUPPORTED &&
+                  adopted == NULL,
+              "canonical rows for packed ones: %s", moe_last_error());
+        if (CHECK(moe_weights_adopt(p.plan[1], memory, p.c[1].weights_bytes, text[1], &adopted) ==
+                      MOE_OK,
+                  "%s", moe_last_error())) {
+            moe_weights_destroy(p.c[1].weights);
+            p.c[1].weights = adopted;
+            check_same_outputs(&p, "adopted");
+            check_unpacked(&p.c[1], "adopted");
+        }
+    }
+    free_pair(&p);
+}
+
 // ---- refusals ----------------------------------------------------------------------------------
 
 static void test_too_large(moe_context *packed)
@@ -304,6 +336,9 @@ int main(void)
         for (int form = 0; form < 4; form++) {
             const moe_layer_desc d = layer_form(info->format, form);
             test_layer(host, &packed, &d, info->name);
+            if (form == 0) {
+                test_layout_name(host, &packed, &d);
+            }
         }
     }
     CHECK(rows->packed > 500 && rows->unpacked > 500, "%lu experts packed, %lu unpacked",
