@@ -32,6 +32,7 @@ route 7 moek_route_*
 glu 7 moek_glu_*
 place 7 moek_place_*
 sort 7 moek_sort_*
+amx 11 moek_ggemm_*_amx
 i32 1 moek_ggemm_*_i32
 END
 run_part() { # work, here, emulated program, name, every, glob

@@ -205,9 +205,9 @@ static const struct {
     const char *name;
     uint64_t needs;
 } isas[] = {{"avx2", MOEI_ISA_AVX2_FMA},
-             {"avx512", MOEI_ISA_AVX512_VNNI},
-             {"neon_dotprod", MOEI_ISA_NEON_DOTPROD},
-             {"neon", MOEI_ISA_NEON}};
+            {"avx512", MOEI_ISA_AVX512_VNNI},
+            {"neon_dotprod", MOEI_ISA_NEON_DOTPROD},
+            {"neon", MOEI_ISA_NEON}};
 #define NUM_ISAS (sizeof isas / sizeof isas[0])
 
 static bool is_here(size_t isa)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU's products with AVX2, or NEON, against the portable ones, bit by bit: every format, rows as long as
-// those of real layers (of which a kernel takes 64, 32 or 16 outputs at a time), numbers of rows of
-// x around each tile, canonical, transposed and packed, x of any magnitude. Buffers end where their
-// data does, for sanitizers.
+// The CPU's products with AVX2, or NEON, against the portable ones, bit by bit: every format, rows
+// as long as those of real layers (of which a kernel takes 64, 32 or 16 outputs at a time), numbers
+// of rows of x around each tile, canonical, transposed and packed, x of any magnitude. Buffers end
+// where their data does, for sanitizers.
 #include <stdlib.h>
 #include <string.h>
 

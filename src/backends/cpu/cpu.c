@@ -43,6 +43,38 @@ static double product_cost(const moei_kernel *kernel, const moei_ggemm_problem *
     return kernel->isa != 0 ? madds / 2.0 : madds * 22.0;
 }
 
+// Class amx_bf16: bf16 times bf16. At level KERNEL a product has one class on every machine, which
+// is that of chain_supports.
+static bool amx_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
+                         moei_whynot *why)
+{
+    (void)kernel;
+    if (problem->x_dtype != MOE_BF16) {
+        *why = (moei_whynot){MOEI_WHYNOT_ACT_DTYPE, problem->x_dtype, MOE_BF16};
+        return false;
+    }
+    if (problem->gemm->weight_format != MOE_FORMAT_BF16) {
+        *why = (moei_whynot){MOEI_WHYNOT_WGT_FORMAT, problem->gemm->weight_format, MOE_FORMAT_BF16};
+        return false;
+    }
+    if (problem->level == MOE_DET_KERNEL) {
+        *why = (moei_whynot){MOEI_WHYNOT_LEVEL, MOE_DET_BATCH, MOE_DET_KERNEL};
+        return false;
+    }
+    return true;
+}
+
+// The class is for machines with matrix units: elsewhere its rows are there to give the same bits,
+// and lose to the strict ones. Where those units are, a plan and an op on canonical weights both
+// have the class.
+static double amx_cost(const moei_kernel *kernel, const moei_ggemm_problem *problem)
+{
+    if ((kernel->isa & MOEI_ISA_AMX_BF16) == 0) {
+        return 2.0 * product_cost(kernel, problem);
+    }
+    return product_cost(kernel, problem) * (kernel->layout == MOEI_LAYOUT_PACKED ? 0.1 : 0.9);
+}
+
 #ifdef MOE_HAVE_AVX2
 // Packed weights of any format that has a packed form.
 static bool packed_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
@@ -106,8 +138,8 @@ static bool i16_supports(const moei_kernel *kernel, const moei_ggemm_problem *pr
     return integers_support(kernel, problem, true, why);
 }
 
-// Cycles, as those of product_cost: vpmaddubsw multiplies 32 codes, two of them or vpmaddwd 16; sdot
-// 16 where fmla multiplies 4.
+// Cycles, as those of product_cost: vpmaddubsw multiplies 32 codes, two of them or vpmaddwd 16;
+// sdot 16 where fmla multiplies 4.
 static double i8_cost(const moei_kernel *kernel, const moei_ggemm_problem *problem)
 {
     return product_cost(kernel, problem) / 3.0;
