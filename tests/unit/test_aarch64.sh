@@ -32,13 +32,14 @@ route 7 moek_route_*
 glu 7 moek_glu_*
 place 7 moek_place_*
 sort 7 moek_sort_*
-amx 11 moek_ggemm_*_amx
+amx 1 moek_ggemm_*_amx
 i32 1 moek_ggemm_*_i32
 END
 run_part() { # work, here, emulated program, name, every, glob
     local to=$1/$4
     $3 "$5" "$6" > "$to.there" 2> "$to.there.log" || { echo "$4, emulated:"; tail -n 40 "$to.there.log"; return 1; }
     "$2" "$5" "$6" > "$to.here" 2> "$to.here.log" || { echo "$4, here:"; tail -n 40 "$to.here.log"; return 1; }
+    [ -s "$to.here" ] || [ "$4" = quantize ] || { echo "$4: no case"; return 1; } # those are checked alone
     LC_ALL=C sort "$to.there" > "$to.there.sorted"
     LC_ALL=C sort "$to.here" > "$to.here.sorted"
     if ! cmp -s "$to.there.sorted" "$to.here.sorted"; then
