@@ -219,7 +219,7 @@ static void compare(product *p, const char *text)
 {
     char name[1 + NUM_ISAS][64];
     const moei_matrices *m = &p->args.w;
-    const char *variant = m->block_k == 16 ? "b16" : "b32";
+    const char *variant = p->args.x.group == 0 ? "i32" : m->block_k == 16 ? "b16" : "b32";
     (void)snprintf(name[0], sizeof name[0], "moek_ggemm_any_any_any__ref_fma_%s", variant);
     const int64_t rows = p->args.rows;
     const int64_t bands[] = {0, m->n / 3, m->n - m->n / 5, m->n};
@@ -269,6 +269,48 @@ static void test_case(const form *how, moe_dtype x_dtype, flavour f, bool wide, 
     release(&p);
 }
 
+// int8 with int8 and a scale of a row: integers are summed over all of k.
+static void test_whole(const form *how, flavour f, int64_t n, int64_t k, int64_t rows)
+{
+    product p = {.args = {.rows = rows, .row_divisor = 1}};
+    draw_weights(&p, how, f, n, k);
+    draw_x(&p, MOE_I8, f, false, rows, false);
+    free(p.x_scales);
+    p.x_scales = take(rows * (int64_t)sizeof(float));
+    draw_scales(MOE_F32, f, rows, p.x_scales);
+    p.args.x.scales = p.x_scales;
+    p.args.x.scale_dtype = MOE_F32;
+    p.args.x.group = 0;
+    p.args.x.scale_row_stride = 1;
+    compare(&p, flavour_names[f]);
+    release(&p);
+}
+
+// The longest k whose sums fit in 32 bits, and no longer one.
+static void test_longest(const form *how)
+{
+    const moe_gemm_desc gemm = {.weight_format = how->format,
+                                .act = {.spec = MOE_QUANT_INT8_TOKEN}};
+    moei_ggemm_problem problem = {
+        .m_max = 1, .n = 17, .k = 131071, .experts = 1, .gemm = &gemm, .x_dtype = MOE_I8};
+    for (size_t i = 0; i < NUM_ISAS; i++) {
+        char name[64];
+        moei_whynot why = {MOEI_WHYNOT_NONE, 0, 0};
+        (void)snprintf(name, sizeof name, "moek_ggemm_any_i8_packed__%s_i32", isas[i].name);
+        const moei_kernel *row = row_of(name);
+        problem.k = 131071;
+        CHECK(row == NULL || row->supports(row, &problem, &why), "%s: k = 131071 is refused", name);
+        problem.k = 131072;
+        CHECK(row == NULL || !row->supports(row, &problem, &why), "%s: k = 131072 is taken", name);
+        CHECK(row == NULL ||
+                  (why.code == MOEI_WHYNOT_K && why.have == 131072 && why.need == 131071),
+              "%s: k = 131072 is refused for another reason", name);
+    }
+    for (int64_t rows = 1; rows < 6; rows += 4) {
+        test_whole(how, TOP, 17, 131071, rows);
+    }
+}
+
 static void test_form(const form *how)
 {
     static const int64_t sizes[][2] = {{97, 272}, {64, 96}, {200, 33}, {17, 15}, {150, 335}};
@@ -279,6 +321,9 @@ static void test_form(const form *how)
         for (int i = PLAIN; i <= EXTREME; i++) {
             const flavour f = (flavour)i;
             const int64_t *size = sizes[turn++ % 5];
+            if (bytes && moei_format(how->format)->block_k == 0) {
+                test_whole(how, f, size[0], size[1], rows[r]);
+            }
             test_case(how, MOE_I8, f, false, size[0], size[1], rows[r]);
             for (int wide = 0; !bytes && wide < 2; wide++) {
                 test_case(how, MOE_I16, f, wide == 1, size[0], size[1], rows[r]);
@@ -317,5 +362,6 @@ int main(void)
     // Rows so long that not all of x is prepared at once, and more panels than keep their sums.
     test_case(&forms[0], MOE_I8, PLAIN, false, 330, 4000, 32);
     test_case(&forms[4], MOE_I16, PLAIN, false, 330, 2100, 40);
+    test_longest(&forms[8]);
     return test_summary();
 }
