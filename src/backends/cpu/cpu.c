@@ -124,18 +124,6 @@ static bool integers_support(const moei_kernel *kernel, const moei_ggemm_problem
     return chain_supports(kernel, problem, why);
 }
 
-// Class i32: chain_supports leaves int8 with int8 alone. Sums of 32 bits hold that many products.
-static bool i32_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
-                         moei_whynot *why)
-{
-    const int64_t most = INT32_MAX / (128 * 128);
-    if (problem->k > most) {
-        *why = (moei_whynot){MOEI_WHYNOT_K, problem->k, most};
-        return false;
-    }
-    return chain_supports(kernel, problem, why);
-}
-
 static bool i8_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
                         moei_whynot *why)
 {

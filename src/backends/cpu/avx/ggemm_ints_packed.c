@@ -22,7 +22,7 @@
 //   rows, and for weights of 8 bits.
 //
 // Class i32, int8 with int8 and no scales along k: bytes or pairs again, whose sums of 32 bits go
-// on over all of k and become floats at the end.
+// on over all of k, in 64 bits from chunk to chunk where k is long, and become floats at the end.
 //
 // Per 8 outputs x 32 k, vector operations without loads: digits 20 for weights and 22 for each row
 // of int8, 42 of int16; pairs 36 for weights of 4 bits, 36 for each row. VNNI, per 16 outputs: 20,
@@ -51,6 +51,7 @@
 #define X_ROOM    (80 << 10)              // bytes of prepared x
 #define ZERO_TOP  16 // zero points above it: a sum with int16 may round, see chain_as_written
 #define DIGIT_TOP 32639
+#define WHOLE_TOP (INT32_MAX / (128 * 128)) // products of int8 whose sum has 32 bits
 
 // ---- x -----------------------------------------------------------------------------------------
 
@@ -80,8 +81,9 @@ struct job {
     _Alignas(64) uint8_t x[X_ROOM];                           // cells [record][row] of the chunk
     _Alignas(64) uint8_t w[PANEL * RECORD * sizeof(int16_t)]; // [vector][step][lane]
     _Alignas(64) float acc[SIDE][MR][PANEL];
-    _Alignas(64) float scale[HALVES][PANEL];  // of the group
-    _Alignas(64) int32_t zero[HALVES][PANEL]; // zero points of the group
+    _Alignas(64) int64_t total[SIDE][MR][PANEL]; // of chunks: class i32 where k is above WHOLE_TOP
+    _Alignas(64) float scale[HALVES][PANEL];     // of the group
+    _Alignas(64) int32_t zero[HALVES][PANEL];    // zero points of the group
     moei_cpu_columns columns;
     moei_cpu_packed p;
     moek_ggemm_args args; // moei_cpu_packed_args
@@ -92,6 +94,7 @@ struct job {
     bool int16;          // codes of x
     bool halves;         // of a record have scales of their own
     bool whole;          // class i32: `acc` holds integers
+    bool splits;         // the sums of class i32 over chunks
     bool rounds;         // a zero point of the group is above ZERO_TOP
     int64_t cell;        // bytes
     int64_t first, last; // strips of the panel that are wanted
@@ -214,7 +217,7 @@ static void prepare(job *j, int64_t i0, int64_t i1, int64_t r0, int64_t r1)
     const float part = j->e2m1 ? 0.5f : 1.0f;
     for (int64_t i = i0; i < i1; i++) {
         const uint8_t *row = moei_x_at(a, j->e, i);
-        x_scales scales = {NULL};
+        x_scales scales = {.at = NULL};
         if (!j->whole) {
             scales = scales_of(a, j->e, i, r0 * RECORD);
         }
@@ -1062,16 +1065,35 @@ static void want_strips(job *j, int64_t panel, int64_t n0, int64_t n1)
     j->last = moei_i64_ceil_div(moei_i64_min(n1 - panel * PANEL, PANEL), STRIP);
 }
 
+// The integers of a chunk to those of the chunks before it. Each has fewer than WHOLE_TOP k.
+static void end_chunk(int64_t rows, float (*acc)[PANEL], int64_t (*total)[PANEL])
+{
+    for (int64_t r = 0; r < rows; r++) {
+        int32_t sums[PANEL];
+        memcpy(sums, acc[r], sizeof sums);
+        memset(acc[r], 0, sizeof acc[r]);
+        for (int64_t n = 0; n < PANEL; n++) {
+            total[r][n] += sums[n];
+        }
+    }
+}
+
 static void finish_panel(job *j, int64_t panel, int64_t i0, int64_t i1, int64_t n0, int64_t n1,
-                         float (*acc)[PANEL])
+                         float (*acc)[PANEL], int64_t (*total)[PANEL])
 {
     const int64_t from = moei_i64_max(n0, panel * PANEL);
     const int64_t to = moei_i64_min(n1, (panel + 1) * PANEL);
     moei_cpu_load_columns(&j->args.w, j->e, from, to, &j->columns);
     for (int64_t i = i0; i < i1; i++) {
         float *sums = acc[i - i0];
-        for (int64_t n = 0; j->whole && n < PANEL; n += LANES) {
-            V(store_ps)(sums + n, V(cvtepi32_ps)(load(sums + n)));
+        if (j->splits) {
+            for (int64_t n = 0; n < PANEL; n++) {
+                sums[n] = (float)total[i - i0][n];
+            }
+        } else if (j->whole) {
+            for (int64_t n = 0; n < PANEL; n += LANES) {
+                V(store_ps)(sums + n, V(cvtepi32_ps)(load(sums + n)));
+            }
         }
         moei_cpu_finish(&j->args, &j->columns, j->e, i, from, to, sums + from - panel * PANEL);
     }
@@ -1088,6 +1110,9 @@ static void run_rows(job *j, int64_t i0, int64_t i1, int64_t n0, int64_t n1)
         const int64_t panel1 = moei_i64_min(panel0 + SIDE, end);
         for (int64_t panel = panel0; panel < panel1; panel++) {
             memset(j->acc[panel - panel0], 0, (size_t)rows * sizeof j->acc[0][0]);
+            if (j->splits) {
+                memset(j->total[panel - panel0], 0, (size_t)rows * sizeof j->total[0][0]);
+            }
         }
         for (int64_t r = 0; r < j->p.records; r += chunk) {
             const int64_t r1 = moei_i64_min(r + chunk, j->p.records);
@@ -1098,10 +1123,14 @@ static void run_rows(job *j, int64_t i0, int64_t i1, int64_t n0, int64_t n1)
             for (int64_t panel = panel0; panel < panel1; panel++) {
                 want_strips(j, panel, n0, n1);
                 loop(j, span_of(j, panel, i0, i1, r, r1), j->acc[panel - panel0]);
+                if (j->splits) {
+                    end_chunk(rows, j->acc[panel - panel0], j->total[panel - panel0]);
+                }
             }
         }
         for (int64_t panel = panel0; panel < panel1; panel++) {
-            finish_panel(j, panel, i0, i1, n0, n1, j->acc[panel - panel0]);
+            finish_panel(j, panel, i0, i1, n0, n1, j->acc[panel - panel0],
+                         j->total[panel - panel0]);
         }
     }
 }
@@ -1130,6 +1159,7 @@ static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, 
     j.int16 = args->x.dtype == MOE_I16;
     j.halves = halves;
     j.whole = whole;
+    j.splits = whole && args->w.k > WHOLE_TOP;
     j.rounds = false;
     for (int64_t s = 0; s < HALVES; s++) {
         for (int64_t n = 0; n < PANEL; n++) {
