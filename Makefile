@@ -34,7 +34,7 @@ demo: configure # the program alone, no GPU code
 check:
 	@tools/packages.sh --amd
 	@$(MAKE) --no-print-directory all
-	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)
+	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS) $(CTEST_ARGS)
 
 install: all
 	@cmake --install $(BUILD)

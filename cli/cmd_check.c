@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "checkmoe/checkmoe.h"
+#include "checkmoe/ledger.h"
 #include "checkmoe/oracle.h"
 #include "cli.h"
 
@@ -138,6 +139,7 @@ static bool parse(int argc, char **argv, request *r)
     if (!find_ledger(r)) {
         return false;
     }
+    o->record = o->ledger != NULL ? moec_ledger_write : NULL;
     o->seed = (uint64_t)seed_value;
     o->threads = (int32_t)thread_value;
     o->delay = (uint64_t)delay_value;

@@ -55,7 +55,7 @@ def support_matrix():
     assert built_in == ["cpu"], "teach this table the new backend"
     ops = ["route", "place", "sort", "quantize", "ggemm", "glu", "combine"]
     plugins = ["cuda", "hip"]
-    sets = {"avx2": "run", "avx512": "recorded", "amx": "recorded", "neon": "recorded"}
+    sets = {"avx2": "run", "avx512": "recorded", "amx": "recorded", "neon": "emulated"}
     words = {"cuda": "plugin", "hip": "emulated"}
     out = ["| op | cpu ref | cpu ref_fma (AVX2) | %s | %s |"
            % (" | ".join("cpu " + isa for isa in sets), " | ".join(plugins)),
@@ -70,8 +70,9 @@ def support_matrix():
     out += ["", "*run*: executed by every `make check`. *recorded*: executed where the CPU has it, else proven "
             "by a record in `tests/ledger`. *plugin*: in a library of its own, built where its compiler is "
             "found; `moe check --device cuda` executes it on the device, and `make check` runs the bodies that GPUs "
-            "share on the host. *emulated*: a plugin whose machine code `make check` executes in an emulator, where "
-            "clang-22 is, for gfx942 and gfx950; never on silicon. Weight formats of ggemm, on every backend: " + formats + "."]
+            "share on the host. *emulated*: machine code that `make check` executes in an emulator: a plugin's, where "
+            "clang-22 is, for gfx942 and gfx950; for AArch64 all rows of the CPU, where the cross compiler and qemu-user "
+            "are; never on silicon. Weight formats of ggemm, on every backend: " + formats + "."]
     return "\n".join(out)
 
 

@@ -255,8 +255,7 @@ static void compare_rows(moec_run *run, const moec_launch *launch, const moec_gg
         run->isa = isa;
         return;
     }
-    *seen = (moec_seen){kernel, hash};
-    run->counts->passed++;
+    moec_seen_keep(run, kernel, number, hash, c->text);
 }
 
 // Batch invariance: every row alone, in one group of its expert.

@@ -32,8 +32,10 @@ static float draw(moec_rng *rng, int fill)
         return (float)(2.0 * moec_normal(rng));
     case 1:
         return (float)(30.0 * moec_normal(rng));
-    case 2:
-        return (float)ldexp(moec_normal(rng), -(int)moec_below(rng, 140));
+    case 2: {
+        const int down = (int)moec_below(rng, 140); // first, on every compiler
+        return (float)ldexp(moec_normal(rng), -down);
+    }
     default:
         return (float)specials[moec_below(rng, (int64_t)(sizeof specials / sizeof specials[0]))];
     }

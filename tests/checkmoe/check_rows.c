@@ -311,8 +311,7 @@ void moec_rows_agree(moec_run *run, const moei_kernel *kernel, int number, uint6
                    seen->kernel->name);
         run->isa = isa;
     } else if (seen != NULL) {
-        *seen = (moec_seen){kernel, hash};
-        run->counts->passed++;
+        moec_seen_keep(run, kernel, number, hash, text);
     }
 }
 

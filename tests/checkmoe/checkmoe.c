@@ -145,6 +145,20 @@ bool moec_seen_begin(moec_run *run)
     return run->seen != NULL;
 }
 
+void moec_seen_keep(moec_run *run, const moei_kernel *kernel, int number, uint64_t hash,
+                    const char *text)
+{
+    moec_seen *seen = moec_seen_at(run, kernel, number);
+    if (seen->kernel == NULL && run->options->bits != NULL) {
+        (void)fprintf(run->options->bits, "%s %d %016llx %s\n",
+                      kernel->op == MOEI_OP_GGEMM ? moei_arith_get(kernel->arith)->name
+                                                  : moei_op_name(kernel->op),
+                      number, (unsigned long long)hash, text);
+    }
+    *seen = (moec_seen){kernel, hash};
+    run->counts->passed++;
+}
+
 void moec_pair_glob(const char *a, const char *b, char *glob, size_t size)
 {
     size_t prefix = 0;

@@ -13,6 +13,7 @@
 #include "moe/moe.h"
 
 struct moei_kernel;
+struct moec_run;
 
 typedef struct moec_options {
     const char *kernel;     // glob over row names; NULL: all
@@ -27,6 +28,9 @@ typedef struct moec_options {
     bool quick; // of a whole model, prompts alone: no long text, no variations; no large products
     const char *ledger; // folder that gets a record of every row that passes; NULL: none
     const char *hashes; // with it: the file of hashes of their sources (tools/source_hash.py)
+    /// Told of every row that passed `passed` checks: moec_ledger_write; NULL: nobody.
+    void (*record)(struct moec_run *run, const struct moei_kernel *kernel, unsigned long passed);
+    FILE *bits;     // gets a line of every case whose bits all rows must give; NULL: none
     uint64_t delay; // seed: every case runs `delay_runs` more times, each with delays of another
                     // seed in its kernels (moei_exec.delay), and must give the same bits; 0: no
     int32_t delay_runs;
@@ -88,6 +92,11 @@ bool moec_seen_begin(moec_run *run);
 
 /// Case `number` of all rows that must agree with this one; NULL: not kept.
 moec_seen *moec_seen_at(const moec_run *run, const struct moei_kernel *kernel, int number);
+
+/// Keeps the bits that a row gave for a case, which are those of the rows before it. The first time
+/// options.bits gets them: "<op or class> <number> <hash> <text>".
+void moec_seen_keep(moec_run *run, const struct moei_kernel *kernel, int number, uint64_t hash,
+                    const char *text);
 
 /// A glob that both names match.
 void moec_pair_glob(const char *a, const char *b, char *glob, size_t size);

@@ -480,3 +480,13 @@ moe_status moec_ggemm_args(const moec_ggemm_case *c, moek_ggemm_args *a)
     a->y_row_stride = c->y_stride * moe_dtype_bits(c->y_dtype) / 8;
     return MOE_OK;
 }
+
+float64_model moec_model_of(const moei_kernel *kernel)
+{
+    if (kernel == NULL) { // the plan has no such product
+        return (float64_model){0};
+    }
+    const moei_arith_info *arith = moei_arith_get(kernel->arith);
+    return (float64_model){arith->chunk, arith->fraction_bits, arith->truncating,
+                           arith->products_per_step, arith->flushes};
+}

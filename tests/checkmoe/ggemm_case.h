@@ -95,4 +95,7 @@ moe_status moec_ggemm_args(const moec_ggemm_case *c, moek_ggemm_args *a);
 /// Offsets of a group with one row of expert e.
 const int32_t *moec_ggemm_one_row(const moec_ggemm_case *c, int32_t e);
 
+/// How a row sums; NULL: a plan has no such product.
+float64_model moec_model_of(const moei_kernel *kernel);
+
 #endif

@@ -6,7 +6,6 @@
 #include "checkmoe/check_ggemm.h"
 #include "checkmoe/check_rows.h"
 #include "checkmoe/checkmoe.h"
-#include "checkmoe/ledger.h"
 #include "checkmoe/twins.h"
 #include "ops/backend.h"
 
@@ -43,8 +42,8 @@ static void check_row(moec_run *run, const moei_kernel *kernel)
     checks[kernel->op](run, kernel);
     (void)fprintf(run->out, "%-44s %lu passed, %lu failed, %lu cases\n", kernel->name,
                   run->counts->passed - passed, run->counts->failed - failed, run->cases);
-    if (run->options->ledger != NULL && run->counts->failed == failed) {
-        moec_ledger_write(run, kernel, run->counts->passed - passed);
+    if (run->options->record != NULL && run->counts->failed == failed) {
+        run->options->record(run, kernel, run->counts->passed - passed);
     }
 }
 

@@ -262,10 +262,6 @@ bool moec_layer_judge(const moec_layer_case *c, const moe_plan *plan, const int3
                       int32_t n, const moec_routing *routing, const unsigned char *results,
                       moec_layer_stats *stats);
 
-/// How a plan's product sums; NULL: the plan has no such product.
-struct moei_kernel;
-float64_model moec_model_of(const struct moei_kernel *kernel);
-
 /// True where the float64 statement covers the case: nothing but the caller quantises.
 bool moec_layer_judged(const moec_layer_case *c);
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "api/plan_internal.h"
+#include "checkmoe/ggemm_case.h"
 #include "checkmoe/layer_case.h"
 #include "float64/route.h"
 #include "quant/elements.h"
@@ -17,16 +18,6 @@ bool moec_layer_judged(const moec_layer_case *c)
     const bool codes = !moec_is_float(c->desc.x_dtype) && c->fill != MOEC_LAYER_SPECIAL;
     return (inputs || codes) && c->desc.gemm[1].act.spec == MOE_QUANT_NONE &&
            c->desc.shared.gemm[1].act.spec == MOE_QUANT_NONE;
-}
-
-float64_model moec_model_of(const moei_kernel *kernel)
-{
-    if (kernel == NULL) { // the plan has no such product
-        return (float64_model){0};
-    }
-    const moei_arith_info *arith = moei_arith_get(kernel->arith);
-    return (float64_model){arith->chunk, arith->fraction_bits, arith->truncating,
-                           arith->products_per_step, arith->flushes};
 }
 
 static float64_mlp mlp_of(const moec_stack *w, const moei_mlp *plan)

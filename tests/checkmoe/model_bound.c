@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "api/plan_internal.h"
-#include "checkmoe/layer_case.h"
+#include "checkmoe/ggemm_case.h"
 #include "quant/elements.h"
 
 /// Tensors of the routed experts by product and role.

@@ -376,6 +376,15 @@ static moe_status mutant_combine(const moei_exec *exec, const moei_kernel *kerne
 void moec_mutant_make(moec_mutant *mutant, const moe_context *ctx, moec_mutation mutation)
 {
     mutant->backend = *ctx->backend;
+    mutant->backend.kernels = mutant->kernels;
+    mutant->backend.num_kernels = 0;
+    for (size_t i = 0; i < ctx->backend->num_kernels; i++) {
+        const moei_kernel *kernel = &ctx->backend->kernels[i];
+        if (kernel->layout == MOEI_LAYOUT_ROW &&
+            mutant->backend.num_kernels < MOEC_MUTANT_KERNELS) {
+            mutant->kernels[mutant->backend.num_kernels++] = *kernel;
+        }
+    }
     mutant->backend.run_steps = NULL; // each op has its own mistakes
     mutant->backend.ggemm = mutant_ggemm;
     mutant->backend.glu = mutant_glu;

@@ -46,8 +46,12 @@ typedef enum moec_mutation {
 
 const char *moec_mutation_name(moec_mutation mutation);
 
-/// A context and the backend it points to; must outlive the plans made from it.
+#define MOEC_MUTANT_KERNELS 256
+
+/// A context and the backend it points to; must outlive the plans made from it. The backend has the
+/// rows that read canonical matrices: those are what mistakes are made in.
 typedef struct moec_mutant {
+    moei_kernel kernels[MOEC_MUTANT_KERNELS];
     moei_backend backend;
     moe_context ctx;
 } moec_mutant;

@@ -9,6 +9,7 @@
 #include "checkmoe/check_big.h"
 #include "checkmoe/check_layer.h"
 #include "checkmoe/checkmoe.h"
+#include "checkmoe/ledger.h"
 #include "checkmoe/op_run.h"
 #include "unit/far_device.h"
 #include "unit/packed_rows.h"
@@ -224,6 +225,7 @@ static char *check(const char *kernel, void (*spoil_ctx)(moe_context *), moec_co
                             .quick = true,
                             .ledger = ledger,
                             .hashes = hashes,
+                            .record = ledger != NULL ? moec_ledger_write : NULL,
                             .delay = 5,
                             .delay_runs = delay_runs,
                             .spoil = spoil_ctx};

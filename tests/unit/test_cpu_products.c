@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CPU's products with AVX2 against the portable ones, bit by bit: every format, rows as long as
 // those of real layers (of which a kernel takes 64, 32 or 16 outputs at a time), numbers of rows of
-// x around each tile, canonical and transposed. Buffers end where their data does, for sanitizers.
+// x around each tile, canonical, transposed and packed, x of any magnitude. Buffers end where their
+// data does, for sanitizers.
 #include <stdlib.h>
 #include <string.h>
 
+#include "backends/cpu/packed.h"
 #include "core/isa.h"
 #include "ops/ggemm.h"
 #include "quant/elements.h"
@@ -66,12 +68,13 @@ static void *filled(moe_dtype dtype, int64_t count)
     return memory;
 }
 
-static const moei_kernel *row_of(const char *isa, moei_arith arith)
+// That of floats (integers need x as codes).
+static const moei_kernel *row_of(const char *isa, moei_weight_layout layout, moei_arith arith)
 {
     for (size_t i = 0; i < moei_backend_cpu.num_kernels; i++) {
         const moei_kernel *kernel = &moei_backend_cpu.kernels[i];
-        if (kernel->op == MOEI_OP_GGEMM && kernel->arith == arith &&
-            strcmp(kernel->isa_name, isa) == 0) {
+        if (kernel->op == MOEI_OP_GGEMM && kernel->arith == arith && kernel->layout == layout &&
+            strcmp(kernel->isa_name, isa) == 0 && strstr(kernel->name, "_any_any_") != NULL) {
             return kernel;
         }
     }
@@ -121,7 +124,8 @@ static void make(product *p, const moei_format_info *info, int64_t n, int64_t k,
     }
     if (zeros) {
         m->zero_n_stride = moei_i64_ceil_div(k, info->block_k);
-        p->zeros = filled(MOE_U8, n * m->zero_n_stride);
+        m->zero_e_stride = n * m->zero_n_stride;
+        p->zeros = filled(MOE_U8, m->zero_e_stride);
         m->zeros = p->zeros;
         m->zero_form = MOEI_ZERO_BYTES;
     }
@@ -151,29 +155,57 @@ static void release(product *p)
     }
 }
 
-static void compare(product *p, const char *text)
+static float *run(product *p, const moei_kernel *kernel)
 {
-    const moei_kernel *rows[2] = {row_of("ref_fma", p->arith), row_of("avx2", p->arith)};
     const int64_t bytes = p->args.rows * p->args.y_row_stride;
-    float *y[2];
-    for (int i = 0; i < 2; i++) {
-        y[i] = take(bytes);
-        memset(y[i], 0xEE, (size_t)bytes);
-        p->args.y = (uint8_t *)y[i];
-        ((moek_ggemm_fn *)rows[i]->fn)(&p->args, 0, 0, p->args.rows, 0, p->args.w.n);
-    }
+    float *y = take(bytes);
+    memset(y, 0xEE, (size_t)bytes);
+    p->args.y = (uint8_t *)y;
+    ((moek_ggemm_fn *)kernel->fn)(&p->args, 0, 0, p->args.rows, 0, p->args.w.n);
+    return y;
+}
+
+static void compare(product *p, const moei_kernel *kernel, const float *want, const char *text)
+{
+    float *y = run(p, kernel);
+    const int64_t count = p->args.rows * p->args.w.n;
     int64_t first = 0;
-    while (first < bytes / 4 && memcmp(&y[0][first], &y[1][first], sizeof(float)) == 0) {
+    while (first < count && memcmp(&want[first], &y[first], sizeof(float)) == 0) {
         first++;
     }
-    CHECK(first == bytes / 4,
-          "%s x %s, %d rows, n %d, k %d%s%s: output %d of row %d is %.9g, not %.9g",
-          moe_dtype_name(p->args.x.dtype), p->args.w.format->name, (int)p->args.rows,
+    CHECK(first == count,
+          "%s, %s x %s, %d rows, n %d, k %d%s%s: output %d of row %d is %.9g, not %.9g",
+          kernel->name, moe_dtype_name(p->args.x.dtype), p->args.w.format->name, (int)p->args.rows,
           (int)p->args.w.n, (int)p->args.w.k, p->args.w.zeros != NULL ? ", zero points" : "", text,
-          (int)(first % p->args.w.n), (int)(first / p->args.w.n), (double)y[1][first],
-          (double)y[0][first]);
-    free(y[0]);
-    free(y[1]);
+          (int)(first % p->args.w.n), (int)(first / p->args.w.n), (double)y[first],
+          (double)want[first]);
+    free(y);
+}
+
+static void compare_rows(product *p, const char *text)
+{
+    float *want = run(p, row_of("ref_fma", MOEI_LAYOUT_ROW, p->arith));
+    compare(p, row_of("avx2", MOEI_LAYOUT_ROW, p->arith), want, text);
+    if (moei_cpu_packed_takes(p->args.w.format, p->args.w.block_k)) {
+        const moei_kernel *kernel = row_of("avx2", MOEI_LAYOUT_PACKED, p->arith);
+        const int64_t bytes = (int64_t)moei_cpu_packed_bytes(kernel, &p->args.w);
+        uint8_t *packed = take(bytes);
+        CHECK(moei_cpu_pack(kernel, &p->args.w, packed) == MOE_OK, "not packed");
+        p->args.w.values = packed;
+        p->args.w.value_e_stride = bytes;
+        compare(p, kernel, want, text);
+        free(packed);
+    }
+    free(want);
+}
+
+// One x that a power of two would make subnormal, or infinite.
+static void make_extreme(product *p, bool tiny)
+{
+    const float value = tiny ? 0x1.8p-125f : 0x1.8p126f;
+    const int64_t at = draw() % (uint32_t)(p->args.rows * p->args.w.k);
+    const int64_t size = moe_dtype_bits(p->args.x.dtype) / 8;
+    moei_store_f32(p->args.x.dtype, (uint8_t *)p->x + at * size, 1, &value);
 }
 
 static void test_format(const moei_format_info *info)
@@ -197,7 +229,10 @@ static void test_format(const moei_format_info *info)
                 product p;
                 make(&p, info, sizes[s][0], sizes[s][1], rows[r], transposed, zeros,
                      floats[turn++ % 3]);
-                compare(&p, transposed ? ", transposed" : "");
+                if (p.args.x.dtype == MOE_F32) {
+                    make_extreme(&p, rows[r] % 2 == 0);
+                }
+                compare_rows(&p, transposed ? ", transposed" : "");
                 release(&p);
             }
         }
@@ -208,7 +243,7 @@ int main(void)
 {
     const moei_format_info *info;
     if ((moei_isa_detect() & MOEI_ISA_AVX2_FMA) == 0 ||
-        row_of("avx2", MOEI_ARITH_FMA_C256) == NULL) {
+        row_of("avx2", MOEI_LAYOUT_ROW, MOEI_ARITH_FMA_C256) == NULL) {
         (void)printf("skipped: no AVX2 here\n");
         return 0;
     }

@@ -43,7 +43,58 @@ static double product_cost(const moei_kernel *kernel, const moei_ggemm_problem *
     return kernel->isa != 0 ? madds / 2.0 : madds * 22.0;
 }
 
+// Class amx_bf16: bf16 times bf16. At level KERNEL a product has one class on every machine, which
+// is that of chain_supports.
+static bool amx_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
+                         moei_whynot *why)
+{
+    (void)kernel;
+    if (problem->x_dtype != MOE_BF16) {
+        *why = (moei_whynot){MOEI_WHYNOT_ACT_DTYPE, problem->x_dtype, MOE_BF16};
+        return false;
+    }
+    if (problem->gemm->weight_format != MOE_FORMAT_BF16) {
+        *why = (moei_whynot){MOEI_WHYNOT_WGT_FORMAT, problem->gemm->weight_format, MOE_FORMAT_BF16};
+        return false;
+    }
+    if (problem->level == MOE_DET_KERNEL) {
+        *why = (moei_whynot){MOEI_WHYNOT_LEVEL, MOE_DET_BATCH, MOE_DET_KERNEL};
+        return false;
+    }
+    return true;
+}
+
+// The class is for machines with matrix units: elsewhere its rows are there to give the same bits,
+// and lose to the strict ones. Where those units are, a plan and an op on canonical weights both
+// have the class.
+static double amx_cost(const moei_kernel *kernel, const moei_ggemm_problem *problem)
+{
+    if ((kernel->isa & MOEI_ISA_AMX_BF16) == 0) {
+        return 2.0 * product_cost(kernel, problem);
+    }
+    return product_cost(kernel, problem) * (kernel->layout == MOEI_LAYOUT_PACKED ? 0.1 : 0.9);
+}
+
 #ifdef MOE_HAVE_AVX2
+// Packed weights of any format that has a packed form.
+static bool packed_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
+                            moei_whynot *why)
+{
+    const moe_gemm_desc *gemm = problem->gemm;
+    const moei_format_info *format = moei_format(gemm->weight_format);
+    if (!moei_cpu_packed_takes(format, moei_gemm_block_k(format, gemm))) {
+        *why = (moei_whynot){MOEI_WHYNOT_WGT_FORMAT, gemm->weight_format, MOE_FORMAT_BF16};
+        return false;
+    }
+    return chain_supports(kernel, problem, why);
+}
+
+// Less than that of canonical weights, which are turned before they are multiplied.
+static double packed_cost(const moei_kernel *kernel, const moei_ggemm_problem *problem)
+{
+    return product_cost(kernel, problem) * 0.75;
+}
+
 // Codes of x with a power of two per 32 k, times integers of a packed layout: exact in integers.
 static bool integers_support(const moei_kernel *kernel, const moei_ggemm_problem *problem,
                              bool int16, moei_whynot *why)

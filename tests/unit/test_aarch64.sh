@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# The bits of AArch64 against this machine's: builds libmoe and the checks of its kernel rows with the
+# cross compiler, and runs them under qemu-user and here. There, NEON's rows are checked like all
+# others: within their bounds, and bit for bit the portable ones. Then the listings of all cases, each
+# with a hash of its results, must be the same byte for byte.
+#   test_aarch64.sh SOURCE_FOLDER WORK_FOLDER ROW_BITS [EVERY]   ROW_BITS: built here; one case in EVERY
+set -euo pipefail
+source=$1 work=$2 here=$3 every=${4:-}
+jobs=$(nproc)
+[ "$jobs" -le 2 ] || jobs=2 # other tests run beside
+there=$work/build/tests/checkmoe/row_bits
+emulate="qemu-aarch64 -L /usr/aarch64-linux-gnu"
+start=$SECONDS
+mkdir -p "$work"
+cmake -S "$source" -B "$work/build" -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake -DMOE_TESTS=OFF -DMOE_CLI=OFF \
+    -DMOE_CUDA=OFF -DMOE_HIP=OFF -DMOE_WERROR=ON > "$work/build.log" 2>&1 \
+    && cmake --build "$work/build" -j "$jobs" --target row_bits >> "$work/build.log" 2>&1 \
+    || { cat "$work/build.log"; exit 1; }
+echo "built in $((SECONDS - start)) s"
+
+# Longest first. A part is a name, one case in how many, and a glob of rows.
+cat > "$work/parts" << END
+b32 11 moek_ggemm_*_b32
+b16 11 moek_ggemm_*_b16
+b128 11 moek_ggemm_*_b128
+c256 11 moek_ggemm_*_c256
+b64 11 moek_ggemm_*_b64
+combine 7 moek_combine_*
+quantize 7 moek_quantize_*
+route 7 moek_route_*
+glu 7 moek_glu_*
+place 7 moek_place_*
+sort 7 moek_sort_*
+i32 1 moek_ggemm_*_i32
+END
+run_part() { # work, here, emulated program, name, every, glob
+    local to=$1/$4
+    $3 "$5" "$6" > "$to.there" 2> "$to.there.log" || { echo "$4, emulated:"; tail -n 40 "$to.there.log"; return 1; }
+    "$2" "$5" "$6" > "$to.here" 2> "$to.here.log" || { echo "$4, here:"; tail -n 40 "$to.here.log"; return 1; }
+    LC_ALL=C sort "$to.there" > "$to.there.sorted"
+    LC_ALL=C sort "$to.here" > "$to.here.sorted"
+    if ! cmp -s "$to.there.sorted" "$to.here.sorted"; then
+        echo "$4: other bits than here; < AArch64, > here:"
+        diff "$to.there.sorted" "$to.here.sorted" | head -n 20
+        return 1
+    fi
+    echo "$4: $(wc -l < "$to.here") cases listed, the same bits; emulated: $(tail -n 1 "$to.there.log")"
+}
+export -f run_part
+failed=0
+sed "s/ [0-9]* / ${every:-&} /" "$work/parts" | xargs -P "$jobs" -L 1 bash -c 'run_part "$@"' - "$work" "$here" "$emulate $there" || failed=1
+# What was to be checked has been there.
+for row in any_any_any__neon_{c256,b16,b32,b64,b128}; do
+    grep -qs "^moek_ggemm_$row .* [1-9][0-9]* passed, 0 failed" "$work"/*.there.log || { echo "row $row did not pass"; failed=1; }
+done
+echo "$((SECONDS - start)) s"
+exit $failed
