@@ -94,6 +94,8 @@ static double packed_cost(const moei_kernel *kernel, const moei_ggemm_problem *p
 {
     return product_cost(kernel, problem) * 0.75;
 }
+#endif
+#if defined(MOE_HAVE_AVX2) || defined(MOE_HAVE_NEON)
 
 // Codes of x with a power of two per 32 k, times integers of a packed layout: exact in integers.
 static bool integers_support(const moei_kernel *kernel, const moei_ggemm_problem *problem,
@@ -136,7 +138,8 @@ static bool i16_supports(const moei_kernel *kernel, const moei_ggemm_problem *pr
     return integers_support(kernel, problem, true, why);
 }
 
-// Cycles, as those of product_cost: vpmaddubsw multiplies 32 codes, two of them or vpmaddwd 16.
+// Cycles, as those of product_cost: vpmaddubsw multiplies 32 codes, two of them or vpmaddwd 16;
+// sdot 16 where fmla multiplies 4.
 static double i8_cost(const moei_kernel *kernel, const moei_ggemm_problem *problem)
 {
     return product_cost(kernel, problem) / 3.0;
