@@ -62,19 +62,23 @@ typedef enum flavour {
     NORMAL,
     SMALL, // products around 2^-126
     TINY,  // subnormal operands among huge ones
+    FAINT, // x so small that scales could take it below 2^-126
+    FAR,   // any scales
     ANY,   // any finite bits
     NUM_FLAVOURS
 } flavour;
 
-static const char *const flavour_names[] = {"normal", "around 2^-126", "subnormal operands", "any"};
+static const char *const flavour_names[] = {"normal", "around 2^-126", "subnormal operands",
+                                            "faint",  "any scales",    "any"};
 
 static uint16_t draw_bf16(flavour f)
 {
     const uint32_t sign_fraction = draw() & 0x807Fu;
-    const uint32_t exponent = f == NORMAL  ? 120 + draw() % 8
-                              : f == SMALL ? 60 + draw() % 9
-                              : f == TINY  ? (draw() % 4 == 0 ? 0 : 100 + draw() % 100)
-                                           : draw() % 255;
+    const uint32_t exponent = f == NORMAL || f == FAR ? 120 + draw() % 8
+                              : f == SMALL            ? 60 + draw() % 9
+                              : f == FAINT            ? 10 + draw() % 10
+                              : f == TINY             ? (draw() % 4 == 0 ? 0 : 100 + draw() % 100)
+                                                      : draw() % 255;
     return (uint16_t)(sign_fraction | exponent << 7);
 }
 
@@ -97,7 +101,7 @@ static void draw_codes(flavour f, moei_matrices *m)
         values[i] = (uint8_t)draw();
     }
     for (int64_t i = 0; i < m->n * blocks; i++) {
-        scales[i] = (uint8_t)(f == ANY ? draw() : 100 + draw() % 50);
+        scales[i] = (uint8_t)(f >= FAR ? draw() % 255 : 100 + draw() % 50);
     }
     m->values = values;
     m->scales = scales;
@@ -288,9 +292,9 @@ static void test_values(void)
 
 int main(void)
 {
-    static const int64_t sizes[][2] = {{97, 272}, {64, 96},  {200, 33}, {17, 15},
-                                       {150, 64}, {16, 335}, {70, 600}};
-    static const int64_t rows[] = {1, 2, 3, 5, 16, 17, 31, 32, 33, 64, 70};
+    static const int64_t sizes[][2] = {{97, 272}, {64, 96},  {200, 33}, {17, 15},  {150, 64},
+                                       {16, 335}, {70, 600}, {330, 40}, {272, 545}};
+    static const int64_t rows[] = {1, 2, 3, 5, 16, 17, 31, 32, 33, 64, 70, 97, 190};
     int turn = 0;
     isa = moei_isa_detect();
     if ((isa & NEEDS) == 0) {
@@ -301,7 +305,7 @@ int main(void)
     test_values();
     for (size_t r = 0; r < sizeof rows / sizeof rows[0]; r++) {
         for (int f = 0; f < NUM_FLAVOURS; f++) {
-            const int64_t *size = sizes[turn++ % 7];
+            const int64_t *size = sizes[turn++ % 9];
             const int64_t k = FORMAT == MOE_FORMAT_BF16 ? size[1] : moei_i64_round_up(size[1], 2);
             test_case((flavour)f, size[0], k, rows[r], turn % 3);
         }

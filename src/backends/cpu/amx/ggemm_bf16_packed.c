@@ -16,7 +16,7 @@
 // over a panel, the lines of the next are asked for, evenly.
 //
 // Limits: up to 16 rows memory; many rows the multiplications, and copies of x between them.
-#include "backends/cpu/amx/panel.h"
+#include "backends/cpu/amx/block.h"
 
 moek_ggemm_fn moek_ggemm_any_bf16_packed__avx512_amx;
 
@@ -101,12 +101,49 @@ static inline int64_t products(amx_panel *p, int64_t i, int64_t rows)
     return moei_i64_min(rows, TALL);
 }
 
+// ---- many rows ---------------------------------------------------------------------------------
+
+// Tiles as they lie.
+static inline w_tiles stored_weights(amx_block *b, int64_t panel, int64_t width, int64_t s,
+                                     int64_t r0, int64_t r1)
+{
+    const int64_t record = width * b->packed->record;
+    const uint8_t *from = b->expert + moei_cpu_group_at(b->packed, panel, width, 0) + r0 * record;
+    const int64_t last = width / MOEI_CPU_STRIP - 1;
+    (void)r1;
+    return (w_tiles){from + s * TILE_BYTES, from + moei_i64_min(s + 1, last) * TILE_BYTES, record};
+}
+
+static void many(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, int64_t n0,
+                 int64_t n1)
+{
+    amx_block b;
+    const moei_cpu_packed packed = moei_cpu_packed_of(&args->w);
+    block_open(&b, args, &packed, e);
+    const int64_t step = block_rows(i1 - i0);
+    for (int64_t i = i0; i < i1; i += step) {
+        const int64_t end = moei_i64_min(i + step, i1);
+        for (int64_t panel = n0 / PANEL; panel * PANEL < n1; panel += GROUP_PANELS) {
+            const int64_t panels = group_of(panel, n1);
+            block_sums(&b, i, end, panel, panels, stored_weights);
+            block_finish(&b, i, end, panel, panels, n0, n1);
+        }
+    }
+    _tile_release();
+}
+
+// ---- the row -----------------------------------------------------------------------------------
+
 moek_ggemm_fn moek_ggemm_any_bf16_packed__amx;
 void moek_ggemm_any_bf16_packed__amx(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1,
                                      int64_t n0, int64_t n1)
 {
     if (i1 - i0 <= FEW) {
         moek_ggemm_any_bf16_packed__avx512_amx(args, e, i0, i1, n0, n1);
+        return;
+    }
+    if (i1 - i0 > TALL) {
+        many(args, e, i0, i1, n0, n1);
         return;
     }
     each_panel(args, e, i0, i1, n0, n1, products);

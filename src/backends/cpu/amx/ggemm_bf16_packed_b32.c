@@ -8,8 +8,15 @@
 //
 // Up to 32 rows share the decoded record. Its sums leave the tiles at once and are folded into
 // those before with the scales, a vector of outputs at a time: any scale is exact, and nothing is
-// flushed by it. Limits: up to 16 rows decoding; many rows, that detour of the sums.
-#include "backends/cpu/amx/panel.h"
+// flushed by it. Limit: decoding.
+//
+// For more rows that detour of the sums would be the limit. There codes are multiplied by their
+// scales as they are decoded, powers of two, and sums stay in tiles (block.h). The bits are the
+// same while nothing on the way is flushed or overflows, for a power of two commutes with rounding:
+// x of 2^-60 to 2^61, or 0, and scales of 2^-40 to 2^40. Then any product is a multiple of
+// 2^(-60 - 7 - 40 - 1), far from 2^-126, and so is any sum of them. Where an operand is beyond
+// that, rows and panels are done again the first way.
+#include "backends/cpu/amx/block.h"
 #include "backends/cpu/avx2/scales.h"
 
 moek_ggemm_fn moek_ggemm_any_bf16_packed__avx512_amx_b32;
@@ -23,6 +30,13 @@ typedef struct decoded {
     _Alignas(64) float scale[PANEL];
     _Alignas(64) uint16_t table[32];
 } decoded;
+
+static void fill_table(uint16_t table[32])
+{
+    for (int c = 0; c < 32; c++) {
+        table[c] = moei_f32_to_bf16(moei_e2m1_to_f32((uint8_t)(c % 16)));
+    }
+}
 
 // Strips that are not there stay as they were: their sums are dropped.
 static void decode(decoded *d, const uint8_t *from, int64_t strips)
@@ -85,9 +99,7 @@ static inline int64_t products(amx_panel *p, int64_t i, int64_t most)
     const int64_t width = p->strips * MOEI_CPU_STRIP;
     decoded d;
     memset(d.w, 0, sizeof d.w);
-    for (int c = 0; c < 32; c++) {
-        d.table[c] = moei_f32_to_bf16(moei_e2m1_to_f32((uint8_t)(c % 16)));
-    }
+    fill_table(d.table);
     memset(p->acc, 0, (size_t)rows * sizeof p->acc[0]);
     for (int64_t r0 = 0; r0 < p->records; r0 += CHUNK) {
         const int64_t r1 = moei_i64_min(r0 + CHUNK, p->records);
@@ -109,12 +121,121 @@ static inline int64_t products(amx_panel *p, int64_t i, int64_t most)
     return rows;
 }
 
+// ---- many rows ---------------------------------------------------------------------------------
+
+#define X_LEAST     (127 - 60) // exponents of x, as bf16 has them
+#define X_MOST      (127 + 60)
+#define SCALE_LEAST (127 - 40)
+#define SCALE_MOST  (127 + 40)
+
+/// What is decoded, and whether all operands so far are moderate.
+typedef struct scaled_block {
+    amx_block b;
+    _Alignas(64) uint16_t table[32];
+    bool moderate;
+} scaled_block;
+
+static bool x_is_moderate(const moek_ggemm_args *a, int32_t e, int64_t i0, int64_t i1)
+{
+    const __m512i least = _mm512_set1_epi16(X_LEAST << 7);
+    const __m512i span = _mm512_set1_epi16((X_MOST - X_LEAST) << 7 | 0x7F);
+    __mmask32 beyond = 0;
+    for (int64_t i = i0; i < i1; i++) {
+        const uint8_t *x = moei_x_at(a, e, i);
+        for (int64_t k = 0; k < a->w.k; k += RECORD) {
+            const __mmask32 there =
+                (__mmask32)(UINT32_MAX >> (RECORD - moei_i64_min(RECORD, a->w.k - k)));
+            const __m512i v = _mm512_and_si512(_mm512_maskz_loadu_epi16(there, x + 2 * k),
+                                               _mm512_set1_epi16(0x7FFF));
+            beyond |= _mm512_mask_cmpgt_epu16_mask(_mm512_test_epi16_mask(v, v),
+                                                   _mm512_sub_epi16(v, least), span);
+        }
+    }
+    return beyond == 0;
+}
+
+// A strip of a record with its scales, whose exponents go to both halves of an output's word.
+static inline void decode_scaled(scaled_block *d, const uint8_t *codes_at, const uint8_t *scales,
+                                 uint8_t *to)
+{
+    const __m512i table = _mm512_load_si512(d->table);
+    const __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)scales));
+    const __m512i moved = _mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(127)), 23);
+    const __m512i shift = _mm512_or_si512(moved, _mm512_srli_epi32(moved, 16));
+    d->moderate &= _mm512_cmpgt_epu32_mask(_mm512_sub_epi32(e, _mm512_set1_epi32(SCALE_LEAST)),
+                                           _mm512_set1_epi32(SCALE_MOST - SCALE_LEAST)) == 0;
+    for (int u = 0; u < CODES; u++) {
+        const __m512i codes = _mm512_loadu_si512(codes_at + TILE_LINE * u);
+        for (int j = 0; j < 4; j++) {
+            const __m512i w =
+                _mm512_permutexvar_epi16(_mm512_srli_epi32(codes, (unsigned)(4 * j)), table);
+            const __mmask32 some = _mm512_test_epi16_mask(w, _mm512_set1_epi16(0x7FFF));
+            _mm512_store_si512(to + TILE_LINE * (4 * u + j),
+                               _mm512_mask_add_epi16(w, some, w, shift));
+        }
+    }
+}
+
+static inline w_tiles scaled_weights(amx_block *b, int64_t panel, int64_t width, int64_t s,
+                                     int64_t r0, int64_t r1)
+{
+    scaled_block *d = (scaled_block *)(void *)b; // its first member
+    const int64_t record = width * (b->packed->head + b->packed->record);
+    const uint8_t *from = b->expert + moei_cpu_group_at(b->packed, panel, width, 0);
+    const int64_t strips = width / MOEI_CPU_STRIP;
+    for (int64_t r = r0; r < r1; r++) {
+        const uint8_t *at = from + r * record;
+        for (int64_t j = 0; j < 2 && s + j < strips; j++) {
+            decode_scaled(d, at + width + (s + j) * CODE_BYTES, at + (s + j) * MOEI_CPU_STRIP,
+                          b->w[r - r0] + j * TILE_BYTES);
+        }
+    }
+    tiles_see(b->w);
+    return (w_tiles){b->w[0], b->w[0] + (s + 1 < strips ? TILE_BYTES : 0), PAIR};
+}
+
+static void many(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, int64_t n0,
+                 int64_t n1)
+{
+    scaled_block d;
+    const moei_cpu_packed packed = moei_cpu_packed_of(&args->w);
+    const int64_t step = block_rows(i1 - i0);
+    fill_table(d.table);
+    block_open(&d.b, args, &packed, e);
+    for (int64_t i = i0; i < i1; i += step) {
+        const int64_t end = moei_i64_min(i + step, i1);
+        const bool moderate = x_is_moderate(args, e, i, end);
+        for (int64_t panel = n0 / PANEL; panel * PANEL < n1; panel += GROUP_PANELS) {
+            const int64_t panels = group_of(panel, n1);
+            d.moderate = moderate;
+            if (moderate) {
+                block_sums(&d.b, i, end, panel, panels, scaled_weights);
+            }
+            if (d.moderate) {
+                block_finish(&d.b, i, end, panel, panels, n0, n1);
+            } else {
+                _tile_release();
+                each_panel(args, e, i, end, moei_i64_max(panel * PANEL, n0),
+                           moei_i64_min((panel + panels) * PANEL, n1), products);
+                tiles_begin();
+            }
+        }
+    }
+    _tile_release();
+}
+
+// ---- the row -----------------------------------------------------------------------------------
+
 moek_ggemm_fn moek_ggemm_any_bf16_packed__amx_b32;
 void moek_ggemm_any_bf16_packed__amx_b32(const moek_ggemm_args *args, int32_t e, int64_t i0,
                                          int64_t i1, int64_t n0, int64_t n1)
 {
     if (i1 - i0 <= FEW) {
         moek_ggemm_any_bf16_packed__avx512_amx_b32(args, e, i0, i1, n0, n1);
+        return;
+    }
+    if (i1 - i0 > TALL) {
+        many(args, e, i0, i1, n0, n1);
         return;
     }
     each_panel(args, e, i0, i1, n0, n1, products);

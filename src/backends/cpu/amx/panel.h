@@ -46,18 +46,14 @@ static bool lies_well(const moek_ggemm_args *a)
     return a->row_index == NULL && a->x.row_stride % CLASH != 0;
 }
 
-// Records r0 .. r1 - 1 of `rows` rows from i on.
-static x_tiles bring_x(amx_panel *p, uint8_t (*buffer)[ROWS][TILE_LINE], int64_t i, int64_t rows,
-                       int64_t r0, int64_t r1)
+// Records r0 .. r1 - 1 of `rows` rows from i on, as tiles: what is not there is zero.
+static inline void copy_x(const moek_ggemm_args *a, int32_t e, uint8_t (*buffer)[ROWS][TILE_LINE],
+                          int64_t i, int64_t rows, int64_t r0, int64_t r1)
 {
-    const moek_ggemm_args *a = p->args;
     const int64_t at = r0 * TILE_LINE;
     const int64_t end = moei_i64_min(r1 * TILE_LINE, 2 * a->w.k);
-    if (rows == ROWS && end == r1 * TILE_LINE && lies_well(a)) {
-        return (x_tiles){moei_x_at(a, p->e, i) + at, a->x.row_stride, TILE_LINE};
-    }
     for (int64_t r = 0; r < ROWS; r++) {
-        const uint8_t *row = r < rows ? moei_x_at(a, p->e, i + r) : NULL;
+        const uint8_t *row = r < rows ? moei_x_at(a, e, i + r) : NULL;
         for (int64_t b = at; b < r1 * TILE_LINE; b += TILE_LINE) {
             uint8_t *to = buffer[(b - at) / TILE_LINE][r];
             if (row != NULL && b + TILE_LINE <= end) {
@@ -71,6 +67,17 @@ static x_tiles bring_x(amx_panel *p, uint8_t (*buffer)[ROWS][TILE_LINE], int64_t
         }
     }
     tiles_see(buffer);
+}
+
+// The same, where they lie if they lie well.
+static x_tiles bring_x(amx_panel *p, uint8_t (*buffer)[ROWS][TILE_LINE], int64_t i, int64_t rows,
+                       int64_t r0, int64_t r1)
+{
+    const moek_ggemm_args *a = p->args;
+    if (rows == ROWS && r1 * TILE_LINE <= 2 * a->w.k && lies_well(a)) {
+        return (x_tiles){moei_x_at(a, p->e, i) + r0 * TILE_LINE, a->x.row_stride, TILE_LINE};
+    }
+    copy_x(a, p->e, buffer, i, rows, r0, r1);
     return (x_tiles){buffer[0][0], TILE_LINE, TILE_BYTES};
 }
 
