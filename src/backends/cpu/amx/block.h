@@ -5,20 +5,19 @@
 // group; then per two strips of outputs, whose weights stay in a first-level cache, over pairs of
 // tiles of rows:
 //
-//   32 rows x 32 outputs, per record:  load 2 x, 2 w; multiply 4 times     4 + 2 + 1 tiles
+//   32 rows x 32 outputs, per record:  load 2 x, 2 w; multiply 4 times     4 + 2 + 2 tiles
 //
-// Sums go to memory and come back between steps, as f32, so that nothing is rounded by it: they are
-// those of one chain over K. Limit: the multiplications; in memory, x once for each group of panels
-// and w once for each block of rows come from a second-level cache.
+// Each operand has a tile of its own: one that is loaded again waits for the multiplications
+// before. Sums go to memory and come back between steps, as f32, so that nothing is rounded by it:
+// they are those of one chain over K. Limit: the multiplications; in memory, x once for each group
+// of panels and w once for each block of rows come from a second-level cache.
 #ifndef MOEI_BACKENDS_CPU_AMX_BLOCK_H
 #define MOEI_BACKENDS_CPU_AMX_BLOCK_H
 
 #include "backends/cpu/amx/panel.h"
 
-#ifndef DEPTH
-#define DEPTH 16 // records
-#endif
-#define BLOCK_TILES  6 // of 16 rows
+#define DEPTH        16 // records
+#define BLOCK_TILES  6  // of 16 rows
 #define BLOCK_ROWS   (BLOCK_TILES * ROWS)
 #define GROUP_PANELS 4
 #define PANEL_STRIPS (PANEL / MOEI_CPU_STRIP)
@@ -69,14 +68,12 @@ __attribute__((always_inline)) static inline void advance(bool two, bool begin, 
         _tile_loadd(6, w.first + r * w.step, TILE_LINE);
         _tile_loadd(4, x0 + r * TILE_BYTES, TILE_LINE);
         _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, w.second + r * w.step, TILE_LINE);
+        _tile_dpbf16ps(2, 4, 7);
         if (two) {
             _tile_loadd(5, x1 + r * TILE_BYTES, TILE_LINE);
             _tile_dpbf16ps(1, 5, 6);
-        }
-        _tile_loadd(6, w.second + r * w.step, TILE_LINE);
-        _tile_dpbf16ps(2, 4, 6);
-        if (two) {
-            _tile_dpbf16ps(3, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
         }
     }
     _tile_stored(0, first, TILE_LINE);

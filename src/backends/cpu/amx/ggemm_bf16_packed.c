@@ -4,12 +4,10 @@
 // A strip of a packed record (16 outputs x 32 k, pairs of k side by side) is a tile as the second
 // operand wants it; 16 rows of x x 32 k, as they lie, are the first. Per record of a panel:
 //
-//   16 rows x 64 outputs:  load x; 4 times: load w, multiply    4 + 1 + 1 tiles, 5 loads
+//   16 rows x 64 outputs:  load x; 4 times: load w, multiply    4 + 1 + 3 tiles, 5 loads
 //   32 rows x 32 outputs:  load 2 x; 2 times: load w, 2 multiply   4 + 2 + 1 tiles, 4 loads
 //
-// The sums stay in tiles over all of K. Two threads of a core share its tile registers: with eight
-// in use each multiplication takes longer than with six, and sums hide no latency, as they join a
-// multiplication at its end. So there is one tile for weights, loaded again and again.
+// The sums stay in tiles over all of K; more rows are in block.h.
 //
 // x is loaded from where it lies where its rows follow each other, or else copied by chunks of k
 // to a buffer in a first-level cache; rows and k that are not there are zeros. While the rows pass
@@ -44,10 +42,10 @@ static void wide(amx_panel *p, int64_t i, int64_t rows, float (*acc)[PANEL])
             _tile_loadd(4, x.from + (r - r0) * x.step, x.stride);
             _tile_loadd(5, w, TILE_LINE);
             _tile_dpbf16ps(0, 4, 5);
-            _tile_loadd(5, strip_at(p, w, 1), TILE_LINE);
-            _tile_dpbf16ps(1, 4, 5);
-            _tile_loadd(5, strip_at(p, w, 2), TILE_LINE);
-            _tile_dpbf16ps(2, 4, 5);
+            _tile_loadd(6, strip_at(p, w, 1), TILE_LINE);
+            _tile_dpbf16ps(1, 4, 6);
+            _tile_loadd(7, strip_at(p, w, 2), TILE_LINE);
+            _tile_dpbf16ps(2, 4, 7);
             _tile_loadd(5, strip_at(p, w, 3), TILE_LINE);
             _tile_dpbf16ps(3, 4, 5);
         }
