@@ -39,10 +39,11 @@
 #define SLICE      64  // k that are decoded at once
 #define CHUNK      256 // k: no chain crosses a multiple of it
 #define PAD        16  // floats between rows of x, which would meet in few sets of a cache
-#define X_ROOM     (MR * (2 * CHUNK + PAD)) // floats
-#define FINE       16                       // the fewest k that share a scale
-#define STAGED     (PANEL * RECORD * 2)     // bytes
-#define BYTE_ZEROS 128                      // the largest zero point that leaves a code in a byte
+#define X_ROW      (CHUNK + PAD)
+#define X_ROOM     (2 * MR * X_ROW)     // floats
+#define FINE       16                   // the fewest k that share a scale
+#define STAGED     (PANEL * RECORD * 2) // bytes
+#define BYTE_ZEROS 128                  // the largest zero point that leaves a code in a byte
 
 // Loops over what is constant wherever it is called; sums then stay in registers.
 #if defined(__clang__)
@@ -54,7 +55,7 @@
 typedef enum code_form { PAIRS, HALVES_OF_K, BYTES, NIBBLES } code_form; // NIBBLES: bytes, staged
 
 typedef struct job {
-    _Alignas(64) float x[X_ROOM]; // [row][stride] of the chunk
+    _Alignas(64) float x[X_ROOM]; // [chunk][row][X_ROW], of what is prepared
     _Alignas(64) float w[STRIPS][SLICE][STRIP];
     _Alignas(64) uint8_t staged[LANES * 4 + STAGED]; // loads begin up to three bytes before it
     _Alignas(64) float sum[MR][PANEL];
@@ -62,7 +63,8 @@ typedef struct job {
     _Alignas(64) float scale[HALVES][PANEL];     // of the group
     _Alignas(64) int32_t zero[HALVES][PANEL];    // zero points of the group, four times each
     _Alignas(64) float late_zero[HALVES][PANEL]; // times 2^24, where they do not fit in bytes
-    float x_scale[X_ROOM / FINE];                // [row][chain of the chunk]
+    float x_scale[X_ROOM / FINE];                // [row][chain] of it
+    __m256i code_low, code_high;                 // make_tables
     moei_cpu_columns columns;
     moei_cpu_packed p;
     moek_ggemm_args args; // moei_cpu_packed_args
@@ -72,11 +74,12 @@ typedef struct job {
     code_form form;
     float factor;        // of floats of `form`, or of x
     bool x_scaled;       // x has it
+    bool has_zeros;      // in groups
     bool late;           // late_zero counts, not zero
     bool folds, folds_x; // scales of a chain are applied to its sum; x has some
     int64_t length;      // of a chain
-    int64_t stride;      // of x
-    int64_t chains;      // of the chunk
+    int64_t rows;        // of x
+    int64_t chains;      // of what is prepared of x
     int64_t first, last; // strips of the panel that are wanted
 } job;
 
@@ -117,32 +120,34 @@ static bool scale_x(float *x, int64_t count, float factor)
     return _mm256_movemask_ps(differs) == 0;
 }
 
-static bool load_rows(job *j, int64_t i0, int64_t i1, int64_t k0, int64_t k1, bool scaled)
+static bool load_rows(job *j, int64_t i0, int64_t k0, int64_t k1, bool scaled)
 {
     const moek_ggemm_args *a = &j->args;
-    for (int64_t i = i0; i < i1; i++) {
-        float *to = j->x + (i - i0) * j->stride;
-        load_x(a->x.dtype, moei_x_at(a, j->e, i), k0, k1 - k0, to);
-        if (scaled && !scale_x(to, k1 - k0, j->factor)) {
-            return false;
+    float *to = j->x;
+    for (int64_t k = k0; k < k1; k += CHUNK) {
+        const int64_t count = moei_i64_min(CHUNK, k1 - k);
+        for (int64_t r = 0; r < j->rows; r++, to += X_ROW) {
+            load_x(a->x.dtype, moei_x_at(a, j->e, i0 + r), k, count, to);
+            if (scaled && !scale_x(to, count, j->factor)) {
+                return false;
+            }
         }
     }
     return true;
 }
 
-// Elements k0 .. k1 - 1 of rows i0 .. i1 - 1, and their scales.
-static void prepare(job *j, int64_t i0, int64_t i1, int64_t k0, int64_t k1)
+// Elements k0 .. k1 - 1 of the rows from i0, and their scales.
+static void prepare(job *j, int64_t i0, int64_t k0, int64_t k1)
 {
-    j->stride = moei_i64_round_up(k1 - k0, CHUNK) + PAD;
     j->chains = moei_i64_ceil_div(k1 - k0, j->length);
-    j->x_scaled = j->factor == 1.0f || load_rows(j, i0, i1, k0, k1, true);
+    j->x_scaled = j->factor == 1.0f || load_rows(j, i0, k0, k1, true);
     if (j->factor == 1.0f || !j->x_scaled) {
-        (void)load_rows(j, i0, i1, k0, k1, false);
+        (void)load_rows(j, i0, k0, k1, false);
     }
-    for (int64_t i = i0; j->folds_x && i < i1; i++) {
+    for (int64_t r = 0; j->folds_x && r < j->rows; r++) {
         for (int64_t c = 0; c < j->chains; c++) {
-            j->x_scale[(i - i0) * j->chains + c] =
-                moei_cpu_operand_scale(&j->args, j->e, i, k0 + c * j->length);
+            j->x_scale[r * j->chains + c] =
+                moei_cpu_operand_scale(&j->args, j->e, i0 + r, k0 + c * j->length);
         }
     }
 }
@@ -305,8 +310,7 @@ __attribute__((always_inline)) static inline void few(const job *j, const piece 
                 const __m256 wk = weight_of(form, from, i);
                 UNROLL
                 for (int64_t r = 0; r < rows; r++) {
-                    s[r][v] =
-                        _mm256_fmadd_ps(_mm256_broadcast_ss(x + r * j->stride + i), wk, s[r][v]);
+                    s[r][v] = _mm256_fmadd_ps(_mm256_broadcast_ss(x + r * X_ROW + i), wk, s[r][v]);
                 }
             }
         }
@@ -356,29 +360,36 @@ static few_fn *const few_fns[][FEW] = {[PAIRS] = FEW_NAMES(PAIRS),
 
 // ---- many rows ---------------------------------------------------------------------------------
 
+// The chains of a tile go on by one k.
+__attribute__((always_inline)) static inline void
+tile_step(int64_t rows, int64_t strips, const float *x, const float *w, __m256 s[TILE][8])
+{
+    __m256 wk[8];
+    UNROLL
+    for (int64_t v = 0; v < 2 * strips; v++) {
+        wk[v] = _mm256_load_ps(w + v / 2 * SLICE * STRIP + v % 2 * LANES);
+    }
+    UNROLL
+    for (int64_t r = 0; r < rows; r++) {
+        const __m256 xk = _mm256_broadcast_ss(x + r * X_ROW);
+        UNROLL
+        for (int64_t v = 0; v < 2 * strips; v++) {
+            s[r][v] = _mm256_fmadd_ps(xk, wk[v], s[r][v]);
+        }
+    }
+}
+
 // Rows r0 .. r0 + rows - 1 of `strips` strips, from k0 of the slice.
 __attribute__((always_inline)) static inline void tile(const job *j, const piece *p, int64_t k0,
                                                        int64_t r0, int64_t rows, int64_t strips,
                                                        int64_t strip)
 {
-    const float *x = p->x + r0 * j->stride;
+    const float *x = p->x + r0 * X_ROW;
     const float *w = j->w[strip][k0];
     __m256 s[TILE][8];
     open_sums(p, r0, rows, strip * STRIP, 2 * strips, s);
-    for (int64_t k = 0; k < p->count; k++) {
-        __m256 wk[8];
-        UNROLL
-        for (int64_t v = 0; v < 2 * strips; v++) {
-            wk[v] = _mm256_load_ps(w + v / 2 * SLICE * STRIP + k * STRIP + v % 2 * LANES);
-        }
-        UNROLL
-        for (int64_t r = 0; r < rows; r++) {
-            const __m256 xk = _mm256_broadcast_ss(x + r * j->stride + k);
-            UNROLL
-            for (int64_t v = 0; v < 2 * strips; v++) {
-                s[r][v] = _mm256_fmadd_ps(xk, wk[v], s[r][v]);
-            }
-        }
+    for (int64_t k = 0; k < p->count; k++, x++, w += STRIP) {
+        tile_step(rows, strips, x, w, s);
     }
     close_sums(j, p, r0, rows, strip * STRIP, 2 * strips, s);
 }
@@ -471,20 +482,25 @@ static void stage_u8(job *j, const uint8_t *record, uint8_t *to)
 }
 
 // s eeee mmm in the upper byte of a word to s 0eeee mmm0000000, an f16 of 2^-8 of the value,
-// subnormals included. The code of NaN, 7F, carries into the exponent.
-static inline __m256i f16_of_e4m3(__m256i upper)
+// subnormals included. nans: the code of one, 7F, becomes one; else there is none.
+__attribute__((always_inline)) static inline __m256i f16_of_e4m3(__m256i upper, bool nans)
 {
     const __m256i half =
         _mm256_and_si256(_mm256_srai_epi16(upper, 1), _mm256_set1_epi16((short)0xBF80));
+    if (!nans) {
+        return half;
+    }
     const __m256i magnitude = _mm256_and_si256(half, _mm256_set1_epi16(0x3F80));
     const __m256i nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x3F80));
     return _mm256_or_si256(half, _mm256_and_si256(nan, _mm256_set1_epi16(0x7E00)));
 }
 
-// 8-bit floats to f16.
-__attribute__((always_inline)) static inline void stage_floats(job *j, bool e5m2,
+// 8-bit floats to f16. False if there was a NaN of e4m3 that is none any more.
+__attribute__((always_inline)) static inline bool stage_floats(job *j, bool e5m2, bool nans,
                                                                const uint8_t *record, uint8_t *to)
 {
+    const __m256i sign = _mm256_set1_epi8((char)0x80);
+    __m256i top = _mm256_setzero_si256();
     for (int64_t strip = j->first; strip < j->last; strip++) {
         const uint8_t *from = record + strip * STRIP * RECORD;
         uint8_t *at = to + strip * STRIP * RECORD * 2;
@@ -492,11 +508,18 @@ __attribute__((always_inline)) static inline void stage_floats(job *j, bool e5m2
         for (int64_t k = 0; k < RECORD; k += 2) {
             const __m256i two = load(from + k * STRIP);
             const __m256i low = _mm256_slli_epi16(two, 8);
-            const __m256i high = _mm256_and_si256(two, _mm256_set1_epi16((short)0xFF00));
-            store(at + k * STRIP * 2, e5m2 ? low : f16_of_e4m3(low));
-            store(at + (k + 1) * STRIP * 2, e5m2 ? high : f16_of_e4m3(high));
+            if (e5m2) {
+                const __m256i upper = _mm256_set1_epi16((short)0xFF00);
+                store(at + k * STRIP * 2, low);
+                store(at + (k + 1) * STRIP * 2, _mm256_and_si256(two, upper));
+                continue;
+            }
+            top = _mm256_max_epu8(top, _mm256_or_si256(two, sign));
+            store(at + k * STRIP * 2, f16_of_e4m3(low, nans));
+            store(at + (k + 1) * STRIP * 2, f16_of_e4m3(two, nans));
         }
     }
+    return nans || _mm256_movemask_epi8(_mm256_cmpeq_epi8(top, _mm256_set1_epi8(-1))) == 0;
 }
 
 // The record in its form.
@@ -514,10 +537,12 @@ static const uint8_t *stage(job *j, const uint8_t *record)
         stage_u8(j, record, to);
         break;
     case MOE_E4M3FN:
-        stage_floats(j, false, record, to);
+        if (!stage_floats(j, false, false, record, to)) {
+            (void)stage_floats(j, false, true, record, to);
+        }
         return to;
     case MOE_E5M2:
-        stage_floats(j, true, record, to);
+        (void)stage_floats(j, true, true, record, to);
         return to;
     default:
         to = NULL;
@@ -557,21 +582,88 @@ decode_form(job *j, code_form form, bool late, bool times, const uint8_t *record
     }
 }
 
+// 4-bit codes to floats at k .. of the slice: two tables make bf16 of them, which are paired. Zero
+// points that differ are subtracted afterwards.
+__attribute__((always_inline)) static inline void decode_nibbles(job *j, bool zeros,
+                                                                 const uint8_t *record, int64_t k)
+{
+    const __m256i nibble = _mm256_set1_epi8(15);
+    const __m256i order = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
+    const __m256i table_low = j->code_low;
+    const __m256i table_high = j->code_high;
+    for (int64_t strip = j->first; strip < j->last; strip++) {
+        const uint8_t *from = record + strip * STRIP * RECORD / 2;
+        moei_cpu_ask_ahead(from, STRIP * RECORD / 2);
+        for (int64_t line = 0; line < 2 * RECORD / 8; line++) { // a vector of eight k each
+            const int64_t set = j->p.sets == 2 && line >= RECORD / 8 ? 1 : 0;
+            const int64_t n = line % 2 * LANES;
+            const __m256i bytes = _mm256_shuffle_epi8(load(from + line * 32), order);
+            const __m256i low = _mm256_and_si256(bytes, nibble);
+            const __m256i high = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
+            const __m256i low_low = _mm256_shuffle_epi8(table_low, low);
+            const __m256i low_high = _mm256_shuffle_epi8(table_high, low);
+            const __m256i high_low = _mm256_shuffle_epi8(table_low, high);
+            const __m256i high_high = _mm256_shuffle_epi8(table_high, high);
+            const __m256i pairs[4] = {// k and k + 4
+                                      _mm256_unpacklo_epi8(low_low, low_high),
+                                      _mm256_unpackhi_epi8(low_low, low_high),
+                                      _mm256_unpacklo_epi8(high_low, high_high),
+                                      _mm256_unpackhi_epi8(high_low, high_high)};
+            float(*to)[STRIP] = &j->w[strip][k + line / 2 * 8];
+            UNROLL
+            for (int64_t i = 0; i < 8; i++) {
+                __m256 w = i < 4 ? low_of(pairs[i % 4]) : high_of(pairs[i % 4]);
+                if (zeros) {
+                    w = _mm256_sub_ps(w, _mm256_load_ps(&j->late_zero[set][strip * STRIP + n]));
+                }
+                _mm256_store_ps(&to[i][n], w);
+            }
+        }
+    }
+}
+
+// Bytes of the bf16 that a 4-bit code is in `form`, less the zero point that all of them have.
+static void make_tables(job *j, int32_t zero)
+{
+    _Alignas(16) uint8_t low[16];
+    _Alignas(16) uint8_t high[16];
+    for (uint8_t code = 0; code < 16; code++) {
+        const bool e2m1 = j->elem == MOE_E2M1;
+        const float value = e2m1 ? moei_e2m1_to_f32(code) : (float)(code - zero);
+        const uint16_t bits = moei_f32_to_bf16(value * (e2m1 ? 0x1p25f : 0x1p24f));
+        low[code] = (uint8_t)bits;
+        high[code] = (uint8_t)(bits >> 8);
+    }
+    j->code_low = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)(const void *)low));
+    j->code_high = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)(const void *)high));
+}
+
+// A record to floats at k .. of the slice.
 static void decode(job *j, const uint8_t *record, int64_t k)
 {
     const bool times = !j->x_scaled;
+    if (j->form == NIBBLES && !times) {
+        if (j->has_zeros) {
+            decode_nibbles(j, true, record, k);
+        } else {
+            decode_nibbles(j, false, record, k);
+        }
+        return;
+    }
+    const uint8_t *formed = stage(j, record);
     switch (j->form) {
     case PAIRS:
-        decode_form(j, PAIRS, false, false, record, k);
+        decode_form(j, PAIRS, false, false, formed, k);
         break;
     case HALVES_OF_K:
-        decode_form(j, HALVES_OF_K, false, times, record, k);
+        decode_form(j, HALVES_OF_K, false, times, formed, k);
         break;
     case BYTES:
-        decode_form(j, BYTES, j->late, times, record, k);
+        decode_form(j, BYTES, j->late, times, formed, k);
         break;
     default:
-        decode_form(j, NIBBLES, j->late, times, record, k);
+        decode_form(j, NIBBLES, j->late, true, formed, k);
         break;
     }
 }
@@ -604,7 +696,7 @@ static void load_head(job *j, const uint8_t *head, int64_t width)
     for (int64_t s = 0; s < j->p.sets; s++) {
         load_scale_line(j->args.w.scale_dtype, head + s * scales, width, j->scale[s]);
     }
-    if (j->p.head > j->p.sets * j->p.scale) {
+    if (j->has_zeros) {
         load_zeros(j, head + j->p.sets * scales, width);
     }
 }
@@ -618,7 +710,7 @@ typedef struct span {
     const uint8_t *loaded; // whose scales are there
 } span;
 
-// The next record, in its form; its scales and zero points are loaded.
+// The next record; its scales and zero points are loaded.
 static const uint8_t *next_record(job *j, span *s)
 {
     const uint8_t *record = moei_cpu_walk_on(&s->walk, &s->head);
@@ -626,7 +718,7 @@ static const uint8_t *next_record(job *j, span *s)
         load_head(j, s->head, s->walk.width);
         s->loaded = s->head;
     }
-    return stage(j, record);
+    return record;
 }
 
 // Elements k0 + k .. of the chunk that begins at k0: a piece of chains.
@@ -637,7 +729,7 @@ static piece piece_of(job *j, int64_t k0, int64_t k, int64_t count, float (*acc)
     return (piece){.count = count,
                    .begins = k % j->length == 0,
                    .ends = end % j->length == 0 || end == j->args.w.k,
-                   .x = j->x + k,
+                   .x = j->x + k / CHUNK * j->rows * X_ROW + k % CHUNK,
                    .scale = j->folds ? j->scale[set] : NULL,
                    .x_scale = j->x_scale + k / j->length,
                    .sum = j->sum,
@@ -656,6 +748,9 @@ static void run_panel(job *j, int64_t panel, int64_t rows, int64_t k0, int64_t k
         const int64_t count = moei_i64_min(slice, k1 - k0 - k);
         const uint8_t *record = next_record(j, &s);
         const bool at_once = rows <= FEW && count == RECORD && j->x_scaled && !j->late;
+        if (at_once) {
+            record = stage(j, record);
+        }
         for (int64_t r = 0; !at_once && r < count; r += RECORD) {
             decode(j, r == 0 ? record : next_record(j, &s), r);
         }
@@ -692,18 +787,19 @@ static void run_rows(job *j, int64_t i0, int64_t i1, int64_t n0, int64_t n1)
 {
     const int64_t rows = i1 - i0;
     const int64_t k = j->args.w.k;
-    const int64_t chunk = (X_ROOM / rows - PAD) / CHUNK * CHUNK;
+    const int64_t room = X_ROOM / (rows * X_ROW) * CHUNK;
     const int64_t end = moei_i64_ceil_div(n1, PANEL);
     int64_t prepared = -1;
+    j->rows = rows;
     for (int64_t panel0 = n0 / PANEL; panel0 < end; panel0 += SIDE) {
         const int64_t panel1 = moei_i64_min(panel0 + SIDE, end);
         for (int64_t panel = panel0; panel < panel1; panel++) {
             memset(j->acc[panel - panel0], 0, (size_t)rows * sizeof j->acc[0][0]);
         }
-        for (int64_t k0 = 0; k0 < k; k0 += chunk) {
-            const int64_t k1 = moei_i64_min(k0 + chunk, k);
+        for (int64_t k0 = 0; k0 < k; k0 += room) {
+            const int64_t k1 = moei_i64_min(k0 + room, k);
             if (prepared != k0) {
-                prepare(j, i0, i1, k0, k1);
+                prepare(j, i0, k0, k1);
                 prepared = k0;
             }
             for (int64_t panel = panel0; panel < panel1; panel++) {
@@ -759,11 +855,16 @@ static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, 
     j.folds = folds;
     j.folds_x = folds && args->x.scales != NULL && args->x.group > 0;
     choose_form(&j);
+    const int32_t zero = format->zero_point > 0 ? format->zero_point : 0;
+    j.has_zeros = j.p.head > j.p.sets * j.p.scale;
     j.late = j.elem == MOE_U8;
+    if (j.form == NIBBLES) {
+        make_tables(&j, j.has_zeros ? 0 : zero);
+    }
     for (int64_t s = 0; s < HALVES; s++) { // where a group says nothing else
         for (int64_t n = 0; n < PANEL; n++) {
             j.scale[s][n] = 1.0f;
-            set_zero(&j, s, n, format->zero_point > 0 ? format->zero_point : 0);
+            set_zero(&j, s, n, zero);
         }
     }
     const int64_t blocks = moei_i64_ceil_div(i1 - i0, MR);
