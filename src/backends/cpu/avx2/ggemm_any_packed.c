@@ -77,7 +77,8 @@ typedef struct job {
     bool has_zeros;      // in groups
     bool late;           // late_zero counts, not zero
     bool folds, folds_x; // scales of a chain are applied to its sum; x has some
-    int64_t length;      // of a chain
+    int64_t length;      // of a chain, a power of two
+    int length_bits;
     int64_t rows;        // of x
     int64_t chains;      // of what is prepared of x
     int64_t first, last; // strips of the panel that are wanted
@@ -724,14 +725,14 @@ static const uint8_t *next_record(job *j, span *s)
 // Elements k0 + k .. of the chunk that begins at k0: a piece of chains.
 static piece piece_of(job *j, int64_t k0, int64_t k, int64_t count, float (*acc)[PANEL])
 {
-    const int64_t end = k0 + k + count;
+    const int64_t within = j->length - 1;
     const int64_t set = j->p.sets == 2 ? k % RECORD / (RECORD / HALVES) : 0;
     return (piece){.count = count,
-                   .begins = k % j->length == 0,
-                   .ends = end % j->length == 0 || end == j->args.w.k,
+                   .begins = (k & within) == 0,
+                   .ends = ((k + count) & within) == 0 || k0 + k + count == j->args.w.k,
                    .x = j->x + k / CHUNK * j->rows * X_ROW + k % CHUNK,
                    .scale = j->folds ? j->scale[set] : NULL,
-                   .x_scale = j->x_scale + k / j->length,
+                   .x_scale = j->x_scale + (k >> j->length_bits),
                    .sum = j->sum,
                    .acc = acc};
 }
@@ -852,6 +853,7 @@ static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, 
     j.e = e;
     j.elem = format->elem;
     j.length = length;
+    j.length_bits = __builtin_ctzll((uint64_t)length);
     j.folds = folds;
     j.folds_x = folds && args->x.scales != NULL && args->x.group > 0;
     choose_form(&j);
