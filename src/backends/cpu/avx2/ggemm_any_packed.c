@@ -40,7 +40,9 @@
 #define CHUNK      256 // k: no chain crosses a multiple of it
 #define PAD        16  // floats between rows of x, which would meet in few sets of a cache
 #define X_ROW      (CHUNK + PAD)
-#define X_ROOM     (2 * MR * X_ROW)     // floats
+#define X_ROOM     (2 * MR * X_ROW) // floats
+#define WIDE       4                // records that become pairs or halves together
+#define SLOTS      (WIDE * HALVES)
 #define FINE       16                   // the fewest k that share a scale
 #define STAGED     (PANEL * RECORD * 2) // bytes
 #define BYTE_ZEROS 128                  // the largest zero point that leaves a code in a byte
@@ -57,10 +59,11 @@ typedef enum code_form { PAIRS, HALVES_OF_K, BYTES, NIBBLES } code_form; // NIBB
 typedef struct job {
     _Alignas(64) float x[X_ROOM]; // [chunk][row][X_ROW], of what is prepared
     _Alignas(64) float w[STRIPS][SLICE][STRIP];
-    _Alignas(64) uint8_t staged[LANES * 4 + STAGED]; // loads begin up to three bytes before it
+    _Alignas(
+        64) uint8_t staged[LANES * 4 + WIDE * STAGED]; // loads begin up to three bytes before it
     _Alignas(64) float sum[MR][PANEL];
     _Alignas(64) float acc[SIDE][MR][PANEL];
-    _Alignas(64) float scale[HALVES][PANEL];     // of the group
+    _Alignas(64) float scale[SLOTS][PANEL];      // of groups
     _Alignas(64) int32_t zero[HALVES][PANEL];    // zero points of the group, four times each
     _Alignas(64) float late_zero[HALVES][PANEL]; // times 2^24, where they do not fit in bytes
     float x_scale[X_ROOM / FINE];                // [row][chain] of it
@@ -162,6 +165,8 @@ typedef struct piece {
     const float *x;       // of row 0, at the first k
     const float *scale;   // of the outputs; NULL: sums are added as they are
     const float *x_scale; // of row 0
+    const uint8_t *w;     // of wide_tile: the first record, from the first k
+    int64_t apart;        // the next one, in bytes
     float (*sum)[PANEL];
     float (*acc)[PANEL];
 } piece;
@@ -389,7 +394,7 @@ __attribute__((always_inline)) static inline void tile(const job *j, const piece
     const float *w = j->w[strip][k0];
     __m256 s[TILE][8];
     open_sums(p, r0, rows, strip * STRIP, 2 * strips, s);
-    for (int64_t k = 0; k < p->count; k++, x++, w += STRIP) {
+    for (const float *end = x + p->count; x < end; x++, w += STRIP) {
         tile_step(rows, strips, x, w, s);
     }
     close_sums(j, p, r0, rows, strip * STRIP, 2 * strips, s);
@@ -435,6 +440,59 @@ static void all_rows(const job *j, const piece *p, int64_t rows, int64_t k)
         }
     }
 }
+
+// The same of records of pairs or halves, `apart` bytes from each other, as they lie: what makes
+// floats of them takes pipes that FMA leaves idle.
+__attribute__((always_inline)) static inline void
+wide_tile(const job *j, const piece *p, code_form form, int64_t r0, int64_t rows, int64_t strip)
+{
+    const float *x = p->x + r0 * X_ROW;
+    const uint8_t *record = p->w + strip * STRIP * RECORD * 2;
+    const int64_t part = moei_i64_min(p->count, RECORD);
+    __m256 s[TILE][8];
+    open_sums(p, r0, rows, strip * STRIP, 2, s);
+    for (int64_t k = 0; k < p->count; k += RECORD, record += p->apart) {
+        const uint8_t *w = record;
+        for (const float *end = x + part; x < end; x += 2, w += 4 * STRIP) {
+            UNROLL
+            for (int64_t i = 0; i < 2; i++) {
+                const __m256 w0 = weight_of(form, w, i);
+                const __m256 w1 = weight_of(form, w + vector_bytes(form), i);
+                UNROLL
+                for (int64_t r = 0; r < rows; r++) {
+                    const __m256 xk = _mm256_broadcast_ss(x + r * X_ROW + i);
+                    s[r][0] = _mm256_fmadd_ps(xk, w0, s[r][0]);
+                    s[r][1] = _mm256_fmadd_ps(xk, w1, s[r][1]);
+                }
+            }
+        }
+    }
+    close_sums(j, p, r0, rows, strip * STRIP, 2, s);
+}
+
+typedef void wide_fn(const job *j, const piece *p, int64_t r0, int64_t strip);
+
+#define WIDE_FN(form, rows)                                                                        \
+    static void wide_##form##_##rows(const job *j, const piece *p, int64_t r0, int64_t strip)      \
+    {                                                                                              \
+        wide_tile(j, p, form, r0, rows, strip);                                                    \
+    }
+#define WIDE_FNS(form)                                                                             \
+    WIDE_FN(form, 1)                                                                               \
+    WIDE_FN(form, 2)                                                                               \
+    WIDE_FN(form, 3)                                                                               \
+    WIDE_FN(form, 4)                                                                               \
+    WIDE_FN(form, 5)                                                                               \
+    WIDE_FN(form, 6)
+#define WIDE_NAMES(form)                                                                           \
+    {                                                                                              \
+        wide_##form##_1, wide_##form##_2, wide_##form##_3, wide_##form##_4, wide_##form##_5,       \
+            wide_##form##_6                                                                        \
+    }
+WIDE_FNS(PAIRS)
+WIDE_FNS(HALVES_OF_K)
+static wide_fn *const wide_fns[][TILE] = {
+    [PAIRS] = WIDE_NAMES(PAIRS), [HALVES_OF_K] = WIDE_NAMES(HALVES_OF_K)};
 
 // ---- weights -----------------------------------------------------------------------------------
 
@@ -524,9 +582,8 @@ __attribute__((always_inline)) static inline bool stage_floats(job *j, bool e5m2
 }
 
 // The record in its form.
-static const uint8_t *stage(job *j, const uint8_t *record)
+static const uint8_t *stage(job *j, const uint8_t *record, uint8_t *to)
 {
-    uint8_t *to = j->staged + LANES * 4;
     switch (j->elem) {
     case MOE_E2M1:
         stage_nibbles(j, true, record, to);
@@ -583,42 +640,71 @@ decode_form(job *j, code_form form, bool late, bool times, const uint8_t *record
     }
 }
 
-// 4-bit codes to floats at k .. of the slice: two tables make bf16 of them, which are paired. Zero
-// points that differ are subtracted afterwards.
-__attribute__((always_inline)) static inline void decode_nibbles(job *j, bool zeros,
-                                                                 const uint8_t *record, int64_t k)
+// Eight k of a vector of 4-bit codes to pairs of bf16, by two tables.
+__attribute__((always_inline)) static inline void look_up(__m256i codes, __m256i table_low,
+                                                          __m256i table_high, __m256i pairs[4])
 {
     const __m256i nibble = _mm256_set1_epi8(15);
     const __m256i order = _mm256_broadcastsi128_si256(
-        _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
+        _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
+    const __m256i bytes = _mm256_shuffle_epi8(codes, order); // k, k + 1, then k + 4, k + 5
+    const __m256i low = _mm256_and_si256(bytes, nibble);
+    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
+    const __m256i low_low = _mm256_shuffle_epi8(table_low, low);
+    const __m256i low_high = _mm256_shuffle_epi8(table_high, low);
+    const __m256i high_low = _mm256_shuffle_epi8(table_low, high);
+    const __m256i high_high = _mm256_shuffle_epi8(table_high, high);
+    pairs[0] = _mm256_unpacklo_epi8(low_low, low_high);
+    pairs[1] = _mm256_unpacklo_epi8(high_low, high_high);
+    pairs[2] = _mm256_unpackhi_epi8(low_low, low_high);
+    pairs[3] = _mm256_unpackhi_epi8(high_low, high_high);
+}
+
+// 4-bit codes, whose zero point is in the tables, to a record of pairs.
+static void pair_nibbles(const job *j, const uint8_t *record, uint8_t *to)
+{
+    const __m256i table_low = j->code_low;
+    const __m256i table_high = j->code_high;
+    for (int64_t strip = j->first; strip < j->last; strip++) {
+        const uint8_t *from = record + strip * STRIP * RECORD / 2;
+        uint8_t *at = to + strip * STRIP * RECORD * 2;
+        moei_cpu_ask_ahead(from, STRIP * RECORD / 2);
+        for (int64_t line = 0; line < RECORD / 8; line++, from += 64, at += 256) {
+            UNROLL
+            for (int64_t v = 0; v < 2; v++) {
+                __m256i pairs[4];
+                look_up(load(from + 32 * v), table_low, table_high, pairs);
+                UNROLL
+                for (int64_t i = 0; i < 4; i++) {
+                    store(at + 64 * i + 32 * v, pairs[i]);
+                }
+            }
+        }
+    }
+}
+
+// The same to floats at k .. of the slice. zeros: less zero points that differ.
+__attribute__((always_inline)) static inline void decode_nibbles(job *j, bool zeros,
+                                                                 const uint8_t *record, int64_t k)
+{
     const __m256i table_low = j->code_low;
     const __m256i table_high = j->code_high;
     for (int64_t strip = j->first; strip < j->last; strip++) {
         const uint8_t *from = record + strip * STRIP * RECORD / 2;
         moei_cpu_ask_ahead(from, STRIP * RECORD / 2);
-        for (int64_t line = 0; line < 2 * RECORD / 8; line++) { // a vector of eight k each
-            const int64_t set = j->p.sets == 2 && line >= RECORD / 8 ? 1 : 0;
-            const int64_t n = line % 2 * LANES;
-            const __m256i bytes = _mm256_shuffle_epi8(load(from + line * 32), order);
-            const __m256i low = _mm256_and_si256(bytes, nibble);
-            const __m256i high = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
-            const __m256i low_low = _mm256_shuffle_epi8(table_low, low);
-            const __m256i low_high = _mm256_shuffle_epi8(table_high, low);
-            const __m256i high_low = _mm256_shuffle_epi8(table_low, high);
-            const __m256i high_high = _mm256_shuffle_epi8(table_high, high);
-            const __m256i pairs[4] = {// k and k + 4
-                                      _mm256_unpacklo_epi8(low_low, low_high),
-                                      _mm256_unpackhi_epi8(low_low, low_high),
-                                      _mm256_unpacklo_epi8(high_low, high_high),
-                                      _mm256_unpackhi_epi8(high_low, high_high)};
-            float(*to)[STRIP] = &j->w[strip][k + line / 2 * 8];
+        for (int64_t i = 0; i < 2 * RECORD / 8; i++) { // a vector of eight k each
+            const int64_t set = j->p.sets == 2 && i >= RECORD / 8 ? 1 : 0;
+            const int64_t n = i % 2 * LANES;
+            const __m256 zero = _mm256_load_ps(&j->late_zero[set][strip * STRIP + n]);
+            float(*to)[STRIP] = &j->w[strip][k + i / 2 * 8];
+            __m256i pairs[4];
+            look_up(load(from + i * 32), table_low, table_high, pairs);
             UNROLL
-            for (int64_t i = 0; i < 8; i++) {
-                __m256 w = i < 4 ? low_of(pairs[i % 4]) : high_of(pairs[i % 4]);
-                if (zeros) {
-                    w = _mm256_sub_ps(w, _mm256_load_ps(&j->late_zero[set][strip * STRIP + n]));
-                }
-                _mm256_store_ps(&to[i][n], w);
+            for (int64_t h = 0; h < 4; h++) {
+                const __m256 even = low_of(pairs[h]);
+                const __m256 odd = high_of(pairs[h]);
+                _mm256_store_ps(&to[2 * h][n], zeros ? _mm256_sub_ps(even, zero) : even);
+                _mm256_store_ps(&to[2 * h + 1][n], zeros ? _mm256_sub_ps(odd, zero) : odd);
             }
         }
     }
@@ -652,7 +738,7 @@ static void decode(job *j, const uint8_t *record, int64_t k)
         }
         return;
     }
-    const uint8_t *formed = stage(j, record);
+    const uint8_t *formed = stage(j, record, j->staged + LANES * 4);
     switch (j->form) {
     case PAIRS:
         decode_form(j, PAIRS, false, false, formed, k);
@@ -690,12 +776,13 @@ static void load_zeros(job *j, const uint8_t *zeros, int64_t width)
     }
 }
 
-static void load_head(job *j, const uint8_t *head, int64_t width)
+// Of a group: its scales to slots from `slot`, its zero points.
+static void load_head(job *j, const uint8_t *head, int64_t width, int64_t slot)
 {
     const int64_t scales = width * j->p.scale;
     moei_cpu_ask_ahead(head, width * j->p.head);
     for (int64_t s = 0; s < j->p.sets; s++) {
-        load_scale_line(j->args.w.scale_dtype, head + s * scales, width, j->scale[s]);
+        load_scale_line(j->args.w.scale_dtype, head + s * scales, width, j->scale[slot + s]);
     }
     if (j->has_zeros) {
         load_zeros(j, head + j->p.sets * scales, width);
@@ -716,25 +803,88 @@ static const uint8_t *next_record(job *j, span *s)
 {
     const uint8_t *record = moei_cpu_walk_on(&s->walk, &s->head);
     if (s->head != s->loaded) {
-        load_head(j, s->head, s->walk.width);
+        load_head(j, s->head, s->walk.width, 0);
         s->loaded = s->head;
     }
     return record;
 }
 
 // Elements k0 + k .. of the chunk that begins at k0: a piece of chains.
-static piece piece_of(job *j, int64_t k0, int64_t k, int64_t count, float (*acc)[PANEL])
+static piece piece_of(job *j, int64_t k0, int64_t k, int64_t count, int64_t slot,
+                      float (*acc)[PANEL])
 {
     const int64_t within = j->length - 1;
-    const int64_t set = j->p.sets == 2 ? k % RECORD / (RECORD / HALVES) : 0;
     return (piece){.count = count,
                    .begins = (k & within) == 0,
                    .ends = ((k + count) & within) == 0 || k0 + k + count == j->args.w.k,
                    .x = j->x + k / CHUNK * j->rows * X_ROW + k % CHUNK,
-                   .scale = j->folds ? j->scale[set] : NULL,
+                   .scale = j->folds ? j->scale[slot] : NULL,
                    .x_scale = j->x_scale + (k >> j->length_bits),
                    .sum = j->sum,
                    .acc = acc};
+}
+
+// Whether many rows take records as pairs or halves: not where chains are short, which a tile
+// begins and ends often, nor where zero points differ.
+static bool is_wide(const job *j)
+{
+    return j->length >= SLICE &&
+           (j->elem == MOE_BF16 || j->elem == MOE_F16 || j->elem == MOE_E4M3FN ||
+            j->elem == MOE_E5M2 || (j->form == NIBBLES && !j->has_zeros));
+}
+
+// Whole records of many rows: as they lie, up to a chunk of them, or some as pairs or halves.
+// Returns how many elements of k, from k, those were.
+static int64_t run_wide(job *j, span *s, int64_t rows, int64_t k0, int64_t k, int64_t k1,
+                        float (*acc)[PANEL])
+{
+    const bool lie = j->p.record == 2 * RECORD;
+    const code_form form = j->form == HALVES_OF_K ? HALVES_OF_K : PAIRS;
+    const int64_t most = lie ? CHUNK - k % CHUNK : WIDE * RECORD;
+    const int64_t count = moei_i64_min(most, (k1 - k0 - k) / RECORD * RECORD);
+    const uint8_t *first = j->staged + LANES * 4;
+    int64_t slot[CHUNK / RECORD];
+    for (int64_t r = 0; r * RECORD < count; r++) {
+        const uint8_t *record = moei_cpu_walk_on(&s->walk, &s->head);
+        uint8_t *to = j->staged + LANES * 4 + r * STAGED;
+        slot[r] = r == 0 ? 0 : slot[r - 1];
+        if (s->head != s->loaded) {
+            slot[r] += r == 0 ? 0 : j->p.sets;
+            load_head(j, s->head, s->walk.width, slot[r]);
+            s->loaded = s->head;
+        }
+        if (j->form == NIBBLES) {
+            pair_nibbles(j, record, to);
+        } else {
+            const uint8_t *at = stage(j, record, to);
+            first = lie && r == 0 ? at : first;
+        }
+    }
+    const int64_t apart = lie ? s->walk.width * j->p.record : STAGED;
+    const int64_t tiles = moei_i64_ceil_div(rows, TILE);
+    piece pieces[CHUNK / FINE];
+    int64_t num = 0;
+    for (int64_t at = 0; at < count; num++) {
+        const int64_t half = at % RECORD;
+        const int64_t set = j->p.sets == HALVES ? half / (RECORD / HALVES) : 0;
+        const int64_t left = j->length - ((k + at) & (j->length - 1));
+        const int64_t n = moei_i64_min(left, count - at);
+        pieces[num] = piece_of(j, k0, k + at, n, slot[at / RECORD] + set, acc);
+        pieces[num].w = first + at / RECORD * apart + half * STRIP * 2;
+        pieces[num].apart = apart;
+        at += n;
+    }
+    for (int64_t t = 0; t < tiles; t++) { // as many rows in every tile, but for one
+        const int64_t r = rows * t / tiles;
+        wide_fn *const fn = wide_fns[form][rows * (t + 1) / tiles - r - 1];
+        for (int64_t strip = j->first; strip < j->last; strip++) {
+            for (int64_t i = 0; i < num; i++) {
+                fn(j, &pieces[i], r, strip);
+            }
+        }
+    }
+    s->loaded = NULL; // what follows looks for scales in slot 0
+    return count;
 }
 
 // Records of the chunk, of k0 .. k1 - 1, into the sums of a panel.
@@ -745,18 +895,23 @@ static void run_panel(job *j, int64_t panel, int64_t rows, int64_t k0, int64_t k
     s.head = moei_cpu_walk_to(&s.walk, &j->p, j->expert, panel, k0 / RECORD);
     const int64_t slice = rows > FEW && j->length >= SLICE ? SLICE : RECORD;
     const int64_t part = moei_i64_min(j->length, slice);
-    for (int64_t k = 0; k < k1 - k0; k += slice) {
+    int64_t k = 0;
+    while (rows > FEW && is_wide(j) && j->x_scaled && k + RECORD <= k1 - k0) {
+        k += run_wide(j, &s, rows, k0, k, k1, acc);
+    }
+    for (; k < k1 - k0; k += slice) {
         const int64_t count = moei_i64_min(slice, k1 - k0 - k);
         const uint8_t *record = next_record(j, &s);
         const bool at_once = rows <= FEW && count == RECORD && j->x_scaled && !j->late;
         if (at_once) {
-            record = stage(j, record);
+            record = stage(j, record, j->staged + LANES * 4);
         }
         for (int64_t r = 0; !at_once && r < count; r += RECORD) {
             decode(j, r == 0 ? record : next_record(j, &s), r);
         }
         for (int64_t h = 0; h < count; h += part) {
-            const piece p = piece_of(j, k0, k + h, moei_i64_min(part, count - h), acc);
+            const int64_t set = j->p.sets == 2 ? h / (RECORD / HALVES) : 0;
+            const piece p = piece_of(j, k0, k + h, moei_i64_min(part, count - h), set, acc);
             if (at_once) {
                 few_fns[j->form][rows - 1](j, &p, record + h / 8 * eight_bytes(j->form));
             } else {
