@@ -16,9 +16,11 @@
 // where it is loaded. A power of two changes no product, and no bit of a sum, as long as x times it
 // is exact; where one x is not (it would be subnormal), weights are multiplied instead.
 //
-// Up to FEW rows: from the record to the chains of a panel, and no floats are written. More: two
-// records at a time to floats, w [strip][64 k][16 outputs], 16 KiB of L1, from which tiles of up to
-// 6 x 16 (rows x outputs) run their chains. x lies in a padded buffer, loaded once for SIDE panels.
+// Up to FEW rows: from the record to the chains of a panel, and no floats are written. More rows
+// run tiles of up to 6 x 16 (rows x outputs). Chains of 64 k and more: over records of pairs or
+// halves, as they lie or staged; what makes floats of them takes pipes that FMA leaves idle.
+// Shorter chains, and bytes: over floats w [strip][64 k][16 outputs], 16 KiB of L1. x lies in a
+// padded buffer, loaded once for SIDE panels.
 //
 // Limits: one row, 8 bits and more: memory; one row, 4 bits: the vector pipes, 29 operations for 64
 // weights, 8 of them FMA; many rows: FMA. docs/cpu-strict.md counts.
@@ -833,17 +835,12 @@ static bool is_wide(const job *j)
             j->elem == MOE_E5M2 || (j->form == NIBBLES && !j->has_zeros));
 }
 
-// Whole records of many rows: as they lie, up to a chunk of them, or some as pairs or halves.
-// Returns how many elements of k, from k, those were.
-static int64_t run_wide(job *j, span *s, int64_t rows, int64_t k0, int64_t k, int64_t k1,
-                        float (*acc)[PANEL])
+// The next records, of `count` elements, as pairs or halves, and the slots of their scales. Returns
+// the first; the next one is *apart bytes on.
+static const uint8_t *gather_wide(job *j, span *s, int64_t count, int64_t *slot, int64_t *apart)
 {
-    const bool lie = j->p.record == 2 * RECORD;
-    const code_form form = j->form == HALVES_OF_K ? HALVES_OF_K : PAIRS;
-    const int64_t most = lie ? CHUNK - k % CHUNK : WIDE * RECORD;
-    const int64_t count = moei_i64_min(most, (k1 - k0 - k) / RECORD * RECORD);
+    const bool lie = j->p.record == 2 * RECORD; // that is what they are
     const uint8_t *first = j->staged + LANES * 4;
-    int64_t slot[CHUNK / RECORD];
     for (int64_t r = 0; r * RECORD < count; r++) {
         const uint8_t *record = moei_cpu_walk_on(&s->walk, &s->head);
         uint8_t *to = j->staged + LANES * 4 + r * STAGED;
@@ -855,25 +852,37 @@ static int64_t run_wide(job *j, span *s, int64_t rows, int64_t k0, int64_t k, in
         }
         if (j->form == NIBBLES) {
             pair_nibbles(j, record, to);
-        } else {
-            const uint8_t *at = stage(j, record, to);
-            first = lie && r == 0 ? at : first;
+            continue;
         }
+        const uint8_t *at = stage(j, record, to);
+        first = lie && r == 0 ? at : first;
     }
-    const int64_t apart = lie ? s->walk.width * j->p.record : STAGED;
-    const int64_t tiles = moei_i64_ceil_div(rows, TILE);
-    piece pieces[CHUNK / FINE];
+    s->loaded = NULL; // what follows looks for scales in slot 0
+    *apart = lie ? s->walk.width * j->p.record : STAGED;
+    return first;
+}
+
+// Whole records of many rows, up to a chunk of them as they lie, or some as pairs or halves.
+// Returns how many elements of k, from k, those were.
+static int64_t run_wide(job *j, span *s, int64_t rows, int64_t k0, int64_t k, int64_t k1,
+                        float (*acc)[PANEL])
+{
+    const code_form form = j->form == HALVES_OF_K ? HALVES_OF_K : PAIRS;
+    const int64_t most = j->p.record == 2 * RECORD ? CHUNK - k % CHUNK : WIDE * RECORD;
+    const int64_t count = moei_i64_min(most, (k1 - k0 - k) / RECORD * RECORD);
+    int64_t slot[CHUNK / RECORD];
+    int64_t apart;
+    const uint8_t *first = gather_wide(j, s, count, slot, &apart);
+    piece pieces[CHUNK / SLICE + 1];
     int64_t num = 0;
-    for (int64_t at = 0; at < count; num++) {
-        const int64_t half = at % RECORD;
-        const int64_t set = j->p.sets == HALVES ? half / (RECORD / HALVES) : 0;
+    for (int64_t at = 0; at < count; at += pieces[num++].count) {
         const int64_t left = j->length - ((k + at) & (j->length - 1));
-        const int64_t n = moei_i64_min(left, count - at);
-        pieces[num] = piece_of(j, k0, k + at, n, slot[at / RECORD] + set, acc);
-        pieces[num].w = first + at / RECORD * apart + half * STRIP * 2;
+        const int64_t part = moei_i64_min(left, count - at);
+        pieces[num] = piece_of(j, k0, k + at, part, slot[at / RECORD], acc);
+        pieces[num].w = first + at / RECORD * apart;
         pieces[num].apart = apart;
-        at += n;
     }
+    const int64_t tiles = moei_i64_ceil_div(rows, TILE);
     for (int64_t t = 0; t < tiles; t++) { // as many rows in every tile, but for one
         const int64_t r = rows * t / tiles;
         wide_fn *const fn = wide_fns[form][rows * (t + 1) / tiles - r - 1];
@@ -883,7 +892,6 @@ static int64_t run_wide(job *j, span *s, int64_t rows, int64_t k0, int64_t k, in
             }
         }
     }
-    s->loaded = NULL; // what follows looks for scales in slot 0
     return count;
 }
 
