@@ -9,7 +9,10 @@
 
 static const moei_arith_info ariths[MOEI_NUM_ARITH] = {
 #define MOE_ARITH(ID, name, bits, rounding, products, chunk, consistent, text)                     \
-    {#name, bits, (rounding) != 0, products, chunk, (consistent) != 0, (rounding) == 2, text},
+    {                                                                                              \
+        #name,           bits,  (rounding) == 1 || (rounding) == 2,                                \
+        products,        chunk, (consistent) != 0,                                                 \
+        (rounding) >= 2, text},
 #include "moe/arith.def"
 #undef MOE_ARITH
 };

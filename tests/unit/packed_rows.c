@@ -11,6 +11,7 @@
 static packed_rows rows;
 static const moei_backend *cpu;
 static moei_kernel kernels[MAX_ROWS];
+static const moei_kernel *origin[MAX_ROWS]; // whose cost a packed row halves
 static char names[MAX_ROWS][64];
 static uint64_t runs[MAX_ROWS];
 
@@ -147,12 +148,9 @@ static moe_status ggemm(const moei_exec *exec, const moei_kernel *kernel,
     return status;
 }
 
-// The rows of the CPU's products have one cost function.
-static double (*cpu_cost)(const moei_kernel *kernel, const moei_ggemm_problem *problem);
-
 static double half_cost(const moei_kernel *kernel, const moei_ggemm_problem *problem)
 {
-    return cpu_cost(kernel, problem) / 2.0;
+    return origin[kernel - kernels]->cost(kernel, problem) / 2.0;
 }
 
 packed_rows *packed_rows_make(const moei_backend *with)
@@ -169,7 +167,7 @@ packed_rows *packed_rows_make(const moei_backend *with)
             kernels[i].isa = UINT64_MAX; // the CPU's own packed rows never run here
         } else if (kernels[i].op == MOEI_OP_GGEMM) {
             (void)snprintf(names[n], sizeof names[n], "%s_packed", kernels[i].name);
-            cpu_cost = kernels[i].cost;
+            origin[n] = &cpu->kernels[i];
             kernels[n] = kernels[i];
             kernels[n].name = names[n];
             kernels[n].layout = MOEI_LAYOUT_PACKED;

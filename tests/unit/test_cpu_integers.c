@@ -186,6 +186,7 @@ static moek_ggemm_args packed_args(product *p)
 {
     moek_ggemm_args a = p->args;
     const size_t bytes = moei_cpu_packed_bytes(NULL, &p->args.w);
+    free(p->packed);
     // Aligned as packed experts are.
     p->packed = aligned_alloc(64, bytes);
     if (p->packed == NULL) {
@@ -200,40 +201,66 @@ static moek_ggemm_args packed_args(product *p)
     return a;
 }
 
-// The product by the portable row, and by the packed one in three bands.
+static const struct {
+    const char *name;
+    uint64_t needs;
+} isas[] = {{"avx2", MOEI_ISA_AVX2_FMA},
+            {"avx512", MOEI_ISA_AVX512_VNNI},
+            {"neon_dotprod", MOEI_ISA_NEON_DOTPROD},
+            {"neon", MOEI_ISA_NEON}};
+#define NUM_ISAS (sizeof isas / sizeof isas[0])
+
+static bool is_here(size_t isa)
+{
+    char name[64];
+    (void)snprintf(name, sizeof name, "moek_ggemm_any_i8_packed__%s_b32", isas[isa].name);
+    return (moei_isa_detect() & isas[isa].needs) != 0 && row_of(name) != NULL;
+}
+
+// The product by the portable row, and by the packed ones in three bands.
 static void compare(product *p, const char *text)
 {
-    char name[2][64];
+    char name[1 + NUM_ISAS][64];
     const moei_matrices *m = &p->args.w;
-    const char *variant = m->block_k == 16 ? "b16" : "b32";
+    const char *variant = p->args.x.group == 0 ? "i32" : m->block_k == 16 ? "b16" : "b32";
     (void)snprintf(name[0], sizeof name[0], "moek_ggemm_any_any_any__ref_fma_%s", variant);
-    (void)snprintf(name[1], sizeof name[1], "moek_ggemm_any_%s_packed__avx2_%s",
-                   p->args.x.dtype == MOE_I8 ? "i8" : "i16", variant);
-    moek_ggemm_args a[2] = {p->args, packed_args(p)};
+    if (row_of(name[0]) == NULL) { // no such build on this architecture
+        (void)snprintf(name[0], sizeof name[0], "moek_ggemm_any_any_any__ref_%s", variant);
+    }
     const int64_t rows = p->args.rows;
     const int64_t bands[] = {0, m->n / 3, m->n - m->n / 5, m->n};
-    float *y[2];
-    for (int i = 0; i < 2; i++) {
+    float *y[1 + NUM_ISAS] = {NULL};
+    for (size_t i = 0; i <= NUM_ISAS; i++) {
+        if (i > 0 && !is_here(i - 1)) {
+            continue;
+        }
+        moek_ggemm_args args = i == 0 ? p->args : packed_args(p);
+        if (i > 0) {
+            (void)snprintf(name[i], sizeof name[i], "moek_ggemm_any_%s_packed__%s_%s",
+                           p->args.x.dtype == MOE_I8 ? "i8" : "i16", isas[i - 1].name, variant);
+        }
         y[i] = (float *)(void *)take(rows * m->n * (int64_t)sizeof(float));
         memset(y[i], 0xEE, (size_t)(rows * m->n) * sizeof(float));
-        a[i].y = (uint8_t *)y[i];
-        a[i].y_row_stride = m->n * (int64_t)sizeof(float);
-        a[i].y_dtype = MOE_F32;
+        args.y = (uint8_t *)y[i];
+        args.y_row_stride = m->n * (int64_t)sizeof(float);
+        args.y_dtype = MOE_F32;
         for (int b = 0; b < 3; b++) {
-            ((moek_ggemm_fn *)row_of(name[i])->fn)(&a[i], 0, 0, rows, bands[b], bands[b + 1]);
+            ((moek_ggemm_fn *)row_of(name[i])->fn)(&args, 0, 0, rows, bands[b], bands[b + 1]);
         }
+        int64_t at = 0;
+        while (at < rows * m->n && memcmp(&y[0][at], &y[i][at], sizeof(float)) == 0) {
+            at++;
+        }
+        CHECK(at == rows * m->n,
+              "%s, %s in groups of %d%s, %d rows, n %d, k %d%s: output %d of row %d is %.9g, not "
+              "%.9g",
+              name[i], m->format->name, (int)m->block_k, m->zeros != NULL ? ", zero points" : "",
+              (int)rows, (int)m->n, (int)m->k, text, (int)(at % m->n), (int)(at / m->n),
+              (double)y[i][at], (double)y[0][at]);
     }
-    int64_t first = 0;
-    while (first < rows * m->n && memcmp(&y[0][first], &y[1][first], sizeof(float)) == 0) {
-        first++;
+    for (size_t i = 0; i <= NUM_ISAS; i++) {
+        free(y[i]);
     }
-    CHECK(first == rows * m->n,
-          "%s, %s in groups of %d%s, %d rows, n %d, k %d%s: output %d of row %d is %.9g, not %.9g",
-          name[1], m->format->name, (int)m->block_k, m->zeros != NULL ? ", zero points" : "",
-          (int)rows, (int)m->n, (int)m->k, text, (int)(first % m->n), (int)(first / m->n),
-          (double)y[1][first], (double)y[0][first]);
-    free(y[0]);
-    free(y[1]);
 }
 
 static void test_case(const form *how, moe_dtype x_dtype, flavour f, bool wide, int64_t n,
@@ -248,6 +275,34 @@ static void test_case(const form *how, moe_dtype x_dtype, flavour f, bool wide, 
     release(&p);
 }
 
+// int8 with int8 and a scale of a row: integers are summed over all of k.
+static void test_whole(const form *how, flavour f, int64_t n, int64_t k, int64_t rows)
+{
+    product p = {.args = {.rows = rows, .row_divisor = 1}};
+    draw_weights(&p, how, f, n, k);
+    draw_x(&p, MOE_I8, f, false, rows, false);
+    free(p.x_scales);
+    p.x_scales = take(rows * (int64_t)sizeof(float));
+    draw_scales(MOE_F32, f, rows, p.x_scales);
+    p.args.x.scales = p.x_scales;
+    p.args.x.scale_dtype = MOE_F32;
+    p.args.x.group = 0;
+    p.args.x.scale_row_stride = 1;
+    compare(&p, flavour_names[f]);
+    release(&p);
+}
+
+// The longest k whose sums fit in 32 bits, and longer ones.
+static void test_longest(const form *how)
+{
+    static const int64_t ks[] = {131071, 131072, 200003};
+    for (int i = 0; i < 3; i++) {
+        for (int64_t rows = 1; rows < 6; rows += 4) {
+            test_whole(how, TOP, 17, ks[i], rows);
+        }
+    }
+}
+
 static void test_form(const form *how)
 {
     static const int64_t sizes[][2] = {{97, 272}, {64, 96}, {200, 33}, {17, 15}, {150, 335}};
@@ -258,6 +313,9 @@ static void test_form(const form *how)
         for (int i = PLAIN; i <= EXTREME; i++) {
             const flavour f = (flavour)i;
             const int64_t *size = sizes[turn++ % 5];
+            if (bytes && moei_format(how->format)->block_k == 0) {
+                test_whole(how, f, size[0], size[1], rows[r]);
+            }
             test_case(how, MOE_I8, f, false, size[0], size[1], rows[r]);
             for (int wide = 0; !bytes && wide < 2; wide++) {
                 test_case(how, MOE_I16, f, wide == 1, size[0], size[1], rows[r]);
@@ -282,9 +340,14 @@ int main(void)
         {MOE_FORMAT_INT8_GROUP, 64, MOE_F16, false, 0},
         {MOE_FORMAT_UINT8_GROUP, 32, MOE_F32, false, 0},
         {MOE_FORMAT_UINT8_GROUP, 16, MOE_F32, true, 255}};
-    if ((moei_isa_detect() & MOEI_ISA_AVX2_FMA) == 0 ||
-        row_of("moek_ggemm_any_i8_packed__avx2_b32") == NULL) {
-        (void)printf("skipped: no AVX2 here\n");
+    size_t here = 0;
+    for (size_t i = 0; i < NUM_ISAS; i++) {
+        here += is_here(i);
+        if (!is_here(i)) {
+            (void)printf("skipped: %s: not on this machine\n", isas[i].name);
+        }
+    }
+    if (here == 0) {
         return 0;
     }
     for (size_t i = 0; i < sizeof forms / sizeof forms[0]; i++) {
@@ -293,5 +356,6 @@ int main(void)
     // Rows so long that not all of x is prepared at once, and more panels than keep their sums.
     test_case(&forms[0], MOE_I8, PLAIN, false, 330, 4000, 32);
     test_case(&forms[4], MOE_I16, PLAIN, false, 330, 2100, 40);
+    test_longest(&forms[8]);
     return test_summary();
 }

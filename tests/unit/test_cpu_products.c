@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU's products with AVX2 against the portable ones, bit by bit: every format, rows as long as
-// those of real layers (of which a kernel takes 64, 32 or 16 outputs at a time), numbers of rows of
-// x around each tile, canonical, transposed and packed, x of any magnitude. Buffers end where their
-// data does, for sanitizers.
+// The CPU's products with AVX2, or NEON, against the portable ones, bit by bit: every format, rows
+// as long as those of real layers (of which a kernel takes 64, 32 or 16 outputs at a time), numbers
+// of rows of x around each tile, canonical, transposed and packed, x of any magnitude. Buffers end
+// where their data does, for sanitizers.
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,6 +13,16 @@
 #include "unit/test.h"
 
 extern const moei_backend moei_backend_cpu;
+
+#if defined(__aarch64__)
+#define NEEDED   MOEI_ISA_NEON
+#define TUNED    "neon"
+#define PORTABLE "ref"
+#else
+#define NEEDED   MOEI_ISA_AVX2_FMA
+#define TUNED    "avx2"
+#define PORTABLE "ref_fma"
+#endif
 
 static uint64_t state = 1;
 
@@ -184,10 +194,10 @@ static void compare(product *p, const moei_kernel *kernel, const float *want, co
 
 static void compare_rows(product *p, const char *text)
 {
-    float *want = run(p, row_of("ref_fma", MOEI_LAYOUT_ROW, p->arith));
-    compare(p, row_of("avx2", MOEI_LAYOUT_ROW, p->arith), want, text);
-    if (moei_cpu_packed_takes(p->args.w.format, p->args.w.block_k)) {
-        const moei_kernel *kernel = row_of("avx2", MOEI_LAYOUT_PACKED, p->arith);
+    const moei_kernel *kernel = row_of(TUNED, MOEI_LAYOUT_PACKED, p->arith);
+    float *want = run(p, row_of(PORTABLE, MOEI_LAYOUT_ROW, p->arith));
+    compare(p, row_of(TUNED, MOEI_LAYOUT_ROW, p->arith), want, text);
+    if (kernel != NULL && moei_cpu_packed_takes(p->args.w.format, p->args.w.block_k)) {
         const int64_t bytes = (int64_t)moei_cpu_packed_bytes(kernel, &p->args.w);
         uint8_t *packed = take(bytes);
         CHECK(moei_cpu_pack(kernel, &p->args.w, packed) == MOE_OK, "not packed");
@@ -242,9 +252,9 @@ static void test_format(const moei_format_info *info)
 int main(void)
 {
     const moei_format_info *info;
-    if ((moei_isa_detect() & MOEI_ISA_AVX2_FMA) == 0 ||
-        row_of("avx2", MOEI_LAYOUT_ROW, MOEI_ARITH_FMA_C256) == NULL) {
-        (void)printf("skipped: no AVX2 here\n");
+    if ((moei_isa_detect() & NEEDED) == 0 ||
+        row_of(TUNED, MOEI_LAYOUT_ROW, MOEI_ARITH_FMA_C256) == NULL) {
+        (void)printf("skipped: no %s here\n", TUNED);
         return 0;
     }
     for (size_t f = 0; (info = moei_format_at(f)) != NULL; f++) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What this machine can do at most, measured on all threads of the context: reads of memory that no
-// cache holds, and multiply-adds of floats and of 8-bit integers in registers. For benchmarks; a
-// run never comes here.
+// cache holds, and multiply-adds of floats, of bf16 matrices and of 8-bit integers in registers.
+// For benchmarks; a run never comes here.
 #define _GNU_SOURCE
 #include <string.h>
 #include <time.h>
@@ -130,6 +130,20 @@ static moe_status measure_f32(const moe_context *ctx, double *per_second)
     return MOE_OK;
 }
 
+static moe_status measure_bf16(const moe_context *ctx, double *per_second)
+{
+    peak p = {.loop = NULL};
+#ifdef MOE_HAVE_AMX
+    p.loop = (ctx->isa & MOEI_ISA_AMX_BF16) != 0 ? moei_cpu_peak_bf16__amx : NULL;
+#endif
+    MOE_REQUIRE(p.loop != NULL, MOE_E_UNSUPPORTED,
+                "cpu: ceiling %d, of bf16 matrices, is not measured without AMX; kernels multiply "
+                "in f32 (ceiling %d)",
+                (int)MOEI_CEILING_BF16, MOEI_CEILING_F32);
+    measure_peak(ctx, &p, per_second);
+    return MOE_OK;
+}
+
 static moe_status measure_i8(const moe_context *ctx, double *per_second)
 {
     peak p = {.loop = NULL};
@@ -151,6 +165,8 @@ moe_status moei_cpu_ceiling(const moei_exec *exec, moei_ceiling which, double *p
         return measure_read(exec->ctx, per_second);
     case MOEI_CEILING_F32:
         return measure_f32(exec->ctx, per_second);
+    case MOEI_CEILING_BF16:
+        return measure_bf16(exec->ctx, per_second);
     case MOEI_CEILING_FP8: // of 8 bits: here integers
         return measure_i8(exec->ctx, per_second);
     default:

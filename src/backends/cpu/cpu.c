@@ -43,6 +43,44 @@ static double product_cost(const moei_kernel *kernel, const moei_ggemm_problem *
     return kernel->isa != 0 ? madds / 2.0 : madds * 22.0;
 }
 
+// Classes of matrix units: bf16 times bf16, or times MXFP4. A row of bytes that ends in half of one
+// has spare bits, which tiles would multiply. At level KERNEL a product has one class on every
+// machine, which is that of chain_supports.
+static bool amx_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
+                         moei_whynot *why)
+{
+    const bool four_bits = kernel->arith == MOEI_ARITH_AMX_BF16_B32;
+    const moe_format format = four_bits ? MOE_FORMAT_MXFP4 : MOE_FORMAT_BF16;
+    if (problem->x_dtype != MOE_BF16) {
+        *why = (moei_whynot){MOEI_WHYNOT_ACT_DTYPE, problem->x_dtype, MOE_BF16};
+        return false;
+    }
+    if (problem->gemm->weight_format != format) {
+        *why = (moei_whynot){MOEI_WHYNOT_WGT_FORMAT, problem->gemm->weight_format, format};
+        return false;
+    }
+    if (four_bits && problem->k % 2 != 0) {
+        *why = (moei_whynot){MOEI_WHYNOT_ALIGNMENT, problem->k, 2};
+        return false;
+    }
+    if (problem->level == MOE_DET_KERNEL) {
+        *why = (moei_whynot){MOEI_WHYNOT_LEVEL, MOE_DET_BATCH, MOE_DET_KERNEL};
+        return false;
+    }
+    return true;
+}
+
+// The class is for machines with matrix units: elsewhere its rows are there to give the same bits,
+// and lose to the strict ones. Where those units are, a plan and an op on canonical weights both
+// have the class.
+static double amx_cost(const moei_kernel *kernel, const moei_ggemm_problem *problem)
+{
+    if ((kernel->isa & MOEI_ISA_AMX_BF16) == 0) {
+        return 2.0 * product_cost(kernel, problem);
+    }
+    return product_cost(kernel, problem) * (kernel->layout == MOEI_LAYOUT_PACKED ? 0.1 : 0.9);
+}
+
 #ifdef MOE_HAVE_AVX2
 // Packed weights of any format that has a packed form.
 static bool packed_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
@@ -62,6 +100,8 @@ static double packed_cost(const moei_kernel *kernel, const moei_ggemm_problem *p
 {
     return product_cost(kernel, problem) * 0.75;
 }
+#endif
+#if defined(MOE_HAVE_AVX2) || defined(MOE_HAVE_NEON)
 
 // Codes of x with a power of two per 32 k, times integers of a packed layout: exact in integers.
 static bool integers_support(const moei_kernel *kernel, const moei_ggemm_problem *problem,
@@ -104,7 +144,8 @@ static bool i16_supports(const moei_kernel *kernel, const moei_ggemm_problem *pr
     return integers_support(kernel, problem, true, why);
 }
 
-// Cycles, as those of product_cost: vpmaddubsw multiplies 32 codes, two of them or vpmaddwd 16.
+// Cycles, as those of product_cost: vpmaddubsw multiplies 32 codes, two of them or vpmaddwd 16;
+// sdot 16 where fmla multiplies 4.
 static double i8_cost(const moei_kernel *kernel, const moei_ggemm_problem *problem)
 {
     return product_cost(kernel, problem) / 3.0;

@@ -37,7 +37,8 @@ static inline int64_t moei_cpu_combine_tokens(const moek_combine_args *args)
     return moei_i64_min(args->tokens, valid);
 }
 
-/// The backend's `ceiling`: READ, F32, and as that of 8 bits that of integers.
+/// The backend's `ceiling`: READ, F32, BF16 where matrix units are, and as that of 8 bits that of
+/// integers.
 moe_status moei_cpu_ceiling(const moei_exec *exec, moei_ceiling which, double *per_second);
 
 #endif

@@ -14,4 +14,7 @@ moei_cpu_peak_fn moei_cpu_peak__ref, moei_cpu_peak__ref_fma, moei_cpu_peak__avx5
 /// The same with 8-bit integers.
 moei_cpu_peak_fn moei_cpu_peak_i8__avx2, moei_cpu_peak_i8__avx512_vnni;
 
+/// The same with bf16 matrices of `factor`; `term` is only added to the sum.
+moei_cpu_peak_fn moei_cpu_peak_bf16__amx;
+
 #endif

@@ -21,7 +21,10 @@
 // 64 weights of 16 bits, 3 of those of 4 bits. A packed layout would save that, and the copy that
 // rows of bf16 need which lie a multiple of 2 KiB apart; such weights could not be wrapped.
 //
+// Class amx_bf16: a chain each for the even and the odd k of 32, from w, subnormals flushed.
+//
 // Limits: one row, 16 bits: memory; one row, fewer bits: shuffles and conversions; many rows: FMA.
+#include "backends/cpu/avx/flush.h"
 #include "backends/cpu/avx/panel.h"
 
 // ---- activations -------------------------------------------------------------------------------
@@ -51,10 +54,10 @@ static void load_x(moe_dtype dtype, const uint8_t *row, int64_t k0, int64_t coun
 #define MOST_ACROSS (LANES == 16 ? 4 : 2) // vectors of a tile of six rows: 32 registers, or 16
 
 // `count` k of the chains of `rows` rows and LANES * `vectors` outputs: from +0, or on from where
-// they are. Both numbers are constants wherever this is called; with all loops over them unrolled,
-// the sums stay in registers.
+// they are. Every k counts, or every other one (`apart` 2). All three are constants wherever this
+// is called; with all loops over them unrolled, the sums stay in registers.
 __attribute__((always_inline)) static inline void chains(int64_t rows, int64_t vectors,
-                                                         const float *restrict x,
+                                                         int64_t apart, const float *restrict x,
                                                          const float *restrict w, int64_t count,
                                                          bool begin, float *restrict sum)
 {
@@ -66,7 +69,7 @@ __attribute__((always_inline)) static inline void chains(int64_t rows, int64_t v
             s[r][v] = begin ? V(setzero_ps)() : V(load_ps)(sum + r * NR + LANES * v);
         }
     }
-    for (int64_t k = 0; k < count; k++) {
+    for (int64_t k = 0; k < apart * count; k += apart) {
         vecf wk[NR / LANES];
         UNROLL
         for (int64_t v = 0; v < vectors; v++) {
@@ -92,14 +95,14 @@ __attribute__((always_inline)) static inline void chains(int64_t rows, int64_t v
 
 // The same for all outputs of a panel.
 __attribute__((always_inline)) static inline void
-chains_of(int64_t rows, int64_t vectors, const float *restrict x, const float *restrict w,
-          int64_t count, bool begin, int64_t width, float *restrict sum)
+chains_of(int64_t rows, int64_t vectors, int64_t apart, const float *restrict x,
+          const float *restrict w, int64_t count, bool begin, int64_t width, float *restrict sum)
 {
     for (int64_t n = 0; n < width; n += LANES * vectors) {
         if (begin) {
-            chains(rows, vectors, x, w + n, count, true, sum + n);
+            chains(rows, vectors, apart, x, w + n, count, true, sum + n);
         } else {
-            chains(rows, vectors, x, w + n, count, false, sum + n);
+            chains(rows, vectors, apart, x, w + n, count, false, sum + n);
         }
     }
 }
@@ -110,24 +113,23 @@ chains_of(int64_t rows, int64_t vectors, const float *restrict x, const float *r
 
 #define TILES(rows, most)                                                                          \
     case (rows)*NR + 64:                                                                           \
-        chains_of(rows, ACROSS(64, most), x, w, count, begin, 64, sum);                            \
+        chains_of(rows, ACROSS(64, most), apart, x, w, count, begin, 64, sum);                     \
         break;                                                                                     \
     case (rows)*NR + 32:                                                                           \
-        chains_of(rows, ACROSS(32, most), x, w, count, begin, 32, sum);                            \
+        chains_of(rows, ACROSS(32, most), apart, x, w, count, begin, 32, sum);                     \
         break;                                                                                     \
     case (rows)*NR + 16:                                                                           \
-        chains_of(rows, ACROSS(16, most), x, w, count, begin, 16, sum);                            \
+        chains_of(rows, ACROSS(16, most), apart, x, w, count, begin, 16, sum);                     \
         break;
 
-// Rows r .. r + rows - 1 of the panel over k .. k + count - 1 of its slice, which begins at k0 of
-// x. Eight chains at least hide an FMA's latency where there are as many.
-static void tile(panel *p, int64_t r, int64_t rows, int64_t k0, int64_t k, int64_t count,
-                 bool begin)
+// Rows whose x and sums begin at the addresses given. Eight chains at least hide an FMA's latency
+// where there are as many.
+__attribute__((always_inline)) static inline void tile_of(int64_t rows, int64_t width,
+                                                          int64_t apart, const float *restrict x,
+                                                          const float *restrict w, int64_t count,
+                                                          bool begin, float *restrict sum)
 {
-    const float *x = &p->x[r][k0 + k];
-    float *sum = p->sum[r];
-    const float *w = p->w[k];
-    switch (rows * NR + p->width) {
+    switch (rows * NR + width) {
         TILES(1, 8)
         TILES(2, 4)
         TILES(3, 4)
@@ -139,6 +141,14 @@ static void tile(panel *p, int64_t r, int64_t rows, int64_t k0, int64_t k, int64
     }
 }
 
+// Rows r .. r + rows - 1 of the panel over k .. k + count - 1 of its slice, which begins at k0 of
+// x.
+static void tile(panel *p, int64_t r, int64_t rows, int64_t k0, int64_t k, int64_t count,
+                 bool begin)
+{
+    tile_of(rows, p->width, 1, &p->x[r][k0 + k], p->w[k], count, begin, p->sum[r]);
+}
+
 // As many rows in every tile, but for one.
 static void all_rows(panel *p, int64_t rows, int64_t k0, int64_t k, int64_t count, bool begin)
 {
@@ -148,6 +158,53 @@ static void all_rows(panel *p, int64_t rows, int64_t k0, int64_t k, int64_t coun
         tile(p, r, rows * (t + 1) / tiles - r, k0, k, count, begin);
     }
 }
+
+// ---- class amx_bf16 ----------------------------------------------------------------------------
+
+#define PAIRS 16 // of k, whose products make a chain for each half
+
+// The even or the odd k of a block of the slice, from +0.
+static void half_tile(const panel *p, int64_t r, int64_t rows, int64_t k0, int64_t k,
+                      float (*sum)[NR])
+{
+    tile_of(rows, p->width, 2, &p->x[r][k0 + k], p->w[k], PAIRS, true, sum[r]);
+}
+
+// Sums of 32 k, even + odd, to `sum`; or added to acc.
+static void add_pairs(panel *p, int64_t rows, int64_t k0, int64_t k, bool add)
+{
+    const int64_t tiles = moei_i64_ceil_div(rows, 6);
+    const uint32_t modes = moei_cpu_flush_begin();
+    for (int64_t t = 0; t < tiles; t++) {
+        const int64_t r = rows * t / tiles;
+        const int64_t count = rows * (t + 1) / tiles - r;
+        half_tile(p, r, count, k0, k, p->sum);
+        half_tile(p, r, count, k0, k + 1, p->odd);
+    }
+    for (int64_t r = 0; r < rows; r++) {
+        for (int64_t n = 0; n < p->width; n += LANES) {
+            const vecf both = V(add_ps)(V(load_ps)(&p->sum[r][n]), V(load_ps)(&p->odd[r][n]));
+            if (add) {
+                V(store_ps)(&p->acc[r][n], V(add_ps)(V(load_ps)(&p->acc[r][n]), both));
+            } else {
+                V(store_ps)(&p->sum[r][n], both);
+            }
+        }
+    }
+    moei_cpu_flush_end(modes);
+}
+
+// Blocks are whole: what lies past K is 0, and its products count.
+static void pad_block(panel *p, int64_t rows, int64_t k0, int64_t count)
+{
+    const int64_t end = moei_i64_round_up(count, 2 * PAIRS);
+    for (int64_t r = 0; r < rows; r++) {
+        memset(&p->x[r][k0 + count], 0, (size_t)(end - count) * sizeof p->x[0][0]);
+    }
+    memset(p->w[count], 0, (size_t)(end - count) * sizeof p->w[0]);
+}
+
+// ---- from registers ----------------------------------------------------------------------------
 
 #define MOST_DIRECT 4 // rows
 #define HELD        4 // steps that make a line
@@ -298,16 +355,25 @@ static inline void add_sums(float *restrict acc, const float *restrict sum, bool
         const vecf s = V(load_ps)(sum + n);
         const vecf a = V(load_ps)(acc + n);
         const vecf scaled = V(mul_ps)(s, V(set1_ps)(x_scale));
-        V(store_ps)
-        (acc + n, fold ? V(fmadd_ps)(scaled, V(load_ps)(scale + n), a) : V(add_ps)(a, s));
+        const vecf to = fold ? V(fmadd_ps)(scaled, V(load_ps)(scale + n), a) : V(add_ps)(a, s);
+        V(store_ps)(acc + n, to);
     }
 }
 
-// Rows i0 .. i1 - 1 over the outputs of the panel. chunk: k of a chain; fold: a chunk's scales are
-// applied to its sum.
+// What becomes of the k of a chunk.
+typedef enum chunk_form {
+    PLAIN,  // a chain, which is added
+    FOLDED, // a chain, to which the chunk's scales are applied
+    PAIRED, // two chains, of class amx_bf16
+    PAIRED_FOLDED
+} chunk_form;
+
+// Rows i0 .. i1 - 1 over the outputs of the panel. chunk: k of a chain.
 static inline void block(panel *p, const moek_ggemm_args *a, int32_t e, int64_t i0, int64_t i1,
-                         int64_t n0, int64_t chunk, bool fold)
+                         int64_t n0, int64_t chunk, chunk_form form)
 {
+    const bool fold = form == FOLDED || form == PAIRED_FOLDED;
+    const bool paired = form == PAIRED || form == PAIRED_FOLDED;
     const moei_matrices *m = p->m;
     const int64_t rows = i1 - i0;
     const bool fold_w = fold && m->scales != NULL && m->block_k > 0;
@@ -319,7 +385,7 @@ static inline void block(panel *p, const moek_ggemm_args *a, int32_t e, int64_t 
         for (int64_t r = 0; r < rows; r++) {
             load_x(a->x.dtype, moei_x_at(a, e, i0 + r), k0, kc, p->x[r]);
         }
-        if (is_direct(p, rows, SLICE, length)) {
+        if (!paired && is_direct(p, rows, SLICE, length)) {
             bring_near(p, k0, kc);
         }
         if (fold_w) {
@@ -327,7 +393,7 @@ static inline void block(panel *p, const moek_ggemm_args *a, int32_t e, int64_t 
         }
         for (int64_t s = 0; s < kc; s += SLICE) {
             const int64_t sc = moei_i64_min(SLICE, kc - s);
-            const bool at_once = is_direct(p, rows, sc, length);
+            const bool at_once = !paired && is_direct(p, rows, sc, length);
             if (at_once) {
                 // below
             } else if (m->value_k_stride == 0) {
@@ -337,6 +403,18 @@ static inline void block(panel *p, const moek_ggemm_args *a, int32_t e, int64_t 
             }
             if (p->subtracts_zeros) {
                 subtract_zeros(p, e, n0, k0 + s, sc);
+            }
+            if (paired) {
+                pad_block(p, rows, s, sc);
+            }
+            for (int64_t k = 0; paired && k < sc; k += chunk) {
+                add_pairs(p, rows, s, k, !fold);
+                for (int64_t r = 0; fold && r < rows; r++) {
+                    add_sums(p->acc[r], p->sum[r], true, p->scale[(s + k) / chunk], 1.0f, p->width);
+                }
+            }
+            if (paired) {
+                continue;
             }
             for (int64_t k = 0; k < sc; k += length) {
                 const int64_t count = moei_i64_min(length, sc - k);
@@ -380,7 +458,7 @@ static void open_panel(panel *p, const moek_ggemm_args *a, int32_t e, int64_t n0
 }
 
 static inline void blocks(const moek_ggemm_args *a, int32_t e, int64_t i0, int64_t i1, int64_t n0,
-                          int64_t n1, int64_t chunk, bool fold)
+                          int64_t n1, int64_t chunk, chunk_form form)
 {
     panel p;
     const moei_matrices *m = &a->w;
@@ -407,28 +485,32 @@ static inline void blocks(const moek_ggemm_args *a, int32_t e, int64_t i0, int64
         open_panel(&p, a, e, n, moei_i64_min(n + p.width, n1));
         ask_for(&p, e, n + p.width, moei_i64_min(n + 2 * p.width, n1));
         for (int64_t i = i0; i < i1; i += MR) {
-            block(&p, a, e, i, moei_i64_min(i + MR, i1), n, chunk, fold);
+            block(&p, a, e, i, moei_i64_min(i + MR, i1), n, chunk, form);
         }
     }
 }
 
-#define CHAIN_KERNEL(name, chunk, fold)                                                            \
+#define CHAIN_KERNEL(name, chunk, form)                                                            \
     moek_ggemm_fn moek_ggemm_##name;                                                               \
     void moek_ggemm_##name(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1,         \
                            int64_t n0, int64_t n1)                                                 \
     {                                                                                              \
-        blocks(args, e, i0, i1, n0, n1, chunk, fold);                                              \
+        blocks(args, e, i0, i1, n0, n1, chunk, form);                                              \
     }
 #if LANES == 16
-CHAIN_KERNEL(any_any_any__avx512_c256, 256, false)
-CHAIN_KERNEL(any_any_any__avx512_b16, 16, true)
-CHAIN_KERNEL(any_any_any__avx512_b32, 32, true)
-CHAIN_KERNEL(any_any_any__avx512_b64, 64, true)
-CHAIN_KERNEL(any_any_any__avx512_b128, 128, true)
+CHAIN_KERNEL(any_any_any__avx512_c256, 256, PLAIN)
+CHAIN_KERNEL(any_any_any__avx512_b16, 16, FOLDED)
+CHAIN_KERNEL(any_any_any__avx512_b32, 32, FOLDED)
+CHAIN_KERNEL(any_any_any__avx512_b64, 64, FOLDED)
+CHAIN_KERNEL(any_any_any__avx512_b128, 128, FOLDED)
+CHAIN_KERNEL(any_any_any__avx512_amx, 32, PAIRED)
+CHAIN_KERNEL(any_any_any__avx512_amx_b32, 32, PAIRED_FOLDED)
 #else
-CHAIN_KERNEL(any_any_any__avx2_c256, 256, false)
-CHAIN_KERNEL(any_any_any__avx2_b16, 16, true)
-CHAIN_KERNEL(any_any_any__avx2_b32, 32, true)
-CHAIN_KERNEL(any_any_any__avx2_b64, 64, true)
-CHAIN_KERNEL(any_any_any__avx2_b128, 128, true)
+CHAIN_KERNEL(any_any_any__avx2_c256, 256, PLAIN)
+CHAIN_KERNEL(any_any_any__avx2_b16, 16, FOLDED)
+CHAIN_KERNEL(any_any_any__avx2_b32, 32, FOLDED)
+CHAIN_KERNEL(any_any_any__avx2_b64, 64, FOLDED)
+CHAIN_KERNEL(any_any_any__avx2_b128, 128, FOLDED)
+CHAIN_KERNEL(any_any_any__avx2_amx, 32, PAIRED)
+CHAIN_KERNEL(any_any_any__avx2_amx_b32, 32, PAIRED_FOLDED)
 #endif

@@ -35,6 +35,7 @@ struct panel {
     };
     _Alignas(64) float x[MR][CHUNK];
     _Alignas(64) float sum[MR][NR];
+    _Alignas(64) float odd[MR][NR]; // sums of odd k, where they are apart
     _Alignas(64) float acc[MR][NR];
     _Alignas(64) float scale[CHUNK / FINE][NR];
     _Alignas(64) uint8_t tail[GROUP][SLICE * sizeof(float)];

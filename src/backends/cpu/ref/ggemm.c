@@ -5,6 +5,9 @@
 // [CHUNK][NR] and x's rows to [MR][CHUNK]; then each row runs NR independent chains over the chunk
 // (or over each block that shares a scale), ascending, side by side along n. Two rows at a time
 // fill the FMA pipes (eight chains of eight lanes). Limit: the decode, which MR rows share.
+#include <float.h>
+#include <math.h>
+
 #include "backends/cpu/product.h"
 #include "backends/cpu/ref/lanes.h"
 #include "backends/cpu/ref/ref.h"
@@ -180,6 +183,99 @@ CHAIN_KERNEL(_b16, 16, true)
 CHAIN_KERNEL(_b32, 32, true)
 CHAIN_KERNEL(_b64, 64, true)
 CHAIN_KERNEL(_b128, 128, true)
+
+// ---- class amx_bf16 ----------------------------------------------------------------------------
+
+static float flush(float v)
+{
+    return fabsf(v) < FLT_MIN ? copysignf(0.0f, v) : v;
+}
+
+// a * b + c of flushed operands, flushed. What rounds up to the smallest normal number is one only
+// if it does so with the precision of normal ones.
+static float flushed_fma(float a, float b, float c)
+{
+    const float r = moei_fmaf(a, b, c);
+    if (fabsf(r) != FLT_MIN) {
+        return flush(r);
+    }
+    const bool a_small = fabsf(a) < fabsf(b); // and so far from overflow
+    const float up = moei_fmaf(a_small ? 0x1p64f * a : a, a_small ? b : 0x1p64f * b, 0x1p64f * c);
+    return fabsf(up) < 0x1p64f * FLT_MIN ? copysignf(0.0f, r) : r;
+}
+
+#define PAIRED 32 // k of two chains, of the even and of the odd ones
+
+// even + odd of PAIRED k, added or folded with a scale, which flushes nothing.
+static void add_paired(const float *x, float (*w)[NR], const float *scale, float *acc)
+{
+    for (int nn = 0; nn < NR; nn++) {
+        float sum[2] = {0.0f, 0.0f};
+        for (int64_t kk = 0; kk < PAIRED; kk++) {
+            sum[kk % 2] = flushed_fma(x[kk], w[kk][nn], sum[kk % 2]);
+        }
+        const float both = flush(sum[0] + sum[1]);
+        acc[nn] = scale != NULL ? moei_fmaf(both, scale[nn], acc[nn]) : flush(acc[nn] + both);
+    }
+}
+
+static void flush_all(float *v, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) {
+        v[i] = flush(v[i]);
+    }
+}
+
+static inline void block_amx(const moek_ggemm_args *a, int32_t e, int64_t i0, int64_t i1,
+                             int64_t n0, int64_t n1, bool fold)
+{
+    tile t;
+    float scale[CHUNK / PAIRED][NR];
+    const int64_t rows = i1 - i0;
+    memset(t.acc, 0, (size_t)rows * sizeof t.acc[0]);
+    for (int64_t k0 = 0; k0 < a->w.k; k0 += CHUNK) {
+        const int64_t kc = moei_i64_min(CHUNK, a->w.k - k0);
+        memset(t.w, 0, sizeof t.w); // blocks are whole: past K there are zeros
+        memset(t.x, 0, (size_t)rows * sizeof t.x[0]);
+        decode_weights(&a->w, e, n0, n1, k0, kc, t.w);
+        flush_all(t.w[0], CHUNK * NR);
+        for (int64_t k = 0; fold && k < kc; k += PAIRED) {
+            for (int nn = 0; nn < NR; nn++) {
+                scale[k / PAIRED][nn] =
+                    nn < n1 - n0 ? moei_cpu_weight_scale(&a->w, e, n0 + nn, k0 + k) : 1.0f;
+            }
+        }
+        for (int64_t r = 0; r < rows; r++) {
+            moei_load_f32(a->x.dtype, moei_x_at(a, e, i0 + r), k0, kc, t.x[r]);
+            flush_all(t.x[r], CHUNK);
+            for (int64_t k = 0; k < kc; k += PAIRED) {
+                add_paired(&t.x[r][k], &t.w[k], fold ? scale[k / PAIRED] : NULL, t.acc[r]);
+            }
+        }
+    }
+    moei_cpu_columns columns;
+    moei_cpu_load_columns(&a->w, e, n0, n1, &columns);
+    for (int64_t r = 0; r < rows; r++) {
+        moei_cpu_finish(a, &columns, e, i0 + r, n0, n1, t.acc[r]);
+    }
+}
+
+#define PAIRED_KERNEL(suffix, fold)                                                                \
+    moek_ggemm_fn MOEI_REF2(moek_ggemm_any_any_any, suffix);                                       \
+    void MOEI_REF2(moek_ggemm_any_any_any, suffix)(const moek_ggemm_args *args, int32_t e,         \
+                                                   int64_t i0, int64_t i1, int64_t n0, int64_t n1) \
+    {                                                                                              \
+        for (int64_t i = i0; i < i1; i += MR) {                                                    \
+            for (int64_t n = n0; n < n1; n += NR) {                                                \
+                block_amx(args, e, i, moei_i64_min(i + MR, i1), n, moei_i64_min(n + NR, n1),       \
+                          fold);                                                                   \
+            }                                                                                      \
+        }                                                                                          \
+    }
+PAIRED_KERNEL(_amx, false)
+PAIRED_KERNEL(_amx_b32, true)
+
+// ---- class i32 ---------------------------------------------------------------------------------
 
 // Codes of both operands are integers of at most 8 bits: a chunk's sum is exact in f32 (256 *
 // 128 * 255 < 2^23), and the chunks add up in 64-bit integers.

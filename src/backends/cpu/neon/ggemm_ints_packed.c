@@ -1,0 +1,444 @@
+// SPDX-License-Identifier: Apache-2.0
+// ggemm with NEON of codes times codes: x of i8b32 or i16b32 with packed weights of integers, or of
+// e2m1, counted in halves. Integer instructions give the bits of the portable rows: in the chain of
+// a block of 32 k every sum is a multiple of 1/2 below 2^24 (docs/numerics.md), so no step of it
+// rounds, and any order of exact operations ends in the same float. After it come the portable
+// row's own steps, acc = fma(sum * s_x, s_w, acc).
+//
+// A vector holds four outputs x 4 k of bytes, as packed.h lays them, and sdot adds their products
+// with 4 k of x, a lane of a vector of 16 k: one instruction for 16 products. Everything is a
+// signed byte:
+//
+//   e2m1    2 w by a table; the scale of x is halved
+//   uint4   as it is; the zero point times the sum of x is subtracted at the end of the block
+//   int8    as it is
+//   uint8   w - 128; the zero point less 128 likewise
+//   x int8  as it is
+//   x int16 256 high + low + 128, low = (x mod 256) - 128: two digits, whatever x, and 128 times
+//           the sum of w, which is counted once for all rows
+//
+// This source is compiled twice: with sdot (DOTPROD, Armv8.2), and without, where two widening
+// products and three pairwise additions stand for it.
+//
+// A tile is up to 4 rows x 16 outputs (8 for 3 and 4 rows of int16): at most 16 sums, 4 to 8
+// vectors of x, and weights that are decoded as they come. Limits: one row: memory; many: sdot, of
+// which decoding adds half an instruction to each of a row, e2m1 one.
+#include <arm_neon.h>
+
+#include "backends/cpu/packed_ints.h"
+#include "backends/cpu/packed_walk.h"
+
+#if defined(__ARM_FEATURE_DOTPROD)
+#define NAME(x, variant) moek_ggemm_any_##x##_packed__neon_dotprod_##variant
+#else
+#define NAME(x, variant) moek_ggemm_any_##x##_packed__neon_##variant
+#endif
+
+#define PANEL  MOEI_CPU_PANEL
+#define STRIP  MOEI_CPU_STRIP
+#define RECORD MOEI_CPU_RECORD
+#define HALVES 2 // of a record, 16 k each: they may have scales of their own
+#define HALF   (RECORD / HALVES)
+#define LANES  4
+#define TILE   4          // rows
+#define MR     32         // rows that share prepared x
+#define SIDE   4          // panels whose sums are kept at once
+#define X_ROOM (80 << 10) // bytes of prepared x
+
+// Loops over what is constant wherever it is called; sums then stay in registers.
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 8")
+#endif
+
+/// 32 k of a row. With weights of 4 bits, k lie in the order of their nibbles (packed.h).
+typedef struct cell {
+    int8_t digit[2][RECORD]; // int8 and low digits; high digits
+    int32_t sum[HALVES];     // of x: of either half, if they have scales of their own; else of both
+    float scale;
+    int32_t unused;
+} cell;
+
+typedef enum codes { E2M1, UINT4, INT8, UINT8, NUM_CODES } codes;
+
+typedef struct job {
+    _Alignas(64) cell x[X_ROOM / sizeof(cell)]; // [record][row] of the chunk
+    _Alignas(64) float acc[SIDE][MR][PANEL];
+    _Alignas(64) float scale[HALVES][PANEL];  // of the group
+    _Alignas(64) int32_t zero[HALVES][PANEL]; // zero points of the group
+    moei_cpu_columns columns;
+    moei_cpu_packed p;
+    moek_ggemm_args args; // moei_cpu_packed_args
+    const uint8_t *expert;
+    int32_t e;
+    codes kind;          // of the weights
+    bool int16;          // codes of x
+    bool halves;         // of a record have scales of their own
+    bool rounds;         // a zero point of the group is above MOEI_CPU_ZERO_TOP
+    int64_t first, last; // strips of the panel that are wanted
+    int64_t sets;        // folds of this record: 1, or 2 with halves
+} job;
+
+// ---- x -----------------------------------------------------------------------------------------
+
+// Bytes of 16 k in the order in which 4-bit codes lie: low nibbles, then high ones, 8 k at a time.
+static inline int8x16_t in_order(const job *j, int8x16_t v)
+{
+    static const uint8_t order[16] = {0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15};
+    return j->kind <= UINT4 ? vqtbl1q_s8(v, vld1q_u8(order)) : v;
+}
+
+static void fill_cell(const job *j, const uint8_t *from, cell *c)
+{
+    for (int h = 0; h < HALVES; h++) {
+        if (!j->int16) {
+            const int8x16_t v = vld1q_s8((const int8_t *)from + h * HALF);
+            vst1q_s8(c->digit[0] + h * HALF, in_order(j, v));
+            c->sum[h] = vaddlvq_s8(v);
+            continue;
+        }
+        const uint8x16x2_t bytes = vld2q_u8(from + 2 * h * HALF); // low, high
+        const int8x16_t low = vreinterpretq_s8_u8(veorq_u8(bytes.val[0], vdupq_n_u8(0x80)));
+        const int8x16_t high = vreinterpretq_s8_u8(bytes.val[1]);
+        vst1q_s8(c->digit[0] + h * HALF, in_order(j, low));
+        vst1q_s8(c->digit[1] + h * HALF, in_order(j, high));
+        c->sum[h] = 256 * vaddlvq_s8(high) + vaddlvq_s8(low) + 128 * HALF;
+    }
+    if (!j->halves) {
+        c->sum[0] += c->sum[1];
+    }
+}
+
+// Records r0 .. r1 - 1 of rows i0 .. i1 - 1.
+static void prepare(job *j, int64_t i0, int64_t i1, int64_t r0, int64_t r1)
+{
+    const moek_ggemm_args *a = &j->args;
+    const int64_t bytes = j->int16 ? 2 * RECORD : RECORD;
+    const int64_t row_bytes = a->w.k * bytes / RECORD;
+    const float part = j->kind == E2M1 ? 0.5f : 1.0f;
+    for (int64_t i = i0; i < i1; i++) {
+        const uint8_t *row = moei_x_at(a, j->e, i);
+        moei_cpu_x_scales scales = moei_cpu_x_scales_of(a, j->e, i, r0 * RECORD);
+        cell *to = j->x + (i - i0);
+        for (int64_t r = r0; r < r1; r++, to += i1 - i0) {
+            uint8_t tail[2 * RECORD] = {0};
+            const uint8_t *from = row + r * bytes;
+            if ((r + 1) * bytes > row_bytes) {
+                memcpy(tail, from, (size_t)(row_bytes - r * bytes));
+                from = tail;
+            }
+            fill_cell(j, from, to);
+            to->scale = moei_cpu_x_scales_next(&scales) * part;
+        }
+    }
+}
+
+// ---- folds -------------------------------------------------------------------------------------
+
+#if defined(__ARM_FEATURE_DOTPROD)
+#define DOT(sum, w, x, lane) vdotq_laneq_s32(sum, w, x, lane)
+#else
+// Four products of bytes to each lane. A pair of them may be 2^15, too much for 16 bits.
+static inline int32x4_t dot(int32x4_t sum, int8x16_t w, int8x16_t x)
+{
+    const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(x)));
+    const int32x4_t high = vpaddlq_s16(vmull_high_s8(w, x));
+    return vaddq_s32(sum, vpaddq_s32(low, high));
+}
+
+#define DOT(sum, w, x, lane)                                                                       \
+    dot(sum, w, vreinterpretq_s8_s32(vdupq_laneq_s32(vreinterpretq_s32_s8(x), lane)))
+#endif
+
+// Outputs 4 v .. 4 v + 3 of a strip x the 4 k of half h that meet lane `lane` of 16 k of x.
+static inline int8x16_t weights(codes kind, const uint8_t *strip, int64_t h, int64_t lane,
+                                int64_t v)
+{
+    static const int8_t table[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+    if (kind == INT8 || kind == UINT8) {
+        const uint8x16_t bytes = vld1q_u8(strip + (4 * h + lane) * 64 + 16 * v);
+        return vreinterpretq_s8_u8(kind == INT8 ? bytes : veorq_u8(bytes, vdupq_n_u8(0x80)));
+    }
+    const uint8x16_t both = vld1q_u8(strip + (2 * h + lane / 2) * 64 + 16 * v);
+    const uint8x16_t nibbles = lane % 2 == 0 ? vandq_u8(both, vdupq_n_u8(15)) : vshrq_n_u8(both, 4);
+    return kind == E2M1 ? vqtbl1q_s8(vld1q_s8(table), nibbles) : vreinterpretq_s8_u8(nibbles);
+}
+
+#define STEP_OF(lane)                                                                              \
+    do {                                                                                           \
+        UNROLL                                                                                     \
+        for (int64_t v = 0; v < vectors; v++) {                                                    \
+            const int8x16_t w = weights(kind, strip, h, lane, v0 + v);                             \
+            if (digits == 2) {                                                                     \
+                ones[v] = DOT(ones[v], w, vdupq_n_s8(1), lane);                                    \
+            }                                                                                      \
+            UNROLL                                                                                 \
+            for (int64_t r = 0; r < rows; r++) {                                                   \
+                UNROLL                                                                             \
+                for (int64_t d = 0; d < digits; d++) {                                             \
+                    sum[r][d][v] = DOT(sum[r][d][v], w, xh[r][d], lane);                           \
+                }                                                                                  \
+            }                                                                                      \
+        }                                                                                          \
+    } while (0)
+
+// acc = fma(sum * s_x, s_w, acc) of four outputs.
+static inline void fold_one(int32x4_t sum, float x_scale, const float *scale, float *acc)
+{
+    const float32x4_t scaled = vmulq_n_f32(vcvtq_f32_s32(sum), x_scale);
+    vst1q_f32(acc, vfmaq_f32(vld1q_f32(acc), scaled, vld1q_f32(scale)));
+}
+
+// A record into the sums of a tile. Rows, digits of x and the kind are constant wherever this is
+// called.
+__attribute__((always_inline)) static inline void fold(const job *j, int64_t rows, int64_t digits,
+                                                       codes kind, const uint8_t *record,
+                                                       const cell *x, float (*acc)[PANEL])
+{
+    const int64_t vectors = rows * digits <= 4 ? 4 : 2;
+    const int64_t strip_bytes = STRIP * (kind <= UINT4 ? RECORD / 2 : RECORD);
+    for (int64_t at = j->first * 4; at < j->last * 4; at += vectors) { // vectors of the panel
+        const uint8_t *strip = record + at / 4 * strip_bytes;
+        const int64_t v0 = at % 4;
+        int32x4_t sum[TILE][2][4];
+        int32x4_t ones[4];
+        UNROLL
+        for (int64_t h = 0; h < HALVES; h++) {
+            int8x16_t xh[TILE][2];
+            if (h == j->sets && j->halves) {
+                break;
+            }
+            UNROLL
+            for (int64_t v = 0; v < vectors; v++) {
+                if (h > 0 && !j->halves) {
+                    break;
+                }
+                ones[v] = vdupq_n_s32(0);
+                UNROLL
+                for (int64_t r = 0; r < rows; r++) {
+                    sum[r][0][v] = vdupq_n_s32(0);
+                    sum[r][1][v] = vdupq_n_s32(0);
+                }
+            }
+            UNROLL
+            for (int64_t r = 0; r < rows; r++) {
+                UNROLL
+                for (int64_t d = 0; d < digits; d++) {
+                    xh[r][d] = vld1q_s8(x[r].digit[d] + h * HALF);
+                }
+            }
+            STEP_OF(0);
+            STEP_OF(1);
+            STEP_OF(2);
+            STEP_OF(3);
+            if (h == 0 && !j->halves) {
+                continue;
+            }
+            const int64_t set = j->halves ? h : 0;
+            UNROLL
+            for (int64_t v = 0; v < vectors; v++) {
+                const int64_t n = LANES * (at + v);
+                UNROLL
+                for (int64_t r = 0; r < rows; r++) {
+                    int32x4_t total = sum[r][0][v];
+                    if (digits == 2) {
+                        total = vaddq_s32(total, vshlq_n_s32(sum[r][1][v], 8));
+                        total = vaddq_s32(total, vshlq_n_s32(ones[v], 7));
+                    }
+                    if (kind == UINT4 || kind == UINT8) {
+                        total = vmlsq_n_s32(total, vld1q_s32(&j->zero[set][n]), x[r].sum[set]);
+                    }
+                    fold_one(total, x[r].scale, &j->scale[set][n], &acc[r][n]);
+                }
+            }
+        }
+    }
+}
+
+typedef void fold_fn(const job *j, const uint8_t *record, const cell *x, float (*acc)[PANEL]);
+
+#define FOLD_FN(rows, digits, kind)                                                                \
+    static void fold_##rows##_##digits##_##kind(const job *j, const uint8_t *record,               \
+                                                const cell *x, float(*acc)[PANEL])                 \
+    {                                                                                              \
+        fold(j, rows, digits, kind, record, x, acc);                                               \
+    }
+#define FOLD_FNS(digits, kind)                                                                     \
+    FOLD_FN(1, digits, kind)                                                                       \
+    FOLD_FN(2, digits, kind)                                                                       \
+    FOLD_FN(3, digits, kind)                                                                       \
+    FOLD_FN(4, digits, kind)
+#define FOLD_NAMES(digits, kind)                                                                   \
+    {                                                                                              \
+        fold_1_##digits##_##kind, fold_2_##digits##_##kind, fold_3_##digits##_##kind,              \
+            fold_4_##digits##_##kind                                                               \
+    }
+FOLD_FNS(1, E2M1)
+FOLD_FNS(1, UINT4)
+FOLD_FNS(1, INT8)
+FOLD_FNS(1, UINT8)
+FOLD_FNS(2, E2M1)
+FOLD_FNS(2, UINT4)
+static fold_fn *const folds8[NUM_CODES][TILE] = {FOLD_NAMES(1, E2M1), FOLD_NAMES(1, UINT4),
+                                                 FOLD_NAMES(1, INT8), FOLD_NAMES(1, UINT8)};
+static fold_fn *const folds16[][TILE] = {FOLD_NAMES(2, E2M1), FOLD_NAMES(2, UINT4)};
+
+// ---- records -----------------------------------------------------------------------------------
+
+// What is subtracted from the codes as they are multiplied, and whether sums may round.
+static void load_zeros(job *j, const uint8_t *zeros, int64_t width)
+{
+    const int32_t shift = j->kind == UINT8 ? 128 : 0;
+    uint8_t top = 0;
+    for (int64_t s = 0; s < j->p.sets; s++) {
+        for (int64_t n = 0; n < width; n++) {
+            const uint8_t zero = zeros[s * width + n];
+            j->zero[s][n] = zero - shift;
+            top = zero > top ? zero : top;
+        }
+    }
+    j->rounds = j->int16 && top > MOEI_CPU_ZERO_TOP;
+}
+
+static void load_head(job *j, const uint8_t *head, int64_t width)
+{
+    const int64_t scales = width * j->p.scale;
+    for (int64_t s = 0; s < j->p.sets; s++) {
+        moei_load_f32(j->args.w.scale_dtype, head + s * scales, 0, width, j->scale[s]);
+    }
+    if (j->p.head > j->p.sets * j->p.scale) {
+        load_zeros(j, head + j->p.sets * scales, width);
+    }
+}
+
+// Records r0 .. r1 - 1 of a panel into the sums of rows i0 .. i1 - 1.
+static void run_records(job *j, int64_t panel, int64_t i0, int64_t i1, int64_t r0, int64_t r1,
+                        float (*acc)[PANEL])
+{
+    fold_fn *const *fns = j->int16 ? folds16[j->kind] : folds8[j->kind];
+    const int64_t rows = i1 - i0;
+    const int64_t tiles = moei_i64_ceil_div(rows, TILE);
+    const cell *x = j->x;
+    const uint8_t *loaded = NULL; // the head whose scales are there
+    moei_cpu_walk walk;
+    const uint8_t *head = moei_cpu_walk_to(&walk, &j->p, j->expert, panel, r0);
+    for (int64_t r = r0; r < r1; r++, x += rows) {
+        const uint8_t *record = moei_cpu_walk_on(&walk, &head);
+        moei_cpu_ask_ahead(record, walk.width * walk.record);
+        if (head != loaded) {
+            load_head(j, head, walk.width);
+            loaded = head;
+        }
+        j->sets = j->halves && j->args.w.k - r * RECORD > HALF ? HALVES : 1;
+        if (j->rounds) {
+            moei_cpu_chain_record(&j->args, j->e, i0, i1, record, r, j->halves ? HALF : RECORD,
+                                  j->first * STRIP, j->last * STRIP, j->zero, j->scale, acc);
+            continue;
+        }
+        for (int64_t t = 0; t < tiles; t++) { // as many rows in every tile, but for one
+            const int64_t from = rows * t / tiles;
+            fns[rows * (t + 1) / tiles - from - 1](j, record, x + from, acc + from);
+        }
+    }
+}
+
+// ---- products ----------------------------------------------------------------------------------
+
+static void want_strips(job *j, int64_t panel, int64_t n0, int64_t n1)
+{
+    j->first = moei_i64_max(n0 - panel * PANEL, 0) / STRIP;
+    j->last = moei_i64_ceil_div(moei_i64_min(n1 - panel * PANEL, PANEL), STRIP);
+}
+
+static void finish_panel(job *j, int64_t panel, int64_t i0, int64_t i1, int64_t n0, int64_t n1,
+                         float (*acc)[PANEL])
+{
+    const int64_t from = moei_i64_max(n0, panel * PANEL);
+    const int64_t to = moei_i64_min(n1, (panel + 1) * PANEL);
+    moei_cpu_load_columns(&j->args.w, j->e, from, to, &j->columns);
+    for (int64_t i = i0; i < i1; i++) {
+        moei_cpu_finish(&j->args, &j->columns, j->e, i, from, to,
+                        &acc[i - i0][from - panel * PANEL]);
+    }
+}
+
+static void run_rows(job *j, int64_t i0, int64_t i1, int64_t n0, int64_t n1)
+{
+    const int64_t rows = i1 - i0;
+    const int64_t chunk =
+        moei_i64_min((int64_t)(X_ROOM / sizeof(cell)) / rows, j->p.records); // of x at once
+    const int64_t end = moei_i64_ceil_div(n1, PANEL);
+    int64_t prepared = -1;
+    for (int64_t panel0 = n0 / PANEL; panel0 < end; panel0 += SIDE) {
+        const int64_t panel1 = moei_i64_min(panel0 + SIDE, end);
+        for (int64_t panel = panel0; panel < panel1; panel++) {
+            memset(j->acc[panel - panel0], 0, (size_t)rows * sizeof j->acc[0][0]);
+        }
+        for (int64_t r = 0; r < j->p.records; r += chunk) {
+            const int64_t r1 = moei_i64_min(r + chunk, j->p.records);
+            if (prepared != r) {
+                prepare(j, i0, i1, r, r1);
+                prepared = r;
+            }
+            for (int64_t panel = panel0; panel < panel1; panel++) {
+                want_strips(j, panel, n0, n1);
+                run_records(j, panel, i0, i1, r, r1, j->acc[panel - panel0]);
+            }
+        }
+        for (int64_t panel = panel0; panel < panel1; panel++) {
+            finish_panel(j, panel, i0, i1, n0, n1, j->acc[panel - panel0]);
+        }
+    }
+}
+
+static codes kind_of(moe_dtype elem)
+{
+    switch (elem) {
+    case MOE_E2M1:
+        return E2M1;
+    case MOE_UINT4:
+        return UINT4;
+    case MOE_I8:
+        return INT8;
+    default:
+        return UINT8;
+    }
+}
+
+static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, int64_t n0,
+                int64_t n1, bool halves)
+{
+    job j;
+    const moei_format_info *format = args->w.format;
+    j.p = moei_cpu_packed_of(&args->w);
+    j.args = moei_cpu_packed_args(args, &j.p, e);
+    j.expert = args->w.values + (int64_t)e * args->w.value_e_stride;
+    j.e = e;
+    j.kind = kind_of(format->elem);
+    j.int16 = args->x.dtype == MOE_I16;
+    j.halves = halves;
+    j.rounds = false;
+    for (int64_t s = 0; s < HALVES; s++) {
+        for (int64_t n = 0; n < PANEL; n++) {
+            j.scale[s][n] = 1.0f;
+            j.zero[s][n] = format->zero_point - (j.kind == UINT8 ? 128 : 0);
+        }
+    }
+    const int64_t blocks = moei_i64_ceil_div(i1 - i0, MR);
+    for (int64_t b = 0; b < blocks; b++) {
+        run_rows(&j, i0 + (i1 - i0) * b / blocks, i0 + (i1 - i0) * (b + 1) / blocks, n0, n1);
+    }
+}
+
+#define INTS_KERNEL(x, variant, halves)                                                            \
+    moek_ggemm_fn NAME(x, variant);                                                                \
+    void NAME(x, variant)(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1,          \
+                          int64_t n0, int64_t n1)                                                  \
+    {                                                                                              \
+        run(args, e, i0, i1, n0, n1, halves);                                                      \
+    }
+INTS_KERNEL(i8, b16, true)
+INTS_KERNEL(i8, b32, false)
+INTS_KERNEL(i16, b16, true)
+INTS_KERNEL(i16, b32, false)
