@@ -64,6 +64,9 @@ moe_context *cli_context(const char *threads, const char *device, int *code);
 /// Prints the last message on stderr; the exit code of a status.
 int cli_failed(moe_status status);
 
+/// "12.34 MB", of a number of bytes.
+const char *cli_size_text(uint64_t bytes, char text[32]);
+
 /// Prints a string as JSON, quotes included, or with what is not printable ASCII escaped.
 void cli_json_text(const char *bytes, size_t size);
 void cli_json_string(const char *text);
@@ -92,9 +95,14 @@ char *cli_read_file(const char *path, size_t most, size_t *size);
 /// Whether colours may go to this stream: a terminal, and NO_COLOR is not set.
 bool cli_colour(FILE *stream);
 
+/// Whether a file begins as packed ones do; what `moe inspect` says of one.
+bool cli_is_packed(const char *path);
+int cli_inspect_packed(const char *path, uint32_t flags, bool json);
+
 int cmd_info(int argc, char **argv);
 int cmd_explain(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
+int cmd_pack(int argc, char **argv);
 int cmd_run(int argc, char **argv);
 int cmd_check(int argc, char **argv);
 int cmd_bench(int argc, char **argv);

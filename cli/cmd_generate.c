@@ -293,6 +293,8 @@ static bool parse(int argc, char **argv, struct generation *g, const char **posi
                                   {"threads", &given->threads, NULL},
                                   {"activation", &given->activation, NULL},
                                   {"no-mmap", NULL, &given->no_mmap},
+                                  {"weights", &given->weights, NULL},
+                                  {"packed", &given->packed, NULL},
                                   {"json", NULL, &g->json},
                                   {"heat-map", NULL, &g->heat_map},
                                   {NULL, NULL, NULL}};

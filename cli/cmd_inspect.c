@@ -37,19 +37,6 @@ static uint64_t bytes_of(const moe_tensor *t)
     return bits / 8;
 }
 
-static const char *size_text(uint64_t bytes, char text[32])
-{
-    static const char *const units[] = {"B", "kB", "MB", "GB", "TB"};
-    double value = (double)bytes;
-    size_t unit = 0;
-    while (value >= 1000.0 && unit + 1 < sizeof units / sizeof units[0]) {
-        value /= 1000.0;
-        unit++;
-    }
-    (void)snprintf(text, 32, unit == 0 ? "%.0f %s" : "%.2f %s", value, units[unit]);
-    return text;
-}
-
 static void add_stats(moe_tensor_stats *to, const moe_tensor_stats *from)
 {
     to->count += from->count;
@@ -161,8 +148,8 @@ static void print_summary(const struct summary *s, bool json, bool first)
     }
     (void)printf("%s\n", s->text);
     (void)printf("%12s experts %s, shared %s, router %s%s\n", "bytes",
-                 size_text(s->experts, text[0]), size_text(s->shared, text[1]),
-                 size_text(s->router, text[2]), s->first == s->last ? "" : " in all");
+                 cli_size_text(s->experts, text[0]), cli_size_text(s->shared, text[1]),
+                 cli_size_text(s->router, text[2]), s->first == s->last ? "" : " in all");
 }
 
 // Adds a layer to the run of equal ones before it, or prints that run and begins another.
@@ -279,9 +266,9 @@ static int inspect_model(const cli_model *model, bool json)
         (void)printf("layers      %d with experts, %d dense, %d that cannot be read\n", (int)t.moe,
                      (int)t.dense, (int)t.failed);
         (void)printf("bytes       experts %s, shared %s, router %s, other %s, total %s\n",
-                     size_text(t.experts, text[0]), size_text(t.shared, text[1]),
-                     size_text(t.router, text[2]), size_text(rest, text[3]),
-                     size_text(all, text[4]));
+                     cli_size_text(t.experts, text[0]), cli_size_text(t.shared, text[1]),
+                     cli_size_text(t.router, text[2]), cli_size_text(rest, text[3]),
+                     cli_size_text(all, text[4]));
         print_sanity("scales", &t.scales);
         print_sanity("floats", &t.values);
     }
@@ -350,6 +337,9 @@ int cmd_inspect(int argc, char **argv)
         code = inspect_model(&model, json);
         cli_model_close(&model);
         return code;
+    }
+    if (cli_is_packed(path)) {
+        return cli_inspect_packed(path, flags, json);
     }
     moe_checkpoint *checkpoint = NULL;
     const moe_status status = moe_checkpoint_open(path, flags, &checkpoint);

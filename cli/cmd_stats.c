@@ -41,6 +41,8 @@ int cmd_stats(int argc, char **argv)
                                   {"device", &given.device, NULL},
                                   {"threads", &given.threads, NULL},
                                   {"no-mmap", NULL, &given.no_mmap},
+                                  {"weights", &given.weights, NULL},
+                                  {"packed", &given.packed, NULL},
                                   {"activation", &given.activation, NULL},
                                   {NULL, NULL, NULL}};
     if (!cli_parse(argc, argv, options, &dir, 1, &count)) {

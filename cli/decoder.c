@@ -23,22 +23,53 @@ static int open_tokenizer(const char *dir, moem_tokenizer **out)
     return status == MOE_OK ? CLI_OK : cli_failed(status);
 }
 
-int cli_decoder_open(const char *dir, const cli_decoder_options *options, cli_decoder *out)
+static bool settle_placing(const cli_decoder_options *options, moem_placing *out)
 {
-    moem_options o = {0};
+    static const char *const names[] = {"auto", "packed", "mapped"};
+    *out = MOEM_PLACE_AUTO;
+    if (options->weights == NULL) {
+        return true;
+    }
+    if (options->packed != NULL) {
+        (void)fprintf(stderr, "moe: give --weights or --packed, not both\n");
+        return false;
+    }
+    for (int i = 0; i < 3; i++) {
+        if (strcmp(options->weights, names[i]) == 0) {
+            *out = (moem_placing)i;
+            return true;
+        }
+    }
+    (void)fprintf(stderr, "moe: --weights \"%s\" is not one of auto, packed, mapped\n",
+                  options->weights);
+    return false;
+}
+
+int cli_decoder_settle(const cli_decoder_options *options, moem_options *out)
+{
     int64_t threads = 0;
-    if (options->device != NULL && !cli_device(options->device, &o.device)) {
+    *out = (moem_options){.packed = options->packed};
+    if (options->device != NULL && !cli_device(options->device, &out->device)) {
         return CLI_USAGE;
     }
     if (options->threads != NULL && !cli_number("--threads", options->threads, 1, 1024, &threads)) {
         return CLI_USAGE;
     }
-    o.fixed_point = options->activation == NULL;
-    if (!o.fixed_point && !cli_quantiser("--activation", options->activation, &o.act)) {
+    out->fixed_point = options->activation == NULL;
+    if (!out->fixed_point && !cli_quantiser("--activation", options->activation, &out->act)) {
         return CLI_USAGE;
     }
-    o.threads = (int32_t)threads;
-    o.file_flags = options->no_mmap ? MOE_FILE_NO_MMAP : MOE_FILE_DEFAULT;
+    out->threads = (int32_t)threads;
+    out->file_flags = options->no_mmap ? MOE_FILE_NO_MMAP : MOE_FILE_DEFAULT;
+    return settle_placing(options, &out->placing) ? CLI_OK : CLI_USAGE;
+}
+
+int cli_decoder_open(const char *dir, const cli_decoder_options *options, cli_decoder *out)
+{
+    moem_options o;
+    if (cli_decoder_settle(options, &o) != CLI_OK) {
+        return CLI_USAGE;
+    }
     memset(out, 0, sizeof *out);
     moe_status status = moem_model_open(dir, &o, &out->model);
     int code = status == MOE_OK ? CLI_OK : cli_failed(status);
@@ -84,6 +115,7 @@ void cli_decoder_describe(const char *dir, const cli_decoder_options *options, c
                   moe_context_num_threads(moem_model_context(m->model)),
                   strcmp(device, "cpu") != 0 ? ", experts on " : "",
                   strcmp(device, "cpu") != 0 ? device : "");
+    (void)fprintf(stderr, "weights %s\n", moem_model_placing(m->model));
 }
 
 int cli_encode(const cli_decoder *m, const char *label, const char *text, size_t size,

@@ -9,7 +9,7 @@
 
 /// What such commands share on their command lines; NULL: not given.
 typedef struct cli_decoder_options {
-    const char *device, *threads, *activation;
+    const char *device, *threads, *activation, *weights, *packed;
     bool no_mmap;
 } cli_decoder_options;
 
@@ -17,6 +17,10 @@ typedef struct cli_decoder {
     moem_model *model;
     moem_tokenizer *tokenizer;
 } cli_decoder;
+
+/// How such commands open a model, from what they share. Returns an exit code, CLI_OK or CLI_USAGE
+/// after one line on stderr.
+int cli_decoder_settle(const cli_decoder_options *options, moem_options *out);
 
 /// Returns an exit code, CLI_OK when open; one line on stderr otherwise.
 int cli_decoder_open(const char *dir, const cli_decoder_options *options, cli_decoder *out);

@@ -20,7 +20,12 @@ static const struct {
      "    which kernel runs each step, and why the others do not"},
     {"inspect", cmd_inspect,
      "moe inspect DIR|FILE [--no-mmap] [--json]\n"
-     "    what a checkpoint holds, whether its numbers are sane, what a plan would run"},
+     "    what a checkpoint holds, whether its numbers are sane, what a plan would run; what a "
+     "packed\n"
+     "    file holds, whether its checksums are right"},
+    {"pack", cmd_pack,
+     "moe pack DIR [--out FILE] [--activation A] [--device D] [--threads N] [--no-mmap] [--json]\n"
+     "    packs the experts as the kernels want them, for --packed of generate and stats"},
     {"run", cmd_run,
      "moe run DIR --layer N --input X.safetensors[:NAME] --output Y.safetensors [--logits NAME | "
      "--ids NAME --weights NAME]\n"
@@ -44,12 +49,14 @@ static const struct {
      "    how long a layer takes, beside what the device can do at most"},
     {"generate", cmd_generate,
      "moe generate DIR PROMPT... [--max-tokens N] [--temperature T] [--top-p P] [--seed N]\n"
-     "             [--activation A] [--device D] [--threads N] [--no-mmap] [--heat-map] [--json]\n"
+     "             [--activation A] [--device D] [--threads N] [--weights auto|packed|mapped | "
+     "--packed FILE]\n"
+     "             [--no-mmap] [--heat-map] [--json]\n"
      "    writes on from each prompt (\"-\": standard input), all of them as one batch"},
     {"stats", cmd_stats,
-     "moe stats DIR --text FILE [--window N] [--activation A] [--device D] [--threads N] "
-     "[--no-mmap]\n"
-     "          [--csv | --svg | --json]\n"
+     "moe stats DIR --text FILE [--window N] [--activation A] [--device D] [--threads N]\n"
+     "          [--weights auto|packed|mapped | --packed FILE] [--no-mmap] [--csv | --svg | "
+     "--json]\n"
      "    which experts a text calls, layer by layer, and how evenly"},
 };
 #define NUM_COMMANDS (sizeof commands / sizeof commands[0])

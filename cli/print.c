@@ -43,3 +43,16 @@ bool cli_colour(FILE *stream)
     const char *off = getenv("NO_COLOR");
     return (off == NULL || off[0] == '\0') && isatty(fileno(stream));
 }
+
+const char *cli_size_text(uint64_t bytes, char text[32])
+{
+    static const char *const units[] = {"B", "kB", "MB", "GB", "TB"};
+    double value = (double)bytes;
+    size_t unit = 0;
+    while (value >= 1000.0 && unit + 1 < sizeof units / sizeof units[0]) {
+        value /= 1000.0;
+        unit++;
+    }
+    (void)snprintf(text, 32, unit == 0 ? "%.0f %s" : "%.2f %s", value, units[unit]);
+    return text;
+}

@@ -27,6 +27,8 @@ struct moem_model {
     moe_context *device; ///< of the experts; NULL: they run on ctx
     moe_thread_pool pool;
     moe_checkpoint *checkpoint;
+    moe_packed *packed;           ///< NULL: none
+    char placing[160];            ///< where the experts' weights lie, and why
     moe_tensor embedding, output; ///< [vocab, hidden]
     float *norm;                  ///< [hidden]
     float *frequencies;           ///< [head_dim / 2]

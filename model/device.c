@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
+#define _DEFAULT_SOURCE
 #include "model/device.h"
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "model/check.h"
 #include "model/decoder.h"
 
-#define ALIGN 256 // what moe_memory_alloc gives, tensors and workspace alike
+#define ALIGN     256 // what moe_memory_alloc gives, tensors and workspace alike
+#define HUGE_PAGE ((size_t)2 << 20)
 
 // The views of moe_run_args in their order: what a run reads, then from `out` on what it writes.
 #define VIEW(name) ((offsetof(moe_run_args, name) - offsetof(moe_run_args, x)) / sizeof(moe_tensor))
@@ -89,20 +92,77 @@ moe_status moem_device_open(const moe_context *host, moe_device_type device, moe
     return moe_context_create(&desc, out);
 }
 
-moe_status moem_weights_load(const moe_context *device, const moe_checkpoint_layer *layer,
+// Weights are read end to end, so pages as large as can be save lookups of addresses. Where the
+// system has none to give, small ones do.
+static void *allocate_weights(size_t bytes, size_t align)
+{
+    void *memory = moem_allocate(bytes, bytes >= HUGE_PAGE ? HUGE_PAGE : align);
+    if (memory != NULL && bytes >= HUGE_PAGE) {
+        (void)madvise(memory, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+    }
+    return memory;
+}
+
+static moe_status take_memory(const moe_context *device, size_t align, moem_weights *out)
+{
+    out->device = device;
+    if (device != NULL) {
+        return moe_memory_alloc(device, out->bytes, &out->memory);
+    }
+    out->memory = allocate_weights(out->bytes, align);
+    MOEM_REQUIRE(out->memory != NULL, MOE_E_NO_MEMORY, "no memory for %zu bytes of weights",
+                 out->bytes);
+    return MOE_OK;
+}
+
+moe_status moem_weights_pack(const moe_context *device, const moe_checkpoint_layer *layer,
                              const moe_plan *plan, moem_weights *out)
 {
     size_t align = 0;
-    out->device = device;
     MOEM_TRY(moe_checkpoint_layer_bytes(layer, plan, &out->bytes, &align));
-    if (out->bytes > 0 && device != NULL) {
-        MOEM_TRY(moe_memory_alloc(device, out->bytes, &out->memory));
-    } else if (out->bytes > 0) {
-        out->memory = moem_allocate(out->bytes, align);
-        MOEM_REQUIRE(out->memory != NULL, MOE_E_NO_MEMORY, "no memory for %zu bytes of weights",
-                     out->bytes);
-    }
+    MOEM_TRY(take_memory(device, align, out));
     return moe_checkpoint_layer_load(layer, plan, out->memory, out->bytes, &out->weights);
+}
+
+moe_status moem_weights_map(const moe_checkpoint_layer *layer, const moe_plan *plan,
+                            moem_weights *out)
+{
+    return moe_checkpoint_layer_load(layer, plan, NULL, 0, &out->weights);
+}
+
+moe_status moem_weights_load(const moe_context *device, const moe_checkpoint_layer *layer,
+                             const moe_plan *plan, moem_weights *out)
+{
+    int wraps = 0;
+    MOEM_TRY(moe_checkpoint_layer_wraps(layer, plan, &wraps));
+    return wraps != 0 ? moem_weights_map(layer, plan, out)
+                      : moem_weights_pack(device, layer, plan, out);
+}
+
+static moe_status find_part(const moe_packed *packed, int32_t layer, moe_packed_part *out)
+{
+    for (size_t i = 0; i < moe_packed_count(packed); i++) {
+        MOEM_TRY(moe_packed_part_at(packed, i, out));
+        if (out->layer == layer) {
+            return MOE_OK;
+        }
+    }
+    return moe_packed_verify(packed, layer); // says that it is not there
+}
+
+moe_status moem_weights_adopt(const moe_context *device, const moe_packed *packed, int32_t layer,
+                              const moe_plan *plan, moem_weights *out)
+{
+    moe_packed_part part;
+    if (device == NULL || moe_context_host_memory(device) != 0) {
+        return moe_packed_adopt(packed, layer, plan, &out->weights);
+    }
+    MOEM_TRY(moe_packed_verify(packed, layer));
+    MOEM_TRY(find_part(packed, layer, &part));
+    out->bytes = part.bytes;
+    MOEM_TRY(take_memory(device, ALIGN, out));
+    MOEM_TRY(moe_memory_copy(device, out->memory, part.data, part.bytes, MOE_COPY_TO_DEVICE, NULL));
+    return moe_weights_adopt(plan, out->memory, part.bytes, part.layout, &out->weights);
 }
 
 void moem_weights_free(moem_weights *w)

@@ -16,16 +16,36 @@ moe_status moem_device_open(const moe_context *host, moe_device_type device, moe
 typedef struct moem_weights {
     moe_weights *weights;
     const moe_context *device; ///< whose memory it is; NULL: the host's
-    void *memory;              ///< NULL where the tensors are used where they lie in the file
+    void *memory;              ///< NULL where they lie in a file
     size_t bytes;
 } moem_weights;
 
-/// @param[in]  device  of the plan; NULL: the CPU, where nothing is copied but what must be packed
+/// Packs a layer into memory of the plan's device; on the host in huge pages, where the system has
+/// them.
+/// @param[in]  device  of the plan; NULL: the CPU
 /// @param[out] out     to be freed, also after a failure; before the plan, the layer, the context
-/// Errors: those of moe_checkpoint_layer_load and moe_memory_alloc.
+/// Errors: those of moe_checkpoint_layer_bytes, moe_checkpoint_layer_load and moe_memory_alloc.
+moe_status moem_weights_pack(const moe_context *device, const moe_checkpoint_layer *layer,
+                             const moe_plan *plan, moem_weights *out);
+
+/// Uses a layer where it lies in the checkpoint. Errors: those of moe_checkpoint_layer_load.
+moe_status moem_weights_map(const moe_checkpoint_layer *layer, const moe_plan *plan,
+                            moem_weights *out);
+
+/// Takes a layer of a packed file: where it lies, or as a copy on a device with memory of its own.
+/// Errors: those of moe_packed_adopt and moe_memory_alloc.
+moe_status moem_weights_adopt(const moe_context *device, const moe_packed *packed, int32_t layer,
+                              const moe_plan *plan, moem_weights *out);
+
+/// Where they lie if they can, else packed.
 moe_status moem_weights_load(const moe_context *device, const moe_checkpoint_layer *layer,
                              const moe_plan *plan, moem_weights *out);
 void moem_weights_free(moem_weights *weights);
+
+/// Bytes that this process may still take without pushing others out: what /proc/meminfo calls
+/// available, and what the process's cgroup (version 2) has left, the pages of files that it holds
+/// counted as free. UINT64_MAX where neither is known.
+uint64_t moem_memory_available(void);
 
 /// Room on a device for one run at a time: its tensors and its workspace. Start from {0}.
 typedef struct moem_room {

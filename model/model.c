@@ -11,6 +11,8 @@
 
 #include "model/decoder.h"
 
+#define DEFAULT_BATCH 512
+
 double moem_now(void)
 {
     struct timespec t;
@@ -121,16 +123,18 @@ static bool has_4_bits(moe_format format)
            format == MOE_FORMAT_INT4_GROUP;
 }
 
-static void set_activations(const moem_model *m, const moem_options *options, moe_layer_desc *desc)
+void moem_experts_desc(const moem_options *options, bool on_cpu, moe_layer_desc *desc)
 {
-    const bool chooses = options->fixed_point && options->act.spec == MOE_QUANT_NONE &&
-                         m->device == NULL && has_4_bits(desc->gemm[0].weight_format) &&
+    const bool chooses = options->fixed_point && options->act.spec == MOE_QUANT_NONE && on_cpu &&
+                         has_4_bits(desc->gemm[0].weight_format) &&
                          has_4_bits(desc->gemm[1].weight_format);
     const moe_quant_desc fixed = {.spec = MOE_QUANT_I16B32};
     desc->gemm[0].act = desc->gemm[1].act = chooses ? fixed : options->act;
+    desc->x_dtype = MOE_F32;
+    desc->max_tokens = options->max_batch > 0 ? options->max_batch : DEFAULT_BATCH;
 }
 
-static moe_status open_experts(moem_model *m, int64_t layer, const char *config, size_t size,
+static moe_status plan_experts(moem_model *m, int64_t layer, const char *config, size_t size,
                                const moem_options *options, moem_layer *l)
 {
     moe_layer_desc desc = moe_layer_desc_default();
@@ -146,19 +150,24 @@ static moe_status open_experts(moem_model *m, int64_t layer, const char *config,
     }
     l->router.weight = router.weight;
     l->router.bias = router.bias;
-    desc.x_dtype = MOE_F32;
-    desc.max_tokens = m->max_batch;
-    set_activations(m, options, &desc);
+    moem_experts_desc(options, m->device == NULL, &desc);
     m->experts = desc.num_experts;
     m->top_k = desc.top_k;
     status = moe_plan_create(m->device != NULL ? m->device : m->ctx, &desc, &l->plan);
-    status = status ? status : moem_weights_load(m->device, l->source, l->plan, &l->weights);
     status = status ? status : moe_plan_workspace(l->plan, m->max_batch, &bytes, &align);
     if (status == MOE_OK) {
         m->workspace_bytes = bytes > m->workspace_bytes ? bytes : m->workspace_bytes;
         m->workspace_align = align > m->workspace_align ? align : m->workspace_align;
     }
     return status;
+}
+
+// Heads the last message.
+static moe_status name_layer(moe_status status, int64_t layer)
+{
+    char why[512];
+    (void)snprintf(why, sizeof why, "%s", moe_last_error());
+    return moe_fail(status, "layer %" PRId64 ": %s", layer, why);
 }
 
 static moe_status open_tensors(moem_model *m, const char *config, size_t size,
@@ -173,12 +182,124 @@ static moe_status open_tensors(moem_model *m, const char *config, size_t size,
     status = status ? status : vector(m, "model.norm.weight", c->hidden, &m->norm);
     for (int64_t i = 0; status == MOE_OK && i < c->layers; i++) {
         status = open_attention(m, i, &m->layers[i]);
-        status = status ? status : open_experts(m, i, config, size, options, &m->layers[i]);
+        status = status ? status : plan_experts(m, i, config, size, options, &m->layers[i]);
         if (status != MOE_OK) {
-            char why[512];
-            (void)snprintf(why, sizeof why, "%s", moe_last_error());
-            return moe_fail(status, "layer %" PRId64 ": %s", i, why);
+            return name_layer(status, i);
         }
+    }
+    return status;
+}
+
+// ---- where the experts' weights lie ------------------------------------------------------------
+
+// Whether a kernel of the plan reads a packed layout; "rows" are canonical.
+static moe_status reads_packed(const moe_plan *plan, bool *out)
+{
+    size_t size = 0;
+    moe_status status = moe_weights_layout(plan, NULL, 0, &size);
+    char *text = status == MOE_OK ? malloc(size + 1) : NULL;
+    if (status == MOE_OK && text == NULL) {
+        return moe_fail(MOE_E_NO_MEMORY, "no memory for %zu bytes", size + 1);
+    }
+    status = status ? status : moe_weights_layout(plan, text, size + 1, NULL);
+    *out = status == MOE_OK && strstr(text, ".layout=packed-") != NULL;
+    free(text);
+    return status;
+}
+
+/// What is known of the layers before any of them is loaded.
+struct weighing {
+    uint64_t bytes; // of all, packed
+    bool wraps;     // each can be used in the file
+    bool packed;    // a kernel reads a packed layout
+};
+
+// Whether layers can be used in the file is asked only where it matters: it takes a look at all
+// scales.
+static moe_status weigh(const moem_model *m, moem_placing placing, struct weighing *out)
+{
+    *out = (struct weighing){.wraps = placing == MOEM_PLACE_AUTO && m->device == NULL};
+    for (int64_t i = 0; i < m->config.layers; i++) {
+        const moem_layer *l = &m->layers[i];
+        size_t bytes = 0;
+        size_t align = 0;
+        int wraps = 0;
+        bool packed = false;
+        moe_status status = moe_checkpoint_layer_bytes(l->source, l->plan, &bytes, &align);
+        if (status == MOE_OK && out->wraps) {
+            status = moe_checkpoint_layer_wraps(l->source, l->plan, &wraps);
+        }
+        status = status ? status : reads_packed(l->plan, &packed);
+        if (status != MOE_OK) {
+            return name_layer(status, i);
+        }
+        out->bytes += bytes;
+        out->wraps = out->wraps && wraps != 0;
+        out->packed = out->packed || packed;
+    }
+    return MOE_OK;
+}
+
+#define MEGABYTES(bytes) ((double)(bytes) / 1e6)
+
+// True: packed in memory. A tenth of what is free is left to others.
+static bool choose(moem_model *m, moem_placing placing, const struct weighing *w)
+{
+    const uint64_t free_bytes = moem_memory_available();
+    const bool fits = w->bytes <= free_bytes / 10 * 9;
+    const char *const verb = m->device != NULL ? "on the device" : "in memory";
+    if (placing == MOEM_PLACE_MAPPED) {
+        (void)snprintf(m->placing, sizeof m->placing, "in the checkpoint's file, as asked");
+        return false;
+    }
+    if (placing == MOEM_PLACE_PACKED || m->device != NULL) {
+        (void)snprintf(m->placing, sizeof m->placing, "%.1f MB %s%s", MEGABYTES(w->bytes), verb,
+                       placing == MOEM_PLACE_PACKED ? ", packed as asked" : "");
+        return true;
+    }
+    if (!w->wraps) {
+        (void)snprintf(m->placing, sizeof m->placing,
+                       "%.1f MB in memory, packed: they cannot be used in the checkpoint's file",
+                       MEGABYTES(w->bytes));
+        return true;
+    }
+    if (!w->packed) {
+        (void)snprintf(m->placing, sizeof m->placing,
+                       "in the checkpoint's file, as the kernels read them");
+        return false;
+    }
+    (void)snprintf(m->placing, sizeof m->placing, "%s: packed they take %.1f MB, %.1f MB are free",
+                   fits ? "in memory" : "in the checkpoint's file", MEGABYTES(w->bytes),
+                   MEGABYTES(free_bytes));
+    return fits;
+}
+
+static moe_status load_packed_file(moem_model *m, const char *path, uint32_t flags)
+{
+    moe_status status = moe_packed_open(path, m->checkpoint, flags, &m->packed);
+    for (int64_t i = 0; status == MOE_OK && i < m->config.layers; i++) {
+        moem_layer *l = &m->layers[i];
+        status = moem_weights_adopt(m->device, m->packed, (int32_t)i, l->plan, &l->weights);
+        status = status ? name_layer(status, i) : status;
+    }
+    (void)snprintf(m->placing, sizeof m->placing, "%s the packed file",
+                   m->device != NULL ? "on the device, copied from" : "in the pages of");
+    return status;
+}
+
+static moe_status load_experts(moem_model *m, const moem_options *options)
+{
+    struct weighing w;
+    if (options->packed != NULL) {
+        return load_packed_file(m, options->packed, options->file_flags);
+    }
+    moe_status status = weigh(m, options->placing, &w);
+    const bool packs = status == MOE_OK && choose(m, options->placing, &w);
+    for (int64_t i = 0; status == MOE_OK && i < m->config.layers; i++) {
+        moem_layer *l = &m->layers[i];
+        status = packs ? moem_weights_pack(m->device, l->source, l->plan, &l->weights)
+                       : moem_weights_map(l->source, l->plan, &l->weights);
+        status = status ? name_layer(status, i) : status;
     }
     return status;
 }
@@ -195,11 +316,16 @@ moe_status moem_model_open(const char *dir, const moem_options *options, moem_mo
                         "moem_model_open: max_batch = %" PRId64 ", must be at least 0",
                         options->max_batch);
     }
+    if (options->packed != NULL && options->placing != MOEM_PLACE_AUTO) {
+        return moe_fail(MOE_E_ARGUMENT,
+                        "moem_model_open: a packed file, and placing = %d, must be 0 with one",
+                        (int)options->placing);
+    }
     moem_model *m = calloc(1, sizeof *m);
     if (m == NULL) {
         return moe_fail(MOE_E_NO_MEMORY, "%s: no memory for the model", dir);
     }
-    m->max_batch = options->max_batch > 0 ? options->max_batch : 512;
+    m->max_batch = options->max_batch > 0 ? options->max_batch : DEFAULT_BATCH;
     desc.num_threads = options->threads;
     desc.isa = options->isa;
     moe_status status = moem_config_read(dir, &m->config, &config, &size);
@@ -218,6 +344,7 @@ moe_status moem_model_open(const char *dir, const moem_options *options, moem_mo
                      ? open_tensors(m, config, size, options)
                      : moe_fail(MOE_E_NO_MEMORY, "%s: no memory for the layers", dir);
     }
+    status = status ? status : load_experts(m, options);
     free(config);
     if (status != MOE_OK) {
         moem_model_close(m);
@@ -243,6 +370,7 @@ void moem_model_close(moem_model *m)
         free(l->sinks);
     }
     free(m->layers);
+    moe_packed_close(m->packed);
     free(m->norm);
     free(m->frequencies);
     moe_checkpoint_close(m->checkpoint);
@@ -279,6 +407,11 @@ int32_t moem_model_top_k(const moem_model *model)
 const char *moem_model_dialect(const moem_model *model)
 {
     return moe_checkpoint_layer_dialect(model->layers[0].source);
+}
+
+const char *moem_model_placing(const moem_model *model)
+{
+    return model->placing;
 }
 
 const moe_plan *moem_model_plan(const moem_model *model, int64_t layer)

@@ -48,6 +48,17 @@ moe_status moem_config_parse(const char *text, size_t size, const char *label, m
 /// Source: Su et al., RoFormer, 2021; Peng et al., YaRN, 2023, §3.2.
 void moem_rope_frequencies(const moem_config *config, float *out);
 
+/// Where the weights of the experts lie. The bits are the same.
+typedef enum moem_placing {
+    /// As the kernels want them, in memory, where it suffices for all layers; else in the
+    /// checkpoint's file where they can be used there. Kernels that read canonical rows gain
+    /// nothing
+    /// by a copy: for them in the file if they can.
+    MOEM_PLACE_AUTO,
+    MOEM_PLACE_PACKED, ///< as the kernels want them, in memory
+    MOEM_PLACE_MAPPED  ///< in the checkpoint's file; UNSUPPORTED where they cannot
+} moem_placing;
+
 /// How to open a model; zero is a sensible value for every field.
 typedef struct moem_options {
     /// Where the experts run; attention, norms, router and sampling stay on the CPU. A device with
@@ -63,14 +74,21 @@ typedef struct moem_options {
     /// Integer products of these are fast, and their bits are the same on every CPU; weights are
     /// repacked for them, which takes memory of their size.
     bool fixed_point;
+    moem_placing placing;
+    const char *packed; ///< a file of moe_packed_write of this model; NULL: none. placing is AUTO
 } moem_options;
+
+/// The rest of the descriptor of a layer's experts, which has the checkpoint's part, as the decoder
+/// runs it. A file for moem_options.packed is packed with plans of it.
+/// @param[in] on_cpu  false: the plan is of another device
+void moem_experts_desc(const moem_options *options, bool on_cpu, moe_layer_desc *desc);
 
 typedef struct moem_model moem_model;
 
-/// Opens a checkpoint folder. On the CPU expert weights are used where the file lies mapped;
-/// nothing is copied but what a chosen kernel must repack. Errors: those of moe_context_create
-/// (UNSUPPORTED: no such device here, with the reason), moe_checkpoint_open, moem_config_read,
-/// moe_plan_create and moe_memory_alloc; NOT_FOUND and SHAPE name the tensor.
+/// Opens a checkpoint folder. Errors: those of moe_context_create (UNSUPPORTED: no such device
+/// here, with the reason), moe_checkpoint_open, moem_config_read, moe_plan_create, moe_packed_open,
+/// moe_packed_adopt and moe_memory_alloc; ARGUMENT (placing and packed); NOT_FOUND and SHAPE name
+/// the tensor.
 moe_status moem_model_open(const char *dir, const moem_options *options, moem_model **out);
 void moem_model_close(moem_model *model);
 const moem_config *moem_model_config(const moem_model *model);
@@ -79,6 +97,7 @@ int64_t moem_model_max_batch(const moem_model *model);
 int32_t moem_model_experts(const moem_model *model); ///< routed experts of a layer
 int32_t moem_model_top_k(const moem_model *model);
 const char *moem_model_dialect(const moem_model *model); ///< of the expert weights
+const char *moem_model_placing(const moem_model *model); ///< where the weights lie, and why
 const moe_plan *moem_model_plan(const moem_model *model, int64_t layer);
 
 /// Sequences with their keys and values. One thread at a time.

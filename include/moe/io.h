@@ -139,7 +139,7 @@ MOE_API moe_status moe_layer_desc_from_semantics(const char *json, size_t size,
 /// names, packings, and whether a scale multiplies or divides are rows of src/io/dialects.def
 /// (docs/checkpoints.md). Everything about its tensors is checked at open. Immutable; any number of
 /// threads may use it. The checkpoint must outlive it.
-///   moe_checkpoint_layer_open -> _desc -> moe_plan_create -> _bytes, _load -> moe_run
+///   moe_checkpoint_layer_open -> _desc -> moe_plan_create -> _wraps or _bytes, _load -> moe_run
 typedef struct moe_checkpoint_layer moe_checkpoint_layer;
 
 /// One past the largest number N of a tensor named ...layers.N...., 0 where there is none. Parts of
@@ -227,22 +227,33 @@ MOE_API moe_status moe_checkpoint_layer_visit(const moe_checkpoint_layer *layer,
                                               int (*visit)(void *self, const moe_layer_tensor *t),
                                               void *self);
 
-/// Memory that moe_checkpoint_layer_load needs; 0 bytes where the tensors can be used where they
-/// lie (stacked experts in the library's own arrangement, a plan whose kernels read it and whose
-/// device has no memory of its own).
+/// Memory of the layer's packed weights, for moe_checkpoint_layer_load: moe_weights_bytes of the
+/// plan, once the plan has been found to be of this layer.
 /// @param[in] plan  of this layer's descriptor
-/// Errors: SHAPE (the plan is of another layer; both values), VALUE, OVERFLOW. Since 0.1.
+/// Errors: ARGUMENT, SHAPE (the plan is of another layer; both values), NOT_FOUND (the quantiser
+/// needs a scale that the checkpoint lacks), VALUE, OVERFLOW. Since 0.1.
 MOE_API moe_status moe_checkpoint_layer_bytes(const moe_checkpoint_layer *layer,
                                               const moe_plan *plan, size_t *bytes, size_t *align);
 
+/// Whether the tensors can be used where they lie, without memory (moe_checkpoint_layer_load with
+/// NULL): stacked experts in the library's own arrangement, a plan whose classes have rows that
+/// read it, a device without memory of its own. Packed weights may be faster; the bits are the
+/// same.
+/// @param[out] wraps  1, or 0 with the reason in moe_last_error
+/// Errors: those of moe_checkpoint_layer_bytes; VALUE (a scale that is not finite), NO_MEMORY.
+/// Since 0.1.
+MOE_API moe_status moe_checkpoint_layer_wraps(const moe_checkpoint_layer *layer,
+                                              const moe_plan *plan, int *wraps);
+
 /// Makes the layer's weights for moe_run. With `memory` (of the plan's device), packs expert by
-/// expert, with scratch of at most one expert beside it; with NULL, wraps the tensors where they
+/// expert on the threads of the plan's context (a device's memory: on one), each with scratch of at
+/// most one expert; with NULL, wraps the tensors where they
 /// lie, and the layer and its checkpoint must outlive the weights. Divisors become multipliers by
 /// one f32 division. Activation quantisers with a given scale take it from the checkpoint: the
 /// largest input scale of all experts (NVFP4: the least global).
 /// @param[out] out  untouched on failure; release with moe_weights_destroy
 /// Errors: those of _bytes, of moe_weights_create and moe_weights_pack (memory) or moe_weights_wrap
-/// (none); NOT_FOUND (the quantiser needs a scale that the checkpoint lacks). Since 0.1.
+/// (none). Since 0.1.
 MOE_API moe_status moe_checkpoint_layer_load(const moe_checkpoint_layer *layer,
                                              const moe_plan *plan, void *memory, size_t bytes,
                                              moe_weights **out);
@@ -258,6 +269,8 @@ MOE_API moe_status moe_checkpoint_layer_load(const moe_checkpoint_layer *layer,
 ///   moe_packed_open -> moe_packed_adopt -> moe_run      at every start
 typedef struct moe_packed moe_packed;
 
+#define MOE_PACKED_MAGIC "moe-pack" ///< the first bytes of such a file
+
 /// A layer to write: of the checkpoint, and a plan of its descriptor.
 typedef struct moe_packed_entry {
     int32_t layer;
@@ -267,9 +280,9 @@ typedef struct moe_packed_entry {
 
 /// Packs layers and writes them, as moe_file_write: `path` is the old file or the whole new one
 /// whatever happens. Each layer is packed where it lies in the file, which is mapped: besides the
-/// file's pages, which the system writes out as it likes, it takes the scratch of one expert, as
-/// moe_checkpoint_layer_load (on a device with memory of its own, also the layer there). The same
-/// arguments give the same bytes.
+/// file's pages, which the system writes out as it likes, it takes the scratch of one expert a
+/// thread, as moe_checkpoint_layer_load (on a device with memory of its own, also the layer there).
+/// The same arguments give the same bytes.
 /// @param[in] entries  in ascending order of layers; layers of `checkpoint`
 /// @param[in] done     called after each entry with its index; may be NULL
 /// Errors: ARGUMENT, those of moe_weights_layout and moe_checkpoint_layer_load; LIMIT, OVERFLOW, IO

@@ -117,7 +117,7 @@ static moe_status put_layout(const moe_plan *plan, const char *call, moei_text *
     moe_weights w;
     memset(&w, 0, sizeof w);
     const size_t bytes = moei_weights_place(plan, NULL, &w);
-    moei_put(t, "version=%d backend=%s bytes=%zu", LAYOUT_VERSION, plan->ctx->backend->name, bytes);
+    moei_put(t, "version=%d backend=%s", LAYOUT_VERSION, plan->ctx->backend->name);
     for (int g = 0; g < 2; g++) {
         MOE_TRY(
             put_stack(plan, &plan->routed, g, &w.gemm[g], g == 0 ? "gate_up" : "down", call, t));
@@ -140,6 +140,7 @@ static moe_status put_layout(const moe_plan *plan, const char *call, moei_text *
     if (plan->desc.output_bias != 0) {
         moei_put(t, " output_bias=f32:%" PRId64, plan->desc.hidden);
     }
+    moei_put(t, " bytes=%zu", bytes); // last: what differs has been named
     return MOE_OK;
 }
 

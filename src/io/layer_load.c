@@ -392,7 +392,7 @@ static void fill_linears(const moe_checkpoint_layer *layer, moe_weights_source *
     out->output_bias = layer->output_bias;
 }
 
-// UNSUPPORTED, ALIGNMENT and, from a plan on a device, ARGUMENT mean: pack.
+// UNSUPPORTED, ALIGNMENT and, from a plan on a device, ARGUMENT mean: give memory.
 static moe_status wrap(const moe_checkpoint_layer *layer, const moe_plan *plan, const char *call,
                        const struct act_scales *scales, moe_weights **out)
 {
@@ -416,30 +416,37 @@ static moe_status wrap(const moe_checkpoint_layer *layer, const moe_plan *plan, 
     return moe_weights_wrap(plan, &source, out);
 }
 
-static bool must_pack(moe_status status)
-{
-    return status == MOE_E_UNSUPPORTED || status == MOE_E_ALIGNMENT || status == MOE_E_ARGUMENT;
-}
-
 moe_status moe_checkpoint_layer_bytes(const moe_checkpoint_layer *layer, const moe_plan *plan,
                                       size_t *bytes, size_t *align)
 {
     const char *call = "moe_checkpoint_layer_bytes";
     moe_layer_desc d;
     struct act_scales scales;
-    moe_weights *weights = NULL;
     MOE_REQUIRE(layer != NULL && plan != NULL && bytes != NULL && align != NULL, MOE_E_ARGUMENT,
                 "%s: an argument is NULL", call);
     MOE_TRY(check_plan(layer, plan, call, &d));
     MOE_TRY(find_act_scales(layer, call, &d, &scales));
+    return moe_weights_bytes(plan, bytes, align);
+}
+
+moe_status moe_checkpoint_layer_wraps(const moe_checkpoint_layer *layer, const moe_plan *plan,
+                                      int *wraps)
+{
+    const char *call = "moe_checkpoint_layer_wraps";
+    moe_layer_desc d;
+    struct act_scales scales;
+    moe_weights *weights = NULL;
+    MOE_REQUIRE(layer != NULL && plan != NULL && wraps != NULL, MOE_E_ARGUMENT,
+                "%s: an argument is NULL", call);
+    MOE_TRY(check_plan(layer, plan, call, &d));
+    MOE_TRY(find_act_scales(layer, call, &d, &scales));
     const moe_status status = wrap(layer, plan, call, &scales, &weights);
-    if (must_pack(status)) {
-        return moe_weights_bytes(plan, bytes, align);
-    }
-    MOE_TRY(status);
     moe_weights_destroy(weights);
-    *bytes = 0;
-    *align = 1;
+    if (status != MOE_OK && status != MOE_E_UNSUPPORTED && status != MOE_E_ALIGNMENT &&
+        status != MOE_E_ARGUMENT) {
+        return status;
+    }
+    *wraps = status == MOE_OK ? 1 : 0;
     return MOE_OK;
 }
 
@@ -459,37 +466,118 @@ static moe_status pack_expert(const moe_checkpoint_layer *layer, const char *cal
     return weights == NULL ? MOE_OK : moe_weights_pack(weights, shared ? 0 : expert, &source);
 }
 
-static moe_status pack_all(const moe_checkpoint_layer *layer, const char *call,
-                           const struct act_scales *scales, moe_weights *weights)
+// Several shared experts come as one source: all of them or none.
+static int32_t shared_index(const moe_checkpoint_layer *layer)
+{
+    return layer->shared.count > 1 ? -1 : 0;
+}
+
+/// One task's share of the experts, each `step` after the one before, with scratch of its own.
+struct share {
+    struct scratch scratch;
+    moe_status status; // of expert `failed`, with its message
+    int32_t failed;
+    char message[512];
+};
+
+/// The experts of a layer in shares.
+struct sharing {
+    const moe_checkpoint_layer *layer;
+    const char *call;
+    const struct act_scales *scales;
+    moe_weights *weights;
+    struct share *shares;
+    size_t step; // number of shares
+};
+
+static void pack_share(void *arg, size_t i)
+{
+    const struct sharing *s = arg;
+    struct share *own = &s->shares[i];
+    for (size_t e = i; e < (size_t)s->layer->routed.count && own->status == MOE_OK; e += s->step) {
+        own->failed = (int32_t)e;
+        own->status =
+            pack_expert(s->layer, s->call, false, (int32_t)e, s->scales, &own->scratch, s->weights);
+    }
+    if (own->status != MOE_OK) { // said on this thread
+        (void)snprintf(own->message, sizeof own->message, "%s", moe_last_error());
+    }
+}
+
+// Of the shares that failed, the one with the first expert.
+static moe_status first_failure(const struct sharing *s)
+{
+    const struct share *first = NULL;
+    for (size_t i = 0; i < s->step; i++) {
+        const struct share *own = &s->shares[i];
+        if (own->status != MOE_OK && (first == NULL || own->failed < first->failed)) {
+            first = own;
+        }
+    }
+    return first == NULL ? MOE_OK : moe_fail(first->status, "%s", first->message);
+}
+
+// Experts go to the threads of the plan's context; a device's memory is filled by one thread.
+static moe_status pack_routed(const struct sharing *s, const moe_plan *plan)
+{
+    const moe_thread_pool pool = moe_context_pool(moe_plan_context(plan));
+    if (s->step == 1) {
+        pack_share((void *)(uintptr_t)s, 0);
+    } else {
+        pool.parallel_for(pool.self, s->step, pack_share, (void *)(uintptr_t)s);
+    }
+    return first_failure(s);
+}
+
+static size_t count_shares(const moe_checkpoint_layer *layer, const moe_plan *plan)
+{
+    const moe_context *ctx = moe_plan_context(plan);
+    const size_t experts = (size_t)layer->routed.count;
+    const size_t threads =
+        moe_context_host_memory(ctx) != 0 ? (size_t)moe_context_num_threads(ctx) : 1;
+    return experts < threads ? experts : threads;
+}
+
+static moe_status pack_rest(const struct sharing *s)
+{
+    moe_weights_source rest = moe_weights_source_default();
+    if (s->layer->shared.count > 0) {
+        MOE_TRY(pack_expert(s->layer, s->call, true, shared_index(s->layer), s->scales,
+                            &s->shares[0].scratch, s->weights));
+    }
+    fill_linears(s->layer, &rest);
+    return moe_weights_pack(s->weights, 0, &rest);
+}
+
+static moe_status pack_all(const moe_checkpoint_layer *layer, const moe_plan *plan,
+                           const char *call, const struct act_scales *scales, moe_weights *weights)
 {
     struct scratch scratch = {NULL, 0};
-    moe_weights_source rest = moe_weights_source_default();
-    size_t need = 0;
+    struct sharing s = {layer, call, scales, weights, NULL, count_shares(layer, plan)};
     MOE_TRY(pack_expert(layer, call, false, 0, scales, &scratch, NULL));
-    need = scratch.used;
-    // Several shared experts come as one source: all of them or none.
-    const int32_t shared = layer->shared.count > 1 ? -1 : 0;
+    size_t need = scratch.used;
     if (layer->shared.count > 0) {
         MOE_REQUIRE(layer->shared.count == 1 || lies_ready(&layer->shared), MOE_E_UNSUPPORTED,
                     "%s: %s: %d shared experts in tensors of their own, only one is known", call,
                     moei_checkpoint_label(layer->checkpoint), (int)layer->shared.count);
-        MOE_TRY(pack_expert(layer, call, true, shared, scales, &scratch, NULL));
+        MOE_TRY(pack_expert(layer, call, true, shared_index(layer), scales, &scratch, NULL));
         need = scratch.used > need ? scratch.used : need;
     }
-    scratch.base = aligned_alloc(ALIGN, moei_size_align(need + 1, ALIGN));
-    MOE_REQUIRE(scratch.base != NULL, MOE_E_NO_MEMORY, "%s: no memory for %zu bytes", call, need);
+    need = moei_size_align(need + 1, ALIGN);
+    const size_t all = moei_size_mul(need, s.step);
+    unsigned char *base = all < SIZE_MAX ? aligned_alloc(ALIGN, all) : NULL;
+    s.shares = calloc(s.step, sizeof s.shares[0]);
     moe_status status = MOE_OK;
-    for (int32_t e = 0; e < layer->routed.count && status == MOE_OK; e++) {
-        status = pack_expert(layer, call, false, e, scales, &scratch, weights);
+    if (base == NULL || s.shares == NULL) {
+        status = moe_fail(MOE_E_NO_MEMORY, "%s: no memory for %zu bytes", call, all);
     }
-    if (status == MOE_OK && layer->shared.count > 0) {
-        status = pack_expert(layer, call, true, shared, scales, &scratch, weights);
+    for (size_t i = 0; i < s.step && status == MOE_OK; i++) {
+        s.shares[i].scratch.base = base + i * need;
     }
-    if (status == MOE_OK) {
-        fill_linears(layer, &rest);
-        status = moe_weights_pack(weights, 0, &rest);
-    }
-    free(scratch.base);
+    status = status == MOE_OK ? pack_routed(&s, plan) : status;
+    status = status == MOE_OK ? pack_rest(&s) : status;
+    free(base);
+    free(s.shares);
     return status;
 }
 
@@ -511,7 +599,7 @@ moe_status moe_checkpoint_layer_load(const moe_checkpoint_layer *layer, const mo
         return wrap(layer, plan, call, &scales, out);
     }
     MOE_TRY(moe_weights_create(plan, memory, bytes, &weights));
-    const moe_status status = pack_all(layer, call, &scales, weights);
+    const moe_status status = pack_all(layer, plan, call, &scales, weights);
     if (status != MOE_OK) {
         moe_weights_destroy(weights);
         return status;

@@ -33,8 +33,8 @@ static moe_status check_header(const moe_packed *p)
 {
     const struct moei_pack_header *h = &p->header;
     const char *label = p->label.text;
-    MOE_REQUIRE(memcmp(h->magic, MOEI_PACK_MAGIC, sizeof h->magic) == 0, MOE_E_MALFORMED,
-                CALL ": %s: begins with \"%s\", a packed file with \"" MOEI_PACK_MAGIC "\"", label,
+    MOE_REQUIRE(memcmp(h->magic, MOE_PACKED_MAGIC, sizeof h->magic) == 0, MOE_E_MALFORMED,
+                CALL ": %s: begins with \"%s\", a packed file with \"" MOE_PACKED_MAGIC "\"", label,
                 moei_quote_head(h->magic, sizeof h->magic).text);
     MOE_REQUIRE(h->byte_order == MOEI_PACK_BYTE_ORDER, MOE_E_UNSUPPORTED,
                 CALL ": %s: byte order %08" PRIx32 ", this machine's is %08" PRIx32

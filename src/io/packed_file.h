@@ -10,7 +10,8 @@
 #include <stdint.h>
 #include <xxhash.h>
 
-#define MOEI_PACK_MAGIC      "moe-pack"
+#include "moe/io.h"
+
 #define MOEI_PACK_BYTE_ORDER 0x01020304u
 #define MOEI_PACK_VERSION    1u
 #define MOEI_PACK_ALIGN      4096u // of parts, and of what checksums cover

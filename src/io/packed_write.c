@@ -110,7 +110,7 @@ static moe_status make_head(struct writing *w)
     const size_t files = moei_checkpoint_files(w->checkpoint);
     MOE_REQUIRE(w->count <= MOEI_PACK_MAX_HEAD && files <= MOEI_PACK_MAX_HEAD, MOE_E_LIMIT,
                 CALL ": %zu layers of %zu files", w->count, files);
-    memcpy(w->header.magic, MOEI_PACK_MAGIC, sizeof w->header.magic);
+    memcpy(w->header.magic, MOE_PACKED_MAGIC, sizeof w->header.magic);
     w->header.byte_order = MOEI_PACK_BYTE_ORDER;
     w->header.version = MOEI_PACK_VERSION;
     w->header.sources = (uint32_t)files;

@@ -240,8 +240,10 @@ moe_status moec_replay_make(moe_context *ctx, const moe_layer_desc *desc,
 static moe_status load(moec_replay *layer, const moe_checkpoint_layer *source)
 {
     size_t align = 0;
-    MOE_TRY(moe_checkpoint_layer_bytes(source, layer->plan, &layer->memory_bytes, &align));
-    if (layer->memory_bytes > 0) {
+    int wraps = 0;
+    MOE_TRY(moe_checkpoint_layer_wraps(source, layer->plan, &wraps));
+    if (wraps == 0) {
+        MOE_TRY(moe_checkpoint_layer_bytes(source, layer->plan, &layer->memory_bytes, &align));
         MOE_TRY(moe_memory_alloc(layer->ctx, layer->memory_bytes, &layer->memory));
     }
     return moe_checkpoint_layer_load(source, layer->plan, layer->memory, layer->memory_bytes,

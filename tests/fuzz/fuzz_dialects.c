@@ -48,9 +48,11 @@ static void load(const moe_checkpoint_layer *layer)
     if (moe_plan_create(ctx, &d, &plan) != MOE_OK) {
         return;
     }
-    moe_status status = moe_checkpoint_layer_bytes(layer, plan, &bytes, &align);
+    int wraps = 0;
+    moe_status status = moe_checkpoint_layer_wraps(layer, plan, &wraps);
+    FUZZ_REQUIRE(moe_checkpoint_layer_bytes(layer, plan, &bytes, &align) == MOE_OK);
     if (status == MOE_OK) {
-        void *memory = bytes > 0 ? aligned_alloc(4096, (bytes + 4095) / 4096 * 4096) : NULL;
+        void *memory = wraps == 0 ? aligned_alloc(4096, (bytes + 4095) / 4096 * 4096) : NULL;
         status = moe_checkpoint_layer_load(layer, plan, memory, bytes, &weights);
         moe_weights_destroy(weights);
         free(memory);

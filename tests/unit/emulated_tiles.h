@@ -4,6 +4,7 @@
 #ifndef MOE_TESTS_EMULATED_TILES_H
 #define MOE_TESTS_EMULATED_TILES_H
 
+#include <immintrin.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -76,6 +77,12 @@ static inline void emulated_multiply(int c, int a, int b)
     moei_cpu_flush_end(modes);
 }
 
+#undef _tile_loadconfig
+#undef _tile_release
+#undef _tile_zero
+#undef _tile_loadd
+#undef _tile_stored
+#undef _tile_dpbf16ps
 #define _tile_loadconfig(config)     emulated_config(config)
 #define _tile_release()              ((void)(tiles.ended++))
 #define _tile_zero(t)                ((void)memset(tiles.data[t], 0, sizeof tiles.data[t]))

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Class amx_bf16: every row of this machine, and the row of AMX with tiles that are emulated,
-// against the portable one, bit by bit. Operands and sums around the smallest normal number, where
+// Classes amx_bf16 and amx_bf16_b32: every row of this machine, and the rows of AMX with tiles that
+// are emulated, against the portable one, bit by bit. That of MXFP4 needs AVX-512: the test is
+// built twice. Operands and sums around the smallest normal number, where
 // results are flushed; any finite bits; rows, outputs and k around each tile; rows of x that lie in
 // order, anywhere, or where they clash; bands that begin anywhere.
 #include <stdlib.h>
@@ -13,7 +14,19 @@
 
 #define MOEI_TILES                      "unit/emulated_tiles.h"
 #define moek_ggemm_any_bf16_packed__amx emulated_row
+#ifdef __AVX512BW__
+#define moek_ggemm_any_bf16_packed__amx_b32 emulated_row
+#include "backends/cpu/amx/ggemm_bf16_packed_b32.c" // NOLINT
+#define FORMAT MOE_FORMAT_MXFP4
+#define CLASS  "amx_b32"
+#define NEEDS  MOEI_ISA_AVX512
+#else
+#define moek_ggemm_any_bf16_packed__amx emulated_row
 #include "backends/cpu/amx/ggemm_bf16_packed.c" // NOLINT
+#define FORMAT MOE_FORMAT_BF16
+#define CLASS  "amx"
+#define NEEDS  MOEI_ISA_AVX2_FMA
+#endif
 
 extern const moei_backend moei_backend_cpu;
 
@@ -74,6 +87,29 @@ static uint16_t *drawn(flavour f, int64_t count)
     return to;
 }
 
+// Codes of 4 bits, and their scales.
+static void draw_codes(flavour f, moei_matrices *m)
+{
+    const int64_t blocks = moei_i64_ceil_div(m->k, 32);
+    uint8_t *values = take(m->value_e_stride);
+    uint8_t *scales = take(m->n * blocks);
+    for (int64_t i = 0; i < m->value_e_stride; i++) {
+        values[i] = (uint8_t)draw();
+    }
+    for (int64_t i = 0; i < m->n * blocks; i++) {
+        scales[i] = (uint8_t)(f == ANY ? draw() : 100 + draw() % 50);
+    }
+    m->values = values;
+    m->scales = scales;
+    m->scale_dtype = MOE_E8M0;
+    m->block_k = 32;
+    m->block_n = 1;
+    m->scale_parts = 1;
+    m->scale_k_stride = 1;
+    m->scale_n_stride = blocks;
+    m->scale_e_stride = m->n * blocks;
+}
+
 /// A product of one expert.
 typedef struct product {
     moek_ggemm_args args, packed;
@@ -86,14 +122,19 @@ static void make(product *p, flavour f, int64_t n, int64_t k, int64_t rows, int 
     const int64_t stride = form == 2 ? moei_i64_round_up(2 * k, 1024) : 2 * k;
     *p = (product){.args = {.rows = rows, .row_divisor = 1}};
     moei_matrices *m = &p->args.w;
-    *m = (moei_matrices){.format = moei_format(MOE_FORMAT_BF16),
+    const int64_t bytes_of_k = moei_elem_bytes(moei_format(FORMAT)->elem, k);
+    *m = (moei_matrices){.format = moei_format(FORMAT),
                          .n = n,
                          .k = k,
                          .count = 1,
                          .part_rows = n,
-                         .value_n_stride = 2 * k,
-                         .value_e_stride = 2 * k * n};
-    m->values = (const uint8_t *)drawn(f, n * k);
+                         .value_n_stride = bytes_of_k,
+                         .value_e_stride = bytes_of_k * n};
+    if (FORMAT == MOE_FORMAT_BF16) {
+        m->values = (const uint8_t *)drawn(f, n * k);
+    } else {
+        draw_codes(f, m);
+    }
     p->args.x = (moei_operand){.data = (const uint8_t *)drawn(f, rows * stride / 2),
                                .dtype = MOE_BF16,
                                .row_stride = stride};
@@ -113,12 +154,14 @@ static void make(product *p, flavour f, int64_t n, int64_t k, int64_t rows, int 
     p->packed.w.layout = MOEI_LAYOUT_PACKED;
     p->packed.w.values = packed;
     p->packed.w.value_e_stride = (int64_t)bytes;
+    p->packed.w.scales = NULL;
 }
 
 static void release(product *p)
 {
     free((void *)(uintptr_t)p->args.w.values);
     free((void *)(uintptr_t)p->packed.w.values);
+    free((void *)(uintptr_t)p->args.w.scales);
     free((void *)(uintptr_t)p->args.x.data);
     free(p->index);
 }
@@ -159,8 +202,8 @@ static uint64_t isa;
 static void test_rows(const product *p, const float *want)
 {
     static const char *const names[] = {
-        "moek_ggemm_any_any_any__ref_fma_amx", "moek_ggemm_any_any_any__avx2_amx",
-        "moek_ggemm_any_any_any__avx512_amx", "moek_ggemm_any_bf16_packed__avx512_amx"};
+        "moek_ggemm_any_any_any__ref_fma_" CLASS, "moek_ggemm_any_any_any__avx2_" CLASS,
+        "moek_ggemm_any_any_any__avx512_" CLASS, "moek_ggemm_any_bf16_packed__avx512_" CLASS};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         const moei_kernel *row = row_of(names[i]);
         CHECK(row != NULL, "there is no %s", names[i]);
@@ -181,7 +224,7 @@ static void test_rows(const product *p, const float *want)
 
 static moek_ggemm_fn *portable(void)
 {
-    return (moek_ggemm_fn *)row_of("moek_ggemm_any_any_any__ref_amx")->fn;
+    return (moek_ggemm_fn *)row_of("moek_ggemm_any_any_any__ref_" CLASS)->fn;
 }
 
 static void test_case(flavour f, int64_t n, int64_t k, int64_t rows, int form)
@@ -198,6 +241,7 @@ static void test_case(flavour f, int64_t n, int64_t k, int64_t rows, int form)
     release(&p);
 }
 
+#if !defined(__AVX512BW__)
 // One output: products x[k] * w[k] that are given as powers of two with factors.
 static void test_value(const char *text, const float x[4], const float w[4], float want)
 {
@@ -236,6 +280,11 @@ static void test_values(void)
     test_value("even and odd sums are rounded apart", (float[]){1, 1, 0x1p-24f, 0x1p-24f},
                (float[]){1, 1, 1, 1}, 2.0f);
 }
+#else
+static void test_values(void)
+{
+}
+#endif
 
 int main(void)
 {
@@ -244,15 +293,17 @@ int main(void)
     static const int64_t rows[] = {1, 2, 3, 5, 16, 17, 31, 32, 33, 64, 70};
     int turn = 0;
     isa = moei_isa_detect();
-    if ((isa & MOEI_ISA_AVX2_FMA) == 0) {
-        (void)printf("skipped: no AVX2 and FMA here\n");
+    if ((isa & NEEDS) == 0) {
+        (void)printf("skipped: no %s here\n",
+                     NEEDS == MOEI_ISA_AVX512 ? "AVX-512" : "AVX2 and FMA");
         return 0;
     }
     test_values();
     for (size_t r = 0; r < sizeof rows / sizeof rows[0]; r++) {
         for (int f = 0; f < NUM_FLAVOURS; f++) {
             const int64_t *size = sizes[turn++ % 7];
-            test_case((flavour)f, size[0], size[1], rows[r], turn % 3);
+            const int64_t k = FORMAT == MOE_FORMAT_BF16 ? size[1] : moei_i64_round_up(size[1], 2);
+            test_case((flavour)f, size[0], k, rows[r], turn % 3);
         }
     }
     return test_summary();

@@ -53,6 +53,12 @@ expect 0 "\"dialect\": \"gpt-oss MXFP4\"" inspect "$models/tiny-gpt-oss" --json
 expect 0 "p0.l0.moe_in_bf16" inspect "$models/tiny-gpt-oss/reference.safetensors"
 expect 0 "{\"name\": \"p0.ids\", \"dtype\": \"int32\"" inspect "$models/tiny-gpt-oss/reference.safetensors" --json
 expect 1 "No such file" inspect /nonexistent
+expect 2 "pack needs the folder of a model" pack
+expect 2 "one argument too many" pack "$models/tiny-gpt-oss" more
+expect 2 "is not a quantiser" pack "$models/tiny-gpt-oss" --activation nobody
+expect 1 "cannot be read" pack /nonexistent
+expect 2 "--weights \"many\" is not one of auto, packed, mapped" generate "$models/tiny-gpt-oss" hello --weights many
+expect 2 "give --weights or --packed, not both" stats "$models/tiny-gpt-oss" --text x --weights auto --packed x
 # One layer, alone and from its own logits and choices: the same bytes.
 dir=$(mktemp -d)
 input=$models/tiny-gpt-oss/reference.safetensors

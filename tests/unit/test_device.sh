@@ -91,6 +91,18 @@ judge "half a layout is taken: $(cat "$dir/out")" \
     grep -qE '_packed[a-z0-9_]* reads a packed layout, the backend lacks packed_bytes, pack or unpack' "$dir/out"
 unset MOE_FAR_PACKED
 
+# -- Packed there and on the CPU, each for itself; the text is the same.
+judge "moe pack" ends_with 0 pack "$model" --out "$dir/cpu.pack" --activation none
+MOE_PLUGIN_PATH=$plugin judge "moe pack --device ext" ends_with 0 pack "$model" --out "$dir/ext.pack" --activation none --device ext
+judge "with --packed" ends_with 0 generate "$model" "Once upon a time" --max-tokens 8 --activation none --packed "$dir/cpu.pack"
+cp "$dir/out" "$dir/cpu"
+MOE_PLUGIN_PATH=$plugin judge "with --packed on ext" ends_with 0 generate "$model" "Once upon a time" --max-tokens 8 \
+    --activation none --packed "$dir/ext.pack" --device ext
+judge "with --packed on ext: another text" cmp -s "$dir/cpu" "$dir/out"
+judge "where the weights lie: $(cat "$dir/err")" grep -q "^weights on the device, copied from the packed file$" "$dir/err"
+MOE_PLUGIN_PATH=$plugin refuses 3 "have backend=cpu, the plan's weights have backend=far" \
+    generate "$model" hello --activation none --packed "$dir/cpu.pack" --device ext
+
 # -- What checks find and say there.
 same check --oracle "$(dirname "$0")/../oracles/moe_blocks.safetensors"
 MOE_PLUGIN_PATH=$plugin judge "a row of the device" ends_with 0 check --device ext --kernel '*__ref_i32' --quick

@@ -684,6 +684,12 @@ static void check_plans(void)
         const moe_status status = moe_checkpoint_layer_bytes(o.layer, plan, &bytes, &align);
         CHECK(status == (cases[i].text != NULL ? MOE_E_SHAPE : MOE_OK), "%zu: %s", i,
               moe_last_error());
+        int wraps = 7;
+        CHECK(moe_checkpoint_layer_wraps(o.layer, plan, &wraps) == status &&
+                  wraps == (status == MOE_OK ? 0 : 7),
+              "%zu: %d, %s", i, wraps, moe_last_error());
+        CHECK(moe_checkpoint_layer_wraps(o.layer, plan, NULL) == MOE_E_ARGUMENT, "NULL");
+        CHECK(moe_checkpoint_layer_bytes(o.layer, plan, &bytes, &align) == status, "%zu", i);
         if (cases[i].text != NULL) {
             CHECK(strstr(moe_last_error(), cases[i].text) != NULL, "%s", moe_last_error());
         } else {

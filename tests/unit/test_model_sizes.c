@@ -335,7 +335,7 @@ int main(int argc, char **argv)
     (void)snprintf(config_path, sizeof config_path, "%s/config.json", dir);
     if (CHECK(write_config(dir, CONTEXT), "%s: cannot be written", dir) && write_checkpoint(path)) {
         moem_model *model = NULL;
-        const moem_options options = {.max_batch = BATCH};
+        const moem_options options = {.max_batch = BATCH, .placing = MOEM_PLACE_MAPPED};
         const double start = moem_now();
         const long before = resident_kb();
         CHECK(moem_model_open(dir, &options, &model) == MOE_OK, "%s", moe_last_error());

@@ -28,9 +28,9 @@ moe() {
     "$moe" "$@" > "$dir/out" 2> "$dir/err"
     code=$?
 }
-# What stderr holds besides the model's description, the speed and the usage.
+# What stderr holds besides the model's description, where weights lie, the speed and the usage.
 complaints() {
-    grep -vE ': [0-9]+ layers, hidden [0-9]+, |^prompt: |^usage: |^  |^moe (generate|stats|explain) ' "$dir/err"
+    grep -vE ': [0-9]+ layers, hidden [0-9]+, |^weights |^prompt: |^usage: |^  |^moe (generate|stats|explain|pack) ' "$dir/err"
 }
 complains() { # texts, all of them in one line
     local line text
@@ -100,6 +100,16 @@ with open(path, "r+b") as f:
         assert len(text) <= size
         f.seek(8)
         f.write(text.ljust(size))
+END
+}
+# Every 1000th byte of a shard's data, as after more training.
+train() {
+    python3 - "$dir/m/$1" << 'END'
+import struct, sys
+data = bytearray(open(sys.argv[1], "rb").read())
+for i in range(8 + struct.unpack("<Q", data[:8])[0], len(data), 1000):
+    data[i] ^= 1
+open(sys.argv[1], "wb").write(data)
 END
 }
 shard=model-00001-of-00002.safetensors
@@ -179,6 +189,70 @@ refuses 1 "$dir/m" "safetensors" -- generate "$dir/m" hello
 refuses 1 "$good/config.json/config.json" "Not a directory" -- generate "$good/config.json" hello
 refuses 1 "/nonexistent/config.json" "No such file" -- generate /nonexistent hello
 rm -rf "$dir/m"
+
+# ---- a packed file -----------------------------------------------------------------------------
+pack=$dir/experts.moepack
+moe pack "$good" --out "$pack"
+judge "moe pack: $(cat "$dir/err")" [ "$code" = 0 ]
+judge "moe pack says what it made: $(cat "$dir/out")" grep -qE ': 4 layers, [0-9.]+ MB in [0-9.]+ s$' "$dir/out"
+moe inspect "$pack"
+judge "moe inspect of it: $(cat "$dir/out" "$dir/err")" grep -q "^layers      4, damaged 0$" "$dir/out"
+moe generate "$good" "Once upon a time" --max-tokens 12
+cp "$dir/out" "$dir/plain"
+for option in "--packed $pack" "--packed $pack --no-mmap" "--weights packed" "--weights mapped" "--weights auto"; do
+    # shellcheck disable=SC2086
+    moe generate "$good" "Once upon a time" --max-tokens 12 $option
+    judge "moe generate $option: another text" cmp -s "$dir/plain" "$dir/out"
+    judge "moe generate $option does not say where the weights lie" grep -q "^weights " "$dir/err"
+done
+# One bit of each kind of byte is flipped: magic, byte order, version, sizes, the table, the texts, a layer.
+damaged() {
+    python3 - "$pack" "$dir/damaged" "$1" << 'END'
+import sys
+data = bytearray(open(sys.argv[1], "rb").read())
+data[int(sys.argv[3])] ^= 16
+open(sys.argv[2], "wb").write(data)
+END
+}
+damaged 0
+refuses 1 "begins with" "moe-pack" -- generate "$good" hello --packed "$dir/damaged"
+damaged 8
+refuses 3 "byte order 01020314" "01020304" -- generate "$good" hello --packed "$dir/damaged"
+damaged 12
+refuses 1 "version 17" "reads 1" -- generate "$good" hello --packed "$dir/damaged"
+damaged 20
+refuses 1 "bytes, written were" -- generate "$good" hello --packed "$dir/damaged"
+for at in 32 64 112 280 400 4000; do # checksum, a source, a part, texts, zeros after them
+    damaged $at
+    refuses 1 "the head has the checksum" "written was" -- stats "$good" --text "$dir/text" --packed "$dir/damaged"
+done
+damaged 5000000
+refuses 1 "layer 1: " "has the checksum" -- generate "$good" hello --packed "$dir/damaged"
+moe inspect "$dir/damaged"
+judge "moe inspect of a damaged layer: exit $code, $(cat "$dir/out")" \
+    eval '[ $code = 1 ] && grep -q "^layers      4, damaged 1$" "$dir/out"'
+head -c 4000000 "$pack" > "$dir/damaged"
+refuses 1 "4000000 bytes, written were" -- generate "$good" hello --packed "$dir/damaged"
+cp "$pack" "$dir/damaged" && printf x >> "$dir/damaged"
+refuses 1 "bytes, written were" -- inspect "$dir/damaged"
+: > "$dir/damaged"
+refuses 1 "0 bytes, the header alone takes 64" -- generate "$good" hello --packed "$dir/damaged"
+refuses 1 "No such file" -- generate "$good" hello --packed "$dir/absent"
+refuses 1 "begins with" -- generate "$good" hello --packed "$good/$shard"
+# Of another checkpoint: one that was trained further.
+copy && edit byte "$shard" model.layers.0.mlp.experts.gate_up_proj_blocks 0 255 && train "$shard"
+refuses 1 "made from" "identity" "pack again" -- generate "$dir/m" hello --packed "$pack"
+refuses 2 "give --weights or --packed, not both" -- generate "$good" hello --packed "$pack" --weights auto
+mkdir "$dir/dense" && echo '{}' > "$dir/dense/config.json"
+printf '\104\0\0\0\0\0\0\0{"model.layers.0.w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}x' > "$dir/dense/model.safetensors"
+refuses 1 "no layer of 1 has experts" -- pack "$dir/dense"
+refuses 1 "No such file" -- pack "$good" --out "$dir/absent/x"
+judge "nothing is left of a pack that failed" eval '[ ! -e "$dir/absent" ] && [ -z "$(ls "$dir" | grep "\.tmp$")" ]'
+cp "$pack" "$dir/before"
+moe pack "$good" --out "$pack" --json
+judge "moe pack --json: $(cat "$dir/out")" python3 -c "import json, sys; v = json.load(open(sys.argv[1])); assert v['layers'] == 4 and v['bytes'] > 0" "$dir/out"
+judge "packing twice gives other bytes" cmp -s "$dir/before" "$pack"
+rm -r "$dir/m" "$dir/before" "$dir/damaged" "$dir/plain" "$dir/dense" "$pack"
 
 # ---- a wrong prompt, a wrong text --------------------------------------------------------------
 not_utf8=$'ab\xff'

@@ -43,18 +43,24 @@ static double product_cost(const moei_kernel *kernel, const moei_ggemm_problem *
     return kernel->isa != 0 ? madds / 2.0 : madds * 22.0;
 }
 
-// Class amx_bf16: bf16 times bf16. At level KERNEL a product has one class on every machine, which
-// is that of chain_supports.
+// Classes of matrix units: bf16 times bf16, or times MXFP4. A row of bytes that ends in half of one
+// has spare bits, which tiles would multiply. At level KERNEL a product has one class on every
+// machine, which is that of chain_supports.
 static bool amx_supports(const moei_kernel *kernel, const moei_ggemm_problem *problem,
                          moei_whynot *why)
 {
-    (void)kernel;
+    const bool four_bits = kernel->arith == MOEI_ARITH_AMX_BF16_B32;
+    const moe_format format = four_bits ? MOE_FORMAT_MXFP4 : MOE_FORMAT_BF16;
     if (problem->x_dtype != MOE_BF16) {
         *why = (moei_whynot){MOEI_WHYNOT_ACT_DTYPE, problem->x_dtype, MOE_BF16};
         return false;
     }
-    if (problem->gemm->weight_format != MOE_FORMAT_BF16) {
-        *why = (moei_whynot){MOEI_WHYNOT_WGT_FORMAT, problem->gemm->weight_format, MOE_FORMAT_BF16};
+    if (problem->gemm->weight_format != format) {
+        *why = (moei_whynot){MOEI_WHYNOT_WGT_FORMAT, problem->gemm->weight_format, format};
+        return false;
+    }
+    if (four_bits && problem->k % 2 != 0) {
+        *why = (moei_whynot){MOEI_WHYNOT_ALIGNMENT, problem->k, 2};
         return false;
     }
     if (problem->level == MOE_DET_KERNEL) {

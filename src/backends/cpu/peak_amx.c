@@ -15,6 +15,7 @@ double moei_cpu_peak_bf16__amx(int64_t steps, float factor, float term, float *s
     for (int i = 0; i < TILE_BYTES / 2; i++) {
         ones[i] = moei_f32_to_bf16(factor);
     }
+    tiles_see(ones);
     tiles_begin();
     _tile_zero(0);
     _tile_zero(1);

@@ -25,6 +25,13 @@ typedef struct tile_config {
     uint8_t rows[16];
 } tile_config;
 
+/// To be called between writing what tiles are loaded from and loading them: compilers do not know
+/// that instructions on tiles read memory.
+static inline void tiles_see(const void *memory)
+{
+    __asm__ volatile("" : : "r"(memory) : "memory");
+}
+
 /// To be followed by _tile_release: tiles in use slow down the other thread of a core.
 static inline void tiles_begin(void)
 {
@@ -33,6 +40,7 @@ static inline void tiles_begin(void)
         c.line[t] = TILE_LINE;
         c.rows[t] = TILE_ROWS;
     }
+    tiles_see(&c);
     _tile_loadconfig(&c);
 }
 

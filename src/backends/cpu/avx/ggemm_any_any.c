@@ -170,8 +170,8 @@ static void half_tile(const panel *p, int64_t r, int64_t rows, int64_t k0, int64
     tile_of(rows, p->width, 2, &p->x[r][k0 + k], p->w[k], PAIRS, true, sum[r]);
 }
 
-// Adds a block of 32 k: acc + (even + odd).
-static void add_pairs(panel *p, int64_t rows, int64_t k0, int64_t k)
+// Sums of 32 k, even + odd, to `sum`; or added to acc.
+static void add_pairs(panel *p, int64_t rows, int64_t k0, int64_t k, bool add)
 {
     const int64_t tiles = moei_i64_ceil_div(rows, 6);
     const uint32_t modes = moei_cpu_flush_begin();
@@ -184,8 +184,11 @@ static void add_pairs(panel *p, int64_t rows, int64_t k0, int64_t k)
     for (int64_t r = 0; r < rows; r++) {
         for (int64_t n = 0; n < p->width; n += LANES) {
             const vecf both = V(add_ps)(V(load_ps)(&p->sum[r][n]), V(load_ps)(&p->odd[r][n]));
-            const vecf sum = V(add_ps)(V(load_ps)(&p->acc[r][n]), both);
-            V(store_ps)(&p->acc[r][n], sum);
+            if (add) {
+                V(store_ps)(&p->acc[r][n], V(add_ps)(V(load_ps)(&p->acc[r][n]), both));
+            } else {
+                V(store_ps)(&p->sum[r][n], both);
+            }
         }
     }
     moei_cpu_flush_end(modes);
@@ -361,14 +364,16 @@ static inline void add_sums(float *restrict acc, const float *restrict sum, bool
 typedef enum chunk_form {
     PLAIN,  // a chain, which is added
     FOLDED, // a chain, to which the chunk's scales are applied
-    PAIRED  // two chains, of class amx_bf16
+    PAIRED, // two chains, of class amx_bf16
+    PAIRED_FOLDED
 } chunk_form;
 
 // Rows i0 .. i1 - 1 over the outputs of the panel. chunk: k of a chain.
 static inline void block(panel *p, const moek_ggemm_args *a, int32_t e, int64_t i0, int64_t i1,
                          int64_t n0, int64_t chunk, chunk_form form)
 {
-    const bool fold = form == FOLDED;
+    const bool fold = form == FOLDED || form == PAIRED_FOLDED;
+    const bool paired = form == PAIRED || form == PAIRED_FOLDED;
     const moei_matrices *m = p->m;
     const int64_t rows = i1 - i0;
     const bool fold_w = fold && m->scales != NULL && m->block_k > 0;
@@ -380,7 +385,7 @@ static inline void block(panel *p, const moek_ggemm_args *a, int32_t e, int64_t 
         for (int64_t r = 0; r < rows; r++) {
             load_x(a->x.dtype, moei_x_at(a, e, i0 + r), k0, kc, p->x[r]);
         }
-        if (form != PAIRED && is_direct(p, rows, SLICE, length)) {
+        if (!paired && is_direct(p, rows, SLICE, length)) {
             bring_near(p, k0, kc);
         }
         if (fold_w) {
@@ -388,7 +393,7 @@ static inline void block(panel *p, const moek_ggemm_args *a, int32_t e, int64_t 
         }
         for (int64_t s = 0; s < kc; s += SLICE) {
             const int64_t sc = moei_i64_min(SLICE, kc - s);
-            const bool at_once = form != PAIRED && is_direct(p, rows, sc, length);
+            const bool at_once = !paired && is_direct(p, rows, sc, length);
             if (at_once) {
                 // below
             } else if (m->value_k_stride == 0) {
@@ -399,11 +404,16 @@ static inline void block(panel *p, const moek_ggemm_args *a, int32_t e, int64_t 
             if (p->subtracts_zeros) {
                 subtract_zeros(p, e, n0, k0 + s, sc);
             }
-            if (form == PAIRED) {
+            if (paired) {
                 pad_block(p, rows, s, sc);
-                for (int64_t k = 0; k < sc; k += chunk) {
-                    add_pairs(p, rows, s, k);
+            }
+            for (int64_t k = 0; paired && k < sc; k += chunk) {
+                add_pairs(p, rows, s, k, !fold);
+                for (int64_t r = 0; fold && r < rows; r++) {
+                    add_sums(p->acc[r], p->sum[r], true, p->scale[(s + k) / chunk], 1.0f, p->width);
                 }
+            }
+            if (paired) {
                 continue;
             }
             for (int64_t k = 0; k < sc; k += length) {
@@ -494,6 +504,7 @@ CHAIN_KERNEL(any_any_any__avx512_b32, 32, FOLDED)
 CHAIN_KERNEL(any_any_any__avx512_b64, 64, FOLDED)
 CHAIN_KERNEL(any_any_any__avx512_b128, 128, FOLDED)
 CHAIN_KERNEL(any_any_any__avx512_amx, 32, PAIRED)
+CHAIN_KERNEL(any_any_any__avx512_amx_b32, 32, PAIRED_FOLDED)
 #else
 CHAIN_KERNEL(any_any_any__avx2_c256, 256, PLAIN)
 CHAIN_KERNEL(any_any_any__avx2_b16, 16, FOLDED)
@@ -501,4 +512,5 @@ CHAIN_KERNEL(any_any_any__avx2_b32, 32, FOLDED)
 CHAIN_KERNEL(any_any_any__avx2_b64, 64, FOLDED)
 CHAIN_KERNEL(any_any_any__avx2_b128, 128, FOLDED)
 CHAIN_KERNEL(any_any_any__avx2_amx, 32, PAIRED)
+CHAIN_KERNEL(any_any_any__avx2_amx_b32, 32, PAIRED_FOLDED)
 #endif

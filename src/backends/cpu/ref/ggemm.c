@@ -206,15 +206,16 @@ static float flushed_fma(float a, float b, float c)
 
 #define PAIRED 32 // k of two chains, of the even and of the odd ones
 
-// acc + (even + odd) of PAIRED k.
-static void add_paired(const float *x, float (*w)[NR], float *acc)
+// even + odd of PAIRED k, added or folded with a scale, which flushes nothing.
+static void add_paired(const float *x, float (*w)[NR], const float *scale, float *acc)
 {
     for (int nn = 0; nn < NR; nn++) {
         float sum[2] = {0.0f, 0.0f};
         for (int64_t kk = 0; kk < PAIRED; kk++) {
             sum[kk % 2] = flushed_fma(x[kk], w[kk][nn], sum[kk % 2]);
         }
-        acc[nn] = flush(acc[nn] + flush(sum[0] + sum[1]));
+        const float both = flush(sum[0] + sum[1]);
+        acc[nn] = scale != NULL ? moei_fmaf(both, scale[nn], acc[nn]) : flush(acc[nn] + both);
     }
 }
 
@@ -225,10 +226,11 @@ static void flush_all(float *v, int64_t count)
     }
 }
 
-static void block_amx(const moek_ggemm_args *a, int32_t e, int64_t i0, int64_t i1, int64_t n0,
-                      int64_t n1)
+static inline void block_amx(const moek_ggemm_args *a, int32_t e, int64_t i0, int64_t i1,
+                             int64_t n0, int64_t n1, bool fold)
 {
     tile t;
+    float scale[CHUNK / PAIRED][NR];
     const int64_t rows = i1 - i0;
     memset(t.acc, 0, (size_t)rows * sizeof t.acc[0]);
     for (int64_t k0 = 0; k0 < a->w.k; k0 += CHUNK) {
@@ -237,11 +239,17 @@ static void block_amx(const moek_ggemm_args *a, int32_t e, int64_t i0, int64_t i
         memset(t.x, 0, (size_t)rows * sizeof t.x[0]);
         decode_weights(&a->w, e, n0, n1, k0, kc, t.w);
         flush_all(t.w[0], CHUNK * NR);
+        for (int64_t k = 0; fold && k < kc; k += PAIRED) {
+            for (int nn = 0; nn < NR; nn++) {
+                scale[k / PAIRED][nn] =
+                    nn < n1 - n0 ? moei_cpu_weight_scale(&a->w, e, n0 + nn, k0 + k) : 1.0f;
+            }
+        }
         for (int64_t r = 0; r < rows; r++) {
             moei_load_f32(a->x.dtype, moei_x_at(a, e, i0 + r), k0, kc, t.x[r]);
             flush_all(t.x[r], CHUNK);
             for (int64_t k = 0; k < kc; k += PAIRED) {
-                add_paired(&t.x[r][k], &t.w[k], t.acc[r]);
+                add_paired(&t.x[r][k], &t.w[k], fold ? scale[k / PAIRED] : NULL, t.acc[r]);
             }
         }
     }
@@ -252,16 +260,20 @@ static void block_amx(const moek_ggemm_args *a, int32_t e, int64_t i0, int64_t i
     }
 }
 
-moek_ggemm_fn MOEI_REF2(moek_ggemm_any_any_any, _amx);
-void MOEI_REF2(moek_ggemm_any_any_any, _amx)(const moek_ggemm_args *args, int32_t e, int64_t i0,
-                                             int64_t i1, int64_t n0, int64_t n1)
-{
-    for (int64_t i = i0; i < i1; i += MR) {
-        for (int64_t n = n0; n < n1; n += NR) {
-            block_amx(args, e, i, moei_i64_min(i + MR, i1), n, moei_i64_min(n + NR, n1));
-        }
+#define PAIRED_KERNEL(suffix, fold)                                                                \
+    moek_ggemm_fn MOEI_REF2(moek_ggemm_any_any_any, suffix);                                       \
+    void MOEI_REF2(moek_ggemm_any_any_any, suffix)(const moek_ggemm_args *args, int32_t e,         \
+                                                   int64_t i0, int64_t i1, int64_t n0, int64_t n1) \
+    {                                                                                              \
+        for (int64_t i = i0; i < i1; i += MR) {                                                    \
+            for (int64_t n = n0; n < n1; n += NR) {                                                \
+                block_amx(args, e, i, moei_i64_min(i + MR, i1), n, moei_i64_min(n + NR, n1),       \
+                          fold);                                                                   \
+            }                                                                                      \
+        }                                                                                          \
     }
-}
+PAIRED_KERNEL(_amx, false)
+PAIRED_KERNEL(_amx_b32, true)
 
 // ---- class i32 ---------------------------------------------------------------------------------
 
