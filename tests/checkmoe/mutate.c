@@ -375,6 +375,7 @@ static moe_status mutant_combine(const moei_exec *exec, const moei_kernel *kerne
 
 void moec_mutant_make(moec_mutant *mutant, const moe_context *ctx, moec_mutation mutation)
 {
+    mutant->ctx = *ctx;
     mutant->backend = *ctx->backend;
     mutant->backend.kernels = mutant->kernels;
     mutant->backend.num_kernels = 0;
@@ -382,7 +383,11 @@ void moec_mutant_make(moec_mutant *mutant, const moe_context *ctx, moec_mutation
         const moei_kernel *kernel = &ctx->backend->kernels[i];
         if (kernel->layout == MOEI_LAYOUT_ROW &&
             mutant->backend.num_kernels < MOEC_MUTANT_KERNELS) {
-            mutant->kernels[mutant->backend.num_kernels++] = *kernel;
+            moei_kernel *copy = &mutant->kernels[mutant->backend.num_kernels++];
+            *copy = *kernel;
+            if (ctx->op_kernel[kernel->op] == kernel) {
+                mutant->ctx.op_kernel[kernel->op] = copy;
+            }
         }
     }
     mutant->backend.run_steps = NULL; // each op has its own mistakes
@@ -392,7 +397,6 @@ void moec_mutant_make(moec_mutant *mutant, const moe_context *ctx, moec_mutation
     mutant->backend.route = mutant_route;
     mutant->backend.quantize = mutant_quantize;
     mutant->backend.combine = mutant_combine;
-    mutant->ctx = *ctx;
     mutant->ctx.backend = &mutant->backend;
     real = ctx->backend;
     active = mutation;

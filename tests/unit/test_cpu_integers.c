@@ -222,7 +222,7 @@ static void compare(product *p, const char *text)
 {
     char name[1 + NUM_ISAS][64];
     const moei_matrices *m = &p->args.w;
-    const char *variant = m->block_k == 16 ? "b16" : "b32";
+    const char *variant = p->args.x.group == 0 ? "i32" : m->block_k == 16 ? "b16" : "b32";
     (void)snprintf(name[0], sizeof name[0], "moek_ggemm_any_any_any__ref_fma_%s", variant);
     if (row_of(name[0]) == NULL) { // no such build on this architecture
         (void)snprintf(name[0], sizeof name[0], "moek_ggemm_any_any_any__ref_%s", variant);
@@ -275,6 +275,34 @@ static void test_case(const form *how, moe_dtype x_dtype, flavour f, bool wide, 
     release(&p);
 }
 
+// int8 with int8 and a scale of a row: integers are summed over all of k.
+static void test_whole(const form *how, flavour f, int64_t n, int64_t k, int64_t rows)
+{
+    product p = {.args = {.rows = rows, .row_divisor = 1}};
+    draw_weights(&p, how, f, n, k);
+    draw_x(&p, MOE_I8, f, false, rows, false);
+    free(p.x_scales);
+    p.x_scales = take(rows * (int64_t)sizeof(float));
+    draw_scales(MOE_F32, f, rows, p.x_scales);
+    p.args.x.scales = p.x_scales;
+    p.args.x.scale_dtype = MOE_F32;
+    p.args.x.group = 0;
+    p.args.x.scale_row_stride = 1;
+    compare(&p, flavour_names[f]);
+    release(&p);
+}
+
+// The longest k whose sums fit in 32 bits, and longer ones.
+static void test_longest(const form *how)
+{
+    static const int64_t ks[] = {131071, 131072, 200003};
+    for (int i = 0; i < 3; i++) {
+        for (int64_t rows = 1; rows < 6; rows += 4) {
+            test_whole(how, TOP, 17, ks[i], rows);
+        }
+    }
+}
+
 static void test_form(const form *how)
 {
     static const int64_t sizes[][2] = {{97, 272}, {64, 96}, {200, 33}, {17, 15}, {150, 335}};
@@ -285,6 +313,9 @@ static void test_form(const form *how)
         for (int i = PLAIN; i <= EXTREME; i++) {
             const flavour f = (flavour)i;
             const int64_t *size = sizes[turn++ % 5];
+            if (bytes && moei_format(how->format)->block_k == 0) {
+                test_whole(how, f, size[0], size[1], rows[r]);
+            }
             test_case(how, MOE_I8, f, false, size[0], size[1], rows[r]);
             for (int wide = 0; !bytes && wide < 2; wide++) {
                 test_case(how, MOE_I16, f, wide == 1, size[0], size[1], rows[r]);
@@ -325,5 +356,6 @@ int main(void)
     // Rows so long that not all of x is prepared at once, and more panels than keep their sums.
     test_case(&forms[0], MOE_I8, PLAIN, false, 330, 4000, 32);
     test_case(&forms[4], MOE_I16, PLAIN, false, 330, 2100, 40);
+    test_longest(&forms[8]);
     return test_summary();
 }

@@ -18,14 +18,17 @@
 //   Bytes (VNNI): the same of int8 with weights of 8 bits, those of int8 plus 128.
 //
 //   Pairs: x in 16 bits, weights less their zero points in 16 bits, vpmaddwd or vpdpwssd. For
-//   int16 and many rows, codes of int16 that have no two digits (32640 and more), and weights of 8
-//   bits without VNNI.
+//   codes of int16 that have no two digits (32640 and more), and without VNNI for int16 and many
+//   rows, and for weights of 8 bits.
+//
+// Class i32, int8 with int8 and no scales along k: bytes or pairs again, whose sums of 32 bits go
+// on over all of k, in 64 bits from chunk to chunk where k is long, and become floats at the end.
 //
 // Per 8 outputs x 32 k, vector operations without loads: digits 20 for weights and 22 for each row
 // of int8, 42 of int16; pairs 36 for weights of 4 bits, 36 for each row. VNNI, per 16 outputs: 20,
 // 12, 22; pairs 36, 20; bytes 8 for weights of int8 (uint8: 0), 12. Up to FEW rows decode weights
-// in registers; for more, a record (64 outputs x 32 k) is decoded to a first-level cache once, and
-// rows are taken in tiles.
+// in registers, and so do all tiles of digits with VNNI; else, for more rows, a record (64 outputs
+// x 32 k) is decoded to a first-level cache once.
 //
 // Limits: one row: memory; many rows: the multiplier ports (10 of the 22 operations, 8 of the 12).
 #include <stddef.h>
@@ -48,6 +51,7 @@
 #define X_ROOM    (80 << 10)              // bytes of prepared x
 #define ZERO_TOP  16 // zero points above it: a sum with int16 may round, see chain_as_written
 #define DIGIT_TOP 32639
+#define WHOLE_TOP (INT32_MAX / (128 * 128)) // products of int8 whose sum has 32 bits
 
 // ---- x -----------------------------------------------------------------------------------------
 
@@ -77,8 +81,9 @@ struct job {
     _Alignas(64) uint8_t x[X_ROOM];                           // cells [record][row] of the chunk
     _Alignas(64) uint8_t w[PANEL * RECORD * sizeof(int16_t)]; // [vector][step][lane]
     _Alignas(64) float acc[SIDE][MR][PANEL];
-    _Alignas(64) float scale[HALVES][PANEL];  // of the group
-    _Alignas(64) int32_t zero[HALVES][PANEL]; // zero points of the group
+    _Alignas(64) int64_t total[SIDE][MR][PANEL]; // of chunks: class i32 where k is above WHOLE_TOP
+    _Alignas(64) float scale[HALVES][PANEL];     // of the group
+    _Alignas(64) int32_t zero[HALVES][PANEL];    // zero points of the group
     moei_cpu_columns columns;
     moei_cpu_packed p;
     moek_ggemm_args args; // moei_cpu_packed_args
@@ -88,6 +93,8 @@ struct job {
     bool e2m1;
     bool int16;          // codes of x
     bool halves;         // of a record have scales of their own
+    bool whole;          // class i32: `acc` holds integers
+    bool splits;         // the sums of class i32 over chunks
     bool rounds;         // a zero point of the group is above ZERO_TOP
     int64_t cell;        // bytes
     int64_t first, last; // strips of the panel that are wanted
@@ -210,7 +217,10 @@ static void prepare(job *j, int64_t i0, int64_t i1, int64_t r0, int64_t r1)
     const float part = j->e2m1 ? 0.5f : 1.0f;
     for (int64_t i = i0; i < i1; i++) {
         const uint8_t *row = moei_x_at(a, j->e, i);
-        x_scales scales = scales_of(a, j->e, i, r0 * RECORD);
+        x_scales scales = {.at = NULL};
+        if (!j->whole) {
+            scales = scales_of(a, j->e, i, r0 * RECORD);
+        }
         uint8_t *to = j->x + (i - i0) * j->cell;
         for (int64_t r = r0; r < r1; r++, to += (i1 - i0) * j->cell) {
             uint8_t tail[2 * RECORD] = {0};
@@ -219,7 +229,7 @@ static void prepare(job *j, int64_t i0, int64_t i1, int64_t r0, int64_t r1)
                 memcpy(tail, codes, (size_t)(row_bytes - r * bytes));
                 codes = tail;
             }
-            const float scale = next_scale(&scales) * part;
+            const float scale = j->whole ? 1.0f : next_scale(&scales) * part;
             if (j->way == DIGITS8 || j->way == BYTES) {
                 cell8 *c = (cell8 *)(void *)to;
                 fill_digits8(j, codes, c);
@@ -293,6 +303,12 @@ static inline void fold_one(veci sum, const float *x_scale, const float *scale, 
 {
     const vecf scaled = V(mul_ps)(V(cvtepi32_ps)(sum), V(set1_ps)(*x_scale));
     V(store_ps)(acc, V(fmadd_ps)(scaled, V(load_ps)(scale), V(load_ps)(acc)));
+}
+
+// The same where sums go on as integers.
+static inline void add_one(veci sum, float *acc)
+{
+    store(acc, V(add_epi32)(load(acc), sum));
 }
 
 static inline veci dword_of(const void *from)
@@ -490,8 +506,8 @@ fold_digits(const job *j, int64_t rows, int64_t vectors, int64_t digits, bool e2
 // The same of weights of 8 bits, as they lie but for `flip`, which makes int8 unsigned.
 __attribute__((always_inline)) static inline void fold_bytes(const job *j, int64_t rows,
                                                              bool is_signed, bool halves,
-                                                             const uint8_t *w, const void *x,
-                                                             float (*acc)[PANEL])
+                                                             bool whole, const uint8_t *w,
+                                                             const void *x, float (*acc)[PANEL])
 {
     const cell8 *cells = x;
     const veci flip = _mm512_set1_epi8(is_signed ? -128 : 0);
@@ -521,6 +537,10 @@ __attribute__((always_inline)) static inline void fold_bytes(const job *j, int64
             for (int64_t r = 0; r < rows; r++) {
                 const veci excess =
                     _mm512_mullo_epi32(_mm512_set1_epi32(cells[r].sum[h]), load(&j->zero[h][n]));
+                if (whole) {
+                    add_one(_mm512_sub_epi32(sum[r], excess), &acc[r][n]);
+                    continue;
+                }
                 fold_one(_mm512_sub_epi32(sum[r], excess), &cells[r].scale, &j->scale[h][n],
                          &acc[r][n]);
             }
@@ -531,8 +551,8 @@ __attribute__((always_inline)) static inline void fold_bytes(const job *j, int64
 // The same of weights of 8 bits, as they lie, and x in pairs.
 __attribute__((always_inline)) static inline void fold_bytes(const job *j, int64_t rows,
                                                              bool is_signed, bool halves,
-                                                             const uint8_t *w, const void *x,
-                                                             float (*acc)[PANEL])
+                                                             bool whole, const uint8_t *w,
+                                                             const void *x, float (*acc)[PANEL])
 {
     const cell16 *cells = x;
     const int64_t lines = RECORD / 4;
@@ -566,6 +586,10 @@ __attribute__((always_inline)) static inline void fold_bytes(const job *j, int64
                 UNROLL
                 for (int64_t v = 0; v < 2; v++) {
                     const int64_t n = strip * STRIP + v * LANES;
+                    if (whole) {
+                        add_one(sum[r][v], &acc[r][n]);
+                        continue;
+                    }
                     const veci excess = _mm256_mullo_epi32(_mm256_set1_epi32(cells[r].sum[h]),
                                                            load(&j->zero[h][n]));
                     fold_one(is_signed ? sum[r][v] : _mm256_sub_epi32(sum[r][v], excess),
@@ -579,8 +603,9 @@ __attribute__((always_inline)) static inline void fold_bytes(const job *j, int64
 
 // The same of weights in 16 bits, decoded.
 __attribute__((always_inline)) static inline void fold_pairs(const job *j, int64_t rows,
-                                                             bool halves, const uint8_t *w,
-                                                             const void *x, float (*acc)[PANEL])
+                                                             bool halves, bool whole,
+                                                             const uint8_t *w, const void *x,
+                                                             float (*acc)[PANEL])
 {
     const cell16 *cells = x;
     const int64_t steps = RECORD / 2;
@@ -616,6 +641,10 @@ __attribute__((always_inline)) static inline void fold_pairs(const job *j, int64
                 UNROLL
                 for (int64_t v = 0; v < SIDES; v++) {
                     const int64_t n = strip * STRIP + v * LANES;
+                    if (whole) {
+                        add_one(sum[r][v], &acc[r][n]);
+                        continue;
+                    }
                     fold_one(sum[r][v], &cells[r].scale, &j->scale[h][n], &acc[r][n]);
                 }
             }
@@ -809,12 +838,13 @@ few_rows(job *j, span s, int64_t rows, int64_t digits, bool e2m1, bool halves, f
     }
 }
 
-__attribute__((always_inline)) static inline void
-few_rows_of_bytes(job *j, span s, int64_t rows, bool is_signed, bool halves, float (*acc)[PANEL])
+__attribute__((always_inline)) static inline void few_rows_of_bytes(job *j, span s, int64_t rows,
+                                                                    bool is_signed, bool halves,
+                                                                    bool whole, float (*acc)[PANEL])
 {
     for (; s.r < s.end; s.r++, s.x += rows * j->cell) {
         const uint8_t *w = next_record(j, &s, halves);
-        fold_bytes(j, rows, is_signed, halves, w, s.x, acc);
+        fold_bytes(j, rows, is_signed, halves, whole, w, s.x, acc);
     }
 }
 
@@ -845,103 +875,146 @@ static loop_fn *const few_digits[2][2][2][FEW] = {
     {{FEW_NAMES(1, 0, 0), FEW_NAMES(1, 0, 1)}, {FEW_NAMES(1, 1, 0), FEW_NAMES(1, 1, 1)}},
     {{FEW_NAMES(2, 0, 0), FEW_NAMES(2, 0, 1)}, {FEW_NAMES(2, 1, 0), FEW_NAMES(2, 1, 1)}}};
 
-#define BYTES_FN(rows, is_signed, halves)                                                          \
-    static void bytes_##rows##_##is_signed##_##halves(job *j, span s, float(*acc)[PANEL])          \
+#define BYTES_FN(rows, is_signed, halves, whole)                                                   \
+    static void bytes_##rows##_##is_signed##_##halves##_##whole(job *j, span s,                    \
+                                                                float(*acc)[PANEL])                \
     {                                                                                              \
-        few_rows_of_bytes(j, s, rows, is_signed, halves, acc);                                     \
+        few_rows_of_bytes(j, s, rows, is_signed, halves, whole, acc);                              \
     }
-#define BYTES_ROWS(is_signed, halves)                                                              \
-    BYTES_FN(1, is_signed, halves)                                                                 \
-    BYTES_FN(2, is_signed, halves)                                                                 \
-    BYTES_FN(3, is_signed, halves)                                                                 \
-    BYTES_FN(4, is_signed, halves)
-#define BYTES_NAMES(is_signed, halves)                                                             \
+#define BYTES_ROWS(is_signed, halves, whole)                                                       \
+    BYTES_FN(1, is_signed, halves, whole)                                                          \
+    BYTES_FN(2, is_signed, halves, whole)                                                          \
+    BYTES_FN(3, is_signed, halves, whole)                                                          \
+    BYTES_FN(4, is_signed, halves, whole)
+#define BYTES_NAMES(is_signed, halves, whole)                                                      \
     {                                                                                              \
-        bytes_1_##is_signed##_##halves, bytes_2_##is_signed##_##halves,                            \
-            bytes_3_##is_signed##_##halves, bytes_4_##is_signed##_##halves                         \
+        bytes_1_##is_signed##_##halves##_##whole, bytes_2_##is_signed##_##halves##_##whole,        \
+            bytes_3_##is_signed##_##halves##_##whole, bytes_4_##is_signed##_##halves##_##whole     \
     }
-BYTES_ROWS(0, 0)
-BYTES_ROWS(0, 1)
-BYTES_ROWS(1, 0)
-BYTES_ROWS(1, 1)
-static loop_fn *const few_bytes[2][2][FEW] = {{BYTES_NAMES(0, 0), BYTES_NAMES(0, 1)},
-                                              {BYTES_NAMES(1, 0), BYTES_NAMES(1, 1)}};
+BYTES_ROWS(0, 0, 0)
+BYTES_ROWS(0, 1, 0)
+BYTES_ROWS(1, 0, 0)
+BYTES_ROWS(1, 1, 0)
+BYTES_ROWS(1, 0, 1)
+static loop_fn *const few_bytes[2][2][FEW] = {{BYTES_NAMES(0, 0, 0), BYTES_NAMES(0, 1, 0)},
+                                              {BYTES_NAMES(1, 0, 0), BYTES_NAMES(1, 1, 0)}};
+static loop_fn *const few_bytes_whole[FEW] = BYTES_NAMES(1, 0, 1);
 
 /// Folds a record, decoded or BYTES, into the sums of so many rows.
 typedef void fold_fn(const job *j, const uint8_t *w, const void *x, float (*acc)[PANEL]);
 
-#define TILE_FN(rows, e2m1, halves)                                                                \
-    static void digits_##rows##_##e2m1##_##halves(const job *j, const uint8_t *w, const void *x,   \
+// Decoding is cheaper than a way through memory where a vector holds a strip.
+#define TILE_FN(rows, digits, e2m1, halves)                                                        \
+    static void tile_##rows##_##digits##_##e2m1##_##halves(const job *j, const uint8_t *w,         \
+                                                           const void *x, float(*acc)[PANEL])      \
+    {                                                                                              \
+        fold_digits(j, rows, SIDES, digits, e2m1, halves, !WIDE, w, x, acc);                       \
+    }
+#define TILE_ROWS(digits, e2m1, halves)                                                            \
+    TILE_FN(1, digits, e2m1, halves)                                                               \
+    TILE_FN(2, digits, e2m1, halves)                                                               \
+    TILE_FN(3, digits, e2m1, halves)                                                               \
+    TILE_FN(4, digits, e2m1, halves)
+#define TILE_NAMES(digits, e2m1, halves)                                                           \
+    {                                                                                              \
+        tile_1_##digits##_##e2m1##_##halves, tile_2_##digits##_##e2m1##_##halves,                  \
+            tile_3_##digits##_##e2m1##_##halves, tile_4_##digits##_##e2m1##_##halves               \
+    }
+TILE_ROWS(1, 0, 0)
+TILE_ROWS(1, 0, 1)
+TILE_ROWS(1, 1, 0)
+TILE_ROWS(1, 1, 1)
+static fold_fn *const digits8_tiles[2][2][TILE] = {{TILE_NAMES(1, 0, 0), TILE_NAMES(1, 0, 1)},
+                                                   {TILE_NAMES(1, 1, 0), TILE_NAMES(1, 1, 1)}};
+
+#define PAIRS_FN(rows, halves, whole)                                                              \
+    static void pairs_##rows##_##halves##_##whole(const job *j, const uint8_t *w, const void *x,   \
                                                   float(*acc)[PANEL])                              \
     {                                                                                              \
-        fold_digits(j, rows, SIDES, 1, e2m1, halves, true, w, x, acc);                             \
+        fold_pairs(j, rows, halves, whole, w, x, acc);                                             \
     }
-#define TILE_ROWS(e2m1, halves)                                                                    \
-    TILE_FN(1, e2m1, halves)                                                                       \
-    TILE_FN(2, e2m1, halves)                                                                       \
-    TILE_FN(3, e2m1, halves)                                                                       \
-    TILE_FN(4, e2m1, halves)
-#define TILE_NAMES(e2m1, halves)                                                                   \
+#define PAIRS_ROWS(halves, whole)                                                                  \
+    PAIRS_FN(1, halves, whole)                                                                     \
+    PAIRS_FN(2, halves, whole)                                                                     \
+    PAIRS_FN(3, halves, whole)                                                                     \
+    PAIRS_FN(4, halves, whole)
+#define PAIRS_NAMES(halves, whole)                                                                 \
     {                                                                                              \
-        digits_1_##e2m1##_##halves, digits_2_##e2m1##_##halves, digits_3_##e2m1##_##halves,        \
-            digits_4_##e2m1##_##halves                                                             \
+        pairs_1_##halves##_##whole, pairs_2_##halves##_##whole, pairs_3_##halves##_##whole,        \
+            pairs_4_##halves##_##whole                                                             \
     }
-TILE_ROWS(0, 0)
-TILE_ROWS(0, 1)
-TILE_ROWS(1, 0)
-TILE_ROWS(1, 1)
-static fold_fn *const digits_tiles[2][2][TILE] = {{TILE_NAMES(0, 0), TILE_NAMES(0, 1)},
-                                                  {TILE_NAMES(1, 0), TILE_NAMES(1, 1)}};
-
-#define PAIRS_FN(rows, halves)                                                                     \
-    static void pairs_##rows##_##halves(const job *j, const uint8_t *w, const void *x,             \
-                                        float(*acc)[PANEL])                                        \
-    {                                                                                              \
-        fold_pairs(j, rows, halves, w, x, acc);                                                    \
-    }
-#define PAIRS_ROWS(halves)                                                                         \
-    PAIRS_FN(1, halves)                                                                            \
-    PAIRS_FN(2, halves)                                                                            \
-    PAIRS_FN(3, halves)                                                                            \
-    PAIRS_FN(4, halves)
-PAIRS_ROWS(0)
-PAIRS_ROWS(1)
-static fold_fn *const pairs_tiles[2][TILE] = {{pairs_1_0, pairs_2_0, pairs_3_0, pairs_4_0},
-                                              {pairs_1_1, pairs_2_1, pairs_3_1, pairs_4_1}};
+PAIRS_ROWS(0, 0)
+PAIRS_ROWS(1, 0)
+static fold_fn *const pairs_tiles[2][TILE] = {PAIRS_NAMES(0, 0), PAIRS_NAMES(1, 0)};
 
 #if LANES == 16
-#define BYTES_TILE_FN(rows, is_signed, halves)                                                     \
-    static void tile_##rows##_##is_signed##_##halves(const job *j, const uint8_t *w,               \
-                                                     const void *x, float(*acc)[PANEL])            \
+#define BYTES_TILE_FN(rows, is_signed, halves, whole)                                              \
+    static void bytes_tile_##rows##_##is_signed##_##halves##_##whole(                              \
+        const job *j, const uint8_t *w, const void *x, float(*acc)[PANEL])                         \
     {                                                                                              \
-        fold_bytes(j, rows, is_signed, halves, w, x, acc);                                         \
+        fold_bytes(j, rows, is_signed, halves, whole, w, x, acc);                                  \
     }
-#define BYTES_TILES(is_signed, halves)                                                             \
-    BYTES_TILE_FN(1, is_signed, halves)                                                            \
-    BYTES_TILE_FN(2, is_signed, halves)                                                            \
-    BYTES_TILE_FN(3, is_signed, halves)                                                            \
-    BYTES_TILE_FN(4, is_signed, halves)
-#define BYTES_TILE_NAMES(is_signed, halves)                                                        \
+#define BYTES_TILES(is_signed, halves, whole)                                                      \
+    BYTES_TILE_FN(1, is_signed, halves, whole)                                                     \
+    BYTES_TILE_FN(2, is_signed, halves, whole)                                                     \
+    BYTES_TILE_FN(3, is_signed, halves, whole)                                                     \
+    BYTES_TILE_FN(4, is_signed, halves, whole)
+#define BYTES_TILE_NAMES(is_signed, halves, whole)                                                 \
     {                                                                                              \
-        tile_1_##is_signed##_##halves, tile_2_##is_signed##_##halves,                              \
-            tile_3_##is_signed##_##halves, tile_4_##is_signed##_##halves                           \
+        bytes_tile_1_##is_signed##_##halves##_##whole,                                             \
+            bytes_tile_2_##is_signed##_##halves##_##whole,                                         \
+            bytes_tile_3_##is_signed##_##halves##_##whole,                                         \
+            bytes_tile_4_##is_signed##_##halves##_##whole                                          \
     }
-BYTES_TILES(0, 0)
-BYTES_TILES(0, 1)
-BYTES_TILES(1, 0)
-BYTES_TILES(1, 1)
-static fold_fn *const bytes_tiles[2][2][TILE] = {{BYTES_TILE_NAMES(0, 0), BYTES_TILE_NAMES(0, 1)},
-                                                 {BYTES_TILE_NAMES(1, 0), BYTES_TILE_NAMES(1, 1)}};
+TILE_ROWS(2, 0, 0)
+TILE_ROWS(2, 0, 1)
+TILE_ROWS(2, 1, 0)
+TILE_ROWS(2, 1, 1)
+static fold_fn *const digits16_tiles[2][2][TILE] = {{TILE_NAMES(2, 0, 0), TILE_NAMES(2, 0, 1)},
+                                                    {TILE_NAMES(2, 1, 0), TILE_NAMES(2, 1, 1)}};
+
+BYTES_TILES(0, 0, 0)
+BYTES_TILES(0, 1, 0)
+BYTES_TILES(1, 0, 0)
+BYTES_TILES(1, 1, 0)
+BYTES_TILES(1, 0, 1)
+static fold_fn *const bytes_tiles[2][2][TILE] = {
+    {BYTES_TILE_NAMES(0, 0, 0), BYTES_TILE_NAMES(0, 1, 0)},
+    {BYTES_TILE_NAMES(1, 0, 0), BYTES_TILE_NAMES(1, 1, 0)}};
+static fold_fn *const whole_tiles[TILE] = BYTES_TILE_NAMES(1, 0, 1);
+#else
+PAIRS_ROWS(0, 1)
+static fold_fn *const whole_tiles[TILE] = PAIRS_NAMES(0, 1);
 #endif
 
 static fold_fn *const *tiles_of(const job *j)
 {
+    if (j->whole) {
+        return whole_tiles;
+    }
 #if LANES == 16
     if (j->way == BYTES) {
         return bytes_tiles[j->args.w.format->elem == MOE_I8][j->halves];
     }
+    if (j->way == DIGITS16) {
+        return digits16_tiles[j->e2m1][j->halves];
+    }
 #endif
-    return j->way == PAIRS ? pairs_tiles[j->halves] : digits_tiles[j->e2m1][j->halves];
+    return j->way == PAIRS ? pairs_tiles[j->halves] : digits8_tiles[j->e2m1][j->halves];
+}
+
+// What tiles read of a record.
+static const uint8_t *decode(job *j, const uint8_t *record)
+{
+    if (j->way == PAIRS) {
+        decode_pairs(j, record);
+        return j->w;
+    }
+    if (!WIDE) {
+        decode_digits(j, record);
+        return j->w;
+    }
+    return record;
 }
 
 // Many rows: a record is decoded once, then multiplied tile by tile.
@@ -960,12 +1033,7 @@ static void many_rows(job *j, span s, float (*acc)[PANEL])
             chain_as_written(j, w, s.r, s.i0, s.i1, acc);
             continue;
         }
-        if (j->way == PAIRS) {
-            decode_pairs(j, w);
-        } else if (j->way == DIGITS8) {
-            decode_digits(j, w);
-        }
-        w = j->way == BYTES ? w : j->w;
+        w = decode(j, w);
         for (int64_t t = 0; t < tiles; t++) {
             folds[begin[t + 1] - begin[t] - 1](j, w, s.x + begin[t] * j->cell, acc + begin[t]);
         }
@@ -978,6 +1046,9 @@ static loop_fn *loop_of(const job *j, int64_t rows)
 {
     if (rows > FEW) {
         return many_rows;
+    }
+    if (j->whole) {
+        return few_bytes_whole[rows - 1];
     }
     if (j->p.unit_k == 4) {
         return few_bytes[j->args.w.format->elem == MOE_I8][j->halves][rows - 1];
@@ -994,15 +1065,37 @@ static void want_strips(job *j, int64_t panel, int64_t n0, int64_t n1)
     j->last = moei_i64_ceil_div(moei_i64_min(n1 - panel * PANEL, PANEL), STRIP);
 }
 
+// The integers of a chunk to those of the chunks before it. Each has fewer than WHOLE_TOP k.
+static void end_chunk(int64_t rows, float (*acc)[PANEL], int64_t (*total)[PANEL])
+{
+    for (int64_t r = 0; r < rows; r++) {
+        int32_t sums[PANEL];
+        memcpy(sums, acc[r], sizeof sums);
+        memset(acc[r], 0, sizeof acc[r]);
+        for (int64_t n = 0; n < PANEL; n++) {
+            total[r][n] += sums[n];
+        }
+    }
+}
+
 static void finish_panel(job *j, int64_t panel, int64_t i0, int64_t i1, int64_t n0, int64_t n1,
-                         float (*acc)[PANEL])
+                         float (*acc)[PANEL], int64_t (*total)[PANEL])
 {
     const int64_t from = moei_i64_max(n0, panel * PANEL);
     const int64_t to = moei_i64_min(n1, (panel + 1) * PANEL);
     moei_cpu_load_columns(&j->args.w, j->e, from, to, &j->columns);
     for (int64_t i = i0; i < i1; i++) {
-        moei_cpu_finish(&j->args, &j->columns, j->e, i, from, to,
-                        &acc[i - i0][from - panel * PANEL]);
+        float *sums = acc[i - i0];
+        if (j->splits) {
+            for (int64_t n = 0; n < PANEL; n++) {
+                sums[n] = (float)total[i - i0][n];
+            }
+        } else if (j->whole) {
+            for (int64_t n = 0; n < PANEL; n += LANES) {
+                V(store_ps)(sums + n, V(cvtepi32_ps)(load(sums + n)));
+            }
+        }
+        moei_cpu_finish(&j->args, &j->columns, j->e, i, from, to, sums + from - panel * PANEL);
     }
 }
 
@@ -1017,6 +1110,9 @@ static void run_rows(job *j, int64_t i0, int64_t i1, int64_t n0, int64_t n1)
         const int64_t panel1 = moei_i64_min(panel0 + SIDE, end);
         for (int64_t panel = panel0; panel < panel1; panel++) {
             memset(j->acc[panel - panel0], 0, (size_t)rows * sizeof j->acc[0][0]);
+            if (j->splits) {
+                memset(j->total[panel - panel0], 0, (size_t)rows * sizeof j->total[0][0]);
+            }
         }
         for (int64_t r = 0; r < j->p.records; r += chunk) {
             const int64_t r1 = moei_i64_min(r + chunk, j->p.records);
@@ -1027,10 +1123,14 @@ static void run_rows(job *j, int64_t i0, int64_t i1, int64_t n0, int64_t n1)
             for (int64_t panel = panel0; panel < panel1; panel++) {
                 want_strips(j, panel, n0, n1);
                 loop(j, span_of(j, panel, i0, i1, r, r1), j->acc[panel - panel0]);
+                if (j->splits) {
+                    end_chunk(rows, j->acc[panel - panel0], j->total[panel - panel0]);
+                }
             }
         }
         for (int64_t panel = panel0; panel < panel1; panel++) {
-            finish_panel(j, panel, i0, i1, n0, n1, j->acc[panel - panel0]);
+            finish_panel(j, panel, i0, i1, n0, n1, j->acc[panel - panel0],
+                         j->total[panel - panel0]);
         }
     }
 }
@@ -1043,11 +1143,11 @@ static way way_of(const job *j, int64_t i0, int64_t i1)
     if (!j->int16) {
         return DIGITS8;
     }
-    return i1 - i0 <= FEW && have_digits(&j->args, j->e, i0, i1) ? DIGITS16 : PAIRS;
+    return (WIDE || i1 - i0 <= FEW) && have_digits(&j->args, j->e, i0, i1) ? DIGITS16 : PAIRS;
 }
 
 static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, int64_t n0,
-                int64_t n1, bool halves)
+                int64_t n1, bool halves, bool whole)
 {
     job j;
     const moei_format_info *format = args->w.format;
@@ -1058,6 +1158,8 @@ static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, 
     j.e2m1 = format->elem == MOE_E2M1;
     j.int16 = args->x.dtype == MOE_I16;
     j.halves = halves;
+    j.whole = whole;
+    j.splits = whole && args->w.k > WHOLE_TOP;
     j.rounds = false;
     for (int64_t s = 0; s < HALVES; s++) {
         for (int64_t n = 0; n < PANEL; n++) {
@@ -1078,21 +1180,23 @@ static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, 
     }
 }
 
-#define INTS_KERNEL(name, halves)                                                                  \
+#define INTS_KERNEL(name, halves, whole)                                                           \
     moek_ggemm_fn moek_ggemm_##name;                                                               \
     void moek_ggemm_##name(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1,         \
                            int64_t n0, int64_t n1)                                                 \
     {                                                                                              \
-        run(args, e, i0, i1, n0, n1, halves);                                                      \
+        run(args, e, i0, i1, n0, n1, halves, whole);                                               \
     }
 #if LANES == 16
-INTS_KERNEL(any_i8_packed__avx512_b16, true)
-INTS_KERNEL(any_i8_packed__avx512_b32, false)
-INTS_KERNEL(any_i16_packed__avx512_b16, true)
-INTS_KERNEL(any_i16_packed__avx512_b32, false)
+INTS_KERNEL(any_i8_packed__avx512_b16, true, false)
+INTS_KERNEL(any_i8_packed__avx512_b32, false, false)
+INTS_KERNEL(any_i8_packed__avx512_i32, false, true)
+INTS_KERNEL(any_i16_packed__avx512_b16, true, false)
+INTS_KERNEL(any_i16_packed__avx512_b32, false, false)
 #else
-INTS_KERNEL(any_i8_packed__avx2_b16, true)
-INTS_KERNEL(any_i8_packed__avx2_b32, false)
-INTS_KERNEL(any_i16_packed__avx2_b16, true)
-INTS_KERNEL(any_i16_packed__avx2_b32, false)
+INTS_KERNEL(any_i8_packed__avx2_b16, true, false)
+INTS_KERNEL(any_i8_packed__avx2_b32, false, false)
+INTS_KERNEL(any_i8_packed__avx2_i32, false, true)
+INTS_KERNEL(any_i16_packed__avx2_b16, true, false)
+INTS_KERNEL(any_i16_packed__avx2_b32, false, false)
 #endif
