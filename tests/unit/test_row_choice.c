@@ -7,7 +7,7 @@
 #include "ops/backend.h"
 #include "unit/test.h"
 
-#define MAX_ROWS 64
+#define MAX_ROWS 256
 #define CHEAP    "moek_ggemm_any_any_any__cheap"
 
 static moei_backend backend;
