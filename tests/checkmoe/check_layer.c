@@ -419,6 +419,7 @@ static bool check_base(moec_layer_checks *k, const moec_layer_case *c, const moe
         moec_layer_check(k, c, ok, "no memory or no routing") && execute(k, c, made, &batch, "run");
     if (ok) {
         moec_batch_collect(&batch, results);
+        moec_list_bits(&k->run, c->name, moec_hash(results, bytes), c->text);
         check_routing(k, c, &batch, &routing);
         judge(k, c, made, items, &routing, results);
         if (k->host == k->ctx[MOEC_CTX_MAIN] && ops_sum_alike(made->plan)) {

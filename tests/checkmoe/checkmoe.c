@@ -145,15 +145,24 @@ bool moec_seen_begin(moec_run *run)
     return run->seen != NULL;
 }
 
+void moec_list_bits(const moec_run *run, const char *name, uint64_t hash, const char *text)
+{
+    if (run->options->bits != NULL) {
+        (void)fprintf(run->options->bits, "%s %016llx %s\n", name, (unsigned long long)hash, text);
+    }
+}
+
 void moec_seen_keep(moec_run *run, const moei_kernel *kernel, int number, uint64_t hash,
                     const char *text)
 {
     moec_seen *seen = moec_seen_at(run, kernel, number);
-    if (seen->kernel == NULL && run->options->bits != NULL) {
-        (void)fprintf(run->options->bits, "%s %d %016llx %s\n",
-                      kernel->op == MOEI_OP_GGEMM ? moei_arith_get(kernel->arith)->name
-                                                  : moei_op_name(kernel->op),
-                      number, (unsigned long long)hash, text);
+    if (seen->kernel == NULL) {
+        char name[64];
+        (void)snprintf(name, sizeof name, "%s-%d",
+                       kernel->op == MOEI_OP_GGEMM ? moei_arith_get(kernel->arith)->name
+                                                   : moei_op_name(kernel->op),
+                       number);
+        moec_list_bits(run, name, hash, text);
     }
     *seen = (moec_seen){kernel, hash};
     run->counts->passed++;

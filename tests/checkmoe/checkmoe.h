@@ -30,7 +30,7 @@ typedef struct moec_options {
     const char *hashes; // with it: the file of hashes of their sources (tools/source_hash.py)
     /// Told of every row that passed `passed` checks: moec_ledger_write; NULL: nobody.
     void (*record)(struct moec_run *run, const struct moei_kernel *kernel, unsigned long passed);
-    FILE *bits;     // gets a line of every case whose bits all rows must give; NULL: none
+    FILE *bits;     // gets a line of every case whose bits all machines must give; NULL: none
     uint64_t delay; // seed: every case runs `delay_runs` more times, each with delays of another
                     // seed in its kernels (moei_exec.delay), and must give the same bits; 0: no
     int32_t delay_runs;
@@ -93,8 +93,12 @@ bool moec_seen_begin(moec_run *run);
 /// Case `number` of all rows that must agree with this one; NULL: not kept.
 moec_seen *moec_seen_at(const moec_run *run, const struct moei_kernel *kernel, int number);
 
+/// Writes a line to options.bits, where there is one: the name of a case, a hash of its results,
+/// text.
+void moec_list_bits(const moec_run *run, const char *name, uint64_t hash, const char *text);
+
 /// Keeps the bits that a row gave for a case, which are those of the rows before it. The first time
-/// options.bits gets them: "<op or class> <number> <hash> <text>".
+/// they are listed as "<op or class>-<number>".
 void moec_seen_keep(moec_run *run, const struct moei_kernel *kernel, int number, uint64_t hash,
                     const char *text);
 

@@ -345,7 +345,8 @@ bool moec_stack_redraw(moec_stack *m, moec_rng *rng, moec_layer_fill fill)
     uint32_t code;
     for (int32_t e = 0; fill == MOEC_LAYER_SPECIAL && e < m->count; e++) {
         if (moec_below(rng, 6) == 0 && special_code(rng, m->info->elem, &code)) {
-            set_element(m, e, moec_below(rng, m->n), moec_below(rng, m->k), code, 0.0);
+            const int64_t k = moec_below(rng, m->k); // first, on every compiler
+            set_element(m, e, moec_below(rng, m->n), k, code, 0.0);
         }
     }
     for (int64_t i = 0; m->gemm.bias != 0 && i < m->count * m->n; i++) {

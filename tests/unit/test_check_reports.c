@@ -16,6 +16,7 @@ static void plant(moe_context *ctx)
     static moec_mutant mutant;
     moec_mutant_make(&mutant, ctx, planted);
     ctx->backend = &mutant.backend;
+    memcpy(ctx->op_kernel, mutant.ctx.op_kernel, sizeof ctx->op_kernel); // rows of its table
 }
 
 // Runs rows and layer cases; returns what was printed, to be freed.

@@ -210,10 +210,10 @@ static const struct {
             {"neon", MOEI_ISA_NEON}};
 #define NUM_ISAS (sizeof isas / sizeof isas[0])
 
-static bool is_here(size_t isa)
+static bool is_here(size_t isa, const char *variant)
 {
     char name[64];
-    (void)snprintf(name, sizeof name, "moek_ggemm_any_i8_packed__%s_b32", isas[isa].name);
+    (void)snprintf(name, sizeof name, "moek_ggemm_any_i8_packed__%s_%s", isas[isa].name, variant);
     return (moei_isa_detect() & isas[isa].needs) != 0 && row_of(name) != NULL;
 }
 
@@ -231,7 +231,7 @@ static void compare(product *p, const char *text)
     const int64_t bands[] = {0, m->n / 3, m->n - m->n / 5, m->n};
     float *y[1 + NUM_ISAS] = {NULL};
     for (size_t i = 0; i <= NUM_ISAS; i++) {
-        if (i > 0 && !is_here(i - 1)) {
+        if (i > 0 && !is_here(i - 1, variant)) {
             continue;
         }
         moek_ggemm_args args = i == 0 ? p->args : packed_args(p);
@@ -342,9 +342,11 @@ int main(void)
         {MOE_FORMAT_UINT8_GROUP, 16, MOE_F32, true, 255}};
     size_t here = 0;
     for (size_t i = 0; i < NUM_ISAS; i++) {
-        here += is_here(i);
-        if (!is_here(i)) {
+        here += is_here(i, "b32");
+        if (!is_here(i, "b32")) {
             (void)printf("skipped: %s: not on this machine\n", isas[i].name);
+        } else if (!is_here(i, "i32")) {
+            (void)printf("skipped: %s: no row of class i32\n", isas[i].name);
         }
     }
     if (here == 0) {

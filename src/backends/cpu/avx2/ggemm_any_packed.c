@@ -16,9 +16,11 @@
 // where it is loaded. A power of two changes no product, and no bit of a sum, as long as x times it
 // is exact; where one x is not (it would be subnormal), weights are multiplied instead.
 //
-// Up to FEW rows: from the record to the chains of a panel, and no floats are written. More: two
-// records at a time to floats, w [strip][64 k][16 outputs], 16 KiB of L1, from which tiles of up to
-// 6 x 16 (rows x outputs) run their chains. x lies in a padded buffer, loaded once for SIDE panels.
+// Up to FEW rows: from the record to the chains of a panel, and no floats are written. More rows
+// run tiles of up to 6 x 16 (rows x outputs). Chains of 64 k and more: over records of pairs or
+// halves, as they lie or staged; what makes floats of them takes pipes that FMA leaves idle.
+// Shorter chains, and bytes: over floats w [strip][64 k][16 outputs], 16 KiB of L1. x lies in a
+// padded buffer, loaded once for SIDE panels.
 //
 // Limits: one row, 8 bits and more: memory; one row, 4 bits: the vector pipes, 29 operations for 64
 // weights, 8 of them FMA; many rows: FMA. docs/cpu-strict.md counts.
@@ -39,10 +41,13 @@
 #define SLICE      64  // k that are decoded at once
 #define CHUNK      256 // k: no chain crosses a multiple of it
 #define PAD        16  // floats between rows of x, which would meet in few sets of a cache
-#define X_ROOM     (MR * (2 * CHUNK + PAD)) // floats
-#define FINE       16                       // the fewest k that share a scale
-#define STAGED     (PANEL * RECORD * 2)     // bytes
-#define BYTE_ZEROS 128                      // the largest zero point that leaves a code in a byte
+#define X_ROW      (CHUNK + PAD)
+#define X_ROOM     (2 * MR * X_ROW) // floats
+#define WIDE       4                // records that become pairs or halves together
+#define SLOTS      (WIDE * HALVES)
+#define FINE       16                   // the fewest k that share a scale
+#define STAGED     (PANEL * RECORD * 2) // bytes
+#define BYTE_ZEROS 128                  // the largest zero point that leaves a code in a byte
 
 // Loops over what is constant wherever it is called; sums then stay in registers.
 #if defined(__clang__)
@@ -54,15 +59,17 @@
 typedef enum code_form { PAIRS, HALVES_OF_K, BYTES, NIBBLES } code_form; // NIBBLES: bytes, staged
 
 typedef struct job {
-    _Alignas(64) float x[X_ROOM]; // [row][stride] of the chunk
+    _Alignas(64) float x[X_ROOM]; // [chunk][row][X_ROW], of what is prepared
     _Alignas(64) float w[STRIPS][SLICE][STRIP];
-    _Alignas(64) uint8_t staged[LANES * 4 + STAGED]; // loads begin up to three bytes before it
+    _Alignas(
+        64) uint8_t staged[LANES * 4 + WIDE * STAGED]; // loads begin up to three bytes before it
     _Alignas(64) float sum[MR][PANEL];
     _Alignas(64) float acc[SIDE][MR][PANEL];
-    _Alignas(64) float scale[HALVES][PANEL];     // of the group
+    _Alignas(64) float scale[SLOTS][PANEL];      // of groups
     _Alignas(64) int32_t zero[HALVES][PANEL];    // zero points of the group, four times each
     _Alignas(64) float late_zero[HALVES][PANEL]; // times 2^24, where they do not fit in bytes
-    float x_scale[X_ROOM / FINE];                // [row][chain of the chunk]
+    float x_scale[X_ROOM / FINE];                // [row][chain] of it
+    __m256i code_low, code_high;                 // make_tables
     moei_cpu_columns columns;
     moei_cpu_packed p;
     moek_ggemm_args args; // moei_cpu_packed_args
@@ -72,11 +79,13 @@ typedef struct job {
     code_form form;
     float factor;        // of floats of `form`, or of x
     bool x_scaled;       // x has it
+    bool has_zeros;      // in groups
     bool late;           // late_zero counts, not zero
     bool folds, folds_x; // scales of a chain are applied to its sum; x has some
-    int64_t length;      // of a chain
-    int64_t stride;      // of x
-    int64_t chains;      // of the chunk
+    int64_t length;      // of a chain, a power of two
+    int length_bits;
+    int64_t rows;        // of x
+    int64_t chains;      // of what is prepared of x
     int64_t first, last; // strips of the panel that are wanted
 } job;
 
@@ -117,32 +126,34 @@ static bool scale_x(float *x, int64_t count, float factor)
     return _mm256_movemask_ps(differs) == 0;
 }
 
-static bool load_rows(job *j, int64_t i0, int64_t i1, int64_t k0, int64_t k1, bool scaled)
+static bool load_rows(job *j, int64_t i0, int64_t k0, int64_t k1, bool scaled)
 {
     const moek_ggemm_args *a = &j->args;
-    for (int64_t i = i0; i < i1; i++) {
-        float *to = j->x + (i - i0) * j->stride;
-        load_x(a->x.dtype, moei_x_at(a, j->e, i), k0, k1 - k0, to);
-        if (scaled && !scale_x(to, k1 - k0, j->factor)) {
-            return false;
+    float *to = j->x;
+    for (int64_t k = k0; k < k1; k += CHUNK) {
+        const int64_t count = moei_i64_min(CHUNK, k1 - k);
+        for (int64_t r = 0; r < j->rows; r++, to += X_ROW) {
+            load_x(a->x.dtype, moei_x_at(a, j->e, i0 + r), k, count, to);
+            if (scaled && !scale_x(to, count, j->factor)) {
+                return false;
+            }
         }
     }
     return true;
 }
 
-// Elements k0 .. k1 - 1 of rows i0 .. i1 - 1, and their scales.
-static void prepare(job *j, int64_t i0, int64_t i1, int64_t k0, int64_t k1)
+// Elements k0 .. k1 - 1 of the rows from i0, and their scales.
+static void prepare(job *j, int64_t i0, int64_t k0, int64_t k1)
 {
-    j->stride = moei_i64_round_up(k1 - k0, CHUNK) + PAD;
     j->chains = moei_i64_ceil_div(k1 - k0, j->length);
-    j->x_scaled = j->factor == 1.0f || load_rows(j, i0, i1, k0, k1, true);
+    j->x_scaled = j->factor == 1.0f || load_rows(j, i0, k0, k1, true);
     if (j->factor == 1.0f || !j->x_scaled) {
-        (void)load_rows(j, i0, i1, k0, k1, false);
+        (void)load_rows(j, i0, k0, k1, false);
     }
-    for (int64_t i = i0; j->folds_x && i < i1; i++) {
+    for (int64_t r = 0; j->folds_x && r < j->rows; r++) {
         for (int64_t c = 0; c < j->chains; c++) {
-            j->x_scale[(i - i0) * j->chains + c] =
-                moei_cpu_operand_scale(&j->args, j->e, i, k0 + c * j->length);
+            j->x_scale[r * j->chains + c] =
+                moei_cpu_operand_scale(&j->args, j->e, i0 + r, k0 + c * j->length);
         }
     }
 }
@@ -156,6 +167,8 @@ typedef struct piece {
     const float *x;       // of row 0, at the first k
     const float *scale;   // of the outputs; NULL: sums are added as they are
     const float *x_scale; // of row 0
+    const uint8_t *w;     // of wide_tile: the first record, from the first k
+    int64_t apart;        // the next one, in bytes
     float (*sum)[PANEL];
     float (*acc)[PANEL];
 } piece;
@@ -305,8 +318,7 @@ __attribute__((always_inline)) static inline void few(const job *j, const piece 
                 const __m256 wk = weight_of(form, from, i);
                 UNROLL
                 for (int64_t r = 0; r < rows; r++) {
-                    s[r][v] =
-                        _mm256_fmadd_ps(_mm256_broadcast_ss(x + r * j->stride + i), wk, s[r][v]);
+                    s[r][v] = _mm256_fmadd_ps(_mm256_broadcast_ss(x + r * X_ROW + i), wk, s[r][v]);
                 }
             }
         }
@@ -356,29 +368,36 @@ static few_fn *const few_fns[][FEW] = {[PAIRS] = FEW_NAMES(PAIRS),
 
 // ---- many rows ---------------------------------------------------------------------------------
 
+// The chains of a tile go on by one k.
+__attribute__((always_inline)) static inline void
+tile_step(int64_t rows, int64_t strips, const float *x, const float *w, __m256 s[TILE][8])
+{
+    __m256 wk[8];
+    UNROLL
+    for (int64_t v = 0; v < 2 * strips; v++) {
+        wk[v] = _mm256_load_ps(w + v / 2 * SLICE * STRIP + v % 2 * LANES);
+    }
+    UNROLL
+    for (int64_t r = 0; r < rows; r++) {
+        const __m256 xk = _mm256_broadcast_ss(x + r * X_ROW);
+        UNROLL
+        for (int64_t v = 0; v < 2 * strips; v++) {
+            s[r][v] = _mm256_fmadd_ps(xk, wk[v], s[r][v]);
+        }
+    }
+}
+
 // Rows r0 .. r0 + rows - 1 of `strips` strips, from k0 of the slice.
 __attribute__((always_inline)) static inline void tile(const job *j, const piece *p, int64_t k0,
                                                        int64_t r0, int64_t rows, int64_t strips,
                                                        int64_t strip)
 {
-    const float *x = p->x + r0 * j->stride;
+    const float *x = p->x + r0 * X_ROW;
     const float *w = j->w[strip][k0];
     __m256 s[TILE][8];
     open_sums(p, r0, rows, strip * STRIP, 2 * strips, s);
-    for (int64_t k = 0; k < p->count; k++) {
-        __m256 wk[8];
-        UNROLL
-        for (int64_t v = 0; v < 2 * strips; v++) {
-            wk[v] = _mm256_load_ps(w + v / 2 * SLICE * STRIP + k * STRIP + v % 2 * LANES);
-        }
-        UNROLL
-        for (int64_t r = 0; r < rows; r++) {
-            const __m256 xk = _mm256_broadcast_ss(x + r * j->stride + k);
-            UNROLL
-            for (int64_t v = 0; v < 2 * strips; v++) {
-                s[r][v] = _mm256_fmadd_ps(xk, wk[v], s[r][v]);
-            }
-        }
+    for (const float *end = x + p->count; x < end; x++, w += STRIP) {
+        tile_step(rows, strips, x, w, s);
     }
     close_sums(j, p, r0, rows, strip * STRIP, 2 * strips, s);
 }
@@ -423,6 +442,59 @@ static void all_rows(const job *j, const piece *p, int64_t rows, int64_t k)
         }
     }
 }
+
+// The same of records of pairs or halves, `apart` bytes from each other, as they lie: what makes
+// floats of them takes pipes that FMA leaves idle.
+__attribute__((always_inline)) static inline void
+wide_tile(const job *j, const piece *p, code_form form, int64_t r0, int64_t rows, int64_t strip)
+{
+    const float *x = p->x + r0 * X_ROW;
+    const uint8_t *record = p->w + strip * STRIP * RECORD * 2;
+    const int64_t part = moei_i64_min(p->count, RECORD);
+    __m256 s[TILE][8];
+    open_sums(p, r0, rows, strip * STRIP, 2, s);
+    for (int64_t k = 0; k < p->count; k += RECORD, record += p->apart) {
+        const uint8_t *w = record;
+        for (const float *end = x + part; x < end; x += 2, w += 4 * STRIP) {
+            UNROLL
+            for (int64_t i = 0; i < 2; i++) {
+                const __m256 w0 = weight_of(form, w, i);
+                const __m256 w1 = weight_of(form, w + vector_bytes(form), i);
+                UNROLL
+                for (int64_t r = 0; r < rows; r++) {
+                    const __m256 xk = _mm256_broadcast_ss(x + r * X_ROW + i);
+                    s[r][0] = _mm256_fmadd_ps(xk, w0, s[r][0]);
+                    s[r][1] = _mm256_fmadd_ps(xk, w1, s[r][1]);
+                }
+            }
+        }
+    }
+    close_sums(j, p, r0, rows, strip * STRIP, 2, s);
+}
+
+typedef void wide_fn(const job *j, const piece *p, int64_t r0, int64_t strip);
+
+#define WIDE_FN(form, rows)                                                                        \
+    static void wide_##form##_##rows(const job *j, const piece *p, int64_t r0, int64_t strip)      \
+    {                                                                                              \
+        wide_tile(j, p, form, r0, rows, strip);                                                    \
+    }
+#define WIDE_FNS(form)                                                                             \
+    WIDE_FN(form, 1)                                                                               \
+    WIDE_FN(form, 2)                                                                               \
+    WIDE_FN(form, 3)                                                                               \
+    WIDE_FN(form, 4)                                                                               \
+    WIDE_FN(form, 5)                                                                               \
+    WIDE_FN(form, 6)
+#define WIDE_NAMES(form)                                                                           \
+    {                                                                                              \
+        wide_##form##_1, wide_##form##_2, wide_##form##_3, wide_##form##_4, wide_##form##_5,       \
+            wide_##form##_6                                                                        \
+    }
+WIDE_FNS(PAIRS)
+WIDE_FNS(HALVES_OF_K)
+static wide_fn *const wide_fns[][TILE] = {
+    [PAIRS] = WIDE_NAMES(PAIRS), [HALVES_OF_K] = WIDE_NAMES(HALVES_OF_K)};
 
 // ---- weights -----------------------------------------------------------------------------------
 
@@ -471,20 +543,25 @@ static void stage_u8(job *j, const uint8_t *record, uint8_t *to)
 }
 
 // s eeee mmm in the upper byte of a word to s 0eeee mmm0000000, an f16 of 2^-8 of the value,
-// subnormals included. The code of NaN, 7F, carries into the exponent.
-static inline __m256i f16_of_e4m3(__m256i upper)
+// subnormals included. nans: the code of one, 7F, becomes one; else there is none.
+__attribute__((always_inline)) static inline __m256i f16_of_e4m3(__m256i upper, bool nans)
 {
     const __m256i half =
         _mm256_and_si256(_mm256_srai_epi16(upper, 1), _mm256_set1_epi16((short)0xBF80));
+    if (!nans) {
+        return half;
+    }
     const __m256i magnitude = _mm256_and_si256(half, _mm256_set1_epi16(0x3F80));
     const __m256i nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x3F80));
     return _mm256_or_si256(half, _mm256_and_si256(nan, _mm256_set1_epi16(0x7E00)));
 }
 
-// 8-bit floats to f16.
-__attribute__((always_inline)) static inline void stage_floats(job *j, bool e5m2,
+// 8-bit floats to f16. False if there was a NaN of e4m3 that is none any more.
+__attribute__((always_inline)) static inline bool stage_floats(job *j, bool e5m2, bool nans,
                                                                const uint8_t *record, uint8_t *to)
 {
+    const __m256i sign = _mm256_set1_epi8((char)0x80);
+    __m256i top = _mm256_setzero_si256();
     for (int64_t strip = j->first; strip < j->last; strip++) {
         const uint8_t *from = record + strip * STRIP * RECORD;
         uint8_t *at = to + strip * STRIP * RECORD * 2;
@@ -492,17 +569,23 @@ __attribute__((always_inline)) static inline void stage_floats(job *j, bool e5m2
         for (int64_t k = 0; k < RECORD; k += 2) {
             const __m256i two = load(from + k * STRIP);
             const __m256i low = _mm256_slli_epi16(two, 8);
-            const __m256i high = _mm256_and_si256(two, _mm256_set1_epi16((short)0xFF00));
-            store(at + k * STRIP * 2, e5m2 ? low : f16_of_e4m3(low));
-            store(at + (k + 1) * STRIP * 2, e5m2 ? high : f16_of_e4m3(high));
+            if (e5m2) {
+                const __m256i upper = _mm256_set1_epi16((short)0xFF00);
+                store(at + k * STRIP * 2, low);
+                store(at + (k + 1) * STRIP * 2, _mm256_and_si256(two, upper));
+                continue;
+            }
+            top = _mm256_max_epu8(top, _mm256_or_si256(two, sign));
+            store(at + k * STRIP * 2, f16_of_e4m3(low, nans));
+            store(at + (k + 1) * STRIP * 2, f16_of_e4m3(two, nans));
         }
     }
+    return nans || _mm256_movemask_epi8(_mm256_cmpeq_epi8(top, _mm256_set1_epi8(-1))) == 0;
 }
 
 // The record in its form.
-static const uint8_t *stage(job *j, const uint8_t *record)
+static const uint8_t *stage(job *j, const uint8_t *record, uint8_t *to)
 {
-    uint8_t *to = j->staged + LANES * 4;
     switch (j->elem) {
     case MOE_E2M1:
         stage_nibbles(j, true, record, to);
@@ -514,10 +597,12 @@ static const uint8_t *stage(job *j, const uint8_t *record)
         stage_u8(j, record, to);
         break;
     case MOE_E4M3FN:
-        stage_floats(j, false, record, to);
+        if (!stage_floats(j, false, false, record, to)) {
+            (void)stage_floats(j, false, true, record, to);
+        }
         return to;
     case MOE_E5M2:
-        stage_floats(j, true, record, to);
+        (void)stage_floats(j, true, true, record, to);
         return to;
     default:
         to = NULL;
@@ -557,21 +642,117 @@ decode_form(job *j, code_form form, bool late, bool times, const uint8_t *record
     }
 }
 
+// Eight k of a vector of 4-bit codes to pairs of bf16, by two tables.
+__attribute__((always_inline)) static inline void look_up(__m256i codes, __m256i table_low,
+                                                          __m256i table_high, __m256i pairs[4])
+{
+    const __m256i nibble = _mm256_set1_epi8(15);
+    const __m256i order = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
+    const __m256i bytes = _mm256_shuffle_epi8(codes, order); // k, k + 1, then k + 4, k + 5
+    const __m256i low = _mm256_and_si256(bytes, nibble);
+    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
+    const __m256i low_low = _mm256_shuffle_epi8(table_low, low);
+    const __m256i low_high = _mm256_shuffle_epi8(table_high, low);
+    const __m256i high_low = _mm256_shuffle_epi8(table_low, high);
+    const __m256i high_high = _mm256_shuffle_epi8(table_high, high);
+    pairs[0] = _mm256_unpacklo_epi8(low_low, low_high);
+    pairs[1] = _mm256_unpacklo_epi8(high_low, high_high);
+    pairs[2] = _mm256_unpackhi_epi8(low_low, low_high);
+    pairs[3] = _mm256_unpackhi_epi8(high_low, high_high);
+}
+
+// 4-bit codes, whose zero point is in the tables, to a record of pairs.
+static void pair_nibbles(const job *j, const uint8_t *record, uint8_t *to)
+{
+    const __m256i table_low = j->code_low;
+    const __m256i table_high = j->code_high;
+    for (int64_t strip = j->first; strip < j->last; strip++) {
+        const uint8_t *from = record + strip * STRIP * RECORD / 2;
+        uint8_t *at = to + strip * STRIP * RECORD * 2;
+        moei_cpu_ask_ahead(from, STRIP * RECORD / 2);
+        for (int64_t line = 0; line < RECORD / 8; line++, from += 64, at += 256) {
+            UNROLL
+            for (int64_t v = 0; v < 2; v++) {
+                __m256i pairs[4];
+                look_up(load(from + 32 * v), table_low, table_high, pairs);
+                UNROLL
+                for (int64_t i = 0; i < 4; i++) {
+                    store(at + 64 * i + 32 * v, pairs[i]);
+                }
+            }
+        }
+    }
+}
+
+// The same to floats at k .. of the slice. zeros: less zero points that differ.
+__attribute__((always_inline)) static inline void decode_nibbles(job *j, bool zeros,
+                                                                 const uint8_t *record, int64_t k)
+{
+    const __m256i table_low = j->code_low;
+    const __m256i table_high = j->code_high;
+    for (int64_t strip = j->first; strip < j->last; strip++) {
+        const uint8_t *from = record + strip * STRIP * RECORD / 2;
+        moei_cpu_ask_ahead(from, STRIP * RECORD / 2);
+        for (int64_t i = 0; i < 2 * RECORD / 8; i++) { // a vector of eight k each
+            const int64_t set = j->p.sets == 2 && i >= RECORD / 8 ? 1 : 0;
+            const int64_t n = i % 2 * LANES;
+            const __m256 zero = _mm256_load_ps(&j->late_zero[set][strip * STRIP + n]);
+            float(*to)[STRIP] = &j->w[strip][k + i / 2 * 8];
+            __m256i pairs[4];
+            look_up(load(from + i * 32), table_low, table_high, pairs);
+            UNROLL
+            for (int64_t h = 0; h < 4; h++) {
+                const __m256 even = low_of(pairs[h]);
+                const __m256 odd = high_of(pairs[h]);
+                _mm256_store_ps(&to[2 * h][n], zeros ? _mm256_sub_ps(even, zero) : even);
+                _mm256_store_ps(&to[2 * h + 1][n], zeros ? _mm256_sub_ps(odd, zero) : odd);
+            }
+        }
+    }
+}
+
+// Bytes of the bf16 that a 4-bit code is in `form`, less the zero point that all of them have.
+static void make_tables(job *j, int32_t zero)
+{
+    _Alignas(16) uint8_t low[16];
+    _Alignas(16) uint8_t high[16];
+    for (uint8_t code = 0; code < 16; code++) {
+        const bool e2m1 = j->elem == MOE_E2M1;
+        const float value = e2m1 ? moei_e2m1_to_f32(code) : (float)(code - zero);
+        const uint16_t bits = moei_f32_to_bf16(value * (e2m1 ? 0x1p25f : 0x1p24f));
+        low[code] = (uint8_t)bits;
+        high[code] = (uint8_t)(bits >> 8);
+    }
+    j->code_low = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)(const void *)low));
+    j->code_high = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)(const void *)high));
+}
+
+// A record to floats at k .. of the slice.
 static void decode(job *j, const uint8_t *record, int64_t k)
 {
     const bool times = !j->x_scaled;
+    if (j->form == NIBBLES && !times) {
+        if (j->has_zeros) {
+            decode_nibbles(j, true, record, k);
+        } else {
+            decode_nibbles(j, false, record, k);
+        }
+        return;
+    }
+    const uint8_t *formed = stage(j, record, j->staged + LANES * 4);
     switch (j->form) {
     case PAIRS:
-        decode_form(j, PAIRS, false, false, record, k);
+        decode_form(j, PAIRS, false, false, formed, k);
         break;
     case HALVES_OF_K:
-        decode_form(j, HALVES_OF_K, false, times, record, k);
+        decode_form(j, HALVES_OF_K, false, times, formed, k);
         break;
     case BYTES:
-        decode_form(j, BYTES, j->late, times, record, k);
+        decode_form(j, BYTES, j->late, times, formed, k);
         break;
     default:
-        decode_form(j, NIBBLES, j->late, times, record, k);
+        decode_form(j, NIBBLES, j->late, true, formed, k);
         break;
     }
 }
@@ -597,14 +778,15 @@ static void load_zeros(job *j, const uint8_t *zeros, int64_t width)
     }
 }
 
-static void load_head(job *j, const uint8_t *head, int64_t width)
+// Of a group: its scales to slots from `slot`, its zero points.
+static void load_head(job *j, const uint8_t *head, int64_t width, int64_t slot)
 {
     const int64_t scales = width * j->p.scale;
     moei_cpu_ask_ahead(head, width * j->p.head);
     for (int64_t s = 0; s < j->p.sets; s++) {
-        load_scale_line(j->args.w.scale_dtype, head + s * scales, width, j->scale[s]);
+        load_scale_line(j->args.w.scale_dtype, head + s * scales, width, j->scale[slot + s]);
     }
-    if (j->p.head > j->p.sets * j->p.scale) {
+    if (j->has_zeros) {
         load_zeros(j, head + j->p.sets * scales, width);
     }
 }
@@ -618,30 +800,99 @@ typedef struct span {
     const uint8_t *loaded; // whose scales are there
 } span;
 
-// The next record, in its form; its scales and zero points are loaded.
+// The next record; its scales and zero points are loaded.
 static const uint8_t *next_record(job *j, span *s)
 {
     const uint8_t *record = moei_cpu_walk_on(&s->walk, &s->head);
     if (s->head != s->loaded) {
-        load_head(j, s->head, s->walk.width);
+        load_head(j, s->head, s->walk.width, 0);
         s->loaded = s->head;
     }
-    return stage(j, record);
+    return record;
 }
 
 // Elements k0 + k .. of the chunk that begins at k0: a piece of chains.
-static piece piece_of(job *j, int64_t k0, int64_t k, int64_t count, float (*acc)[PANEL])
+static piece piece_of(job *j, int64_t k0, int64_t k, int64_t count, int64_t slot,
+                      float (*acc)[PANEL])
 {
-    const int64_t end = k0 + k + count;
-    const int64_t set = j->p.sets == 2 ? k % RECORD / (RECORD / HALVES) : 0;
+    const int64_t within = j->length - 1;
     return (piece){.count = count,
-                   .begins = k % j->length == 0,
-                   .ends = end % j->length == 0 || end == j->args.w.k,
-                   .x = j->x + k,
-                   .scale = j->folds ? j->scale[set] : NULL,
-                   .x_scale = j->x_scale + k / j->length,
+                   .begins = (k & within) == 0,
+                   .ends = ((k + count) & within) == 0 || k0 + k + count == j->args.w.k,
+                   .x = j->x + k / CHUNK * j->rows * X_ROW + k % CHUNK,
+                   .scale = j->folds ? j->scale[slot] : NULL,
+                   .x_scale = j->x_scale + (k >> j->length_bits),
                    .sum = j->sum,
                    .acc = acc};
+}
+
+// Whether many rows take records as pairs or halves: not where chains are short, which a tile
+// begins and ends often, nor where zero points differ.
+static bool is_wide(const job *j)
+{
+    return j->length >= SLICE &&
+           (j->elem == MOE_BF16 || j->elem == MOE_F16 || j->elem == MOE_E4M3FN ||
+            j->elem == MOE_E5M2 || (j->form == NIBBLES && !j->has_zeros));
+}
+
+// The next records, of `count` elements, as pairs or halves, and the slots of their scales. Returns
+// the first; the next one is *apart bytes on.
+static const uint8_t *gather_wide(job *j, span *s, int64_t count, int64_t *slot, int64_t *apart)
+{
+    const bool lie = j->p.record == 2 * RECORD; // that is what they are
+    const uint8_t *first = j->staged + LANES * 4;
+    for (int64_t r = 0; r * RECORD < count; r++) {
+        const uint8_t *record = moei_cpu_walk_on(&s->walk, &s->head);
+        uint8_t *to = j->staged + LANES * 4 + r * STAGED;
+        slot[r] = r == 0 ? 0 : slot[r - 1];
+        if (s->head != s->loaded) {
+            slot[r] += r == 0 ? 0 : j->p.sets;
+            load_head(j, s->head, s->walk.width, slot[r]);
+            s->loaded = s->head;
+        }
+        if (j->form == NIBBLES) {
+            pair_nibbles(j, record, to);
+            continue;
+        }
+        const uint8_t *at = stage(j, record, to);
+        first = lie && r == 0 ? at : first;
+    }
+    s->loaded = NULL; // what follows looks for scales in slot 0
+    *apart = lie ? s->walk.width * j->p.record : STAGED;
+    return first;
+}
+
+// Whole records of many rows, up to a chunk of them as they lie, or some as pairs or halves.
+// Returns how many elements of k, from k, those were.
+static int64_t run_wide(job *j, span *s, int64_t rows, int64_t k0, int64_t k, int64_t k1,
+                        float (*acc)[PANEL])
+{
+    const code_form form = j->form == HALVES_OF_K ? HALVES_OF_K : PAIRS;
+    const int64_t most = j->p.record == 2 * RECORD ? CHUNK - k % CHUNK : WIDE * RECORD;
+    const int64_t count = moei_i64_min(most, (k1 - k0 - k) / RECORD * RECORD);
+    int64_t slot[CHUNK / RECORD];
+    int64_t apart;
+    const uint8_t *first = gather_wide(j, s, count, slot, &apart);
+    piece pieces[CHUNK / SLICE + 1];
+    int64_t num = 0;
+    for (int64_t at = 0; at < count; at += pieces[num++].count) {
+        const int64_t left = j->length - ((k + at) & (j->length - 1));
+        const int64_t part = moei_i64_min(left, count - at);
+        pieces[num] = piece_of(j, k0, k + at, part, slot[at / RECORD], acc);
+        pieces[num].w = first + at / RECORD * apart;
+        pieces[num].apart = apart;
+    }
+    const int64_t tiles = moei_i64_ceil_div(rows, TILE);
+    for (int64_t t = 0; t < tiles; t++) { // as many rows in every tile, but for one
+        const int64_t r = rows * t / tiles;
+        wide_fn *const fn = wide_fns[form][rows * (t + 1) / tiles - r - 1];
+        for (int64_t strip = j->first; strip < j->last; strip++) {
+            for (int64_t i = 0; i < num; i++) {
+                fn(j, &pieces[i], r, strip);
+            }
+        }
+    }
+    return count;
 }
 
 // Records of the chunk, of k0 .. k1 - 1, into the sums of a panel.
@@ -652,15 +903,23 @@ static void run_panel(job *j, int64_t panel, int64_t rows, int64_t k0, int64_t k
     s.head = moei_cpu_walk_to(&s.walk, &j->p, j->expert, panel, k0 / RECORD);
     const int64_t slice = rows > FEW && j->length >= SLICE ? SLICE : RECORD;
     const int64_t part = moei_i64_min(j->length, slice);
-    for (int64_t k = 0; k < k1 - k0; k += slice) {
+    int64_t k = 0;
+    while (rows > FEW && is_wide(j) && j->x_scaled && k + RECORD <= k1 - k0) {
+        k += run_wide(j, &s, rows, k0, k, k1, acc);
+    }
+    for (; k < k1 - k0; k += slice) {
         const int64_t count = moei_i64_min(slice, k1 - k0 - k);
         const uint8_t *record = next_record(j, &s);
         const bool at_once = rows <= FEW && count == RECORD && j->x_scaled && !j->late;
+        if (at_once) {
+            record = stage(j, record, j->staged + LANES * 4);
+        }
         for (int64_t r = 0; !at_once && r < count; r += RECORD) {
             decode(j, r == 0 ? record : next_record(j, &s), r);
         }
         for (int64_t h = 0; h < count; h += part) {
-            const piece p = piece_of(j, k0, k + h, moei_i64_min(part, count - h), acc);
+            const int64_t set = j->p.sets == 2 ? h / (RECORD / HALVES) : 0;
+            const piece p = piece_of(j, k0, k + h, moei_i64_min(part, count - h), set, acc);
             if (at_once) {
                 few_fns[j->form][rows - 1](j, &p, record + h / 8 * eight_bytes(j->form));
             } else {
@@ -692,18 +951,19 @@ static void run_rows(job *j, int64_t i0, int64_t i1, int64_t n0, int64_t n1)
 {
     const int64_t rows = i1 - i0;
     const int64_t k = j->args.w.k;
-    const int64_t chunk = (X_ROOM / rows - PAD) / CHUNK * CHUNK;
+    const int64_t room = X_ROOM / (rows * X_ROW) * CHUNK;
     const int64_t end = moei_i64_ceil_div(n1, PANEL);
     int64_t prepared = -1;
+    j->rows = rows;
     for (int64_t panel0 = n0 / PANEL; panel0 < end; panel0 += SIDE) {
         const int64_t panel1 = moei_i64_min(panel0 + SIDE, end);
         for (int64_t panel = panel0; panel < panel1; panel++) {
             memset(j->acc[panel - panel0], 0, (size_t)rows * sizeof j->acc[0][0]);
         }
-        for (int64_t k0 = 0; k0 < k; k0 += chunk) {
-            const int64_t k1 = moei_i64_min(k0 + chunk, k);
+        for (int64_t k0 = 0; k0 < k; k0 += room) {
+            const int64_t k1 = moei_i64_min(k0 + room, k);
             if (prepared != k0) {
-                prepare(j, i0, i1, k0, k1);
+                prepare(j, i0, k0, k1);
                 prepared = k0;
             }
             for (int64_t panel = panel0; panel < panel1; panel++) {
@@ -756,14 +1016,20 @@ static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, 
     j.e = e;
     j.elem = format->elem;
     j.length = length;
+    j.length_bits = __builtin_ctzll((uint64_t)length);
     j.folds = folds;
     j.folds_x = folds && args->x.scales != NULL && args->x.group > 0;
     choose_form(&j);
+    const int32_t zero = format->zero_point > 0 ? format->zero_point : 0;
+    j.has_zeros = j.p.head > j.p.sets * j.p.scale;
     j.late = j.elem == MOE_U8;
+    if (j.form == NIBBLES) {
+        make_tables(&j, j.has_zeros ? 0 : zero);
+    }
     for (int64_t s = 0; s < HALVES; s++) { // where a group says nothing else
         for (int64_t n = 0; n < PANEL; n++) {
             j.scale[s][n] = 1.0f;
-            set_zero(&j, s, n, format->zero_point > 0 ? format->zero_point : 0);
+            set_zero(&j, s, n, zero);
         }
     }
     const int64_t blocks = moei_i64_ceil_div(i1 - i0, MR);
