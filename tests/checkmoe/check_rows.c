@@ -195,13 +195,15 @@ const void *moec_args_for(const moec_launch *launch, const moei_kernel *kernel)
                                                                           : launch->args;
 }
 
-// The CPU's row for the case of another backend: of the same op and class. NULL: there is none.
+// The CPU's row for the case of another backend: of the same op and class, for weights as they lie.
+// NULL: there is none.
 static const moei_kernel *cpu_row(const moec_run *run, const moec_launch *launch)
 {
     moei_whynot why;
     for (size_t i = 0; run->cpu != NULL && i < run->cpu->backend->num_kernels; i++) {
         const moei_kernel *kernel = &run->cpu->backend->kernels[i];
         if (kernel->op == launch->kernel->op && kernel->arith == launch->kernel->arith &&
+            kernel->layout == MOEI_LAYOUT_ROW &&
             moei_registry_supports(kernel, run->cpu->isa, launch->problem, &why)) {
             return kernel;
         }

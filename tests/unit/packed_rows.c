@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/isa.h"
+
 #define MAX_ROWS 256
 #define HEADER   ((size_t)16) // the sum, twice
 
@@ -155,6 +157,7 @@ static double half_cost(const moei_kernel *kernel, const moei_ggemm_problem *pro
 
 packed_rows *packed_rows_make(const moei_backend *with)
 {
+    const uint64_t here = moei_isa_detect();
     size_t n = with->num_kernels;
     cpu = with;
     rows = (packed_rows){.backend = *cpu, .refuse_after = -1, .fail = moe_fail};
@@ -165,7 +168,7 @@ packed_rows *packed_rows_make(const moei_backend *with)
     for (size_t i = 0; i < cpu->num_kernels; i++) {
         if (kernels[i].layout != MOEI_LAYOUT_ROW) {
             kernels[i].isa = UINT64_MAX; // the CPU's own packed rows never run here
-        } else if (kernels[i].op == MOEI_OP_GGEMM) {
+        } else if (kernels[i].op == MOEI_OP_GGEMM && (kernels[i].isa & ~here) == 0) {
             (void)snprintf(names[n], sizeof names[n], "%s_packed", kernels[i].name);
             origin[n] = &cpu->kernels[i];
             kernels[n] = kernels[i];

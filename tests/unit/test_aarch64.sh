@@ -67,7 +67,8 @@ run_integers "$work" "$emulate" & integers=$!
 sed "s/ [0-9]* / ${every:-&} /" "$work/parts" | xargs -P "$jobs" -L 1 bash -c 'run_part "$@"' - "$work" "$here" "$emulate $there" || failed=1
 wait "$integers" || failed=1
 # What was to be checked has been there.
-for row in any_any_any__neon_{c256,b16,b32,b64,b128} any_{i8,i16}_packed__neon{,_dotprod}_{b16,b32}; do
+for row in any_any_any__neon_{c256,b16,b32,b64,b128} any_{i8,i16}_packed__neon{,_dotprod}_{b16,b32} \
+    any_i8_packed__neon{,_dotprod}_i32; do
     grep -qs "^moek_ggemm_$row .* [1-9][0-9]* passed, 0 failed" "$work"/*.there.log || { echo "row $row did not pass"; failed=1; }
 done
 echo "$((SECONDS - start)) s"

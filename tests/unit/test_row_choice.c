@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which row of a table runs a product: one of a class that is not consistent costs least, and level
 // KERNEL passes it over. And how a refusal names what a device lacks.
+#include <stdlib.h>
 #include <string.h>
 
 #include "api/layer_case.h"
@@ -25,6 +26,9 @@ static double no_cost(const moei_kernel *kernel, const moei_ggemm_problem *probl
 static void make_table(const moei_backend *cpu)
 {
     size_t n = cpu->num_kernels;
+    if (n >= MAX_ROWS) {
+        abort();
+    }
     memcpy(kernels, cpu->kernels, n * sizeof kernels[0]);
     for (size_t i = 0; i < cpu->num_kernels; i++) {
         if (kernels[i].op == MOEI_OP_GGEMM && kernels[i].arith == MOEI_ARITH_FMA_C256) {

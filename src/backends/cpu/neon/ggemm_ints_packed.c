@@ -3,7 +3,8 @@
 // e2m1, counted in halves. Integer instructions give the bits of the portable rows: in the chain of
 // a block of 32 k every sum is a multiple of 1/2 below 2^24 (docs/numerics.md), so no step of it
 // rounds, and any order of exact operations ends in the same float. After it come the portable
-// row's own steps, acc = fma(sum * s_x, s_w, acc).
+// row's own steps, acc = fma(sum * s_x, s_w, acc). Class i32, int8 with int8 and no scales along k,
+// sums integers over all of k.
 //
 // A vector holds four outputs x 4 k of bytes, as packed.h lays them, and sdot adds their products
 // with 4 k of x, a lane of a vector of 16 k: one instruction for 16 products. Everything is a
@@ -34,16 +35,17 @@
 #define NAME(x, variant) moek_ggemm_any_##x##_packed__neon_##variant
 #endif
 
-#define PANEL  MOEI_CPU_PANEL
-#define STRIP  MOEI_CPU_STRIP
-#define RECORD MOEI_CPU_RECORD
-#define HALVES 2 // of a record, 16 k each: they may have scales of their own
-#define HALF   (RECORD / HALVES)
-#define LANES  4
-#define TILE   4          // rows
-#define MR     32         // rows that share prepared x
-#define SIDE   4          // panels whose sums are kept at once
-#define X_ROOM (80 << 10) // bytes of prepared x
+#define PANEL     MOEI_CPU_PANEL
+#define STRIP     MOEI_CPU_STRIP
+#define RECORD    MOEI_CPU_RECORD
+#define HALVES    2 // of a record, 16 k each: they may have scales of their own
+#define HALF      (RECORD / HALVES)
+#define LANES     4
+#define TILE      4                         // rows
+#define MR        32                        // rows that share prepared x
+#define SIDE      4                         // panels whose sums are kept at once
+#define X_ROOM    (80 << 10)                // bytes of prepared x
+#define WHOLE_TOP (INT32_MAX / (128 * 128)) // products of int8 whose sum has 32 bits
 
 // Loops over what is constant wherever it is called; sums then stay in registers.
 #if defined(__clang__)
@@ -63,10 +65,11 @@ typedef struct cell {
 typedef enum codes { E2M1, UINT4, INT8, UINT8, NUM_CODES } codes;
 
 typedef struct job {
-    _Alignas(64) cell x[X_ROOM / sizeof(cell)]; // [record][row] of the chunk
-    _Alignas(64) float acc[SIDE][MR][PANEL];
-    _Alignas(64) float scale[HALVES][PANEL];  // of the group
-    _Alignas(64) int32_t zero[HALVES][PANEL]; // zero points of the group
+    _Alignas(64) cell x[X_ROOM / sizeof(cell)];  // [record][row] of the chunk
+    _Alignas(64) float acc[SIDE][MR][PANEL];     // class i32: int32_t
+    _Alignas(64) int64_t total[SIDE][MR][PANEL]; // of chunks: class i32 where k is above WHOLE_TOP
+    _Alignas(64) float scale[HALVES][PANEL];     // of the group
+    _Alignas(64) int32_t zero[HALVES][PANEL];    // zero points of the group
     moei_cpu_columns columns;
     moei_cpu_packed p;
     moek_ggemm_args args; // moei_cpu_packed_args
@@ -74,6 +77,8 @@ typedef struct job {
     int32_t e;
     codes kind;          // of the weights
     bool int16;          // codes of x
+    bool whole;          // class i32
+    bool splits;         // its sums over chunks
     bool halves;         // of a record have scales of their own
     bool rounds;         // a zero point of the group is above MOEI_CPU_ZERO_TOP
     int64_t first, last; // strips of the panel that are wanted
@@ -119,7 +124,10 @@ static void prepare(job *j, int64_t i0, int64_t i1, int64_t r0, int64_t r1)
     const float part = j->kind == E2M1 ? 0.5f : 1.0f;
     for (int64_t i = i0; i < i1; i++) {
         const uint8_t *row = moei_x_at(a, j->e, i);
-        moei_cpu_x_scales scales = moei_cpu_x_scales_of(a, j->e, i, r0 * RECORD);
+        moei_cpu_x_scales scales = {0};
+        if (!j->whole) {
+            scales = moei_cpu_x_scales_of(a, j->e, i, r0 * RECORD);
+        }
         cell *to = j->x + (i - i0);
         for (int64_t r = r0; r < r1; r++, to += i1 - i0) {
             uint8_t tail[2 * RECORD] = {0};
@@ -129,7 +137,7 @@ static void prepare(job *j, int64_t i0, int64_t i1, int64_t r0, int64_t r1)
                 from = tail;
             }
             fill_cell(j, from, to);
-            to->scale = moei_cpu_x_scales_next(&scales) * part;
+            to->scale = j->whole ? 1.0f : moei_cpu_x_scales_next(&scales) * part;
         }
     }
 }
@@ -190,11 +198,18 @@ static inline void fold_one(int32x4_t sum, float x_scale, const float *scale, fl
     vst1q_f32(acc, vfmaq_f32(vld1q_f32(acc), scaled, vld1q_f32(scale)));
 }
 
-// A record into the sums of a tile. Rows, digits of x and the kind are constant wherever this is
-// called.
+static inline void add_one(int32x4_t sum, float *acc)
+{
+    int32_t *to = (int32_t *)(void *)acc;
+    vst1q_s32(to, vaddq_s32(vld1q_s32(to), sum));
+}
+
+// A record into the sums of a tile. Rows, digits of x, the kind and `whole` are constant wherever
+// this is called.
 __attribute__((always_inline)) static inline void fold(const job *j, int64_t rows, int64_t digits,
-                                                       codes kind, const uint8_t *record,
-                                                       const cell *x, float (*acc)[PANEL])
+                                                       codes kind, bool whole,
+                                                       const uint8_t *record, const cell *x,
+                                                       float (*acc)[PANEL])
 {
     const int64_t vectors = rows * digits <= 4 ? 4 : 2;
     const int64_t strip_bytes = STRIP * (kind <= UINT4 ? RECORD / 2 : RECORD);
@@ -249,7 +264,11 @@ __attribute__((always_inline)) static inline void fold(const job *j, int64_t row
                     if (kind == UINT4 || kind == UINT8) {
                         total = vmlsq_n_s32(total, vld1q_s32(&j->zero[set][n]), x[r].sum[set]);
                     }
-                    fold_one(total, x[r].scale, &j->scale[set][n], &acc[r][n]);
+                    if (whole) {
+                        add_one(total, &acc[r][n]);
+                    } else {
+                        fold_one(total, x[r].scale, &j->scale[set][n], &acc[r][n]);
+                    }
                 }
             }
         }
@@ -258,31 +277,33 @@ __attribute__((always_inline)) static inline void fold(const job *j, int64_t row
 
 typedef void fold_fn(const job *j, const uint8_t *record, const cell *x, float (*acc)[PANEL]);
 
-#define FOLD_FN(rows, digits, kind)                                                                \
-    static void fold_##rows##_##digits##_##kind(const job *j, const uint8_t *record,               \
-                                                const cell *x, float(*acc)[PANEL])                 \
+#define FOLD_FN(rows, digits, kind, whole)                                                         \
+    static void fold_##rows##_##digits##_##kind##_##whole(const job *j, const uint8_t *record,     \
+                                                          const cell *x, float(*acc)[PANEL])       \
     {                                                                                              \
-        fold(j, rows, digits, kind, record, x, acc);                                               \
+        fold(j, rows, digits, kind, whole, record, x, acc);                                        \
     }
-#define FOLD_FNS(digits, kind)                                                                     \
-    FOLD_FN(1, digits, kind)                                                                       \
-    FOLD_FN(2, digits, kind)                                                                       \
-    FOLD_FN(3, digits, kind)                                                                       \
-    FOLD_FN(4, digits, kind)
-#define FOLD_NAMES(digits, kind)                                                                   \
+#define FOLD_FNS(digits, kind, whole)                                                              \
+    FOLD_FN(1, digits, kind, whole)                                                                \
+    FOLD_FN(2, digits, kind, whole)                                                                \
+    FOLD_FN(3, digits, kind, whole)                                                                \
+    FOLD_FN(4, digits, kind, whole)
+#define FOLD_NAMES(digits, kind, whole)                                                            \
     {                                                                                              \
-        fold_1_##digits##_##kind, fold_2_##digits##_##kind, fold_3_##digits##_##kind,              \
-            fold_4_##digits##_##kind                                                               \
+        fold_1_##digits##_##kind##_##whole, fold_2_##digits##_##kind##_##whole,                    \
+            fold_3_##digits##_##kind##_##whole, fold_4_##digits##_##kind##_##whole                 \
     }
-FOLD_FNS(1, E2M1)
-FOLD_FNS(1, UINT4)
-FOLD_FNS(1, INT8)
-FOLD_FNS(1, UINT8)
-FOLD_FNS(2, E2M1)
-FOLD_FNS(2, UINT4)
-static fold_fn *const folds8[NUM_CODES][TILE] = {FOLD_NAMES(1, E2M1), FOLD_NAMES(1, UINT4),
-                                                 FOLD_NAMES(1, INT8), FOLD_NAMES(1, UINT8)};
-static fold_fn *const folds16[][TILE] = {FOLD_NAMES(2, E2M1), FOLD_NAMES(2, UINT4)};
+FOLD_FNS(1, E2M1, 0)
+FOLD_FNS(1, UINT4, 0)
+FOLD_FNS(1, INT8, 0)
+FOLD_FNS(1, UINT8, 0)
+FOLD_FNS(2, E2M1, 0)
+FOLD_FNS(2, UINT4, 0)
+FOLD_FNS(1, INT8, 1)
+static fold_fn *const folds8[NUM_CODES][TILE] = {FOLD_NAMES(1, E2M1, 0), FOLD_NAMES(1, UINT4, 0),
+                                                 FOLD_NAMES(1, INT8, 0), FOLD_NAMES(1, UINT8, 0)};
+static fold_fn *const folds16[][TILE] = {FOLD_NAMES(2, E2M1, 0), FOLD_NAMES(2, UINT4, 0)};
+static fold_fn *const folds_whole[TILE] = FOLD_NAMES(1, INT8, 1);
 
 // ---- records -----------------------------------------------------------------------------------
 
@@ -316,7 +337,7 @@ static void load_head(job *j, const uint8_t *head, int64_t width)
 static void run_records(job *j, int64_t panel, int64_t i0, int64_t i1, int64_t r0, int64_t r1,
                         float (*acc)[PANEL])
 {
-    fold_fn *const *fns = j->int16 ? folds16[j->kind] : folds8[j->kind];
+    fold_fn *const *fns = j->whole ? folds_whole : j->int16 ? folds16[j->kind] : folds8[j->kind];
     const int64_t rows = i1 - i0;
     const int64_t tiles = moei_i64_ceil_div(rows, TILE);
     const cell *x = j->x;
@@ -351,6 +372,29 @@ static void want_strips(job *j, int64_t panel, int64_t n0, int64_t n1)
     j->last = moei_i64_ceil_div(moei_i64_min(n1 - panel * PANEL, PANEL), STRIP);
 }
 
+// Sums of a chunk of class i32 to those of all chunks.
+static void split_sums(job *j, int64_t side, int64_t rows)
+{
+    for (int64_t r = 0; r < rows; r++) {
+        const int32_t *sum = (const int32_t *)(const void *)j->acc[side][r];
+        for (int64_t n = 0; n < PANEL; n++) {
+            j->total[side][r][n] += sum[n];
+        }
+    }
+    memset(j->acc[side], 0, (size_t)rows * sizeof j->acc[0][0]);
+}
+
+// Sums of class i32, as they are or over chunks, to floats.
+static void convert_sums(job *j, int64_t side, int64_t rows)
+{
+    for (int64_t r = 0; r < rows; r++) {
+        const int32_t *sum = (const int32_t *)(const void *)j->acc[side][r];
+        for (int64_t n = 0; n < PANEL; n++) {
+            j->acc[side][r][n] = j->splits ? (float)j->total[side][r][n] : (float)sum[n];
+        }
+    }
+}
+
 static void finish_panel(job *j, int64_t panel, int64_t i0, int64_t i1, int64_t n0, int64_t n1,
                          float (*acc)[PANEL])
 {
@@ -374,6 +418,9 @@ static void run_rows(job *j, int64_t i0, int64_t i1, int64_t n0, int64_t n1)
         const int64_t panel1 = moei_i64_min(panel0 + SIDE, end);
         for (int64_t panel = panel0; panel < panel1; panel++) {
             memset(j->acc[panel - panel0], 0, (size_t)rows * sizeof j->acc[0][0]);
+            if (j->splits) {
+                memset(j->total[panel - panel0], 0, (size_t)rows * sizeof j->total[0][0]);
+            }
         }
         for (int64_t r = 0; r < j->p.records; r += chunk) {
             const int64_t r1 = moei_i64_min(r + chunk, j->p.records);
@@ -384,9 +431,15 @@ static void run_rows(job *j, int64_t i0, int64_t i1, int64_t n0, int64_t n1)
             for (int64_t panel = panel0; panel < panel1; panel++) {
                 want_strips(j, panel, n0, n1);
                 run_records(j, panel, i0, i1, r, r1, j->acc[panel - panel0]);
+                if (j->splits) {
+                    split_sums(j, panel - panel0, rows);
+                }
             }
         }
         for (int64_t panel = panel0; panel < panel1; panel++) {
+            if (j->whole) {
+                convert_sums(j, panel - panel0, rows);
+            }
             finish_panel(j, panel, i0, i1, n0, n1, j->acc[panel - panel0]);
         }
     }
@@ -407,7 +460,7 @@ static codes kind_of(moe_dtype elem)
 }
 
 static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, int64_t n0,
-                int64_t n1, bool halves)
+                int64_t n1, bool halves, bool whole)
 {
     job j;
     const moei_format_info *format = args->w.format;
@@ -417,6 +470,8 @@ static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, 
     j.e = e;
     j.kind = kind_of(format->elem);
     j.int16 = args->x.dtype == MOE_I16;
+    j.whole = whole;
+    j.splits = whole && args->w.k > WHOLE_TOP;
     j.halves = halves;
     j.rounds = false;
     for (int64_t s = 0; s < HALVES; s++) {
@@ -431,14 +486,15 @@ static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, 
     }
 }
 
-#define INTS_KERNEL(x, variant, halves)                                                            \
+#define INTS_KERNEL(x, variant, halves, whole)                                                     \
     moek_ggemm_fn NAME(x, variant);                                                                \
     void NAME(x, variant)(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1,          \
                           int64_t n0, int64_t n1)                                                  \
     {                                                                                              \
-        run(args, e, i0, i1, n0, n1, halves);                                                      \
+        run(args, e, i0, i1, n0, n1, halves, whole);                                               \
     }
-INTS_KERNEL(i8, b16, true)
-INTS_KERNEL(i8, b32, false)
-INTS_KERNEL(i16, b16, true)
-INTS_KERNEL(i16, b32, false)
+INTS_KERNEL(i8, b16, true, false)
+INTS_KERNEL(i8, b32, false, false)
+INTS_KERNEL(i8, i32, false, true)
+INTS_KERNEL(i16, b16, true, false)
+INTS_KERNEL(i16, b32, false, false)
