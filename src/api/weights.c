@@ -10,11 +10,28 @@
 
 // ---- checks of scales --------------------------------------------------------------------------
 
+// Whether all scales are finite, where that is seen at once: E8M0 has one code that is not.
+static bool scales_are_plain(const moei_matrices *m)
+{
+    const int64_t columns = moei_scale_columns(m);
+    if (m->scales == NULL || m->scale_dtype != MOE_E8M0 || m->scale_k_stride != 1) {
+        return m->scales == NULL;
+    }
+    for (int64_t r = 0; r < moei_scale_rows(m); r++) {
+        if (memchr((const uint8_t *)m->scales + r * m->scale_n_stride, 0xFF, (size_t)columns) !=
+            NULL) {
+            return false;
+        }
+    }
+    return true;
+}
+
 // One expert, m of count 1; `e` names it.
 static moe_status check_expert_scales(const moei_matrices *m, int32_t e, const char *call,
                                       const char *name)
 {
-    for (int64_t r = 0; m->scales != NULL && r < moei_scale_rows(m); r++) {
+    const bool plain = scales_are_plain(m);
+    for (int64_t r = 0; !plain && r < moei_scale_rows(m); r++) {
         for (int64_t c = 0; c < moei_scale_columns(m); c++) {
             const float s = moei_load_one(m->scale_dtype, m->scales,
                                           r * m->scale_n_stride + c * m->scale_k_stride);

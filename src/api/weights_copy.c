@@ -23,9 +23,16 @@ static void copy_scales(const moei_matrices *s, int32_t se, const moei_matrices 
     const int64_t bytes = moe_dtype_bits(s->scale_dtype) / 8;
     const uint8_t *from = (const uint8_t *)s->scales + se * s->scale_e_stride * bytes;
     uint8_t *to = (uint8_t *)(uintptr_t)d->scales + de * d->scale_e_stride * bytes;
+    const int64_t columns = moei_scale_columns(d);
+    const bool rows = s->scale_k_stride == 1 && d->scale_k_stride == 1;
     for (int64_t r = 0; r < moei_scale_rows(d); r++) {
         const int64_t s_row = s->block_n == 0 && s->scale_parts == 1 ? 0 : r;
-        for (int64_t c = 0; c < moei_scale_columns(d); c++) {
+        if (rows) {
+            memcpy(to + r * d->scale_n_stride * bytes, from + s_row * s->scale_n_stride * bytes,
+                   (size_t)(columns * bytes));
+            continue;
+        }
+        for (int64_t c = 0; c < columns; c++) {
             memcpy(to + (r * d->scale_n_stride + c * d->scale_k_stride) * bytes,
                    from + (s_row * s->scale_n_stride + c * s->scale_k_stride) * bytes,
                    (size_t)bytes);

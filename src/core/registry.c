@@ -138,7 +138,13 @@ int moei_registry_select(const moei_kernel *kernels, size_t count, moei_op op, u
     int best = -1;
     double best_cost = 0.0;
     for (size_t i = 0; i < count; i++) {
-        if (kernels[i].op != op || !moei_registry_supports(&kernels[i], isa, problem, why)) {
+        moei_whynot refusal = {MOEI_WHYNOT_NONE, 0, 0};
+        if (kernels[i].op != op) {
+            continue;
+        }
+        if (!moei_registry_supports(&kernels[i], isa, problem, &refusal)) {
+            // Of all reasons, groups that no kernel can fold say most: types alone would be taken.
+            *why = why->code == MOEI_WHYNOT_FOLD ? *why : refusal;
             continue;
         }
         const double cost = kernels[i].cost != NULL ? kernels[i].cost(&kernels[i], problem) : 0.0;

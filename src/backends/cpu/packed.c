@@ -65,15 +65,15 @@ size_t moei_cpu_packed_bytes(const moei_kernel *kernel, const moei_matrices *m)
 
 // ---- codes -------------------------------------------------------------------------------------
 
-// k + 2 j to nibble j, k + 2 j + 1 to nibble j + 4.
-static uint32_t part_nibbles(uint32_t codes)
+// k + 2 j to nibble j, k + 2 j + 1 to nibble j + 4, in both halves.
+static uint64_t part_nibbles(uint64_t codes)
 {
-    uint32_t even = codes & 0x0F0F0F0Fu;
-    uint32_t odd = codes >> 4 & 0x0F0F0F0Fu;
-    even = (even | even >> 4) & 0x00FF00FFu;
-    odd = (odd | odd >> 4) & 0x00FF00FFu;
-    even = (even | even >> 8) & 0xFFFFu;
-    odd = (odd | odd >> 8) & 0xFFFFu;
+    uint64_t even = codes & 0x0F0F0F0F0F0F0F0Fu;
+    uint64_t odd = codes >> 4 & 0x0F0F0F0F0F0F0F0Fu;
+    even = (even | even >> 4) & 0x00FF00FF00FF00FFu;
+    odd = (odd | odd >> 4) & 0x00FF00FF00FF00FFu;
+    even = (even | even >> 8) & 0x0000FFFF0000FFFFu;
+    odd = (odd | odd >> 8) & 0x0000FFFF0000FFFFu;
     return even | odd << 16;
 }
 
@@ -109,25 +109,43 @@ static piece piece_of(const moei_matrices *m, int64_t n, int64_t k0)
                    moe_dtype_bits(elem) / 8};
 }
 
-static void pack_codes(const moei_cpu_packed *p, const moei_matrices *m, int64_t n, int64_t k0,
-                       uint8_t *strip)
+// A record's bytes, where they lie if they are there side by side; else gathered in `line`.
+static const uint8_t *gather_codes(const moei_cpu_packed *p, const moei_matrices *m, int64_t n,
+                                   int64_t k0, uint8_t line[RECORD_BYTES])
 {
-    uint8_t line[RECORD_BYTES] = {0};
+    if (m->value_k_stride == 0 && k0 + MOEI_CPU_RECORD <= m->k) {
+        return m->values + n * m->value_n_stride + k0 / MOEI_CPU_RECORD * p->record;
+    }
     const piece from = piece_of(m, n, k0);
+    memset(line, 0, RECORD_BYTES);
     for (int64_t i = 0; i < from.count; i++) {
         memcpy(line + i * from.bytes, from.at + i * from.stride, (size_t)from.bytes);
     }
+    return line;
+}
+
+// Records are a multiple of 8 bytes: two or four units.
+static void pack_codes(const moei_cpu_packed *p, const moei_matrices *m, int64_t n, int64_t k0,
+                       uint8_t *strip)
+{
+    uint8_t line[RECORD_BYTES];
+    const uint8_t *from = gather_codes(p, m, n, k0, line);
     uint8_t *to = strip + n % MOEI_CPU_STRIP * p->unit;
-    const int64_t step = MOEI_CPU_STRIP * p->unit;
-    for (int64_t u = 0; u < p->record / p->unit; u++) {
+    const bool four_bits = has_four_bits(m);
+    for (int64_t at = 0; at < p->record; at += 8, from += 8) {
         if (p->unit == 2) {
-            memcpy(to + u * step, line + 2 * u, 2);
+            for (int i = 0; i < 8; i += 2, to += 2 * MOEI_CPU_STRIP) {
+                memcpy(to, from + i, 2);
+            }
             continue;
         }
-        uint32_t codes;
-        memcpy(&codes, line + 4 * u, 4);
-        codes = has_four_bits(m) ? part_nibbles(codes) : codes;
-        memcpy(to + u * step, &codes, 4);
+        uint64_t codes;
+        memcpy(&codes, from, 8);
+        codes = four_bits ? part_nibbles(codes) : codes;
+        const uint8_t *units = (const uint8_t *)&codes;
+        memcpy(to, units, 4);
+        memcpy(to + 4 * MOEI_CPU_STRIP, units + 4, 4);
+        to += 8 * MOEI_CPU_STRIP;
     }
 }
 
@@ -159,18 +177,26 @@ static bool set_begins(const moei_cpu_packed *p, const moei_matrices *m, int64_t
     return *k < m->k;
 }
 
-// `head`: of the group; outputs of the panel lie side by side in each set.
-static void pack_head(const moei_cpu_packed *p, const moei_matrices *m, int64_t n, int64_t width,
-                      int64_t g, uint8_t *head)
+// `head`: of the group; outputs of the panel lie side by side in each set. `row`: where the scales
+// of output n begin; a set is the next column of them.
+static void pack_head(const moei_cpu_packed *p, const moei_matrices *m, int64_t n, int64_t row,
+                      int64_t width, int64_t g, uint8_t *head)
 {
     const int64_t o = n % MOEI_CPU_PANEL;
     uint8_t *zeros = head + p->sets * width * p->scale;
     int64_t k;
     for (int64_t s = 0; s < p->sets && set_begins(p, m, g, s, &k); s++) {
-        const uint8_t *from = (const uint8_t *)m->scales + moei_w_scale_at(m, 0, n, k) * p->scale;
-        memcpy(head + (s * width + o) * p->scale, from, (size_t)p->scale);
+        const int64_t column = g * p->sets + s;
+        const uint8_t *from =
+            (const uint8_t *)m->scales + (row + column * m->scale_k_stride) * p->scale;
+        uint8_t *to = head + (s * width + o) * p->scale;
+        if (p->scale == 1) {
+            *to = *from;
+        } else {
+            memcpy(to, from, (size_t)p->scale);
+        }
         if (m->zeros != NULL) {
-            zeros[s * width + o] = moei_zero_point(m, 0, n, k / m->block_k);
+            zeros[s * width + o] = moei_zero_point(m, 0, n, column);
         }
     }
 }
@@ -202,11 +228,12 @@ moe_status moei_cpu_pack(const moei_kernel *kernel, const moei_matrices *from, u
         const int64_t panel = n / MOEI_CPU_PANEL;
         const int64_t width = moei_cpu_panel_width(&p, panel);
         const int64_t strip = n % MOEI_CPU_PANEL / MOEI_CPU_STRIP * MOEI_CPU_STRIP * p.record;
+        const int64_t row = p.sets > 0 ? moei_w_scale_at(from, 0, n, 0) : 0;
         for (int64_t g = 0; g < p.groups; g++) {
             uint8_t *group = to + moei_cpu_group_at(&p, panel, width, g);
             const int64_t first = g * p.group_records;
             const int64_t last = moei_i64_min(first + p.group_records, p.records);
-            pack_head(&p, from, n, width, g, group);
+            pack_head(&p, from, n, row, width, g, group);
             for (int64_t r = first; r < last; r++) {
                 uint8_t *record = group + width * (p.head + (r - first) * p.record);
                 pack_codes(&p, from, n, r * MOEI_CPU_RECORD, record + strip);
