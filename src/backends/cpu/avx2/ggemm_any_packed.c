@@ -760,7 +760,7 @@ static void decode(job *j, const uint8_t *record, int64_t k)
 // The zero point of an output. Codes less it are bytes where it is small.
 static inline void set_zero(job *j, int64_t set, int64_t n, int32_t zero)
 {
-    j->zero[set][n] = j->late ? 0 : zero * 0x01010101;
+    j->zero[set][n] = j->late ? 0 : (int32_t)((uint32_t)zero * 0x01010101u);
     j->late_zero[set][n] = (float)(j->elem == MOE_U8 ? zero - 128 : zero) * 0x1p24f;
 }
 
