@@ -27,7 +27,7 @@ qwen3-30b-a3b mxfp4 1,8,32,256,1024
 qwen3-30b-a3b bf16 1,8,256,1024
 qwen3-30b-a3b e4m3fn_block 1,8,256,1024 --activation none
 qwen3-30b-a3b nvfp4 1,8,256,1024
-qwen3-30b-a3b int8 1,8,256,1024
+qwen3-30b-a3b int8_channel 1,8,256,1024
 mixtral-8x7b mxfp4 1,8,64,256
 2688,1856,128,6 mxfp4 1,8,256,1024
 4096,1408,60,4 mxfp4 1,8,256,1024
