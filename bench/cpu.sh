@@ -48,7 +48,7 @@ step_machine() {
         grep -E 'MemTotal|AnonHugePages' /proc/meminfo
         echo "transparent huge pages $(cat /sys/kernel/mm/transparent_hugepage/enabled)"
         uname -sr
-        "$moe" info
+        "$moe" info | grep -v " absent: "
     } | tee "$RESULTS/machine.txt"
 }
 
