@@ -89,8 +89,11 @@ step_contention() {
     run_bench "contention-$format-alone" "$THREADS" --shape qwen3-30b-a3b --format $format --tokens 1
     taskset -c 0 sh -c 'while :; do :; done' &
     busy=$!
-    run_bench "contention-$format-beside" "$THREADS" --shape qwen3-30b-a3b --format $format --tokens 1 || true
+    # shellcheck disable=SC2064
+    trap "kill $busy" EXIT
+    run_bench "contention-$format-beside" "$THREADS" --shape qwen3-30b-a3b --format $format --tokens 1
     kill $busy
+    trap - EXIT
 }
 
 step_plot() {

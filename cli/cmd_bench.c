@@ -175,6 +175,27 @@ static bool check_idle(const given *a, int files)
     return true;
 }
 
+// The next number of a list, as text; moves on behind it, to NULL after the last.
+static void next_of(const char **list, char out[16])
+{
+    const size_t length = strcspn(*list, ",");
+    (void)snprintf(out, 16, "%.*s", (int)(length < 15 ? length : 15), *list);
+    *list = (*list)[length] == ',' ? *list + length + 1 : NULL;
+}
+
+// Before anything is measured: a mistake at the list's end would else cost what came before.
+static bool check_threads(const char *list)
+{
+    bool good = true;
+    while (list != NULL && good) {
+        char one[16];
+        int64_t n;
+        next_of(&list, one);
+        good = cli_number("--threads", one, 1, 1024, &n);
+    }
+    return good;
+}
+
 static bool read_request(const given *a, bench_request *r)
 {
     const char *routing = a->routing != NULL ? a->routing : "uniform";
@@ -191,7 +212,8 @@ static bool read_request(const given *a, bench_request *r)
         (void)fprintf(stderr, "moe: --routing \"%s\" is not one of uniform, zipf\n", routing);
         return false;
     }
-    if (!read_layer(a, r) || !read_tokens(a->tokens != NULL ? a->tokens : "1,8,64", r) ||
+    if (!read_layer(a, r) || !check_threads(a->threads) ||
+        !read_tokens(a->tokens != NULL ? a->tokens : "1,8,64", r) ||
         (a->repeats != NULL && !cli_number("--repeats", a->repeats, 1, 100000, &r->repeats)) ||
         (a->sets != NULL && !cli_number("--sets", a->sets, 1, 100000, &r->sets)) ||
         !cli_number("--seed", a->seed != NULL ? a->seed : "1", 0, INT64_MAX - MAX_TOKENS, &seed)) {
@@ -365,10 +387,8 @@ static int run_rows(const bench_request *request)
         bench_request r = *request;
         char one[16];
         if (list != NULL) {
-            const size_t length = strcspn(list, ",");
-            (void)snprintf(one, sizeof one, "%.*s", (int)(length < 15 ? length : 15), list);
+            next_of(&list, one);
             r.threads = one;
-            list = list[length] == ',' ? list + length + 1 : NULL;
         }
         good = run_activations(&r, rows, &code);
     } while (good && list != NULL);

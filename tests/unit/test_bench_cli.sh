@@ -95,7 +95,14 @@ PYTHON
 # Without --activation, a CPU's integer products stand beside the strict ones.
 expect 0 "mxfp4 x i16b32 / mxfp4 x i16b32" --shape 64,64,4,2 --format mxfp4 --tokens 2 --sets 1 --repeats 1 --threads 1,2 \
     --json "$dir/three.json"
-expect 2 "--threads" --shape 64,64,4,2 --format bf16 --tokens 2 --threads 1,,2
+# Of a list, every number is looked at before the first is measured.
+for list in 1,,2 1,0 1, 2,1025; do
+    expect 2 "moe: --threads" --shape 64,64,4,2 --format bf16 --tokens 2 --threads $list --json "$dir/list.json"
+    "$moe" bench --shape 64,64,4,2 --format bf16 --tokens 2 --threads $list 2> /dev/null | grep -q . && {
+        echo "FAILED: --threads $list measured something first"
+        failed=$((failed + 1))
+    }
+done
 expect 0 "int8_group x i8b32 / int8_group x i8b32" --shape 64,64,4,2 --format int8_group --tokens 2 --sets 1 --repeats 1
 expect 0 "6 rows compared, 0 of A and 0 of B" --compare "$dir/three.json" "$dir/three.json"
 expect 0 "threads</text>" --plot - "$dir/three.json"
