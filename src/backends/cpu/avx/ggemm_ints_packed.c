@@ -37,6 +37,7 @@
 #include "backends/cpu/avx2/scales.h"
 #include "backends/cpu/packed_walk.h"
 #include "backends/cpu/product.h"
+#include "backends/cpu/unroll.h"
 
 #define PANEL     MOEI_CPU_PANEL
 #define STRIP     MOEI_CPU_STRIP
@@ -272,13 +273,6 @@ static bool have_digits(const moek_ggemm_args *a, int32_t e, int64_t i0, int64_t
 }
 
 // ---- folds -------------------------------------------------------------------------------------
-
-// Loops over what is constant wherever it is called; sums then stay in registers.
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 8")
-#endif
 
 static inline veci load(const void *from)
 {
