@@ -12,12 +12,12 @@
 //   run_records  its records as they lie, or staged in a form that tiles take
 //   run_slice    or 32 or 64 k of them, decoded to floats: 16 KiB of L1
 //
-// Up to FEW rows take any record. More rows take pairs and halves in chains of 64 k and more, as
-// they lie or staged: what makes floats of them takes pipes that FMA leaves idle. Shorter chains,
-// and bytes, become floats once for all rows.
+// Rows of one tile take records in any form. Several tiles take forms that are cheap, in chains of
+// 64 k and more, as they lie or staged: what makes floats of them takes pipes that FMA leaves idle.
+// Else weights become floats once for all rows.
 //
-// Limits: one row, 8 bits and more: memory; one row, 4 bits: the vector pipes, 29 operations for 64
-// weights, 8 of them FMA; many rows: FMA. docs/cpu-strict.md counts.
+// Limits: one row: memory, or with AVX2 and 4 bits the vector pipes, 29 operations for 64 weights,
+// 8 of them FMA; many rows: FMA. docs/cpu-strict.md counts.
 #include "backends/cpu/avx/ggemm_any_packed.h"
 
 #include "backends/cpu/avx/ggemm_any_packed_forms.h"
