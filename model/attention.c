@@ -14,21 +14,16 @@ static int64_t round_up(int64_t n)
 
 // ---- the cache ---------------------------------------------------------------------------------
 
-static float *zeros(int64_t count)
+static float *floats(int64_t count)
 {
-    const size_t bytes = (size_t)count * sizeof(float);
-    float *p = moem_allocate(bytes, 0);
-    if (p != NULL) {
-        memset(p, 0, bytes);
-    }
-    return p;
+    return moem_allocate((size_t)count * sizeof(float), 0);
 }
 
 bool moem_cache_create(int64_t least, int64_t kv_heads, int64_t head_dim, moem_cache *out)
 {
     out->rows = round_up(least);
-    out->keys = zeros(kv_heads * out->rows * head_dim);
-    out->values = zeros(kv_heads * out->rows * round_up(head_dim));
+    out->keys = floats(kv_heads * out->rows * head_dim);
+    out->values = floats(kv_heads * out->rows * round_up(head_dim));
     return out->keys != NULL && out->values != NULL;
 }
 

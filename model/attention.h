@@ -14,7 +14,7 @@ typedef struct moem_cache {
     int64_t rows; ///< a multiple of MOEM_LANES
 } moem_cache;
 
-/// Zeros, for at least `least` positions. False where memory is short; to be freed either way.
+/// For at least `least` positions. False where memory is short; to be freed either way.
 bool moem_cache_create(int64_t least, int64_t kv_heads, int64_t head_dim, moem_cache *out);
 void moem_cache_free(moem_cache *cache);
 

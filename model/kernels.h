@@ -20,8 +20,9 @@ typedef struct moem_attend_args {
     const float *keys;   ///< [rows / 16, dim, 16]: of 16 positions, dimension by dimension
     const float *values; ///< [rows, width]
     int64_t rows;        ///< a multiple of 16
-    int64_t dim, width;  ///< width: dim rounded up to a multiple of 16, the rest 0
-    float scale;         ///< of the scores
+    int64_t dim,
+        width;   ///< width: dim rounded up to a multiple of 16; what is there counts for nothing
+    float scale; ///< of the scores
 } moem_attend_args;
 
 /// One query of one head.
