@@ -15,6 +15,7 @@
 
 #include "backends/cpu/avx/vector.h"
 #include "backends/cpu/packed_walk.h"
+#include "backends/cpu/unroll.h"
 
 #define PANEL      MOEI_CPU_PANEL
 #define STRIP      MOEI_CPU_STRIP
@@ -29,13 +30,6 @@
 #define WIDE 1 // sums of bytes are 32 bits wide at once
 #else
 #define WIDE 0
-#endif
-
-// Loops over what is constant wherever it is called; sums then stay in registers.
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 8")
 #endif
 
 /// 32 k of a row. The sums of x are multiplied by 12 for e2m1; the scale is halved for it.
