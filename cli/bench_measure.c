@@ -13,7 +13,8 @@
 #define HOST_SECONDS   2.0
 #define DEVICE_LEAST   5
 #define HOST_LEAST     3
-#define MOST           100
+#define DEVICE_MOST    100
+#define HOST_MOST      1000
 
 bool bench_can_time(const moe_context *ctx, int *code)
 {
@@ -138,10 +139,11 @@ bool bench_time(bench_sets *sets, int64_t repeats, double **seconds, int *count,
     if (repeats == 0) {
         const double budget = host ? HOST_SECONDS : DEVICE_SECONDS;
         const int64_t least = host ? HOST_LEAST : DEVICE_LEAST;
+        const int64_t most = host ? HOST_MOST : DEVICE_MOST;
         if (bench_failed(time(&exec, bench_enqueue, sets, 1, &first), code)) {
             return false;
         }
-        repeats = first * MOST <= budget ? MOST : (int64_t)(budget / first);
+        repeats = first * (double)most <= budget ? most : (int64_t)(budget / first);
         repeats = repeats < least ? least : repeats;
     }
     *seconds = malloc((size_t)repeats * sizeof **seconds);

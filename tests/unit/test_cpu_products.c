@@ -247,6 +247,11 @@ static void test_format(const moei_format_info *info)
             }
         }
     }
+    // Blocks of rows, and more panels and k than are prepared at once.
+    product p;
+    make(&p, info, 449, 300, 190, false, false, MOE_BF16);
+    compare_rows(&p, ", blocks");
+    release(&p);
 }
 
 int main(void)

@@ -5,9 +5,11 @@
 
 #include "backends/cpu/packed.h"
 
-/// Bytes ahead of what is read that lines are asked for. A loop that computes is not far enough
-/// ahead of itself to hide the latency of memory, and a prefetcher of the CPU stops at every page.
-#define MOEI_CPU_AHEAD 2048
+/// Bytes ahead of what is read that lines are asked for, into the second-level cache. A loop that
+/// computes is not far enough ahead of itself to hide the latency of memory, and a prefetcher of
+/// the CPU stops at every page. Lines that are asked for into the first-level cache keep its few
+/// miss buffers for as long as memory takes: docs/cpu.md has figures.
+#define MOEI_CPU_AHEAD 8192
 #define MOEI_CPU_LINE  64
 
 /// A panel, and the record that comes next.
@@ -49,11 +51,16 @@ static inline const uint8_t *moei_cpu_walk_on(moei_cpu_walk *w, const uint8_t **
     return record;
 }
 
-static inline void moei_cpu_ask_ahead(const uint8_t *from, int64_t bytes)
+static inline void moei_cpu_ask(const uint8_t *from, int64_t bytes)
 {
     for (int64_t at = 0; at < bytes; at += MOEI_CPU_LINE) {
-        __builtin_prefetch(from + MOEI_CPU_AHEAD + at);
+        __builtin_prefetch(from + at, 0, 2);
     }
+}
+
+static inline void moei_cpu_ask_ahead(const uint8_t *from, int64_t bytes)
+{
+    moei_cpu_ask(from + MOEI_CPU_AHEAD, bytes);
 }
 
 /// Arguments that read the packed scales of outputs, which stand behind the panels of each expert,

@@ -4,10 +4,10 @@
 //
 // A vector (vector.h) holds 8 or 16 outputs of one k, a lane each, as packed.h lays them; so each
 // lane is one chain along k, and no order changes. Weights come in forms (_forms.h), from which one
-// or two operations make floats; x lies in a padded buffer, loaded once for SIDE panels (.h); tiles
+// or two operations make floats; x lies in a padded buffer, loaded once for some panels (.h); tiles
 // of rows x outputs (_tiles.h) run the chains of pieces of k:
 //
-//   run_rows     48 rows: x to floats, four panels side by side, what follows the sums
+//   run_rows     96 rows: x to floats, panels side by side, what follows the sums
 //   run_panel    a chunk of k of a panel
 //   run_records  its records as they lie, or staged in a form that tiles take
 //   run_slice    or 32 or 64 k of them, decoded to floats: 16 KiB of L1
@@ -155,25 +155,38 @@ static void run_records(job *j, span *s, int64_t k0, int64_t k, int64_t count, f
 // Up to a slice of k, decoded to floats.
 static void run_slice(job *j, span *s, int64_t k0, int64_t k, int64_t count, float (*acc)[PANEL])
 {
-    piece pieces[RECORD / FINE + 1];
+    int64_t slot[SLICE / RECORD];
+    piece pieces[SLICE / FINE];
     int64_t num = 0;
-    for (int64_t r = 0; r < count; r += RECORD) {
-        load_next(j, s, 0);
-        decode(j, moei_cpu_walk_on(&s->walk, &s->head), r);
+    for (int64_t r = 0; r * RECORD < count; r++) {
+        load_next(j, s, r == 0 ? 0 : s->slot + j->p.sets);
+        slot[r] = s->slot;
+        decode(j, moei_cpu_walk_on(&s->walk, &s->head), r * RECORD);
     }
     for (int64_t i = 0; i < count; i += pieces[num++].count) {
-        const int64_t set = j->p.sets == 2 ? i / (RECORD / HALVES) : 0;
-        const int64_t part = moei_i64_min(moei_i64_min(j->length, SLICE), count - i);
-        set_piece(&pieces[num], j, k0, k + i, part, set, acc);
+        const int64_t set = j->p.sets == 2 ? i % RECORD / (RECORD / HALVES) : 0;
+        const int64_t left = j->length - ((k + i) & (j->length - 1));
+        set_piece(&pieces[num], j, k0, k + i, moei_i64_min(left, count - i), slot[i / RECORD] + set,
+                  acc);
         pieces[num].w = (const uint8_t *)j->w[0][i];
     }
+    s->loaded = s->slot == 0 ? s->loaded : NULL; // what follows looks for scales in slot 0
     all_rows(j, pieces, num, FLOATS);
 }
 
-// Elements k0 .. k1 - 1 of k into the sums of a panel.
-static void run_panel(job *j, int64_t panel, int64_t k0, int64_t k1, float (*acc)[PANEL])
+// What many rows ask for while they multiply the next records, of `count` elements: as many that
+// follow, or, where these are the last ones, `then`. Staged records are asked for as they are read.
+static void set_next(job *j, const span *s, int64_t count, bool last, const uint8_t *then)
 {
-    const int64_t slice = j->length >= SLICE ? SLICE : RECORD; // one scale of an output
+    const int64_t bytes = s->walk.width * (count / RECORD) * j->p.record;
+    j->next = last ? then : s->walk.at + bytes;
+    j->next_bytes = j->lies && j->rows > TILE && j->next != NULL ? bytes : 0;
+}
+
+// Elements k0 .. k1 - 1 of k into the sums of a panel; after them, records at `then` are read.
+static void run_panel(job *j, int64_t panel, int64_t k0, int64_t k1, const uint8_t *then,
+                      float (*acc)[PANEL])
+{
     span s = {.loaded = NULL};
     s.head = moei_cpu_walk_to(&s.walk, &j->p, j->expert, panel, k0 / RECORD);
     int64_t count;
@@ -182,9 +195,11 @@ static void run_panel(job *j, int64_t panel, int64_t k0, int64_t k1, float (*acc
         load_next(j, &s, 0);
         if (takes_records(j) && left >= RECORD) {
             count = records_at_once(j, &s, k, left);
+            set_next(j, &s, count, left - count < RECORD, then);
             run_records(j, &s, k0, k, count, acc);
         } else {
-            count = moei_i64_min(slice, left);
+            count = moei_i64_min(SLICE, left);
+            j->next_bytes = 0;
             run_slice(j, &s, k0, k, count, acc);
         }
     }
@@ -208,19 +223,25 @@ static void finish_panel(job *j, int64_t panel, int64_t i0, int64_t i1, int64_t 
     }
 }
 
+static const uint8_t *record_at(const job *j, int64_t panel, int64_t k)
+{
+    moei_cpu_walk walk;
+    (void)moei_cpu_walk_to(&walk, &j->p, j->expert, panel, k / RECORD);
+    return walk.at;
+}
+
 static void run_rows(job *j, int64_t i0, int64_t i1, int64_t n0, int64_t n1)
 {
     const int64_t rows = i1 - i0;
     const int64_t k = j->args.w.k;
     const int64_t room = X_ROOM / (rows * X_ROW) * CHUNK;
     const int64_t end = moei_i64_ceil_div(n1, PANEL);
+    const int64_t side = SUMS / rows;
     int64_t prepared = -1;
     j->rows = rows;
-    for (int64_t panel0 = n0 / PANEL; panel0 < end; panel0 += SIDE) {
-        const int64_t panel1 = moei_i64_min(panel0 + SIDE, end);
-        for (int64_t panel = panel0; panel < panel1; panel++) {
-            memset(j->acc[panel - panel0], 0, (size_t)rows * sizeof j->acc[0][0]);
-        }
+    for (int64_t panel0 = n0 / PANEL; panel0 < end; panel0 += side) {
+        const int64_t panel1 = moei_i64_min(panel0 + side, end);
+        memset(j->acc, 0, (size_t)((panel1 - panel0) * rows) * sizeof j->acc[0]);
         for (int64_t k0 = 0; k0 < k; k0 += room) {
             const int64_t k1 = moei_i64_min(k0 + room, k);
             if (prepared != k0) {
@@ -228,12 +249,16 @@ static void run_rows(job *j, int64_t i0, int64_t i1, int64_t n0, int64_t n1)
                 prepared = k0;
             }
             for (int64_t panel = panel0; panel < panel1; panel++) {
+                const uint8_t *then = panel + 1 < panel1 ? record_at(j, panel + 1, k0)
+                                      : k1 < k           ? record_at(j, panel0, k1)
+                                      : panel1 < end     ? record_at(j, panel1, 0)
+                                                         : NULL;
                 want_strips(j, panel, n0, n1);
-                run_panel(j, panel, k0, k1, j->acc[panel - panel0]);
+                run_panel(j, panel, k0, k1, then, &j->acc[(panel - panel0) * rows]);
             }
         }
         for (int64_t panel = panel0; panel < panel1; panel++) {
-            finish_panel(j, panel, i0, i1, n0, n1, j->acc[panel - panel0]);
+            finish_panel(j, panel, i0, i1, n0, n1, &j->acc[(panel - panel0) * rows]);
         }
     }
 }

@@ -16,14 +16,15 @@
 #define VECTORS (STRIP / LANES)         // of a strip
 #define VECTOR  ((int64_t)sizeof(veci)) // bytes
 #define HALVES  2                       // of a record that have scales of their own
-#define MR      48                      // rows that share decoded weights
-#define SIDE    4                       // panels whose sums are kept at once
+#define MR      96                      // rows that share decoded weights
+#define SUMS    (6 * MR)                // rows times panels whose sums are kept at once
 #define SLICE   64                      // k that are floats at once
 #define CHUNK   256                     // k: no chain crosses a multiple of it
 #define PAD     16                      // floats between rows of x, which would meet in few sets
 #define X_ROW   (CHUNK + PAD)
-#define X_ROOM  (2 * MR * X_ROW) // floats
-#define AT_ONCE 4                // records that are staged together
+#define X_ROOM  (MR * X_ROW) // floats
+#define X_AHEAD 8            // rows of x
+#define AT_ONCE 4            // records that are staged together
 #define SLOTS   (CHUNK / RECORD * HALVES)
 #define FINE    16                         // the fewest k that share a scale
 #define STAGED  (PANEL * RECORD * 2 + 192) // bytes; what lies 4 KiB apart is mistaken for the same
@@ -49,7 +50,7 @@ typedef struct job {
     _Alignas(64) float w[STRIPS][SLICE][STRIP];
     _Alignas(64) uint8_t staged[BEFORE + AT_ONCE * STAGED];
     _Alignas(64) float sum[MR][PANEL];
-    _Alignas(64) float acc[SIDE][MR][PANEL];
+    _Alignas(64) float acc[SUMS][PANEL];
     _Alignas(64) float scale[SLOTS][PANEL];      // of groups
     _Alignas(64) int32_t zero[HALVES][PANEL];    // zero points of the group, four times each
     _Alignas(64) float late_zero[HALVES][PANEL]; // as floats of the form
@@ -60,6 +61,8 @@ typedef struct job {
     moei_cpu_packed p;
     moek_ggemm_args args; // moei_cpu_packed_args
     const uint8_t *expert;
+    const uint8_t *next; // what many rows ask for: set_next
+    int64_t next_bytes;
     int32_t e;
     moe_dtype elem;
     code_form form;      // but for zero points
@@ -113,10 +116,14 @@ static bool scale_x(float *x, int64_t count, float factor)
 static bool load_rows(job *j, int64_t i0, int64_t k0, int64_t k1, bool scaled)
 {
     const moek_ggemm_args *a = &j->args;
+    const int64_t bytes = moe_dtype_bits(a->x.dtype) / 8;
     float *to = j->x;
     for (int64_t k = k0; k < k1; k += CHUNK) {
         const int64_t count = moei_i64_min(CHUNK, k1 - k);
         for (int64_t r = 0; r < j->rows; r++, to += X_ROW) {
+            if (r + X_AHEAD < j->rows) { // a row lies anywhere
+                moei_cpu_ask(moei_x_at(a, j->e, i0 + r + X_AHEAD) + k * bytes, count * bytes);
+            }
             load_x(a->x.dtype, moei_x_at(a, j->e, i0 + r), k, count, to);
             if (scaled && !scale_x(to, count, j->factor)) {
                 return false;

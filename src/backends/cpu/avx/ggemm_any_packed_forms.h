@@ -203,7 +203,7 @@ __attribute__((always_inline)) static inline bool stage_floats(const job *j, boo
 static const uint8_t *stage(const job *j, const uint8_t *record, uint8_t *to)
 {
     if (j->lies) {
-        if (j->rows > TILE) { // one tile asks for itself
+        if (j->rows > TILE && j->next_bytes == 0) { // one tile asks for itself, others for `next`
             const int64_t bytes = STRIP * j->p.record;
             moei_cpu_ask_ahead(record + j->first * bytes, (j->last - j->first) * bytes);
         }

@@ -206,6 +206,14 @@ __attribute__((always_inline)) static inline void tile(const job *j, const piece
     }
 }
 
+// Many rows ask, tile by tile, for their share of what is read next.
+static inline void ask_for_next(const job *j, int64_t r0, int64_t rows, int64_t strip)
+{
+    const int64_t at = (r0 * STRIPS + strip * rows) * j->next_bytes / (j->rows * STRIPS);
+    const int64_t end = (r0 * STRIPS + (strip + 1) * rows) * j->next_bytes / (j->rows * STRIPS);
+    moei_cpu_ask(j->next + at, end - at);
+}
+
 // All strips that are wanted, over all pieces.
 __attribute__((always_inline)) static inline void tiles(const job *j, const piece *p, int64_t num,
                                                         code_form form, int64_t r0, int64_t rows)
@@ -213,6 +221,9 @@ __attribute__((always_inline)) static inline void tiles(const job *j, const piec
     const int64_t across = ACROSS(rows);
     int64_t strip = j->first;
     for (; strip + across <= j->last; strip += across) {
+        if (j->next_bytes > 0) {
+            ask_for_next(j, r0, rows, strip);
+        }
         for (int64_t i = 0; i < num; i++) {
             tile(j, &p[i], form, r0, rows, across, strip);
         }
