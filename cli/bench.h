@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Parts of moe bench: the layer (bench_layer.c), its inputs (bench_sets.c), clocks and ceilings
 // (bench_measure.c), the error (bench_error.c), figures (bench_figures.c), tables and JSON
-// (bench_report.c); results read again (bench_results.c), compared (bench_compare.c), drawn
-// (bench_plot.c).
+// (bench_report.c); a whole model (bench_model.c); results read again (bench_results.c), compared
+// (bench_compare.c), drawn (bench_plot.c).
 #ifndef MOE_CLI_BENCH_H
 #define MOE_CLI_BENCH_H
 
@@ -20,7 +20,9 @@
 /// What the command line asks for.
 typedef struct bench_request {
     const char *shape, *device, *threads, *json, *command;
-    moe_layer_desc desc; // but max_tokens
+    const char *model, *activation; // a whole model: its folder; as given, NULL if not
+    int64_t context;                // of a model, before a row's tokens; -1: chosen
+    moe_layer_desc desc;            // but max_tokens
     int64_t tokens[BENCH_MAX_ROWS];
     int num_rows;
     bool zipf, routing_only, error;
@@ -131,6 +133,9 @@ bool bench_sets_make(const bench_request *request, bench_layer *layer, int64_t t
                      bench_sets *out, int *code);
 void bench_sets_free(bench_sets *sets);
 
+/// Bytes of an expert as a checkpoint stores it: values, scales, biases.
+double bench_expert_bytes(const moe_layer_desc *desc);
+
 /// Runs all sets (a bench_sets), one after the other; what bench_time measures.
 moe_status bench_enqueue(void *arg, void *stream);
 
@@ -145,6 +150,17 @@ typedef struct bench_ceilings {
 bool bench_can_time(const moe_context *ctx, int *code);
 
 bool bench_measure_ceilings(const moe_context *ctx, bench_ceilings *out, int *code);
+
+/// A row's ceilings: a device's serve all rows; of a host, which others use besides, the higher of
+/// those before and after it. `last` becomes the latter.
+bool bench_raise_ceilings(const moe_context *ctx, bench_ceilings *last, bench_ceilings *of_row,
+                          int *code);
+
+/// Counts of each kernel's runs; NULL after one line on stderr. To be freed.
+uint64_t *bench_runs(const moei_backend *backend);
+
+/// The names of the rows that have run since.
+json_t *bench_kernels_since(const moei_backend *backend, const uint64_t *runs);
 
 /// The key of a ceiling in JSON; the unit that its value is in, times operations or bytes a second.
 double bench_ceiling_key(moei_ceiling which, bool host, char *key, size_t capacity);
@@ -183,6 +199,17 @@ void bench_print_row(const bench_row *row);
 json_t *bench_row_json(const bench_request *request, const bench_layer *layer,
                        const bench_ceilings *ceilings, const bench_row *row);
 
+/// Where and how a row was measured: ceilings, device, machine, version, commit, seed, command.
+/// NULL where memory is short.
+json_t *bench_origin_json(const bench_request *request, const moe_context *ctx,
+                          const bench_ceilings *ceilings);
+
+/// What is not known is null.
+json_t *bench_real_or_null(bool known, double value);
+
+/// A string of the machine or of the command line, which need not be UTF-8.
+json_t *bench_text_json(const char *string);
+
 /// Writes rows to a file whole or not at all ("-": to standard output).
 int bench_write_json(const char *path, const json_t *rows);
 
@@ -196,6 +223,9 @@ typedef struct bench_results {
 /// False after one line on stderr; to be closed either way.
 bool bench_results_open(const char *path, bench_results *out);
 void bench_results_close(bench_results *r);
+
+/// moe bench --model DIR: appends a row for each number of tokens. False after one line on stderr.
+bool bench_model(const bench_request *request, json_t *rows, int *code);
 
 /// moe bench --compare A B
 int bench_compare(const char *a, const char *b);

@@ -10,7 +10,7 @@
 /// What must agree for two rows to be of the same thing.
 static const char *const keys[] = {"shape",   "hidden", "inter",        "experts", "top_k",
                                    "format",  "glu",    "activation",   "x",       "level",
-                                   "routing", "tokens", "routing_only", "device"};
+                                   "routing", "tokens", "routing_only", "context", "device"};
 
 static bool same_value(const json_t *a, const json_t *b)
 {

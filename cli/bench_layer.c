@@ -76,6 +76,12 @@ static size_t matrix_bytes(const matrix_shape *s)
     return value_bytes(s) + scale_bytes(s) + bias_bytes(s) + (s->info->scale2 ? sizeof(float) : 0);
 }
 
+double bench_expert_bytes(const moe_layer_desc *desc)
+{
+    const matrix_shape shapes[2] = {shape_of(desc, 0), shape_of(desc, 1)};
+    return (double)(matrix_bytes(&shapes[0]) + matrix_bytes(&shapes[1]));
+}
+
 // About `size`, not all the same.
 static void draw_scales(const matrix_shape *s, double size, moec_rng *rng, void *scales)
 {

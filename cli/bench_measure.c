@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Clocks and ceilings: the device's own where the backend has them, else the host's clock.
 #define _POSIX_C_SOURCE 200809L
+#include <math.h>
 #include <stdlib.h>
 #include <time.h>
 
@@ -45,6 +46,43 @@ bool bench_measure_ceilings(const moe_context *ctx, bench_ceilings *out, int *co
         }
     }
     return true;
+}
+
+bool bench_raise_ceilings(const moe_context *ctx, bench_ceilings *last, bench_ceilings *of_row,
+                          int *code)
+{
+    *of_row = *last;
+    if (!ctx->backend->host_memory) {
+        return true;
+    }
+    *last = (bench_ceilings){{0}};
+    if (!bench_measure_ceilings(ctx, last, code)) {
+        return false;
+    }
+    for (int i = 0; i < MOEI_NUM_CEILINGS; i++) {
+        of_row->per_second[i] = fmax(of_row->per_second[i], last->per_second[i]);
+    }
+    return true;
+}
+
+uint64_t *bench_runs(const moei_backend *backend)
+{
+    uint64_t *runs = bench_take(backend->num_kernels * sizeof *runs);
+    for (size_t i = 0; runs != NULL && i < backend->num_kernels; i++) {
+        runs[i] = __atomic_load_n(&backend->runs[i], __ATOMIC_RELAXED);
+    }
+    return runs;
+}
+
+json_t *bench_kernels_since(const moei_backend *backend, const uint64_t *runs)
+{
+    json_t *names = json_array();
+    for (size_t i = 0; i < backend->num_kernels; i++) {
+        if (__atomic_load_n(&backend->runs[i], __ATOMIC_RELAXED) != runs[i]) {
+            (void)json_array_append_new(names, json_string(backend->kernels[i].name));
+        }
+    }
+    return names;
 }
 
 // The fastest unit that takes what the product reads; a device without it uses the next.

@@ -97,8 +97,7 @@ void bench_print_row(const bench_row *row)
 
 // ---- JSON --------------------------------------------------------------------------------------
 
-// A string of the machine or of the command line, which need not be UTF-8.
-static json_t *text(const char *string)
+json_t *bench_text_json(const char *string)
 {
     json_t *value = json_string(string);
     return value != NULL ? value : json_string("(not UTF-8)");
@@ -134,12 +133,12 @@ static json_t *machine_json(const moe_context *ctx)
     if (ctx->backend->host_memory) { // what the context may use of it ($MOE_ISA)
         (void)moei_isa_text(ctx->isa, used, sizeof used);
     }
-    return json_pack("{s:o, s:s, s:o, s:i, s:i, s:I, s:I, s:o, s:s}", "device", text(device), "isa",
-                     used, "cpu", text(model), "cpus", moei_cpu_count(), "threads",
-                     moe_context_num_threads(ctx), "last_level_cache",
+    return json_pack("{s:o, s:s, s:o, s:i, s:i, s:I, s:I, s:o, s:s}", "device",
+                     bench_text_json(device), "isa", used, "cpu", bench_text_json(model), "cpus",
+                     moei_cpu_count(), "threads", moe_context_num_threads(ctx), "last_level_cache",
                      (json_int_t)sysconf(_SC_LEVEL3_CACHE_SIZE), "memory",
                      (json_int_t)sysconf(_SC_PHYS_PAGES) * (json_int_t)sysconf(_SC_PAGESIZE),
-                     "system", text(system.release), "compiler", __VERSION__);
+                     "system", bench_text_json(system.release), "compiler", __VERSION__);
 }
 
 static json_t *ceilings_json(const bench_ceilings *ceilings, bool host)
@@ -155,7 +154,7 @@ static json_t *ceilings_json(const bench_ceilings *ceilings, bool host)
     return object;
 }
 
-static json_t *real_or_null(bool known, double value)
+json_t *bench_real_or_null(bool known, double value)
 {
     return known ? json_real(value) : json_null();
 }
@@ -190,13 +189,28 @@ static json_t *layer_json(const bench_request *request, const bench_layer *layer
                                                     : moe_quant_name(d->gemm[g].act.spec)));
     }
     return json_pack("{s:o, s:I, s:I, s:i, s:i, s:s, s:b, s:o?, s:o?, s:s?, s:s?, s:o?, s:s?}",
-                     "shape", text(request->shape), "hidden", (json_int_t)d->hidden, "inter",
-                     (json_int_t)d->inter, "experts", (int)d->num_experts, "top_k", (int)d->top_k,
-                     "routing", request->zipf ? "zipf" : "uniform", "routing_only",
+                     "shape", bench_text_json(request->shape), "hidden", (json_int_t)d->hidden,
+                     "inter", (json_int_t)d->inter, "experts", (int)d->num_experts, "top_k",
+                     (int)d->top_k, "routing", request->zipf ? "zipf" : "uniform", "routing_only",
                      (int)request->routing_only, "format", formats, "activation", quantisers, "glu",
                      whole ? moe_activation_name(d->activation) : NULL, "x",
                      whole ? moe_dtype_name(d->x_dtype) : NULL, "arith", classes, "level",
                      whole ? cli_level_name(moe_plan_level(layer->plan)) : NULL);
+}
+
+json_t *bench_origin_json(const bench_request *request, const moe_context *ctx,
+                          const bench_ceilings *ceilings)
+{
+    return json_pack(
+        "{s:o, s:s, s:o, s:s, s:s?, s:I, s:o}", "ceilings",
+        ceilings_json(ceilings, ctx->backend->host_memory), "device", ctx->backend->name, "machine",
+        machine_json(ctx), "version", moe_version_string(), "commit",
+#ifdef MOE_COMMIT
+        MOE_COMMIT,
+#else
+        NULL,
+#endif
+        "seed", (json_int_t)request->seed, "command", bench_text_json(request->command));
 }
 
 json_t *bench_row_json(const bench_request *request, const bench_layer *layer,
@@ -209,30 +223,20 @@ json_t *bench_row_json(const bench_request *request, const bench_layer *layer,
         "{s:I, s:I, s:i, s:f, s:f, s:f, s:f, s:o, s:s?, s:o, s:f, s:o, s:o, s:o, s:O}", "tokens",
         (json_int_t)row->tokens, "sets", (json_int_t)row->sets, "repeats", row->repeats, "ms",
         row->times.median, "ms_q1", row->times.q1, "ms_q3", row->times.q3, "ms_mean",
-        row->times.mean, "floor_ms", real_or_null(known, row->floor_ms), "floor_kind",
-        row->floor_kind, "percent_of_floor", real_or_null(known, row->percent), "experts_hit",
-        row->experts_hit, "bytes", real_or_null(whole, row->work.bytes), "flops",
-        real_or_null(whole, row->work.flops[0] + row->work.flops[1]), "error",
-        real_or_null(row->error >= 0, row->error), "kernels", row->kernels);
-    json_t *machine =
-        json_pack("{s:o, s:s, s:o, s:s, s:s?, s:I, s:o}", "ceilings",
-                  ceilings_json(ceilings, layer->ctx->backend->host_memory), "device",
-                  layer->ctx->backend->name, "machine", machine_json(layer->ctx), "version",
-                  moe_version_string(), "commit",
-#ifdef MOE_COMMIT
-                  MOE_COMMIT,
-#else
-                  NULL,
-#endif
-                  "seed", (json_int_t)request->seed, "command", text(request->command));
-    if (object == NULL || measured == NULL || machine == NULL ||
-        json_object_update(object, measured) != 0 || json_object_update(object, machine) != 0) {
+        row->times.mean, "floor_ms", bench_real_or_null(known, row->floor_ms), "floor_kind",
+        row->floor_kind, "percent_of_floor", bench_real_or_null(known, row->percent), "experts_hit",
+        row->experts_hit, "bytes", bench_real_or_null(whole, row->work.bytes), "flops",
+        bench_real_or_null(whole, row->work.flops[0] + row->work.flops[1]), "error",
+        bench_real_or_null(row->error >= 0, row->error), "kernels", row->kernels);
+    json_t *origin = bench_origin_json(request, layer->ctx, ceilings);
+    if (object == NULL || measured == NULL || origin == NULL ||
+        json_object_update(object, measured) != 0 || json_object_update(object, origin) != 0) {
         (void)fprintf(stderr, "moe: no memory for a row of JSON\n");
         json_decref(object);
         object = NULL;
     }
     json_decref(measured);
-    json_decref(machine);
+    json_decref(origin);
     return object;
 }
 

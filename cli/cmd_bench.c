@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// moe bench: how long a layer takes, beside what the device can do at most. docs/bench.md says how
-// each figure is made.
+// moe bench: how long a layer or a whole model takes, beside what the device can do at most.
+// docs/bench.md says how each figure is made.
 #define _POSIX_C_SOURCE 200809L
 #include <math.h>
 #include <stdlib.h>
@@ -15,7 +15,7 @@
 /// Arguments as they were given; NULL where not.
 typedef struct given {
     const char *shape, *format, *format2, *activation, *glu, *tokens, *routing, *device, *x, *level;
-    const char *repeats, *sets, *seed, *json, *threads, *plot;
+    const char *repeats, *sets, *seed, *json, *threads, *plot, *model, *context;
     bool routing_only, error, compare;
 } given;
 
@@ -122,7 +122,7 @@ static bool read_layer(const given *a, bench_request *r)
     moe_layer_desc *d = &r->desc;
     moe_activation activation = MOE_ACT_SILU;
     if (a->shape == NULL) {
-        return refuse("bench needs --shape, or --compare and two files");
+        return refuse("bench needs --shape, or --model, or --compare and two files");
     }
     if (!cli_shape(a->shape, d)) {
         return false;
@@ -153,12 +153,14 @@ static bool read_layer(const given *a, bench_request *r)
 // What would have no effect is refused.
 static bool check_idle(const given *a, int files)
 {
-    const bool layer = a->format != NULL || a->format2 != NULL || a->activation != NULL ||
-                       a->glu != NULL || a->x != NULL || a->level != NULL || a->error;
-    const bool measures = layer || a->shape != NULL || a->tokens != NULL || a->routing != NULL ||
-                          a->device != NULL || a->repeats != NULL || a->sets != NULL ||
-                          a->seed != NULL || a->json != NULL || a->threads != NULL ||
-                          a->routing_only;
+    const bool form = a->format != NULL || a->format2 != NULL || a->glu != NULL || a->x != NULL ||
+                      a->level != NULL || a->error;
+    const bool layer = form || a->activation != NULL;
+    const bool draws = a->shape != NULL || a->routing != NULL || a->device != NULL ||
+                       a->sets != NULL || a->routing_only;
+    const bool measures = layer || draws || a->model != NULL || a->context != NULL ||
+                          a->tokens != NULL || a->repeats != NULL || a->seed != NULL ||
+                          a->json != NULL || a->threads != NULL;
     if (a->compare && (measures || files != 2)) {
         return refuse("--compare takes two files that --json wrote, and no other option");
     }
@@ -167,6 +169,13 @@ static bool check_idle(const given *a, int files)
     }
     if (!a->compare && a->plot == NULL && files > 0) {
         return refuse("files are for --compare and --plot");
+    }
+    if (a->model != NULL && (form || draws)) {
+        return refuse("--model takes --tokens, --context, --activation, --threads, --repeats, "
+                      "--seed, --json, and no other option");
+    }
+    if (a->model == NULL && a->context != NULL) {
+        return refuse("--context is for --model: a layer has none");
     }
     if (a->routing_only && layer) {
         return refuse("--routing-only runs no product: --format, --format2, --activation, --glu, "
@@ -203,6 +212,9 @@ static bool read_request(const given *a, bench_request *r)
     r->shape = a->shape;
     r->device = a->device;
     r->threads = a->threads;
+    r->model = a->model;
+    r->activation = a->activation;
+    r->context = -1;
     r->json = a->json;
     r->routing_only = a->routing_only;
     r->error = a->error;
@@ -212,8 +224,9 @@ static bool read_request(const given *a, bench_request *r)
         (void)fprintf(stderr, "moe: --routing \"%s\" is not one of uniform, zipf\n", routing);
         return false;
     }
-    if (!read_layer(a, r) || !check_threads(a->threads) ||
+    if ((a->model == NULL && !read_layer(a, r)) || !check_threads(a->threads) ||
         !read_tokens(a->tokens != NULL ? a->tokens : "1,8,64", r) ||
+        (a->context != NULL && !cli_number("--context", a->context, 0, MAX_TOKENS, &r->context)) ||
         (a->repeats != NULL && !cli_number("--repeats", a->repeats, 1, 100000, &r->repeats)) ||
         (a->sets != NULL && !cli_number("--sets", a->sets, 1, 100000, &r->sets)) ||
         !cli_number("--seed", a->seed != NULL ? a->seed : "1", 0, INT64_MAX - MAX_TOKENS, &seed)) {
@@ -224,18 +237,6 @@ static bool read_request(const given *a, bench_request *r)
 }
 
 // ---- a run -------------------------------------------------------------------------------------
-
-// The names of the rows that have run since `before` was taken.
-static json_t *kernels_since(const moei_backend *backend, const uint64_t *before)
-{
-    json_t *names = json_array();
-    for (size_t i = 0; i < backend->num_kernels; i++) {
-        if (__atomic_load_n(&backend->runs[i], __ATOMIC_RELAXED) != before[i]) {
-            (void)json_array_append_new(names, json_string(backend->kernels[i].name));
-        }
-    }
-    return names;
-}
 
 static void set_work(const bench_layer *layer, const bench_ceilings *ceilings, bench_row *row)
 {
@@ -258,25 +259,6 @@ static void set_work(const bench_layer *layer, const bench_ceilings *ceilings, b
     row->percent = bench_percent(row->floor_ms, row->times.median);
 }
 
-// A row's ceilings: a device's serve all rows; of a host, which others use besides, the higher of
-// those before and after it. `last` becomes the latter.
-static bool raise_ceilings(const bench_request *r, const bench_layer *layer, bench_ceilings *last,
-                           bench_ceilings *of_row, int *code)
-{
-    *of_row = *last;
-    if (r->routing_only || !layer->ctx->backend->host_memory) {
-        return true;
-    }
-    *last = (bench_ceilings){{0}};
-    if (!bench_measure_ceilings(layer->ctx, last, code)) {
-        return false;
-    }
-    for (int i = 0; i < MOEI_NUM_CEILINGS; i++) {
-        of_row->per_second[i] = fmax(of_row->per_second[i], last->per_second[i]);
-    }
-    return true;
-}
-
 static bool run_row(const bench_request *r, bench_layer *layer, bench_ceilings *last,
                     int64_t tokens, json_t *rows, int *code)
 {
@@ -285,18 +267,17 @@ static bool run_row(const bench_request *r, bench_layer *layer, bench_ceilings *
     bench_row row = {.tokens = tokens, .error = -1};
     bench_sets sets = {0};
     double *seconds = NULL;
-    uint64_t *before = malloc(backend->num_kernels * sizeof *before);
-    bool good = before != NULL && bench_sets_make(r, layer, tokens, &sets, code);
-    for (size_t i = 0; good && i < backend->num_kernels; i++) {
-        before[i] = __atomic_load_n(&backend->runs[i], __ATOMIC_RELAXED);
-    }
-    good = good && bench_time(&sets, r->repeats, &seconds, &row.repeats, code) &&
-           raise_ceilings(r, layer, last, &ceilings, code);
+    uint64_t *before = NULL;
+    bool good = bench_sets_make(r, layer, tokens, &sets, code) &&
+                (before = bench_runs(backend)) != NULL &&
+                bench_time(&sets, r->repeats, &seconds, &row.repeats, code);
+    ceilings = *last;
+    good = good && (r->routing_only || bench_raise_ceilings(layer->ctx, last, &ceilings, code));
     if (good) {
         row.sets = sets.count;
         row.experts_hit = sets.experts_hit;
         row.times = bench_quartiles(seconds, row.repeats, row.sets);
-        row.kernels = kernels_since(backend, before);
+        row.kernels = bench_kernels_since(backend, before);
         if (!r->routing_only) {
             set_work(layer, &ceilings, &row);
         }
@@ -390,7 +371,7 @@ static int run_rows(const bench_request *request)
             next_of(&list, one);
             r.threads = one;
         }
-        good = run_activations(&r, rows, &code);
+        good = r.model != NULL ? bench_model(&r, rows, &code) : run_activations(&r, rows, &code);
     } while (good && list != NULL);
     if (good) {
         code = request->json != NULL ? bench_write_json(request->json, rows) : CLI_OK;
@@ -440,6 +421,8 @@ int cmd_bench(int argc, char **argv)
                                   {"json", &a.json, NULL},
                                   {"threads", &a.threads, NULL},
                                   {"plot", &a.plot, NULL},
+                                  {"model", &a.model, NULL},
+                                  {"context", &a.context, NULL},
                                   {"routing-only", NULL, &a.routing_only},
                                   {"error", NULL, &a.error},
                                   {"compare", NULL, &a.compare},

@@ -44,9 +44,11 @@ static const struct {
      "          [--tokens T,T...] [--routing uniform|zipf] [--x DTYPE] [--det L] [--device D]\n"
      "          [--threads N[,N...]] [--repeats N] [--sets N] [--seed N] [--error] [--json FILE]\n"
      "moe bench --shape NAME|H,I,E,k --routing-only [--tokens T,T...] ...\n"
+     "moe bench --model DIR [--tokens T,T...] [--context N] [--activation A] [--threads N[,N...]]\n"
+     "          [--repeats N] [--seed N] [--json FILE]\n"
      "moe bench --compare A.json B.json\n"
      "moe bench --plot OUT.svg FILE.json...\n"
-     "    how long a layer takes, beside what the device can do at most"},
+     "    how long a layer or a model takes, beside what the device can do at most"},
     {"generate", cmd_generate,
      "moe generate DIR PROMPT... [--max-tokens N] [--temperature T] [--top-p P] [--seed N]\n"
      "             [--activation A] [--device D] [--threads N] [--weights auto|packed|mapped | "

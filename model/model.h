@@ -100,6 +100,21 @@ const char *moem_model_dialect(const moem_model *model); ///< of the expert weig
 const char *moem_model_placing(const moem_model *model); ///< where the weights lie, and why
 const moe_plan *moem_model_plan(const moem_model *model, int64_t layer);
 
+/// What a step has to do at least, but for the experts, which it chooses as it goes
+/// (moem_session_load).
+typedef struct moem_work {
+    double bytes;       ///< read: weights as stored, keys and values once
+    double projections; ///< operations: a multiplication and an addition count as two
+    double attention;   ///< scores and weighted values
+    double router, output;
+} moem_work;
+
+/// @param first   tokens of the sequence before the step
+/// @param count   tokens of the step
+/// @param logits  of those want logits
+void moem_model_work(const moem_model *model, int64_t first, int64_t count, int64_t logits,
+                     moem_work *out);
+
 /// Sequences with their keys and values. One thread at a time.
 typedef struct moem_session moem_session;
 

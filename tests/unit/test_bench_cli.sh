@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# moe bench: its refusals, its JSON, its comparison: test_bench_cli.sh PROGRAM GOLDEN PLUGIN
+# moe bench: its refusals, its JSON, its comparison: test_bench_cli.sh PROGRAM GOLDEN PLUGIN MODEL
 # PLUGIN is a device whose memory the host may not touch.
 set -u
 moe=$1
 golden=$2
 plugin=$3
+model=$4
 unset MOE_PLUGIN_PATH MOE_FAR_BYTES MOE_FAR_CLOCK
 dir=$(mktemp -d) || exit 1
 trap 'rm -rf "$dir"' EXIT
@@ -24,7 +25,7 @@ expect() { # exit code, text on either stream, arguments
     fi
 }
 tiny="--shape 64,64,4,2 --format bf16 --repeats 3 --sets 2"
-expect 2 "bench needs --shape"
+expect 2 "bench needs --shape, or --model"
 expect 2 "say --format" --shape 64,64,4,2
 expect 2 "neither H,I,E,k nor one of gpt-oss-20b gpt-oss-120b qwen3-30b-a3b mixtral-8x7b deepseek-v3 deepseek-v3-ep8" --shape nobody --format bf16
 expect 2 "--format \"mxfp5\" is not a format" --shape 64,64,4,2 --format mxfp5
@@ -171,6 +172,64 @@ check("files of formats", len(paths), 4)
 for path in paths:
     error = json.load(open(path))["rows"][0]["error"]
     check(f"error of {path}: {error}", 1e-3 < error < 5e-3, True)
+END
+# A whole model.
+expect 2 "--model takes --tokens" --model "$model" --format bf16
+expect 2 "--model takes --tokens" --model "$model" --shape 64,64,4,2
+expect 2 "--context is for --model" $tiny --context 5
+expect 2 "--context \"-1\" is not a whole number" --model "$model" --context -1
+expect 2 "--activation \"nobody\" is not a quantiser" --model "$model" --activation nobody
+expect 2 "513 tokens after 0 others: the model's context is 512" --model "$model" --tokens 1,513
+expect 2 "8 tokens after 505 others: the model's context is 512" --model "$model" --tokens 8 --context 505
+expect 1 "/absent/config.json" --model "$dir/absent"
+expect 0 "mxfp4 x none, 2 threads" --model "$model" --tokens 1 --activation none --repeats 3 --threads 2 --seed 5 --json "$dir/model.json"
+expect 0 "1 rows compared, 0 of A and 0 of B" --compare "$dir/model.json" "$dir/model.json"
+"$moe" bench --model "$model" --tokens 150 --context 100 --repeats 1 --json - > "$dir/model2.json"
+python3 - "$dir" "$model" << 'END' || failed=$((failed + 1))
+import json, math, sys
+
+def check(what, have, want):
+    if have != want:
+        sys.exit(f"FAILED: {what} is {have}, want {want}")
+
+config = json.load(open(f"{sys.argv[2]}/config.json"))
+H, L, V, E, I, K = (config[n] for n in ("hidden_size", "num_hidden_layers", "vocab_size", "num_local_experts",
+                                        "intermediate_size", "num_experts_per_tok"))
+wide, narrow = (config[n] * config["head_dim"] for n in ("num_attention_heads", "num_key_value_heads"))
+windows = [config["sliding_window"] if t == "sliding_attention" else 10**9 for t in config["layer_types"]]
+expert = sum(n * k // 32 * 17 + 2 * n for n, k in ((2 * I, H), (H, I)))
+dense = 2 * (H * (wide + 2 * narrow) + wide + 2 * narrow + wide * H + H + E * H + E)
+
+def judge(row, tokens, context):
+    steps = min(64, (512 - context) // tokens)
+    first = context + steps // 2 * tokens
+    seen = sum(min(p + 1, w) for w in windows for p in range(first, first + tokens))
+    parts = {"projections": L * 2 * tokens * H * 2 * (wide + narrow), "attention": 4 * wide * seen,
+             "router": L * 2 * tokens * H * E, "experts": L * 6 * tokens * K * H * I, "output": 2 * V * H}
+    check("sizes", [row[n] for n in ("shape", "layers", "hidden", "inter", "experts", "top_k", "vocabulary", "format")],
+          [sys.argv[2], L, H, I, E, K, V, ["mxfp4"]])
+    check("tokens", (row["tokens"], row["context"]), (tokens, context))
+    for name, flops in parts.items():
+        check(name, math.isclose(row["parts"][name], flops, rel_tol=1e-7), True)
+    check("flops", math.isclose(row["flops"], sum(parts.values()), rel_tol=1e-7), True)
+    keys = sum(min(first, w - 1) + tokens for w in windows)
+    check("bytes", math.isclose(row["bytes"], L * dense + 2 * V * H + 8 * narrow * keys + L * row["experts_hit"] * expert,
+                                rel_tol=1e-7), True)
+    check("experts", K <= row["experts_hit"] <= min(E, K * tokens), True)
+    check("order", 0 < row["ms_q1"] <= row["ms"] <= row["ms_q3"], True)
+    check("rate", math.isclose(row["tokens_per_second"], 1e3 * tokens / row["ms"], rel_tol=1e-6), True)
+    read, f32 = row["ceilings"]["read_gb_per_s"], row["ceilings"]["f32_tflops"]
+    check("of read", math.isclose(row["percent_of_read"], 1e-4 * row["bytes"] / read / row["ms"], rel_tol=1e-6), True)
+    check("of f32", math.isclose(row["percent_of_f32"], 1e-7 * row["flops"] / f32 / row["ms"], rel_tol=1e-6), True)
+    check("a product among the kernels", any(n.startswith("moek_ggemm_") for n in row["kernels"]), True)
+
+one = json.load(open(f"{sys.argv[1]}/model.json"))["rows"][0]
+judge(one, 1, 256)
+check("as told", (one["activation"], one["repeats"], one["seed"], one["machine"]["threads"]), (["none"], 3, 5, 2))
+check("one token's experts", one["experts_hit"], K)
+many = json.load(open(f"{sys.argv[1]}/model2.json"))["rows"][0]
+judge(many, 150, 100)
+check("as moe generate does it", many["activation"], ["i16b32"])
 END
 [ -z "$(ls "$dir" | grep tmp)" ] || { echo "FAILED: left in the folder: $(ls "$dir")"; failed=$((failed + 1)); }
 echo "$passed passed, $failed failed"

@@ -167,6 +167,14 @@ static void sorted_codes(moe_layer_desc *d)
     quantise(d);
 }
 
+// So many slots that their sort is a job of the pool.
+static void narrow(moe_layer_desc *d)
+{
+    d->hidden = d->inter = 32;
+    d->num_experts = 40;
+    d->top_k = 6;
+}
+
 static const struct {
     const char *name;
     void (*edit)(moe_layer_desc *d);
@@ -183,6 +191,7 @@ static const struct {
     {"slots", slots, 70},
     {"batched", batched, 9},
     {"sorted codes", sorted_codes, 70},
+    {"many slots", narrow, 1001},
 };
 
 // Half of the tokens call the same expert first.
@@ -233,7 +242,7 @@ static void test_layer(moe_context *const ctx[4], size_t which, int64_t tokens)
 int main(void)
 {
     static const int32_t threads[] = {2, 1, 2, 7};
-    static const int64_t tokens[] = {1, 9, 70, 300};
+    static const int64_t tokens[] = {1, 9, 70, 300, 1001};
     moe_context *ctx[4] = {NULL};
     moei_backend steps;
     test_cuts();
@@ -249,7 +258,7 @@ int main(void)
     steps.run_steps = NULL;
     ctx[0]->backend = &steps;
     for (size_t l = 0; l < sizeof layers / sizeof layers[0]; l++) {
-        for (size_t t = 0; t < 4 && tokens[t] <= layers[l].most_tokens; t++) {
+        for (size_t t = 0; t < 5 && tokens[t] <= layers[l].most_tokens; t++) {
             test_layer(ctx, l, tokens[t]);
         }
     }

@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// route and sort on the CPU. Tokens route in bands claimed from the pool; a sort is one pass over
-// all slots, far below the cost of the products it orders, and runs on the calling thread.
+// route on the CPU: bands of tokens, claimed from the pool.
 #include "backends/cpu/cpu.h"
 #include "core/safemath.h"
 #include "ops/route.h"
-#include "ops/sort.h"
 
 #define TOKENS_PER_TASK 8
 
@@ -26,13 +24,5 @@ moe_status moei_cpu_route(const moei_exec *exec, const moei_kernel *kernel,
     route_job j = {args, (moek_route_fn *)kernel->fn};
     moei_parallel_for(&exec->ctx->pool, (size_t)moei_i64_ceil_div(args->tokens, TOKENS_PER_TASK),
                       route_task, &j);
-    return MOE_OK;
-}
-
-moe_status moei_cpu_sort(const moei_exec *exec, const moei_kernel *kernel,
-                         const moek_sort_args *args)
-{
-    (void)exec;
-    ((moek_sort_fn *)kernel->fn)(args);
     return MOE_OK;
 }

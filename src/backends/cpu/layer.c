@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // A layer on the CPU: of the steps that it lists, those that one job of the pool can do together.
-//   route, place, [quantize x]                 by tokens; few of them make no job
-//   sort                                       the calling thread
+//   route, place, [quantize x], sort           by tokens; few of them make no job, many two
 //   ggemm, glu, [quantize], ggemm, [combine]   two jobs, by bands of columns (mlp.c)
 // What matches nothing runs as the ops do, one after the other. docs/cpu.md
+#include <stdatomic.h>
+
 #include "backends/cpu/cpu.h"
 #include "backends/cpu/mlp.h"
+#include "backends/cpu/sort.h"
 #include "ops/place.h"
 #include "ops/quantize.h"
 #include "ops/route.h"
@@ -51,9 +53,17 @@ static int32_t match_prologue(const moei_step *steps, int32_t count, prologue *o
     return next;
 }
 
+typedef struct prologue_job {
+    const prologue *steps;
+    moei_cpu_sort_job sort;
+    atomic_int left[MOEI_CPU_SORT_SHARES]; // tasks of each share that have not ended
+} prologue_job;
+
+// The task that ends a share of the sort counts it.
 static void token_task(void *arg, size_t index)
 {
-    const prologue *p = arg;
+    prologue_job *job = arg;
+    const prologue *p = job->steps;
     const int64_t t0 = (int64_t)index * TOKENS_PER_TASK;
     const int64_t t1 = moei_i64_min(t0 + TOKENS_PER_TASK, p->tokens);
     if (p->route != NULL) {
@@ -63,14 +73,28 @@ static void token_task(void *arg, size_t index)
     if (p->quantize != NULL) {
         ((moek_quantize_fn *)p->quantize->kernel->fn)(&p->quantize->args.quantize, 0, t0, t1);
     }
+    const int64_t share = t0 / job->sort.tokens;
+    if (atomic_fetch_sub_explicit(&job->left[share], 1, memory_order_acq_rel) == 1) {
+        moei_cpu_sort_count(&job->sort, share);
+    }
 }
 
-static moe_status run_prologue(const moei_exec *exec, prologue *p)
+static void run_prologue(const moei_exec *exec, const prologue *p)
 {
+    prologue_job job;
+    job.steps = p;
+    moei_cpu_sort_begin(exec, p->sort->kernel, &p->sort->args.sort, TOKENS_PER_TASK, &job.sort);
+    for (int64_t s = 0; s < job.sort.shares; s++) {
+        const int64_t tokens = moei_i64_min(job.sort.tokens, p->tokens - s * job.sort.tokens);
+        atomic_init(&job.left[s], (int)moei_i64_ceil_div(tokens, TOKENS_PER_TASK));
+    }
     moei_parallel_for(&exec->ctx->pool, (size_t)moei_i64_ceil_div(p->tokens, TOKENS_PER_TASK),
-                      token_task, p);
+                      token_task, &job);
+    if (p->tokens == 0) { // no task did
+        moei_cpu_sort_count(&job.sort, 0);
+    }
     moei_cpu_count_load(&p->place->args.place);
-    return moei_cpu_sort(exec, p->sort->kernel, &p->sort->args.sort);
+    moei_cpu_sort_end(exec, &job.sort);
 }
 
 // ---- the layer ----------------------------------------------------------------------------------
@@ -82,7 +106,7 @@ moe_status moei_cpu_run_steps(const moei_exec *exec, const moei_step *steps, int
         moei_cpu_mlp mlp;
         int32_t matched = match_prologue(steps + i, count - i, &p);
         if (matched > 0) {
-            MOE_TRY(run_prologue(exec, &p));
+            run_prologue(exec, &p);
         } else if ((matched = moei_cpu_mlp_match(steps + i, count - i, &mlp)) > 0) {
             MOE_TRY(moei_cpu_mlp_run(exec, &mlp));
         } else {

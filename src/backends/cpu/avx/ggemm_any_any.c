@@ -25,31 +25,11 @@
 //
 // Limits: one row, 16 bits: memory; one row, fewer bits: shuffles and conversions; many rows: FMA.
 #include "backends/cpu/avx/flush.h"
+#include "backends/cpu/avx/load_x.h"
 #include "backends/cpu/avx/panel.h"
-
-// ---- activations -------------------------------------------------------------------------------
-
-static void load_x(moe_dtype dtype, const uint8_t *row, int64_t k0, int64_t count, float *out)
-{
-    int64_t k = 0;
-    if (dtype == MOE_BF16 || dtype == MOE_F16) {
-        for (; k + LANES <= count; k += LANES) {
-            const halfi half = halfi_load(row + 2 * (k0 + k));
-            const veci word = V(slli_epi32)(V(cvtepu16_epi32)(half), 16);
-            V(storeu_ps)(out + k, dtype == MOE_BF16 ? as_floats(word) : V(cvtph_ps)(half));
-        }
-    }
-    moei_load_f32(dtype, row, k0 + k, count - k, out + k);
-}
+#include "backends/cpu/unroll.h"
 
 // ---- chains ------------------------------------------------------------------------------------
-
-// Loops over what is constant wherever it is called; sums then stay in registers.
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 8")
-#endif
 
 #define MOST_ACROSS (LANES == 16 ? 4 : 2) // vectors of a tile of six rows: 32 registers, or 16
 

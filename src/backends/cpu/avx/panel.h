@@ -74,17 +74,6 @@ static inline void turn(const uint8_t *const rows[GROUP], int64_t at, veci v[4])
     v[3] = V(unpackhi_epi64)(b1, b3);
 }
 
-// A lane has two bf16, of two k.
-static inline vecf low_of(veci pair)
-{
-    return as_floats(V(slli_epi32)(pair, 16));
-}
-
-static inline vecf high_of(veci pair)
-{
-    return as_floats(veci_and(pair, V(set1_epi32)((int)0xFFFF0000u)));
-}
-
 static inline void store_pair(veci pair, float *low, float *high)
 {
     V(store_ps)(low, low_of(pair));

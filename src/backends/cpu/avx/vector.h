@@ -6,6 +6,7 @@
 #define MOEI_BACKENDS_CPU_AVX_VECTOR_H
 
 #include <immintrin.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #if defined(__AVX512F__)
@@ -96,6 +97,15 @@ static inline veci veci_or(veci a, veci b)
 #endif
 }
 
+static inline veci veci_xor(veci a, veci b)
+{
+#if LANES == 16
+    return _mm512_xor_si512(a, b);
+#else
+    return _mm256_xor_si256(a, b);
+#endif
+}
+
 static inline veci shift_left(veci v, int by)
 {
 #if LANES == 16
@@ -120,6 +130,55 @@ static inline vecf as_floats(veci v)
     return _mm512_castsi512_ps(v);
 #else
     return _mm256_castsi256_ps(v);
+#endif
+}
+
+static inline veci veci_load(const void *from)
+{
+#if LANES == 16
+    return _mm512_loadu_si512(from);
+#else
+    return _mm256_loadu_si256((const __m256i *)from);
+#endif
+}
+
+static inline void veci_store(void *to, veci v)
+{
+#if LANES == 16
+    _mm512_storeu_si512(to, v);
+#else
+    _mm256_storeu_si256((__m256i *)to, v);
+#endif
+}
+
+/// A lane has two bf16, of two k.
+static inline vecf low_of(veci pair)
+{
+    return as_floats(V(slli_epi32)(pair, 16));
+}
+
+static inline vecf high_of(veci pair)
+{
+    return as_floats(veci_and(pair, V(set1_epi32)((int)0xFFFF0000u)));
+}
+
+/// True if numbers of a lane differ. NaN does not.
+static inline bool any_differ(vecf a, vecf b)
+{
+#if LANES == 16
+    return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_OQ) != 0;
+#else
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NEQ_OQ)) != 0;
+#endif
+}
+
+/// True if a byte is FF.
+static inline bool any_byte_full(veci v)
+{
+#if LANES == 16
+    return _mm512_cmpeq_epi8_mask(v, _mm512_set1_epi8(-1)) != 0;
+#else
+    return _mm256_movemask_epi8(_mm256_cmpeq_epi8(v, _mm256_set1_epi8(-1))) != 0;
 #endif
 }
 
@@ -152,15 +211,23 @@ static inline veci gather_words(veci v)
 #endif
 }
 
-/// s eeee mmm to s 0eeee mmm0000000, an f16 of 2^-8 of the value, subnormals included. The code of
-/// NaN becomes one.
-static inline veci e4m3_to_f16(halfi codes)
+/// s eeee mmm in the upper byte of a word to s 0eeee mmm0000000, an f16 of 2^-8 of the value,
+/// subnormals included. nans: the code of one, 7F, becomes one; else there is none.
+__attribute__((always_inline)) static inline veci f16_of_e4m3(veci upper, bool nans)
 {
-    const veci wide = V(slli_epi16)(V(cvtepu8_epi16)(codes), 8);
-    const veci half = veci_and(V(srai_epi16)(wide, 1), V(set1_epi16)((short)0xBF80));
+    const veci half = veci_and(V(srai_epi16)(upper, 1), V(set1_epi16)((short)0xBF80));
+    if (!nans) {
+        return half;
+    }
     const veci magnitude = veci_and(half, V(set1_epi16)(0x3F80)); // 3F80 is NaN's
     const veci carry = V(add_epi16)(magnitude, V(set1_epi16)(0x0080));
     return veci_or(half, veci_and(carry, V(set1_epi16)(0x4000)));
+}
+
+/// The same of codes side by side.
+static inline veci e4m3_to_f16(halfi codes)
+{
+    return f16_of_e4m3(V(slli_epi16)(V(cvtepu8_epi16)(codes), 8), true);
 }
 
 #endif

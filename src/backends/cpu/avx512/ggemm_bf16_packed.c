@@ -16,9 +16,11 @@
 #include <string.h>
 
 #include "backends/cpu/avx/flush.h"
+#include "backends/cpu/avx/load_x.h"
 #include "backends/cpu/avx2/scales.h"
 #include "backends/cpu/packed_walk.h"
 #include "backends/cpu/product.h"
+#include "backends/cpu/unroll.h"
 
 #define MR     4   // rows that share a panel
 #define CHUNK  512 // k of x that are floats at once
@@ -26,8 +28,6 @@
 #define PANEL  MOEI_CPU_PANEL
 #define RECORD MOEI_CPU_RECORD
 #define PAIRS  (RECORD / 2)
-
-#define UNROLL _Pragma("GCC unroll 16")
 
 typedef struct few {
     _Alignas(64) float x[MR][CHUNK];
@@ -38,10 +38,10 @@ typedef struct few {
 } few;
 
 // `count` k from k0 on; up to whole records, zeros.
-static void load_x(const uint8_t *row, int64_t k0, int64_t count, float *out)
+static void load_padded(const uint8_t *row, int64_t k0, int64_t count, float *out)
 {
     const int64_t end = moei_i64_round_up(count, RECORD);
-    moei_load_f32(MOE_BF16, row, k0, count, out);
+    load_x(MOE_BF16, row, k0, count, out);
     memset(out + count, 0, (size_t)(end - count) * sizeof *out);
 }
 
@@ -217,7 +217,7 @@ static inline void panels(const moek_ggemm_args *args, int32_t e, int64_t i0, in
             for (int64_t k0 = 0; k0 < w->k; k0 += CHUNK) {
                 const int64_t count = moei_i64_min(CHUNK, w->k - k0);
                 for (int64_t r = 0; r < rows; r++) {
-                    load_x(moei_x_at(args, e, i + r), k0, count, f.x[r]);
+                    load_padded(moei_x_at(args, e, i + r), k0, count, f.x[r]);
                 }
                 const int64_t records = moei_i64_ceil_div(count, RECORD);
                 if (four_bits) {

@@ -15,13 +15,7 @@
 // 16 chains hide four cycles of latency on four pipes. Limits: one row: the decoder and the trip
 // through w; many rows: fmla (16 of 21 instructions of a full tile and k are).
 #include "backends/cpu/neon/panel.h"
-
-// Loops over what is constant wherever it is called; sums then stay in registers.
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
+#include "backends/cpu/unroll.h"
 
 #define MOST_VECTORS 16
 #define TILE         4 // rows

@@ -28,6 +28,7 @@
 
 #include "backends/cpu/packed_ints.h"
 #include "backends/cpu/packed_walk.h"
+#include "backends/cpu/unroll.h"
 
 #if defined(__ARM_FEATURE_DOTPROD)
 #define NAME(x, variant) moek_ggemm_any_##x##_packed__neon_dotprod_##variant
@@ -46,13 +47,6 @@
 #define SIDE      4                         // panels whose sums are kept at once
 #define X_ROOM    (80 << 10)                // bytes of prepared x
 #define WHOLE_TOP (INT32_MAX / (128 * 128)) // products of int8 whose sum has 32 bits
-
-// Loops over what is constant wherever it is called; sums then stay in registers.
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 8")
-#endif
 
 /// 32 k of a row. With weights of 4 bits, k lie in the order of their nibbles (packed.h).
 typedef struct cell {

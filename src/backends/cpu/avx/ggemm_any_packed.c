@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: Apache-2.0
+// ggemm with AVX2, FMA and F16C, and once more with AVX-512: packed weights of any format,
+// activations of any form, the bits of the portable rows of the same class.
+//
+// A vector (vector.h) holds 8 or 16 outputs of one k, a lane each, as packed.h lays them; so each
+// lane is one chain along k, and no order changes. Weights come in forms (_forms.h), from which one
+// or two operations make floats; x lies in a padded buffer, loaded once for SIDE panels (.h); tiles
+// of rows x outputs (_tiles.h) run the chains of pieces of k:
+//
+//   run_rows     48 rows: x to floats, four panels side by side, what follows the sums
+//   run_panel    a chunk of k of a panel
+//   run_records  its records as they lie, or staged in a form that tiles take
+//   run_slice    or 32 or 64 k of them, decoded to floats: 16 KiB of L1
+//
+// Up to FEW rows take any record. More rows take pairs and halves in chains of 64 k and more, as
+// they lie or staged: what makes floats of them takes pipes that FMA leaves idle. Shorter chains,
+// and bytes, become floats once for all rows.
+//
+// Limits: one row, 8 bits and more: memory; one row, 4 bits: the vector pipes, 29 operations for 64
+// weights, 8 of them FMA; many rows: FMA. docs/cpu-strict.md counts.
+#include "backends/cpu/avx/ggemm_any_packed.h"
+
+#include "backends/cpu/avx/ggemm_any_packed_forms.h"
+#include "backends/cpu/avx/ggemm_any_packed_tiles.h"
+#include "backends/cpu/avx2/scales.h"
+
+// ---- groups ------------------------------------------------------------------------------------
+
+// The zero point of an output. Codes less it are bytes where it is small.
+static inline void set_zero(job *j, int64_t set, int64_t n, int32_t zero)
+{
+    j->zero[set][n] = j->late ? 0 : (int32_t)((uint32_t)zero * 0x01010101u);
+    j->late_zero[set][n] = (float)(j->elem == MOE_U8 ? zero - 128 : zero) * 0x1p24f;
+}
+
+static void load_zeros(job *j, const uint8_t *zeros, int64_t width)
+{
+    uint8_t top = 0;
+    for (int64_t i = 0; i < j->p.sets * width; i++) {
+        top = zeros[i] > top ? zeros[i] : top;
+    }
+    j->late = j->elem == MOE_U8 || top > BYTE_ZEROS;
+    for (int64_t s = 0; s < j->p.sets; s++) {
+        for (int64_t n = 0; n < width; n++) {
+            set_zero(j, s, n, zeros[s * width + n]);
+        }
+    }
+}
+
+// Of a group: its scales to slots from `slot`, its zero points.
+static void load_head(job *j, const uint8_t *head, int64_t width, int64_t slot)
+{
+    const int64_t scales = width * j->p.scale;
+    moei_cpu_ask_ahead(head, width * j->p.head);
+    for (int64_t s = 0; s < j->p.sets; s++) {
+        load_scale_line(j->args.w.scale_dtype, head + s * scales, width, j->scale[slot + s]);
+    }
+    if (j->has_zeros) {
+        load_zeros(j, head + j->p.sets * scales, width);
+    }
+}
+
+// ---- products ----------------------------------------------------------------------------------
+
+/// Records of a panel, one after the other.
+typedef struct span {
+    moei_cpu_walk walk;
+    const uint8_t *head;   // of the group
+    const uint8_t *loaded; // whose scales are there
+    int64_t slot;          // where they are
+} span;
+
+// Scales and zero points of the next record's group are loaded, to slots from `slot` if they were
+// not.
+static void load_next(job *j, span *s, int64_t slot)
+{
+    const uint8_t *head = s->walk.left == 0 ? s->walk.at : s->head;
+    if (head != s->loaded) {
+        load_head(j, head, s->walk.width, slot);
+        s->loaded = head;
+        s->slot = slot;
+    }
+}
+
+// Elements k0 + k .. of the chunk that begins at k0: a piece of chains, with the scales of a slot.
+static inline void set_piece(piece *p, job *j, int64_t k0, int64_t k, int64_t count, int64_t slot,
+                             float (*acc)[PANEL])
+{
+    const int64_t within = j->length - 1;
+    p->count = count;
+    p->begins = (k & within) == 0;
+    p->ends = ((k + count) & within) == 0 || k0 + k + count == j->args.w.k;
+    p->x = j->x + k / CHUNK * j->rows * X_ROW + k % CHUNK;
+    p->scale = j->folds ? j->scale[slot] : NULL;
+    p->x_scale = j->x_scale + (k >> j->length_bits);
+    p->sum = j->sum;
+    p->acc = acc;
+}
+
+// Whether tiles take records, in a form of more than floats. Many rows: not where chains are short,
+// which a tile begins and ends often, nor where zero points differ.
+static bool takes_records(const job *j)
+{
+    if (!j->x_scaled) {
+        return false;
+    }
+    if (j->rows <= FEW) {
+        return !j->late;
+    }
+    return j->length >= SLICE && j->form != BYTES && !j->has_zeros;
+}
+
+// Elements of k, of `left` from k, whose records are run at once. Zero points are those of a group.
+static int64_t records_at_once(const job *j, const span *s, int64_t k, int64_t left)
+{
+    int64_t most = CHUNK - k % CHUNK;
+    if (!j->lies) {
+        most = moei_i64_min(most, AT_ONCE * RECORD);
+    }
+    if (j->has_zeros) {
+        const int64_t records = s->walk.left > 0 ? s->walk.left : s->walk.group_records;
+        most = moei_i64_min(most, records * RECORD);
+    }
+    return moei_i64_min(most, left / RECORD * RECORD);
+}
+
+// The next records, of `count` elements of k.
+static void run_records(job *j, span *s, int64_t k0, int64_t k, int64_t count, float (*acc)[PANEL])
+{
+    const bool pairs = j->form == NIBBLES && j->rows > FEW;
+    const code_form form = pairs ? PAIRS : j->form;
+    const uint8_t *at[CHUNK / RECORD];
+    int64_t slot[CHUNK / RECORD];
+    piece pieces[CHUNK / FINE];
+    int64_t num = 0;
+    for (int64_t r = 0; r * RECORD < count; r++) {
+        uint8_t *to = j->staged + BEFORE + r * STAGED;
+        load_next(j, s, r == 0 ? 0 : s->slot + j->p.sets);
+        slot[r] = s->slot;
+        const uint8_t *record = moei_cpu_walk_on(&s->walk, &s->head);
+        at[r] = pairs ? pair_nibbles(j, record, to) : stage(j, record, to);
+    }
+    for (int64_t i = 0; i < count; i += pieces[num++].count) {
+        const int64_t r = i / RECORD;
+        const int64_t set = j->p.sets == 2 ? i % RECORD / (RECORD / HALVES) : 0;
+        const int64_t left = j->length - ((k + i) & (j->length - 1));
+        piece *const p = &pieces[num];
+        set_piece(p, j, k0, k + i, moei_i64_min(left, count - i), slot[r] + set, acc);
+        p->w = at[r] + i % RECORD / 8 * eight_bytes(form);
+        p->apart = j->lies ? s->walk.width * j->p.record : STAGED;
+    }
+    s->loaded = s->slot == 0 ? s->loaded : NULL; // what follows looks for scales in slot 0
+    all_rows(j, pieces, num, form);
+}
+
+// Up to a slice of k, decoded to floats.
+static void run_slice(job *j, span *s, int64_t k0, int64_t k, int64_t count, float (*acc)[PANEL])
+{
+    piece pieces[RECORD / FINE + 1];
+    int64_t num = 0;
+    for (int64_t r = 0; r < count; r += RECORD) {
+        load_next(j, s, 0);
+        decode(j, moei_cpu_walk_on(&s->walk, &s->head), r);
+    }
+    for (int64_t i = 0; i < count; i += pieces[num++].count) {
+        const int64_t set = j->p.sets == 2 ? i / (RECORD / HALVES) : 0;
+        const int64_t part = moei_i64_min(moei_i64_min(j->length, SLICE), count - i);
+        set_piece(&pieces[num], j, k0, k + i, part, set, acc);
+        pieces[num].w = (const uint8_t *)j->w[0][i];
+    }
+    all_rows(j, pieces, num, FLOATS);
+}
+
+// Elements k0 .. k1 - 1 of k into the sums of a panel.
+static void run_panel(job *j, int64_t panel, int64_t k0, int64_t k1, float (*acc)[PANEL])
+{
+    const int64_t slice = j->length >= SLICE ? SLICE : RECORD; // one scale of an output
+    span s = {.loaded = NULL};
+    s.head = moei_cpu_walk_to(&s.walk, &j->p, j->expert, panel, k0 / RECORD);
+    int64_t count;
+    for (int64_t k = 0; k < k1 - k0; k += count) {
+        const int64_t left = k1 - k0 - k;
+        load_next(j, &s, 0);
+        if (takes_records(j) && left >= RECORD) {
+            count = records_at_once(j, &s, k, left);
+            run_records(j, &s, k0, k, count, acc);
+        } else {
+            count = moei_i64_min(slice, left);
+            run_slice(j, &s, k0, k, count, acc);
+        }
+    }
+}
+
+static void want_strips(job *j, int64_t panel, int64_t n0, int64_t n1)
+{
+    j->first = moei_i64_max(n0 - panel * PANEL, 0) / STRIP;
+    j->last = moei_i64_ceil_div(moei_i64_min(n1 - panel * PANEL, PANEL), STRIP);
+}
+
+static void finish_panel(job *j, int64_t panel, int64_t i0, int64_t i1, int64_t n0, int64_t n1,
+                         float (*acc)[PANEL])
+{
+    const int64_t from = moei_i64_max(n0, panel * PANEL);
+    const int64_t to = moei_i64_min(n1, (panel + 1) * PANEL);
+    moei_cpu_load_columns(&j->args.w, j->e, from, to, &j->columns);
+    for (int64_t i = i0; i < i1; i++) {
+        moei_cpu_finish(&j->args, &j->columns, j->e, i, from, to,
+                        &acc[i - i0][from - panel * PANEL]);
+    }
+}
+
+static void run_rows(job *j, int64_t i0, int64_t i1, int64_t n0, int64_t n1)
+{
+    const int64_t rows = i1 - i0;
+    const int64_t k = j->args.w.k;
+    const int64_t room = X_ROOM / (rows * X_ROW) * CHUNK;
+    const int64_t end = moei_i64_ceil_div(n1, PANEL);
+    int64_t prepared = -1;
+    j->rows = rows;
+    for (int64_t panel0 = n0 / PANEL; panel0 < end; panel0 += SIDE) {
+        const int64_t panel1 = moei_i64_min(panel0 + SIDE, end);
+        for (int64_t panel = panel0; panel < panel1; panel++) {
+            memset(j->acc[panel - panel0], 0, (size_t)rows * sizeof j->acc[0][0]);
+        }
+        for (int64_t k0 = 0; k0 < k; k0 += room) {
+            const int64_t k1 = moei_i64_min(k0 + room, k);
+            if (prepared != k0) {
+                prepare(j, i0, k0, k1);
+                prepared = k0;
+            }
+            for (int64_t panel = panel0; panel < panel1; panel++) {
+                want_strips(j, panel, n0, n1);
+                run_panel(j, panel, k0, k1, j->acc[panel - panel0]);
+            }
+        }
+        for (int64_t panel = panel0; panel < panel1; panel++) {
+            finish_panel(j, panel, i0, i1, n0, n1, j->acc[panel - panel0]);
+        }
+    }
+}
+
+static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, int64_t n0,
+                int64_t n1, int64_t length, bool folds)
+{
+    job j;
+    const moei_format_info *format = args->w.format;
+    j.p = moei_cpu_packed_of(&args->w);
+    j.args = moei_cpu_packed_args(args, &j.p, e);
+    j.expert = args->w.values + (int64_t)e * args->w.value_e_stride;
+    j.e = e;
+    j.elem = format->elem;
+    j.length = length;
+    j.length_bits = __builtin_ctzll((uint64_t)length);
+    j.folds = folds;
+    j.folds_x = folds && args->x.scales != NULL && args->x.group > 0;
+    choose_form(&j);
+    const int32_t zero = format->zero_point > 0 ? format->zero_point : 0;
+    j.has_zeros = j.p.head > j.p.sets * j.p.scale;
+    j.late = j.elem == MOE_U8;
+    if (j.form == NIBBLES) {
+        make_tables(&j, j.has_zeros ? 0 : zero);
+    }
+    for (int64_t s = 0; s < HALVES; s++) { // where a group says nothing else
+        for (int64_t n = 0; n < PANEL; n++) {
+            j.scale[s][n] = 1.0f;
+            set_zero(&j, s, n, zero);
+        }
+    }
+    const int64_t blocks = moei_i64_ceil_div(i1 - i0, MR);
+    for (int64_t b = 0; b < blocks; b++) {
+        run_rows(&j, i0 + (i1 - i0) * b / blocks, i0 + (i1 - i0) * (b + 1) / blocks, n0, n1);
+    }
+}
+
+#define CHAIN_KERNEL(name, length, folds)                                                          \
+    moek_ggemm_fn moek_ggemm_##name;                                                               \
+    void moek_ggemm_##name(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1,         \
+                           int64_t n0, int64_t n1)                                                 \
+    {                                                                                              \
+        run(args, e, i0, i1, n0, n1, length, folds);                                               \
+    }
+CHAIN_KERNEL(any_any_packed__avx2_c256, 256, false)
+CHAIN_KERNEL(any_any_packed__avx2_b16, 16, true)
+CHAIN_KERNEL(any_any_packed__avx2_b32, 32, true)
+CHAIN_KERNEL(any_any_packed__avx2_b64, 64, true)
+CHAIN_KERNEL(any_any_packed__avx2_b128, 128, true)

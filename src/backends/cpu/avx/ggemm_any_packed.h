@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the parts of ggemm_any_packed.c share: a product under way, its x, and pieces of its chains.
+#ifndef MOEI_BACKENDS_CPU_AVX_GGEMM_ANY_PACKED_H
+#define MOEI_BACKENDS_CPU_AVX_GGEMM_ANY_PACKED_H
+
+#include "backends/cpu/avx/load_x.h"
+#include "backends/cpu/avx/vector.h"
+#include "backends/cpu/packed_walk.h"
+#include "backends/cpu/product.h"
+#include "backends/cpu/unroll.h"
+
+#define PANEL   MOEI_CPU_PANEL
+#define STRIP   MOEI_CPU_STRIP
+#define RECORD  MOEI_CPU_RECORD
+#define STRIPS  (PANEL / STRIP)
+#define VECTORS (STRIP / LANES)         // of a strip
+#define VECTOR  ((int64_t)sizeof(veci)) // bytes
+#define HALVES  2                       // of a record that have scales of their own
+#define MR      48                      // rows that share decoded weights
+#define SIDE    4                       // panels whose sums are kept at once
+#define SLICE   64                      // k that are floats at once
+#define CHUNK   256                     // k: no chain crosses a multiple of it
+#define PAD     16                      // floats between rows of x, which would meet in few sets
+#define X_ROW   (CHUNK + PAD)
+#define X_ROOM  (2 * MR * X_ROW) // floats
+#define AT_ONCE 4                // records that are staged together
+#define SLOTS   (CHUNK / RECORD * HALVES)
+#define FINE    16                         // the fewest k that share a scale
+#define STAGED  (PANEL * RECORD * 2 + 192) // bytes; what lies 4 KiB apart is mistaken for the same
+#define BEFORE  64                         // bytes before a staged record, where loads may begin
+
+#define FEW  4 // rows that take a record in any form
+#define TILE 6 // rows of a tile
+
+/// What lies where weights are; see ggemm_any_packed_forms.h.
+typedef enum code_form { FLOATS, PAIRS, HALVES_OF_K, BYTES, NIBBLES, NUM_FORMS } code_form;
+
+typedef struct job {
+    _Alignas(64) float x[X_ROOM]; // [chunk][row][X_ROW], of what is prepared
+    _Alignas(64) float w[STRIPS][SLICE][STRIP];
+    _Alignas(64) uint8_t staged[BEFORE + AT_ONCE * STAGED];
+    _Alignas(64) float sum[MR][PANEL];
+    _Alignas(64) float acc[SIDE][MR][PANEL];
+    _Alignas(64) float scale[SLOTS][PANEL];      // of groups
+    _Alignas(64) int32_t zero[HALVES][PANEL];    // zero points of the group, four times each
+    _Alignas(64) float late_zero[HALVES][PANEL]; // times 2^24, where they do not fit in bytes
+    float x_scale[X_ROOM / FINE];                // [row][chain] of it
+    veci code_low, code_high;                    // make_tables
+    moei_cpu_columns columns;
+    moei_cpu_packed p;
+    moek_ggemm_args args; // moei_cpu_packed_args
+    const uint8_t *expert;
+    int32_t e;
+    moe_dtype elem;
+    code_form form;      // of few rows
+    bool lies;           // that is what records are
+    float factor;        // of floats of `form`, or of x
+    bool x_scaled;       // x has it
+    bool has_zeros;      // in groups
+    bool late;           // late_zero counts, not zero
+    bool folds, folds_x; // scales of a chain are applied to its sum; x has some
+    int64_t length;      // of a chain, a power of two
+    int length_bits;
+    int64_t rows;        // of x
+    int64_t chains;      // of what is prepared of x
+    int64_t first, last; // strips of the panel that are wanted
+} job;
+
+/// k of the chains of a panel: from +0 or on from `sum`, and to `sum` or, ended, into `acc`.
+typedef struct piece {
+    int64_t count;
+    bool begins, ends;
+    const float *x;       // of row 0, at the first k
+    const float *scale;   // of the outputs; NULL: sums are added as they are
+    const float *x_scale; // of row 0
+    const uint8_t *w;     // the first record in its form, at the first k
+    int64_t apart;        // the next record, in bytes
+    float (*sum)[PANEL];
+    float (*acc)[PANEL];
+} piece;
+
+// Multiplies `count` x, which have room for whole vectors, by a power of two. False if that rounds
+// one; they are then of no use.
+static bool scale_x(float *x, int64_t count, float factor)
+{
+    const vecf by = V(set1_ps)(factor);
+    const vecf back = V(set1_ps)(1.0f / factor);
+    const float *end = x + count;
+    for (int64_t k = count; k < moei_i64_round_up(count, LANES); k++) {
+        x[k] = 0.0f;
+    }
+    bool same = true;
+    for (; x < end; x += LANES) {
+        const vecf v = V(load_ps)(x);
+        const vecf scaled = V(mul_ps)(v, by);
+        same = !any_differ(V(mul_ps)(scaled, back), v) && same;
+        V(store_ps)(x, scaled);
+    }
+    return same;
+}
+
+static bool load_rows(job *j, int64_t i0, int64_t k0, int64_t k1, bool scaled)
+{
+    const moek_ggemm_args *a = &j->args;
+    float *to = j->x;
+    for (int64_t k = k0; k < k1; k += CHUNK) {
+        const int64_t count = moei_i64_min(CHUNK, k1 - k);
+        for (int64_t r = 0; r < j->rows; r++, to += X_ROW) {
+            load_x(a->x.dtype, moei_x_at(a, j->e, i0 + r), k, count, to);
+            if (scaled && !scale_x(to, count, j->factor)) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+// Elements k0 .. k1 - 1 of the rows from i0, and their scales.
+static void prepare(job *j, int64_t i0, int64_t k0, int64_t k1)
+{
+    j->chains = moei_i64_ceil_div(k1 - k0, j->length);
+    j->x_scaled = j->factor == 1.0f || load_rows(j, i0, k0, k1, true);
+    if (j->factor == 1.0f || !j->x_scaled) {
+        (void)load_rows(j, i0, k0, k1, false);
+    }
+    for (int64_t r = 0; j->folds_x && r < j->rows; r++) {
+        for (int64_t c = 0; c < j->chains; c++) {
+            j->x_scale[r * j->chains + c] =
+                moei_cpu_operand_scale(&j->args, j->e, i0 + r, k0 + c * j->length);
+        }
+    }
+}
+
+#endif

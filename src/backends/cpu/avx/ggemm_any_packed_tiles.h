@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tiles of rows x outputs, whose sums are in registers while the weights of the records pass by,
+// whatever their form.
+#ifndef MOEI_BACKENDS_CPU_AVX_GGEMM_ANY_PACKED_TILES_H
+#define MOEI_BACKENDS_CPU_AVX_GGEMM_ANY_PACKED_TILES_H
+
+#include "backends/cpu/avx/ggemm_any_packed_forms.h"
+
+// Strips side by side: eight chains at least hide an FMA's latency, as long as there are registers.
+#define ACROSS(rows) ((rows) == 1 ? 4 : (rows) == 2 ? 2 : 1)
+#define MOST_ACROSS  (4 * VECTORS)
+
+/// Sums of a tile in registers. at: where they lie, PANEL apart.
+__attribute__((always_inline)) static inline void
+open_sums(bool begins, const float *at, int64_t rows, int64_t vectors, vecf s[TILE][MOST_ACROSS])
+{
+    UNROLL
+    for (int64_t r = 0; r < rows; r++) {
+        UNROLL
+        for (int64_t v = 0; v < vectors; v++) {
+            s[r][v] = V(setzero_ps)();
+        }
+    }
+    if (begins) {
+        return;
+    }
+    UNROLL
+    for (int64_t r = 0; r < rows; r++) {
+        UNROLL
+        for (int64_t v = 0; v < vectors; v++) {
+            s[r][v] = V(load_ps)(at + r * PANEL + v * LANES);
+        }
+    }
+}
+
+__attribute__((always_inline)) static inline void
+save_sums(float *at, int64_t rows, int64_t vectors, vecf s[TILE][MOST_ACROSS])
+{
+    UNROLL
+    for (int64_t r = 0; r < rows; r++) {
+        UNROLL
+        for (int64_t v = 0; v < vectors; v++) {
+            V(store_ps)(at + r * PANEL + v * LANES, s[r][v]);
+        }
+    }
+}
+
+// Ended: to acc, as they are, or folded with the scales of x, `chains` apart, and of W.
+__attribute__((always_inline)) static inline void fold_sums(const float *x_scale, int64_t chains,
+                                                            const float *scale, float *acc,
+                                                            int64_t rows, int64_t vectors,
+                                                            vecf s[TILE][MOST_ACROSS])
+{
+    if (x_scale != NULL) {
+        UNROLL
+        for (int64_t r = 0; r < rows; r++) {
+            const vecf by = V(set1_ps)(x_scale[r * chains]);
+            UNROLL
+            for (int64_t v = 0; v < vectors; v++) {
+                s[r][v] = V(mul_ps)(s[r][v], by);
+            }
+        }
+    }
+    UNROLL
+    for (int64_t r = 0; r < rows; r++) {
+        UNROLL
+        for (int64_t v = 0; v < vectors; v++) {
+            const vecf was = V(load_ps)(acc + r * PANEL + v * LANES);
+            s[r][v] = scale != NULL ? V(fmadd_ps)(s[r][v], V(load_ps)(scale + v * LANES), was)
+                                    : V(add_ps)(was, s[r][v]);
+        }
+    }
+    save_sums(acc, rows, vectors, s);
+}
+
+// sum + x * w, where sum is: compilers that choose between the three orders of an FMA may move sums
+// about, and spill them.
+__attribute__((always_inline)) static inline void multiply_add(vecf *sum, vecf x, vecf w)
+{
+    __asm__("vfmadd231ps %2, %1, %0" : "+v"(*sum) : "v"(x), "v"(w));
+}
+
+// The chains go on by one k, i of a step: what is fewer, x or weights, is held in registers.
+__attribute__((always_inline)) static inline void step(code_form form, int64_t rows,
+                                                       int64_t vectors, const float *x,
+                                                       const uint8_t *w, int64_t i,
+                                                       vecf s[TILE][MOST_ACROSS])
+{
+    if (rows < vectors) {
+        UNROLL
+        for (int64_t v = 0; v < vectors; v++) {
+            const uint8_t *from =
+                w + v / VECTORS * strip_bytes(form) + v % VECTORS * vector_bytes(form);
+            const vecf wk = weight_of(form, from, i);
+            UNROLL
+            for (int64_t r = 0; r < rows; r++) {
+                s[r][v] = V(fmadd_ps)(V(set1_ps)(x[r * X_ROW + i]), wk, s[r][v]);
+            }
+        }
+        return;
+    }
+    vecf wk[MOST_ACROSS];
+    UNROLL
+    for (int64_t v = 0; v < vectors; v++) {
+        const uint8_t *from =
+            w + v / VECTORS * strip_bytes(form) + v % VECTORS * vector_bytes(form);
+        wk[v] = weight_of(form, from, i);
+    }
+    UNROLL
+    for (int64_t r = 0; r < rows; r++) {
+        const vecf xk = V(set1_ps)(x[r * X_ROW + i]);
+        UNROLL
+        for (int64_t v = 0; v < vectors; v++) {
+            multiply_add(&s[r][v], xk, wk[v]);
+        }
+    }
+}
+
+// k that a loop goes on by: what a unit of the form holds, or more where a tile is small.
+__attribute__((always_inline)) static inline int64_t step_of(code_form form, int64_t rows)
+{
+    switch (form) {
+    case FLOATS:
+        return 1;
+    case PAIRS:
+    case HALVES_OF_K:
+        return rows < 3 ? 8 : 2;
+    default:
+        return 8;
+    }
+}
+
+// Few rows wait for memory: what lies where it is read is asked for on the way.
+__attribute__((always_inline)) static inline void ask_for_step(code_form form, int64_t by,
+                                                               int64_t strips, const uint8_t *w)
+{
+    UNROLL
+    for (int64_t s = 0; s < strips; s++) {
+        moei_cpu_ask_ahead(w + s * strip_bytes(form), by * eight_bytes(form) / 8);
+    }
+}
+
+// Rows r0 .. r0 + rows - 1 of `strips` strips.
+__attribute__((always_inline)) static inline void tile(const job *j, const piece *at,
+                                                       code_form form, int64_t r0, int64_t rows,
+                                                       int64_t strips, int64_t strip)
+{
+    const piece p = *at; // what is stored might alias it
+    const int64_t by = step_of(form, rows);
+    const int64_t part = form == FLOATS ? p.count : moei_i64_min(p.count, RECORD);
+    const float *x = p.x + r0 * X_ROW;
+    const uint8_t *record = p.w + strip * strip_bytes(form);
+    const bool asks = rows <= FEW && form != FLOATS && j->lies;
+    vecf s[TILE][MOST_ACROSS];
+    open_sums(p.begins, &p.sum[r0][strip * STRIP], rows, VECTORS * strips, s);
+    for (int64_t left = p.count; left > 0; left -= part, record += p.apart) {
+        const uint8_t *w = record;
+        for (const float *end = x + part; x < end; x += by, w += by * eight_bytes(form) / 8) {
+            if (asks) {
+                ask_for_step(form, by, strips, w);
+            }
+            UNROLL
+            for (int64_t i = 0; i < by; i++) {
+                step(form, rows, VECTORS * strips, x, w, i, s);
+            }
+        }
+    }
+    if (!p.ends) {
+        save_sums(&p.sum[r0][strip * STRIP], rows, VECTORS * strips, s);
+        return;
+    }
+    const float *x_scale = j->folds_x ? p.x_scale + r0 * j->chains : NULL;
+    float *acc = &p.acc[r0][strip * STRIP];
+    if (p.scale != NULL) {
+        fold_sums(x_scale, j->chains, p.scale + strip * STRIP, acc, rows, VECTORS * strips, s);
+    } else {
+        fold_sums(x_scale, j->chains, NULL, acc, rows, VECTORS * strips, s);
+    }
+}
+
+// All strips that are wanted, over all pieces.
+__attribute__((always_inline)) static inline void tiles(const job *j, const piece *p, int64_t num,
+                                                        code_form form, int64_t r0, int64_t rows)
+{
+    const int64_t across = ACROSS(rows);
+    int64_t strip = j->first;
+    for (; strip + across <= j->last; strip += across) {
+        for (int64_t i = 0; i < num; i++) {
+            tile(j, &p[i], form, r0, rows, across, strip);
+        }
+    }
+    for (; across > 1 && strip < j->last; strip++) {
+        for (int64_t i = 0; i < num; i++) {
+            tile(j, &p[i], form, r0, rows, 1, strip);
+        }
+    }
+}
+
+typedef void tiles_fn(const job *j, const piece *p, int64_t num, int64_t r0);
+
+#define TILES(form, rows)                                                                          \
+    static void form##_##rows(const job *j, const piece *p, int64_t num, int64_t r0)               \
+    {                                                                                              \
+        tiles(j, p, num, form, r0, rows);                                                          \
+    }
+#define EACH_TILE(form)                                                                            \
+    TILES(form, 1)                                                                                 \
+    TILES(form, 2)                                                                                 \
+    TILES(form, 3)                                                                                 \
+    TILES(form, 4)                                                                                 \
+    TILES(form, 5)                                                                                 \
+    TILES(form, 6)
+#define TILE_NAMES(form)                                                                           \
+    {                                                                                              \
+        form##_1, form##_2, form##_3, form##_4, form##_5, form##_6                                 \
+    }
+EACH_TILE(FLOATS)
+EACH_TILE(PAIRS)
+EACH_TILE(HALVES_OF_K)
+EACH_TILE(BYTES)
+EACH_TILE(NIBBLES)
+static tiles_fn *const tile_fns[NUM_FORMS][TILE] = {
+    [FLOATS] = TILE_NAMES(FLOATS),           [PAIRS] = TILE_NAMES(PAIRS),
+    [HALVES_OF_K] = TILE_NAMES(HALVES_OF_K), [BYTES] = TILE_NAMES(BYTES),
+    [NIBBLES] = TILE_NAMES(NIBBLES),
+};
+
+// All rows over all pieces; as many rows in every tile, but for one.
+static void all_rows(const job *j, const piece *p, int64_t num, code_form form)
+{
+    int64_t left = moei_i64_ceil_div(j->rows, TILE);
+    for (int64_t r0 = 0, rows; r0 < j->rows; r0 += rows, left--) {
+        rows = left == 1 ? j->rows - r0 : (j->rows - r0) / left;
+        tile_fns[form][rows - 1](j, p, num, r0);
+    }
+}
+
+#endif

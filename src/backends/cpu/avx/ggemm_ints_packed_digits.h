@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: Apache-2.0
+// Integer products of packed 4-bit weights by digits: x in signed bytes, one (int8) or two (int16:
+// v = 256 high + low); weights in unsigned bytes, 2 w + 12 by a table (e2m1) or as they are
+// (uint4). vpmaddubsw makes pairs, of which four add up in 16 bits: 4 * 2 * 24 * 128 = 24576;
+// vpmaddwd makes them 32 bits and puts the digit in its place. VNNI's vpdpbusd does all that at
+// once. Then 12, or the zero point, times the sum of x is subtracted.
+//
+// Per 8 outputs x 32 k, vector operations without loads: 20 for weights and 22 for each row of
+// int8, 42 of int16; VNNI, per 16 outputs: 20, 12, 22.
+#ifndef MOEI_BACKENDS_CPU_AVX_GGEMM_INTS_PACKED_DIGITS_H
+#define MOEI_BACKENDS_CPU_AVX_GGEMM_INTS_PACKED_DIGITS_H
+
+#include <stddef.h>
+#include <string.h>
+
+#include "backends/cpu/avx/vector.h"
+#include "backends/cpu/packed_walk.h"
+#include "backends/cpu/unroll.h"
+
+#define PANEL      MOEI_CPU_PANEL
+#define STRIP      MOEI_CPU_STRIP
+#define RECORD     MOEI_CPU_RECORD
+#define VECTORS    (STRIP / LANES)         // of a strip
+#define VECTOR     ((int64_t)sizeof(veci)) // bytes
+#define HALVES     2                       // of a record that have scales of their own
+#define DIGIT_ROWS 4                       // rows that share a load of weights
+#define DIGIT_TOP  32639                   // the largest code that has two digits
+
+#if LANES == 16
+#define WIDE 1 // sums of bytes are 32 bits wide at once
+#else
+#define WIDE 0
+#endif
+
+/// 32 k of a row. The sums of x are multiplied by 12 for e2m1; the scale is halved for it.
+typedef struct cell8 {
+    int8_t digit[1][RECORD];
+    int32_t sum[HALVES]; // of either half, if they have scales of their own; else sum[0] of both
+    float scale;
+    int32_t unused;
+} cell8;
+
+typedef struct cell16 {
+    union {
+        int8_t digit[2][RECORD]; // low, high
+        int16_t code[RECORD];
+    };
+    int32_t sum[HALVES];
+    float scale;
+    int32_t unused;
+} cell16;
+
+/// Outputs of a panel, and what folds a record into them: [half][output].
+typedef struct fold_to {
+    int64_t first, last; // strips
+    int64_t sets;        // folds of this record: 1, or 2 with halves
+    const float (*scale)[PANEL];
+    const int32_t (*zero)[PANEL];
+    float (*acc)[PANEL]; // of each row
+} fold_to;
+
+// ---- x -----------------------------------------------------------------------------------------
+
+static inline __m256i load_32(const void *from)
+{
+    return _mm256_loadu_si256((const __m256i *)from);
+}
+
+static inline void store_32(void *to, __m256i v)
+{
+    _mm256_storeu_si256((__m256i *)to, v);
+}
+
+// Bytes of 8 k in the order in which 4-bit codes lie: low nibbles, then high ones.
+static inline __m256i in_order(__m256i bytes)
+{
+    const __m256i order = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15));
+    return _mm256_shuffle_epi8(bytes, order);
+}
+
+static inline int32_t sum_of(__m128i v)
+{
+    v = _mm_add_epi32(v, _mm_shuffle_epi32(v, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(v, _mm_shuffle_epi32(v, 0xB1)));
+}
+
+// v: lanes 0 to 3 are sums of the first half, the others of the second.
+static inline void store_sums(bool e2m1, bool halves, __m256i v, int32_t sum[HALVES])
+{
+    const int32_t factor = e2m1 ? 12 : 1;
+    const int32_t low = sum_of(_mm256_castsi256_si128(v)) * factor;
+    const int32_t high = sum_of(_mm256_extracti128_si256(v, 1)) * factor;
+    sum[0] = halves ? low : low + high;
+    sum[1] = high;
+}
+
+// v: of either half of a record. hadd leaves its lanes in one half of each 128 bits.
+static inline void store_half_sums(bool e2m1, bool halves, const __m256i v[2], int32_t sum[HALVES])
+{
+    const __m256i both = _mm256_hadd_epi32(v[0], v[1]);
+    store_sums(e2m1, halves, _mm256_permute4x64_epi64(both, 0xD8), sum);
+}
+
+// in_bytes: for weights of 8 bits, as they lie.
+static inline void fill_digits8(bool e2m1, bool halves, bool in_bytes, const uint8_t *codes,
+                                cell8 *c)
+{
+    const __m256i v = load_32(codes);
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), v);
+    store_32(c->digit[0], in_bytes ? v : in_order(v));
+    store_sums(e2m1, halves, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)), c->sum);
+}
+
+// v: 32 codes, none above DIGIT_TOP.
+static inline void fill_digits16(bool e2m1, bool halves, const __m256i v[2], cell16 *c)
+{
+    const __m256i one = _mm256_set1_epi16(1);
+    __m256i low[2];
+    __m256i high[2];
+    __m256i sum[2];
+    for (int i = 0; i < 2; i++) {
+        low[i] = _mm256_srai_epi16(_mm256_slli_epi16(v[i], 8), 8);
+        high[i] = _mm256_srai_epi16(_mm256_sub_epi16(v[i], low[i]), 8);
+        sum[i] = _mm256_madd_epi16(v[i], one);
+    }
+    const __m256i low_bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(low[0], low[1]), 0xD8);
+    const __m256i high_bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(high[0], high[1]), 0xD8);
+    store_32(c->digit[0], in_order(low_bytes));
+    store_32(c->digit[1], in_order(high_bytes));
+    store_half_sums(e2m1, halves, sum, c->sum);
+}
+
+// ---- weights -----------------------------------------------------------------------------------
+
+static inline veci load(const void *from)
+{
+#if LANES == 16
+    return _mm512_loadu_si512(from);
+#else
+    return load_32(from);
+#endif
+}
+
+static inline void store(void *to, veci v)
+{
+#if LANES == 16
+    _mm512_storeu_si512(to, v);
+#else
+    store_32(to, v);
+#endif
+}
+
+static inline veci dword_of(const void *from)
+{
+    int32_t bits;
+    memcpy(&bits, from, sizeof bits);
+    return V(set1_epi32)(bits);
+}
+
+// 8 k of each output to unsigned bytes: low nibbles, high nibbles.
+static inline void decode_bytes(bool e2m1, veci codes, veci out[2])
+{
+    const veci table =
+        veci_all(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+    const veci nibble = V(set1_epi8)(15);
+    out[0] = veci_and(codes, nibble);
+    out[1] = veci_and(V(srli_epi16)(codes, 4), nibble);
+    if (e2m1) {
+        out[0] = V(shuffle_epi8)(table, out[0]);
+        out[1] = V(shuffle_epi8)(table, out[1]);
+    }
+}
+
+// ---- sums --------------------------------------------------------------------------------------
+
+#if LANES == 16
+// Both digits of x add up apart, over all k that share scales.
+static inline veci add_bytes(bool first, veci sum, const veci bytes[2], veci low, veci high)
+{
+    sum = first ? _mm512_setzero_si512() : sum;
+    return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum, bytes[0], low), bytes[1], high);
+}
+
+static inline veci sum_of_digits(int64_t digits, const veci sums[2])
+{
+    return digits == 2 ? _mm512_add_epi32(sums[0], _mm512_slli_epi32(sums[1], 8)) : sums[0];
+}
+#else
+// Keeps a sum where it is in the order of the source. Compilers may add integers in any order, and
+// gcc then holds more products than there are registers.
+static inline veci pinned(veci sum)
+{
+    __asm__("" : "+x"(sum));
+    return sum;
+}
+
+// Sums of pairs of bytes, 16 bits wide.
+static inline veci add_bytes(bool first, veci sum, const veci bytes[2], veci low, veci high)
+{
+    const veci a = _mm256_maddubs_epi16(bytes[0], low);
+    const veci b = _mm256_maddubs_epi16(bytes[1], high);
+    const veci ab = _mm256_add_epi16(a, b);
+    return pinned(first ? ab : _mm256_add_epi16(sum, ab));
+}
+
+static inline veci sum_of_digits(int64_t digits, const veci sums[2])
+{
+    const veci low = _mm256_madd_epi16(sums[0], _mm256_set1_epi16(1));
+    return digits == 2 ? _mm256_add_epi32(low, _mm256_madd_epi16(sums[1], _mm256_set1_epi16(256)))
+                       : low;
+}
+#endif
+
+// acc = fma(sum * s_x, s_w, acc) of a vector of outputs.
+static inline void fold_one(veci sum, const float *x_scale, const float *scale, float *acc)
+{
+    const vecf scaled = V(mul_ps)(V(cvtepi32_ps)(sum), V(set1_ps)(*x_scale));
+    V(store_ps)(acc, V(fmadd_ps)(scaled, V(load_ps)(scale), V(load_ps)(acc)));
+}
+
+/// What is constant wherever sums of digits are called.
+typedef struct digit_shape {
+    int64_t rows;
+    int64_t vectors; // side by side
+    int64_t digits;  // of x
+    bool e2m1, halves;
+    bool decoded; // weights are bytes: [vector][line][low, high nibbles][lane]
+} digit_shape;
+
+/// Sums of the digits of x, which become a total per half of a record, or per record.
+typedef struct digit_sums {
+    veci total[DIGIT_ROWS][VECTORS];
+    veci sums[DIGIT_ROWS][VECTORS][2];
+} digit_sums;
+
+__attribute__((always_inline)) static inline int64_t cell_bytes(int64_t digits)
+{
+    return digits == 1 ? (int64_t)sizeof(cell8) : (int64_t)sizeof(cell16);
+}
+
+// A line is 8 k of a strip. from: of the strip.
+__attribute__((always_inline)) static inline void add_line(digit_shape shape, bool first,
+                                                           const uint8_t *from, int64_t v0,
+                                                           int64_t line, const uint8_t *cells,
+                                                           digit_sums *s)
+{
+    veci bytes[VECTORS][2];
+    UNROLL
+    for (int64_t v = 0; v < shape.vectors; v++) {
+        if (shape.decoded) {
+            const uint8_t *at = from + ((v0 + v) * (RECORD / 8) + line) * 2 * VECTOR;
+            bytes[v][0] = load(at);
+            bytes[v][1] = load(at + VECTOR);
+        } else {
+            decode_bytes(shape.e2m1, load(from + line * 64 + (v0 + v) * VECTOR), bytes[v]);
+        }
+    }
+    UNROLL
+    for (int64_t r = 0; r < shape.rows; r++) {
+        UNROLL
+        for (int64_t d = 0; d < shape.digits; d++) {
+            const uint8_t *digit = cells + r * cell_bytes(shape.digits) + d * RECORD + line * 8;
+            const veci low = dword_of(digit);
+            const veci high = dword_of(digit + 4);
+            UNROLL
+            for (int64_t v = 0; v < shape.vectors; v++) {
+                s->sums[r][v][d] = add_bytes(first, s->sums[r][v][d], bytes[v], low, high);
+            }
+        }
+    }
+}
+
+// Sums of half h become 32 bits wide, and, where its scales end, go into acc.
+__attribute__((always_inline)) static inline void
+end_half(digit_shape shape, fold_to to, int64_t h, int64_t n, const uint8_t *cells, digit_sums *s)
+{
+    const bool one = shape.digits == 1;
+    const int64_t sum_at = (int64_t)(one ? offsetof(cell8, sum) : offsetof(cell16, sum));
+    const int64_t scale_at = (int64_t)(one ? offsetof(cell8, scale) : offsetof(cell16, scale));
+    const int64_t set = shape.halves ? h : 0;
+    UNROLL
+    for (int64_t r = 0; r < shape.rows; r++) {
+        const uint8_t *c = cells + r * cell_bytes(shape.digits);
+        UNROLL
+        for (int64_t v = 0; v < shape.vectors; v++) {
+            const int64_t at = n + v * LANES;
+            const veci sum = sum_of_digits(shape.digits, s->sums[r][v]);
+            const bool begins = shape.halves || h == 0 || WIDE;
+            s->total[r][v] = begins ? sum : V(add_epi32)(s->total[r][v], sum);
+            if (!shape.halves && h == 0) {
+                continue;
+            }
+            veci excess = dword_of(c + sum_at + set * 4);
+            if (!shape.e2m1) {
+                excess = V(mullo_epi32)(excess, load(&to.zero[set][at]));
+            }
+            fold_one(V(sub_epi32)(s->total[r][v], excess),
+                     (const float *)(const void *)(c + scale_at), &to.scale[set][at],
+                     &to.acc[r][at]);
+        }
+    }
+}
+
+/// A record into the sums of rows, whose cells of x lie side by side.
+__attribute__((always_inline)) static inline void fold_digits(digit_shape shape, fold_to to,
+                                                              const uint8_t *w, const void *cells)
+{
+    const int64_t lines = RECORD / 8 / HALVES;
+    for (int64_t strip = to.first; strip < to.last; strip++) {
+        const uint8_t *from = w + strip * STRIP * (shape.decoded ? RECORD : RECORD / 2);
+        if (!shape.decoded) {
+            moei_cpu_ask_ahead(from, STRIP * RECORD / 2);
+        }
+        for (int64_t v0 = 0; v0 < VECTORS; v0 += shape.vectors) {
+            digit_sums s;
+            UNROLL
+            for (int64_t h = 0; h < HALVES; h++) {
+                if (shape.halves && h >= to.sets) {
+                    break;
+                }
+                UNROLL
+                for (int64_t u = 0; u < lines; u++) {
+                    const bool first = u == 0 && (shape.halves || h == 0 || !WIDE);
+                    add_line(shape, first, from, v0, h * lines + u, cells, &s);
+                }
+                if (shape.halves || h > 0 || !WIDE) {
+                    end_half(shape, to, h, strip * STRIP + v0 * LANES, cells, &s);
+                }
+            }
+        }
+    }
+}
+
+#endif
