@@ -52,7 +52,8 @@ static inline moe_weights_source moe_weights_source_default(void)
 MOE_API moe_status moe_weights_bytes(const moe_plan *plan, size_t *bytes, size_t *align);
 
 /// Makes empty packed weights in the caller's memory, which must outlive them and be of the
-/// plan's device. Errors: ARGUMENT, ALIGNMENT, NO_MEMORY. Since 0.1.
+/// plan's device. Of host memory the system is asked for huge pages (madvise), best where nothing
+/// has been written yet. Errors: ARGUMENT, ALIGNMENT, NO_MEMORY. Since 0.1.
 MOE_API moe_status moe_weights_create(const moe_plan *plan, void *memory, size_t bytes,
                                       moe_weights **out);
 
