@@ -144,15 +144,17 @@ static void run_records(job *j, span *s, int64_t k0, int64_t k, int64_t count, f
         const uint8_t *record = moei_cpu_walk_on(&s->walk, &s->head);
         at[r] = pairs ? pair_nibbles(j, record, to) : stage(j, record, to);
     }
-    for (int64_t i = 0; i < count; i += pieces[num++].count) {
+    const int64_t length = j->length;
+    const int64_t apart = j->lies ? s->walk.width * j->p.record : STAGED;
+    for (int64_t i = 0, part; i < count; i += part) {
         const int64_t r = i / RECORD;
         const int64_t set = j->p.sets == 2 ? i % RECORD / (RECORD / HALVES) : 0;
-        const int64_t left = j->length - ((k + i) & (j->length - 1));
-        piece *const p = &pieces[num];
-        set_piece(p, j, k0, k + i, moei_i64_min(left, count - i), slot[r] + set, acc);
+        part = moei_i64_min(length - ((k + i) & (length - 1)), count - i);
+        piece *const p = &pieces[num++];
+        set_piece(p, j, k0, k + i, part, slot[r] + set, acc);
         p->zero = j->late_zero[set];
         p->w = at[r] + i % RECORD / 8 * eight_bytes(form);
-        p->apart = j->lies ? s->walk.width * j->p.record : STAGED;
+        p->apart = apart;
     }
     s->loaded = s->slot == 0 ? s->loaded : NULL; // what follows looks for scales in slot 0
     all_rows(j, pieces, num, form);
