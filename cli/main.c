@@ -42,10 +42,11 @@ static const struct {
     {"bench", cmd_bench,
      "moe bench --shape NAME|H,I,E,k --format F [--format2 F] [--activation A[,A]] [--glu NAME]\n"
      "          [--tokens T,T...] [--routing uniform|zipf] [--x DTYPE] [--det L] [--device D]\n"
-     "          [--threads N[,N...]] [--repeats N] [--sets N] [--seed N] [--error] [--json FILE]\n"
+     "          [--threads N[,N...]] [--repeats N] [--sets N] [--seed N] [--error] [--no-floor]\n"
+     "          [--json FILE]\n"
      "moe bench --shape NAME|H,I,E,k --routing-only [--tokens T,T...] ...\n"
      "moe bench --model DIR [--tokens T,T...] [--context N] [--activation A] [--threads N[,N...]]\n"
-     "          [--repeats N] [--seed N] [--json FILE]\n"
+     "          [--repeats N] [--seed N] [--no-floor] [--json FILE]\n"
      "moe bench --compare A.json B.json\n"
      "moe bench --plot OUT.svg FILE.json...\n"
      "    how long a layer or a model takes, beside what the device can do at most"},
