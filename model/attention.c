@@ -2,160 +2,202 @@
 #include "model/attention.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
-#define BLOCK 32 // keys per step of the running maximum
-#define WIDTH 16 // values of a key that are summed in registers
-#define LANES 8  // partial sums of a product, added in a fixed tree
+#include "model/decoder.h"
 
-static float dot(const float *a, const float *b, int64_t n)
+static int64_t round_up(int64_t n)
 {
-    float sum[LANES] = {0};
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        for (int l = 0; l < LANES; l++) {
-            sum[l] += a[i + l] * b[i + l];
-        }
-    }
-    for (int l = 0; i + l < n; l++) {
-        sum[l] += a[i + l] * b[i + l];
-    }
-    return ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
+    return (n + MOEM_LANES - 1) / MOEM_LANES * MOEM_LANES;
 }
 
-// acc[j] += share of a key * its value [d + j], keys ascending; acc stays in registers.
-static inline void add_values(const float *share, const float *const *value, int64_t n, int64_t d,
-                              float *acc)
+// ---- the cache ---------------------------------------------------------------------------------
+
+static float *floats(int64_t count)
 {
-    float sum[WIDTH];
-    memcpy(sum, acc, sizeof sum);
-    for (int64_t i = 0; i < n; i++) {
-        const float *v = value[i] + d;
-        for (int j = 0; j < WIDTH; j++) {
-            sum[j] += share[i] * v[j];
-        }
-    }
-    memcpy(acc, sum, sizeof sum);
+    return moem_allocate((size_t)count * sizeof(float), 0);
 }
 
-// One head of one query.
-static void attend(const moem_attention_args *a, const moem_query *query, const float *q,
-                   const float *keys, const float *values, float sink, float *out)
+bool moem_cache_create(int64_t least, int64_t kv_heads, int64_t head_dim, moem_cache *out)
 {
-    const int64_t dim = a->head_dim;
-    const int64_t rows = query->cache->rows;
-    const int64_t first = query->position >= a->window ? query->position - a->window + 1 : 0;
-    const float scale = (float)(1 / sqrt((double)dim));
-    float acc[MOEM_MAX_HEAD_DIM] = {0};
-    float most = sink;
-    float total = 1; // the sink's share, exp(sink - most)
-    int64_t row = first % rows;
-    for (int64_t p0 = first; p0 <= query->position; p0 += BLOCK) {
-        const int64_t n = query->position - p0 + 1 < BLOCK ? query->position - p0 + 1 : BLOCK;
-        float score[BLOCK];
-        const float *value[BLOCK];
-        float top = most;
-        for (int64_t i = 0; i < n; i++) {
-            score[i] = dot(q, keys + row * dim, dim) * scale;
-            value[i] = values + row * dim;
-            row = row + 1 < rows ? row + 1 : 0;
-            top = score[i] > top ? score[i] : top;
+    out->rows = round_up(least);
+    out->keys = floats(kv_heads * out->rows * head_dim);
+    out->values = floats(kv_heads * out->rows * round_up(head_dim));
+    return out->keys != NULL && out->values != NULL;
+}
+
+void moem_cache_free(moem_cache *cache)
+{
+    free(cache->keys);
+    free(cache->values);
+    *cache = (moem_cache){.rows = 0};
+}
+
+void moem_cache_put(const moem_cache *cache, int64_t kv_heads, int64_t head_dim, int64_t position,
+                    const float *key, const float *value)
+{
+    const int64_t row = position % cache->rows;
+    const int64_t width = round_up(head_dim);
+    for (int64_t h = 0; h < kv_heads; h++) {
+        float *to = cache->keys + (h * cache->rows + row / MOEM_LANES * MOEM_LANES) * head_dim +
+                    row % MOEM_LANES;
+        for (int64_t d = 0; d < head_dim; d++) {
+            to[d * MOEM_LANES] = key[h * head_dim + d];
         }
-        if (top > most) {
-            const float shrink = expf(most - top);
-            total *= shrink;
-            for (int64_t d = 0; d < dim; d++) {
-                acc[d] *= shrink;
-            }
-            most = top;
-        }
-        float share[BLOCK];
-        for (int64_t i = 0; i < n; i++) {
-            share[i] = expf(score[i] - most);
-            total += share[i];
-        }
-        int64_t d = 0;
-        for (; d + WIDTH <= dim; d += WIDTH) {
-            add_values(share, value, n, d, acc + d);
-        }
-        for (; d < dim; d++) {
-            for (int64_t i = 0; i < n; i++) {
-                acc[d] += share[i] * value[i][d];
-            }
-        }
-    }
-    for (int64_t d = 0; d < dim; d++) {
-        out[d] = acc[d] / total;
+        memcpy(cache->values + (h * cache->rows + row) * width, value + h * head_dim,
+               (size_t)head_dim * sizeof *value);
     }
 }
 
-// Task: one token and one key head, whose keys all query heads of the group read while hot.
-static void attend_group(void *arg, size_t index)
+// ---- attention ---------------------------------------------------------------------------------
+
+/// Tasks: a few tokens and one key head, whose keys all query heads of the group read while hot.
+typedef struct attention {
+    moem_attention_args args;
+    int64_t group; // query heads of a key head
+    int64_t each;  // tokens of a task
+} attention;
+
+// Query heads kv * group + h0 .. + heads - 1 of tokens t0 .. t1 - 1, which share a cache.
+static void attend(const attention *s, int64_t t0, int64_t t1, int64_t kv, int64_t h0,
+                   int64_t heads)
 {
-    const moem_attention_args *a = arg;
-    const int64_t t = (int64_t)index / a->kv_heads;
+    const moem_attention_args *a = &s->args;
+    const moem_cache *cache = a->queries[t0].cache;
+    const int64_t width = round_up(a->head_dim);
+    const moem_attend_args keys = {.keys = cache->keys + kv * cache->rows * a->head_dim,
+                                   .values = cache->values + kv * cache->rows * width,
+                                   .rows = cache->rows,
+                                   .dim = a->head_dim,
+                                   .width = width,
+                                   .scale = (float)(1 / sqrt((double)a->head_dim))};
+    moem_attend_row rows[MOEM_ATTEND_ROWS];
+    int64_t count = 0;
+    for (int64_t t = t0; t < t1; t++) {
+        const int64_t at = a->queries[t].position;
+        for (int64_t h = kv * s->group + h0; h < kv * s->group + h0 + heads; h++) {
+            rows[count++] = (moem_attend_row){.q = a->q + t * a->q_stride + h * a->head_dim,
+                                              .out = a->out + (t * a->heads + h) * a->head_dim,
+                                              .first = at >= a->window ? at - a->window + 1 : 0,
+                                              .last = at,
+                                              .sink = a->sinks[h]};
+        }
+    }
+    a->kernels->attend(&keys, rows, count);
+}
+
+static void attention_task(void *arg, size_t index)
+{
+    const attention *s = arg;
+    const moem_attention_args *a = &s->args;
     const int64_t kv = (int64_t)index % a->kv_heads;
-    const int64_t group = a->heads / a->kv_heads;
-    const moem_query *query = &a->queries[t];
-    const int64_t at = kv * query->cache->rows * a->head_dim;
-    for (int64_t h = kv * group; h < (kv + 1) * group; h++) {
-        const int64_t offset = (t * a->heads + h) * a->head_dim;
-        attend(a, query, a->q + offset, query->cache->keys + at, query->cache->values + at,
-               a->sinks[h], a->out + offset);
+    const int64_t begin = (int64_t)index / a->kv_heads * s->each;
+    const int64_t end = begin + s->each < a->tokens ? begin + s->each : a->tokens;
+    for (int64_t t0 = begin, t1; t0 < end; t0 = t1) {
+        for (t1 = t0 + 1; t1 < end && a->queries[t1].cache == a->queries[t0].cache;) {
+            t1++;
+        }
+        for (int64_t h = 0; h < s->group; h += MOEM_ATTEND_ROWS) {
+            const int64_t left = s->group - h;
+            attend(s, t0, t1, kv, h, left < MOEM_ATTEND_ROWS ? left : MOEM_ATTEND_ROWS);
+        }
     }
 }
 
 void moem_attention(const moe_thread_pool *pool, const moem_attention_args *args)
 {
-    moem_attention_args a = *args;
-    pool->parallel_for(pool->self, (size_t)(a.tokens * a.kv_heads), attend_group, &a);
+    attention s = {.args = *args, .group = args->heads / args->kv_heads};
+    s.each = s.group < MOEM_ATTEND_ROWS ? MOEM_ATTEND_ROWS / s.group : 1;
+    const int64_t tasks = (args->tokens + s.each - 1) / s.each * args->kv_heads;
+    pool->parallel_for(pool->self, (size_t)tasks, attention_task, &s);
 }
 
-void moem_rotate(const float *frequencies, double scale, int64_t position, int64_t heads,
-                 int64_t head_dim, float *x)
+// ---- around it ---------------------------------------------------------------------------------
+
+void moem_turn(const float *frequencies, double scale, int64_t position, int64_t head_dim,
+               float *turn)
 {
     const int64_t half = head_dim / 2;
     for (int64_t i = 0; i < half; i++) {
         const float angle = (float)position * frequencies[i];
-        const float c = (float)(cos((double)angle) * scale);
-        const float s = (float)(sin((double)angle) * scale);
-        for (int64_t h = 0; h < heads; h++) {
-            float *one = &x[h * head_dim + i];
-            float *two = one + half;
-            const float a = *one;
-            const float b = *two;
-            *one = a * c - b * s;
-            *two = b * c + a * s;
+        turn[i] = (float)(cos((double)angle) * scale);
+        turn[half + i] = (float)(sin((double)angle) * scale);
+    }
+}
+
+void moem_rotate(const float *turn, int64_t heads, int64_t head_dim, float *x)
+{
+    const int64_t half = head_dim / 2;
+    for (int64_t h = 0; h < heads; h++) {
+        float *restrict one = x + h * head_dim;
+        float *restrict two = one + half;
+        for (int64_t i = 0; i < half; i++) {
+            const float a = one[i];
+            const float b = two[i];
+            one[i] = a * turn[i] - b * turn[half + i];
+            two[i] = b * turn[i] + a * turn[half + i];
         }
     }
 }
 
-struct norm {
-    const float *x, *weight;
-    double eps;
-    int64_t width;
-    float *out;
-};
+#define NORM_ROWS 8 // of a task
 
-static void norm_row(void *arg, size_t row)
+static void norm_task(void *arg, size_t index)
 {
-    const struct norm *n = arg;
-    const float *x = n->x + (int64_t)row * n->width;
-    float *out = n->out + (int64_t)row * n->width;
-    double sum = 0;
-    for (int64_t i = 0; i < n->width; i++) {
-        sum += (double)x[i] * (double)x[i];
-    }
-    const float factor = (float)(1 / sqrt(sum / (double)n->width + n->eps));
-    for (int64_t i = 0; i < n->width; i++) {
-        out[i] = x[i] * factor * n->weight[i];
+    const moem_norm_args *a = arg;
+    const int64_t begin = (int64_t)index * NORM_ROWS;
+    for (int64_t r = begin; r < a->rows && r < begin + NORM_ROWS; r++) {
+        const int64_t at = (a->index != NULL ? a->index[r] : r) * a->width;
+        a->kernels->norm(a->x + at, a->branch != NULL ? a->branch + at : NULL, a->weight, a->eps,
+                         a->width, a->out + r * a->width);
     }
 }
 
-void moem_rms_norm(const moe_thread_pool *pool, const float *x, const float *weight, double eps,
-                   int64_t rows, int64_t width, float *out)
+void moem_rms_norm(const moe_thread_pool *pool, const moem_norm_args *args)
 {
-    struct norm n = {.x = x, .weight = weight, .eps = eps, .width = width};
-    n.out = out;
-    pool->parallel_for(pool->self, (size_t)rows, norm_row, &n);
+    moem_norm_args a = *args;
+    pool->parallel_for(pool->self, (size_t)((a.rows + NORM_ROWS - 1) / NORM_ROWS), norm_task, &a);
+}
+
+// ---- which kernels -----------------------------------------------------------------------------
+
+extern const moem_kernels moem_kernels__portable;
+#ifdef MOEM_HAVE_AVX
+extern const moem_kernels moem_kernels__avx2, moem_kernels__avx512;
+#endif
+
+static const moem_kernels *const all_kernels[] = {
+#ifdef MOEM_HAVE_AVX
+    &moem_kernels__avx512, &moem_kernels__avx2,
+#endif
+    &moem_kernels__portable};
+
+const moem_kernels *moem_kernels_at(size_t i)
+{
+    return i < sizeof all_kernels / sizeof all_kernels[0] ? all_kernels[i] : NULL;
+}
+
+static int is_of_isa(void *self, const moe_kernel_info *info)
+{
+    return info->available != 0 && strcmp(info->isa, self) == 0;
+}
+
+int moem_kernels_run(const moem_kernels *kernels, const moe_context *ctx)
+{
+    char isa[16] = "";
+    if (kernels->isa == NULL) {
+        return 1;
+    }
+    memcpy(isa, kernels->isa, strlen(kernels->isa));
+    return moe_context_visit_kernels(ctx, is_of_isa, isa) != 0;
+}
+
+const moem_kernels *moem_kernels_of(const moe_context *ctx)
+{
+    size_t i = 0;
+    while (!moem_kernels_run(all_kernels[i], ctx)) {
+        i++;
+    }
+    return all_kernels[i];
 }

@@ -1,16 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
-/// @file attention.h  Grouped-query attention with sinks over a cache of keys and values.
+/// @file attention.h  Grouped-query attention with sinks over a cache of keys and values, and what
+/// stands around it.
 #ifndef MOEM_ATTENTION_H
 #define MOEM_ATTENTION_H
 
+#include "model/kernels.h"
 #include "model/model.h"
 
-/// Keys and values of one layer and one sequence: [kv_heads, rows, head_dim] float32 each.
-/// Position p lies in row p % rows, so that a sliding layer keeps its window alone.
+/// Keys and values of one layer and one sequence, float32, as moem_attend_args has them, for each
+/// of `kv_heads`. Position p lies in row p % rows, so that a sliding layer keeps its window alone.
 typedef struct moem_cache {
     float *keys, *values;
-    int64_t rows;
+    int64_t rows; ///< a multiple of MOEM_LANES
 } moem_cache;
+
+/// For at least `least` positions. False where memory is short; to be freed either way.
+bool moem_cache_create(int64_t least, int64_t kv_heads, int64_t head_dim, moem_cache *out);
+void moem_cache_free(moem_cache *cache);
+
+/// Puts the key and the value of a position, [kv_heads, head_dim] each, into its row.
+void moem_cache_put(const moem_cache *cache, int64_t kv_heads, int64_t head_dim, int64_t position,
+                    const float *key, const float *value);
 
 /// A query, its place and the keys it may see.
 typedef struct moem_query {
@@ -19,30 +29,42 @@ typedef struct moem_query {
 } moem_query;
 
 typedef struct moem_attention_args {
+    const moem_kernels *kernels;
     int64_t tokens, heads, kv_heads, head_dim, window;
     const moem_query *queries; ///< [tokens]
     const float *q;            ///< [tokens, heads * head_dim], rotated
+    int64_t q_stride;          ///< from one token's to the next one's
     const float *sinks;        ///< [heads]: a logit that takes weight and gives nothing
     float *out;                ///< [tokens, heads * head_dim]
 } moem_attention_args;
 
 /// softmax over the keys and the sink, in float32, keys in ascending position; a running maximum
-/// per block of keys counted from the first visible one, so that a query's result depends on
-/// nothing but its own keys. Source: Dao et al., FlashAttention, 2022, algorithm 1 (rescaling);
-/// the sinks as in OpenAI's gpt-oss model card, 2025.
+/// per block of positions, so that a query's result depends on nothing but its own keys. Source:
+/// Dao et al., FlashAttention, 2022, algorithm 1 (rescaling); the sinks as in OpenAI's gpt-oss
+/// model card, 2025.
 void moem_attention(const moe_thread_pool *pool, const moem_attention_args *args);
 
-/// Largest head_dim that moem_attention takes.
-#define MOEM_MAX_HEAD_DIM 512
+/// Cosines, then sines, of position * frequency: of the float32 product, times `scale`, as float32.
+/// @param[out] turn  [head_dim]
+void moem_turn(const float *frequencies, double scale, int64_t position, int64_t head_dim,
+               float *turn);
 
-/// Turns halves (x1, x2) of each head of x [heads, head_dim] by position * frequency: cosine and
-/// sine of the float32 product, times `scale`, as float32.
-void moem_rotate(const float *frequencies, double scale, int64_t position, int64_t heads,
-                 int64_t head_dim, float *x);
+/// Turns halves (x1, x2) of each head of x [heads, head_dim].
+void moem_rotate(const float *turn, int64_t heads, int64_t head_dim, float *x);
 
-/// out = x / sqrt(mean(x^2) + eps) * weight for each of `rows` rows of `width`; the sum in double.
+/// Rows to be normed; what moem_kernels.norm does to each.
+typedef struct moem_norm_args {
+    const moem_kernels *kernels;
+    float *x;            ///< [.., width], gets the sum with branch
+    const float *branch; ///< as x; NULL: none
+    const float *weight; ///< [width]
+    double eps;
+    int64_t rows, width;
+    const int64_t *index; ///< [rows]: rows of x and branch; NULL: all in order
+    float *out;           ///< [rows, width]
+} moem_norm_args;
+
 /// Source: Zhang and Sennrich, RMSNorm, 2019.
-void moem_rms_norm(const moe_thread_pool *pool, const float *x, const float *weight, double eps,
-                   int64_t rows, int64_t width, float *out);
+void moem_rms_norm(const moe_thread_pool *pool, const moem_norm_args *args);
 
 #endif

@@ -15,7 +15,11 @@ typedef struct moem_linear {
 typedef struct moem_layer {
     float *input_norm, *post_norm; ///< [hidden]
     float *sinks;                  ///< [heads]
-    moem_linear q, k, v, o, router;
+    /// q, k and v, in that order: where they are small one matrix, else three.
+    moem_linear qkv[3];
+    int32_t num_qkv;
+    void *joined; ///< memory of the one
+    moem_linear o, router;
     moe_checkpoint_layer *source; ///< owns what `weights` needs of the checkpoint
     moe_plan *plan;
     moem_weights weights;
@@ -26,6 +30,7 @@ struct moem_model {
     moe_context *ctx;    ///< of the CPU
     moe_context *device; ///< of the experts; NULL: they run on ctx
     moe_thread_pool pool;
+    const moem_kernels *kernels;
     moe_checkpoint *checkpoint;
     moe_packed *packed;           ///< NULL: none
     char placing[160];            ///< where the experts' weights lie, and why

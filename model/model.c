@@ -97,6 +97,63 @@ static moe_status linear(const moem_model *m, const char *prefix, const char *na
     return status;
 }
 
+static size_t tensor_bytes(const moe_tensor *t)
+{
+    int64_t elements = 1;
+    for (int32_t d = 0; d < t->ndim; d++) {
+        elements *= t->shape[d];
+    }
+    return (size_t)elements * (size_t)moe_dtype_bits(t->dtype) / 8;
+}
+
+// Adds a tensor's bytes to those of the joined one.
+static unsigned char *append(unsigned char *to, const moe_tensor *t)
+{
+    const size_t bytes = tensor_bytes(t);
+    memcpy(to, (const unsigned char *)t->data + t->byte_offset, bytes);
+    return to + bytes;
+}
+
+#define MOST_JOINED ((size_t)4 << 20) // bytes; reading more takes longer than a wait for threads
+
+// Makes one matrix of q, k and v where that saves two waits for the threads and little memory is
+// copied.
+static moe_status join(moem_layer *l)
+{
+    size_t bytes = 0;
+    int64_t outputs = 0;
+    for (int i = 0; i < 3; i++) {
+        const moem_linear *one = &l->qkv[i];
+        if (one->weight.dtype != l->qkv[0].weight.dtype || one->bias.data == NULL ||
+            one->bias.dtype != l->qkv[0].bias.dtype) {
+            return MOE_OK;
+        }
+        bytes += tensor_bytes(&one->weight) + tensor_bytes(&one->bias);
+        outputs += one->weight.shape[0];
+    }
+    if (bytes > MOST_JOINED) {
+        return MOE_OK;
+    }
+    l->joined = moem_allocate(bytes, 0);
+    if (l->joined == NULL) {
+        return moe_fail(MOE_E_NO_MEMORY, "no memory for %zu bytes of q, k and v", bytes);
+    }
+    unsigned char *weight = l->joined;
+    unsigned char *bias = weight;
+    for (int i = 0; i < 3; i++) {
+        bias = append(bias, &l->qkv[i].weight);
+    }
+    unsigned char *end = bias;
+    for (int i = 0; i < 3; i++) {
+        end = append(end, &l->qkv[i].bias);
+    }
+    l->qkv[0].weight =
+        moe_tensor_2d(weight, l->qkv[0].weight.dtype, outputs, l->qkv[0].weight.shape[1]);
+    l->qkv[0].bias = moe_tensor_1d(bias, l->qkv[0].bias.dtype, outputs);
+    l->num_qkv = 1;
+    return MOE_OK;
+}
+
 static moe_status open_attention(const moem_model *m, int64_t layer, moem_layer *l)
 {
     const moem_config *c = &m->config;
@@ -111,9 +168,13 @@ static moe_status open_attention(const moem_model *m, int64_t layer, moem_layer 
     status = status ? status : vector(m, name, c->heads, &l->sinks);
     const int64_t wide = c->heads * c->head_dim;
     const int64_t narrow = c->kv_heads * c->head_dim;
-    status = status ? status : linear(m, prefix, "self_attn.q_proj", wide, c->hidden, &l->q);
-    status = status ? status : linear(m, prefix, "self_attn.k_proj", narrow, c->hidden, &l->k);
-    status = status ? status : linear(m, prefix, "self_attn.v_proj", narrow, c->hidden, &l->v);
+    static const char *const names[] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"};
+    const int64_t outputs[] = {wide, narrow, narrow};
+    for (int32_t i = 0; status == MOE_OK && i < 3; i++) {
+        status = linear(m, prefix, names[i], outputs[i], c->hidden, &l->qkv[i]);
+    }
+    l->num_qkv = 3;
+    status = status ? status : join(l);
     return status ? status : linear(m, prefix, "self_attn.o_proj", c->hidden, wide, &l->o);
 }
 
@@ -338,6 +399,7 @@ moe_status moem_model_open(const char *dir, const moem_options *options, moem_mo
     status = status ? status : moe_checkpoint_open(dir, options->file_flags, &m->checkpoint);
     if (status == MOE_OK) {
         m->pool = moe_context_pool(m->ctx);
+        m->kernels = moem_kernels_of(m->ctx);
         m->layers = calloc((size_t)m->config.layers, sizeof *m->layers);
         m->frequencies = moem_allocate((size_t)m->config.head_dim / 2 * sizeof(float), 0);
         status = m->layers != NULL && m->frequencies != NULL
@@ -368,6 +430,7 @@ void moem_model_close(moem_model *m)
         free(l->input_norm);
         free(l->post_norm);
         free(l->sinks);
+        free(l->joined);
     }
     free(m->layers);
     moe_packed_close(m->packed);

@@ -23,14 +23,15 @@ struct moem_session {
     // Buffers of one step of up to max_batch tokens.
     float *x;            ///< [T, hidden], the residual stream
     float *normed;       ///< [T, hidden]
-    float *q;            ///< [T, heads * head_dim]
-    float *kv;           ///< [T, kv_heads * head_dim], keys, then values
+    float *qkv;          ///< [T, (heads + 2 kv_heads) * head_dim]: queries, keys, values
+    float *turns;        ///< [T, head_dim], of the rotary embedding
     float *attention;    ///< [T, heads * head_dim]
-    float *branch;       ///< [T, hidden], what is added to x
+    float *branch;       ///< [T, hidden], what the next norm adds to x
     float *logits;       ///< [T, experts] of the router
     int32_t *ids;        ///< [T, top_k]
     moem_query *queries; ///< [T]
     int64_t *positions;  ///< [T]
+    int64_t *wanted;     ///< [T], tokens that want logits
     int64_t *lengths;    ///< [count], of the sequences after the step
     void *workspace;     ///< NULL where the experts run on a device, in `room`
     moem_room room;
@@ -52,12 +53,8 @@ static bool allocate_caches(moem_session *s)
     for (int32_t i = 0; i < s->count; i++) {
         s->sequences[i].caches = s->caches + (int64_t)i * c->layers;
         for (int64_t l = 0; l < c->layers; l++) {
-            moem_cache *cache = &s->sequences[i].caches[l];
-            cache->rows = cache_rows(s, l);
-            const size_t bytes = (size_t)(cache->rows * c->kv_heads * c->head_dim) * sizeof(float);
-            cache->keys = moem_allocate(bytes, 0);
-            cache->values = moem_allocate(bytes, 0);
-            if (cache->keys == NULL || cache->values == NULL) {
+            if (!moem_cache_create(cache_rows(s, l), c->kv_heads, c->head_dim,
+                                   &s->sequences[i].caches[l])) {
                 return false;
             }
         }
@@ -77,14 +74,15 @@ static bool allocate_buffers(moem_session *s)
     const moem_config *c = &m->config;
     const int64_t t = m->max_batch;
     return (s->x = floats(t, c->hidden)) != NULL && (s->normed = floats(t, c->hidden)) != NULL &&
-           (s->q = floats(t, c->heads * c->head_dim)) != NULL &&
-           (s->kv = floats(2 * t, c->kv_heads * c->head_dim)) != NULL &&
+           (s->qkv = floats(t, (c->heads + 2 * c->kv_heads) * c->head_dim)) != NULL &&
+           (s->turns = floats(t, c->head_dim)) != NULL &&
            (s->attention = floats(t, c->heads * c->head_dim)) != NULL &&
            (s->branch = floats(t, c->hidden)) != NULL &&
            (s->logits = floats(t, m->experts)) != NULL &&
            (s->ids = moem_allocate((size_t)(t * m->top_k) * sizeof *s->ids, 0)) != NULL &&
            (s->queries = calloc((size_t)t, sizeof *s->queries)) != NULL &&
            (s->positions = calloc((size_t)t, sizeof *s->positions)) != NULL &&
+           (s->wanted = calloc((size_t)t, sizeof *s->wanted)) != NULL &&
            (s->lengths = calloc((size_t)s->count, sizeof *s->lengths)) != NULL &&
            (m->device != NULL ||
             (s->workspace = moem_allocate(m->workspace_bytes, m->workspace_align)) != NULL);
@@ -155,12 +153,11 @@ void moem_session_destroy(moem_session *s)
         return;
     }
     for (int64_t i = 0; s->caches != NULL && i < s->count * s->model->config.layers; i++) {
-        free(s->caches[i].keys);
-        free(s->caches[i].values);
+        moem_cache_free(&s->caches[i]);
     }
-    void *buffers[] = {s->sequences, s->caches,  s->load,      s->x,       s->normed,
-                       s->q,         s->kv,      s->attention, s->branch,  s->logits,
-                       s->ids,       s->queries, s->positions, s->lengths, s->workspace};
+    void *buffers[] = {s->sequences, s->caches,    s->load,    s->x,        s->normed, s->qkv,
+                       s->turns,     s->attention, s->branch,  s->logits,   s->ids,    s->queries,
+                       s->positions, s->wanted,    s->lengths, s->workspace};
     for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++) {
         free(buffers[i]);
     }
@@ -185,9 +182,10 @@ const int64_t *moem_session_load(const moem_session *session)
 
 // -- Steps ---------------------------------------------------------------------------------------
 
-// y [rows, outputs] = x [rows, inputs] . W^T + bias: a grouped product with one group.
+// y [rows, outputs] = x [rows, inputs] . W^T + bias: a grouped product with one group. Rows of y
+// are `stride` floats apart.
 static moe_status multiply(const moem_model *m, const moem_linear *l, const float *x, int64_t rows,
-                           float *y)
+                           float *y, int64_t stride)
 {
     const moe_tensor *w = &l->weight;
     moe_ggemm_args args;
@@ -205,6 +203,7 @@ static moe_status multiply(const moem_model *m, const moem_linear *l, const floa
     }
     args.x = moe_tensor_2d(x, MOE_F32, rows, w->shape[1]);
     args.y = moe_tensor_2d(y, MOE_F32, rows, w->shape[0]);
+    args.y.stride[0] = stride;
     return moe_ggemm(m->ctx, &args, NULL);
 }
 
@@ -223,26 +222,44 @@ static moe_status embed(const moem_session *s, const moem_input *tokens, int64_t
     return status;
 }
 
-// Puts the step's keys or values [T, kv_heads, head_dim] into the caches.
-static void remember(const moem_session *s, const moem_input *tokens, int64_t count, int64_t layer,
-                     const float *from, bool keys)
+// x += what the last branch gave, and its norm.
+static void norm(const moem_session *s, const float *branch, const float *weight, int64_t count,
+                 const int64_t *index)
 {
-    const moem_config *c = &s->model->config;
-    for (int64_t t = 0; t < count; t++) {
-        const moem_cache *cache = &s->sequences[tokens[t].sequence].caches[layer];
-        float *to = keys ? cache->keys : cache->values;
-        const int64_t row = s->positions[t] % cache->rows;
-        for (int64_t h = 0; h < c->kv_heads; h++) {
-            memcpy(to + (h * cache->rows + row) * c->head_dim,
-                   from + (t * c->kv_heads + h) * c->head_dim, (size_t)c->head_dim * sizeof *to);
-        }
-    }
+    const moem_model *m = s->model;
+    moem_rms_norm(&m->pool, &(moem_norm_args){.kernels = m->kernels,
+                                              .x = s->x,
+                                              .branch = branch,
+                                              .weight = weight,
+                                              .eps = m->config.norm_eps,
+                                              .rows = count,
+                                              .width = m->config.hidden,
+                                              .index = index,
+                                              .out = s->normed});
 }
 
-static void add(float *x, const float *branch, int64_t n)
+#define PLACE_TOKENS 16 // of a task
+
+/// A layer's queries, keys and values to where attention wants them.
+struct placing {
+    const moem_session *s;
+    int64_t count;
+};
+
+static void place_task(void *arg, size_t index)
 {
-    for (int64_t i = 0; i < n; i++) {
-        x[i] += branch[i];
+    const struct placing *p = arg;
+    const moem_session *s = p->s;
+    const moem_config *c = &s->model->config;
+    const int64_t stride = (c->heads + 2 * c->kv_heads) * c->head_dim;
+    const int64_t begin = (int64_t)index * PLACE_TOKENS;
+    for (int64_t t = begin; t < p->count && t < begin + PLACE_TOKENS; t++) {
+        float *q = s->qkv + t * stride;
+        float *k = q + c->heads * c->head_dim;
+        const float *v = k + c->kv_heads * c->head_dim;
+        // Heads of keys lie behind those of queries, and turn with them.
+        moem_rotate(s->turns + t * c->head_dim, c->heads + c->kv_heads, c->head_dim, q);
+        moem_cache_put(s->queries[t].cache, c->kv_heads, c->head_dim, s->positions[t], k, v);
     }
 }
 
@@ -252,62 +269,54 @@ static moe_status attention_step(moem_session *s, const moem_input *tokens, int6
     const moem_model *m = s->model;
     const moem_config *c = &m->config;
     const moem_layer *l = &m->layers[layer];
-    float *k = s->kv;
-    float *v = s->kv + count * c->kv_heads * c->head_dim;
-    moem_rms_norm(&m->pool, s->x, l->input_norm, c->norm_eps, count, c->hidden, s->normed);
-    moe_status status = multiply(m, &l->q, s->normed, count, s->q);
-    status = status ? status : multiply(m, &l->k, s->normed, count, k);
-    status = status ? status : multiply(m, &l->v, s->normed, count, v);
+    const int64_t stride = (c->heads + 2 * c->kv_heads) * c->head_dim;
+    moe_status status = MOE_OK;
+    norm(s, layer > 0 ? s->branch : NULL, l->input_norm, count, NULL);
+    float *y = s->qkv;
+    for (int32_t i = 0; status == MOE_OK && i < l->num_qkv; i++) {
+        status = multiply(m, &l->qkv[i], s->normed, count, y, stride);
+        y += l->qkv[i].weight.shape[0];
+    }
     if (status != MOE_OK) {
         return status;
     }
     for (int64_t t = 0; t < count; t++) {
-        const int64_t at = s->positions[t];
-        moem_rotate(m->frequencies, c->rope_attention, at, c->heads, c->head_dim,
-                    s->q + t * c->heads * c->head_dim);
-        moem_rotate(m->frequencies, c->rope_attention, at, c->kv_heads, c->head_dim,
-                    k + t * c->kv_heads * c->head_dim);
         s->queries[t].cache = &s->sequences[tokens[t].sequence].caches[layer];
-        s->queries[t].position = at;
+        s->queries[t].position = s->positions[t];
     }
-    remember(s, tokens, count, layer, k, true);
-    remember(s, tokens, count, layer, v, false);
+    struct placing placing = {s, count};
+    m->pool.parallel_for(m->pool.self, (size_t)((count + PLACE_TOKENS - 1) / PLACE_TOKENS),
+                         place_task, &placing);
     moem_attention(&m->pool, &(moem_attention_args){
+                                 .kernels = m->kernels,
                                  .tokens = count,
                                  .heads = c->heads,
                                  .kv_heads = c->kv_heads,
                                  .head_dim = c->head_dim,
                                  .window = c->sliding[layer] ? c->window : INT64_MAX,
                                  .queries = s->queries,
-                                 .q = s->q,
+                                 .q = s->qkv,
+                                 .q_stride = stride,
                                  .sinks = l->sinks,
                                  .out = s->attention,
                              });
-    status = multiply(m, &l->o, s->attention, count, s->branch);
-    if (status == MOE_OK) {
-        add(s->x, s->branch, count * c->hidden);
-    }
-    return status;
+    return multiply(m, &l->o, s->attention, count, s->branch, c->hidden);
 }
 
 static moe_status expert_step(moem_session *s, int64_t count, int64_t layer)
 {
     const moem_model *m = s->model;
-    const moem_config *c = &m->config;
     const moem_layer *l = &m->layers[layer];
     const moe_run_args args = expert_args(s, count);
-    moem_rms_norm(&m->pool, s->x, l->post_norm, c->norm_eps, count, c->hidden, s->normed);
-    moe_status status = multiply(m, &l->router, s->normed, count, s->logits);
+    norm(s, s->branch, l->post_norm, count, NULL);
+    moe_status status = multiply(m, &l->router, s->normed, count, s->logits, m->experts);
     if (status == MOE_OK) {
         status = m->device != NULL ? moem_room_run(&s->room, l->plan, l->weights.weights, &args)
                                    : moe_run(l->plan, l->weights.weights, &args, s->workspace,
                                              m->workspace_bytes, NULL);
     }
-    if (status == MOE_OK) {
-        add(s->x, s->branch, count * c->hidden);
-        for (int64_t i = 0; i < count * m->top_k; i++) {
-            s->load[layer * m->experts + s->ids[i]]++;
-        }
+    for (int64_t i = 0; status == MOE_OK && i < count * m->top_k; i++) {
+        s->load[layer * m->experts + s->ids[i]]++;
     }
     return status;
 }
@@ -349,6 +358,10 @@ moe_status moem_forward(moem_session *s, const moem_input *tokens, int64_t count
     const moem_config *c = &m->config;
     moe_status status = place(s, tokens, count);
     status = status ? status : embed(s, tokens, count);
+    for (int64_t t = 0; status == MOE_OK && t < count; t++) { // of all layers
+        moem_turn(m->frequencies, c->rope_attention, s->positions[t], c->head_dim,
+                  s->turns + t * c->head_dim);
+    }
     for (int64_t layer = 0; status == MOE_OK && layer < c->layers; layer++) {
         status = attention_step(s, tokens, count, layer);
         status = status ? status : expert_step(s, count, layer);
@@ -359,14 +372,13 @@ moe_status moem_forward(moem_session *s, const moem_input *tokens, int64_t count
     int64_t wanted = 0;
     for (int64_t t = 0; t < count; t++) {
         if (tokens[t].want_logits) {
-            memcpy(s->branch + wanted++ * c->hidden, s->x + t * c->hidden,
-                   (size_t)c->hidden * sizeof *s->x);
+            s->wanted[wanted++] = t;
         }
     }
     if (wanted > 0) {
         const moem_linear output = {.weight = m->output};
-        moem_rms_norm(&m->pool, s->branch, m->norm, c->norm_eps, wanted, c->hidden, s->normed);
-        status = multiply(m, &output, s->normed, wanted, logits);
+        norm(s, s->branch, m->norm, wanted, s->wanted);
+        status = multiply(m, &output, s->normed, wanted, logits, c->vocab);
     }
     // Rows of a ring that a failed step wrote lie behind every window: the step can be repeated.
     for (int32_t i = 0; status == MOE_OK && i < s->count; i++) {

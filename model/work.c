@@ -39,8 +39,10 @@ void moem_model_work(const moem_model *m, int64_t first, int64_t count, int64_t 
         const moem_layer *l = &m->layers[i];
         const int64_t window = c->sliding[i] ? c->window : INT64_MAX;
         const int64_t kept = first < window - 1 ? first : window - 1; // that are still seen
-        out->bytes += bytes_of(&l->q) + bytes_of(&l->k) + bytes_of(&l->v) + bytes_of(&l->o) +
-                      bytes_of(&l->router);
+        for (int32_t j = 0; j < l->num_qkv; j++) {
+            out->bytes += bytes_of(&l->qkv[j]);
+        }
+        out->bytes += bytes_of(&l->o) + bytes_of(&l->router);
         out->bytes += (double)(kept + count) * 2 * narrow * (double)sizeof(float);
         out->projections += 2 * tokens * hidden * (2 * wide + 2 * narrow);
         out->attention += 4 * wide * pairs_of(window, first, count);

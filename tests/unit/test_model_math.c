@@ -14,6 +14,7 @@
 
 static moe_context *contexts[POOLS]; // of 1, 2 and 7 threads
 static moe_thread_pool pools[POOLS];
+static const moem_kernels *kernels; // that are tried
 
 static float *normals(moec_rng *rng, int64_t n, double scale)
 {
@@ -58,26 +59,23 @@ static void problem_free(struct problem *p)
 // The cache of `rows` rows as it is when positions 0..last are written; unwritten rows are NaN.
 static moem_cache cache_make(const struct problem *p, int64_t rows, int64_t last)
 {
-    const size_t n = (size_t)(p->kv_heads * rows * p->dim);
-    moem_cache c = {malloc(n * sizeof(float)), malloc(n * sizeof(float)), rows};
-    for (size_t i = 0; i < n; i++) {
-        c.keys[i] = c.values[i] = (float)(double)NAN;
+    moem_cache c = {NULL, NULL, 0};
+    float *none = malloc((size_t)(p->kv_heads * p->dim) * sizeof *none);
+    if (!CHECK(none != NULL && moem_cache_create(rows, p->kv_heads, p->dim, &c), "no memory")) {
+        exit(test_summary());
+    }
+    for (int64_t i = 0; i < p->kv_heads * p->dim; i++) {
+        none[i] = (float)(double)NAN;
+    }
+    for (int64_t row = 0; row < c.rows; row++) {
+        moem_cache_put(&c, p->kv_heads, p->dim, row, none, none);
     }
     for (int64_t at = 0; at <= last; at++) {
-        for (int64_t h = 0; h < p->kv_heads; h++) {
-            const int64_t to = (h * rows + at % rows) * p->dim;
-            const int64_t from = (at * p->kv_heads + h) * p->dim;
-            memcpy(c.keys + to, p->keys + from, (size_t)p->dim * sizeof(float));
-            memcpy(c.values + to, p->values + from, (size_t)p->dim * sizeof(float));
-        }
+        moem_cache_put(&c, p->kv_heads, p->dim, at, p->keys + at * p->kv_heads * p->dim,
+                       p->values + at * p->kv_heads * p->dim);
     }
+    free(none);
     return c;
-}
-
-static void cache_free(moem_cache *c)
-{
-    free(c->keys);
-    free(c->values);
 }
 
 static void run(const struct problem *p, const moem_cache *cache, int pool, int64_t first,
@@ -87,13 +85,15 @@ static void run(const struct problem *p, const moem_cache *cache, int pool, int6
     for (int64_t t = 0; t < tokens; t++) {
         queries[t] = (moem_query){cache, p->positions[first + t]};
     }
-    const moem_attention_args args = {.tokens = tokens,
+    const moem_attention_args args = {.kernels = kernels,
+                                      .tokens = tokens,
                                       .heads = p->heads,
                                       .kv_heads = p->kv_heads,
                                       .head_dim = p->dim,
                                       .window = p->window,
                                       .queries = queries,
                                       .q = p->q + first * p->heads * p->dim,
+                                      .q_stride = p->heads * p->dim,
                                       .sinks = p->sinks,
                                       .out = out};
     moem_attention(&pools[pool], &args);
@@ -165,7 +165,8 @@ static double check_against_double(const struct problem *p, const float *out)
     return worst;
 }
 
-// The same bits alone, with any threads, and from a ring that holds no more than the window.
+// The same bits alone, with any threads and kernels, and from a ring that holds no more than the
+// window.
 static void check_same_bits(const struct problem *p, const moem_cache *full, const float *out)
 {
     const size_t width = (size_t)(p->heads * p->dim);
@@ -175,6 +176,15 @@ static void check_same_bits(const struct problem *p, const moem_cache *full, con
         CHECK(memcmp(out, other, (size_t)p->tokens * width * sizeof *out) == 0,
               "other bits with pool %d, dim %d", pool, (int)p->dim);
     }
+    for (size_t k = 0; moem_kernels_at(k) != NULL; k++) {
+        if (moem_kernels_run(moem_kernels_at(k), contexts[0])) {
+            kernels = moem_kernels_at(k);
+            run(p, full, 0, 0, p->tokens, other);
+            CHECK(memcmp(out, other, (size_t)p->tokens * width * sizeof *out) == 0,
+                  "other bits with kernels %zu, dim %d", k, (int)p->dim);
+        }
+    }
+    kernels = moem_kernels_of(contexts[0]);
     for (int64_t t = 0; t < p->tokens; t++) {
         run(p, full, 0, t, 1, other);
         CHECK(memcmp(out + (size_t)t * width, other, width * sizeof *out) == 0,
@@ -189,7 +199,7 @@ static void check_same_bits(const struct problem *p, const moem_cache *full, con
             CHECK(memcmp(out + (size_t)t * width, other, width * sizeof *out) == 0,
                   "a ring of %d rows has other bits: window %d, position %d", (int)rows,
                   (int)p->window, (int)p->positions[t]);
-            cache_free(&ring);
+            moem_cache_free(&ring);
         }
     }
     free(other);
@@ -205,10 +215,13 @@ static void check_poison(const struct problem *p, int64_t t)
     float *clean = malloc((size_t)width * sizeof *clean);
     float *poisoned = malloc((size_t)width * sizeof *poisoned);
     run(p, &c, 0, t, 1, clean);
-    for (int64_t i = 0; i < p->kv_heads * p->length * p->dim; i++) {
-        const int64_t at = i / p->dim % p->length;
+    float *row = malloc((size_t)(2 * width) * sizeof *row);
+    for (int64_t i = 0; i < 2 * width; i++) {
+        row[i] = (float)(double)NAN;
+    }
+    for (int64_t at = 0; at < p->length; at++) {
         if (at < first || at > last) {
-            c.keys[i] = c.values[i] = (float)(double)NAN;
+            moem_cache_put(&c, p->kv_heads, p->dim, at, row, row);
         }
     }
     run(p, &c, 0, t, 1, poisoned);
@@ -216,15 +229,19 @@ static void check_poison(const struct problem *p, int64_t t)
           "position %d, window %d: keys outside the window are read", (int)last, (int)p->window);
     for (int64_t at = first; at <= last; at++) {
         // Head 0 of the keys is that of the query heads of the first group alone.
-        float *one = at % 2 == 0 ? &c.keys[at * p->dim] : &c.values[at * p->dim];
-        const float kept = *one;
-        *one = (float)(double)NAN;
+        const float *key = p->keys + at * p->kv_heads * p->dim;
+        const float *value = p->values + at * p->kv_heads * p->dim;
+        memcpy(row, at % 2 == 0 ? key : value, (size_t)(p->kv_heads * p->dim) * sizeof *row);
+        row[0] = (float)(double)NAN;
+        moem_cache_put(&c, p->kv_heads, p->dim, at, at % 2 == 0 ? row : key,
+                       at % 2 == 0 ? value : row);
         run(p, &c, 0, t, 1, poisoned);
-        *one = kept;
+        moem_cache_put(&c, p->kv_heads, p->dim, at, key, value);
         CHECK(isnan(poisoned[0]), "NaN at position %d of %d is lost", (int)at, (int)last);
         CHECK(p->kv_heads == 1 || !isnan(poisoned[width - 1]), "NaN of another key head shows");
     }
-    cache_free(&c);
+    moem_cache_free(&c);
+    free(row);
     free(clean);
     free(poisoned);
 }
@@ -256,7 +273,7 @@ static void test_attention(void)
             check_poison(&p, 2);
         }
         free(out);
-        cache_free(&full);
+        moem_cache_free(&full);
         problem_free(&p);
     }
     (void)printf("attention: at most %.3f of the bound\n", worst);
@@ -273,18 +290,23 @@ static void test_attention_extremes(void)
         {-1000, -HUGE_VAL, 1}, {0, 1e30, 0}, // the sink takes all
         {3e38, -1e30, 2},
     };
-    float keys[] = {-1, 0, 1, 0};
-    float values[] = {1, 1, 2, 2};
-    const moem_cache cache = {keys, values, 2};
+    static const float keys[] = {-1, 0, 1, 0};
+    static const float values[] = {1, 1, 2, 2};
+    moem_cache cache = {NULL, NULL, 0};
+    CHECK(moem_cache_create(2, 1, 2, &cache), "no memory");
+    moem_cache_put(&cache, 1, 2, 0, keys, values);
+    moem_cache_put(&cache, 1, 2, 1, keys + 2, values + 2);
     for (size_t i = 0; i < COUNT(cases); i++) {
         const moem_query query = {&cache, 1};
         const float q[2] = {(float)cases[i].q, 0};
         const float sink = (float)cases[i].sink;
         float out[2];
-        moem_attention(&pools[0], &(moem_attention_args){1, 1, 1, 2, 8, &query, q, &sink, out});
+        moem_attention(&pools[0],
+                       &(moem_attention_args){kernels, 1, 1, 1, 2, 8, &query, q, 2, &sink, out});
         CHECK((double)out[0] == cases[i].expected && out[1] == out[0],
               "case %zu gives %g, expected %g", i, (double)out[0], cases[i].expected);
     }
+    moem_cache_free(&cache);
 }
 
 // -- Rotary embedding -----------------------------------------------------------------------------
@@ -369,7 +391,9 @@ static void test_rotate(void)
         for (int64_t d = 0; d < half; d++) {
             frequencies[d] = (float)pow(150000, -2.0 * (double)d / (double)dim);
         }
-        moem_rotate(frequencies, scale, at, 3, dim, turned);
+        float turn[128];
+        moem_turn(frequencies, scale, at, dim, turn);
+        moem_rotate(turn, 3, dim, turned);
         for (int64_t d = 0; d < 3 * half; d++) {
             const int64_t one = d / half * dim + d % half;
             const double a = (double)x[one];
@@ -391,47 +415,100 @@ static void test_rotate(void)
     }
 }
 
+static void norm_rows(const moem_kernels *k, int pool, float *x, const float *branch,
+                      const float *weight, int64_t rows, int64_t width, const int64_t *index,
+                      float *out)
+{
+    moem_rms_norm(&pools[pool], &(moem_norm_args){.kernels = k,
+                                                  .x = x,
+                                                  .branch = branch,
+                                                  .weight = weight,
+                                                  .eps = 1e-5,
+                                                  .rows = rows,
+                                                  .width = width,
+                                                  .index = index,
+                                                  .out = out});
+}
+
+#define NORM_ROWS 9
+
+static void check_norm(const float *x, const float *weight, int64_t width, const float *out)
+{
+    for (int64_t r = 0; r < NORM_ROWS; r++) {
+        double sum = 0;
+        for (int64_t d = 0; d < width; d++) {
+            sum += pow((double)x[r * width + d], 2) / (double)width;
+        }
+        for (int64_t d = 0; d < width; d++) {
+            const double expected = (double)x[r * width + d] / sqrt(sum + 1e-5) * (double)weight[d];
+            CHECK(
+                fabs((double)out[r * width + d] - expected) <= 2 * ULP * fabs(expected) + 0x1p-149,
+                "width %d: %.9g, expected %.9g", (int)width, (double)out[r * width + d], expected);
+        }
+    }
+}
+
+// The sum with a branch, some rows alone, with any threads and kernels: the bits of the norm of
+// what was added before.
+static void check_norm_bits(const float *x, const float *weight, int64_t width, const float *out,
+                            moec_rng *rng)
+{
+    static const int64_t some[] = {8, 0, 5};
+    const size_t size = (size_t)(NORM_ROWS * width) * sizeof(float);
+    float *branch = normals(rng, NORM_ROWS * width, 1);
+    float *sum = malloc(size);
+    float *plain = malloc(size);
+    float *other = malloc(size);
+    for (int64_t i = 0; i < NORM_ROWS * width; i++) {
+        sum[i] = x[i] + branch[i];
+    }
+    norm_rows(kernels, 0, sum, NULL, weight, NORM_ROWS, width, NULL, plain);
+    for (size_t k = 0; moem_kernels_at(k) != NULL; k++) {
+        const moem_kernels *one = moem_kernels_at(k);
+        for (int pool = 0; pool < POOLS && moem_kernels_run(one, contexts[0]); pool++) {
+            memcpy(other, x, size);
+            norm_rows(one, pool, other, NULL, weight, NORM_ROWS, width, NULL, sum);
+            CHECK(memcmp(out, sum, size) == 0 && memcmp(x, other, size) == 0,
+                  "pool %d, kernels %zu: other bits", pool, k);
+            norm_rows(one, pool, other, branch, weight, NORM_ROWS, width, NULL, sum);
+            CHECK(memcmp(plain, sum, size) == 0, "pool %d, kernels %zu: other bits of a sum", pool,
+                  k);
+            norm_rows(one, pool, other, NULL, weight, 3, width, some, sum);
+            for (int64_t r = 0; r < 3; r++) {
+                CHECK(memcmp(plain + some[r] * width, sum + r * width,
+                             (size_t)width * sizeof *sum) == 0,
+                      "pool %d, kernels %zu: row %d is not row %d", pool, k, (int)r, (int)some[r]);
+            }
+        }
+    }
+    free(branch);
+    free(sum);
+    free(plain);
+    free(other);
+}
+
 static void test_norm(void)
 {
     static const int64_t widths[] = {1, 2, 31, 288, 2880};
     moec_rng rng = {6};
     for (size_t i = 0; i < COUNT(widths); i++) {
         const int64_t width = widths[i];
-        const int64_t rows = 9;
-        float *x = normals(&rng, rows * width, i % 2 == 0 ? 1 : 1e18); // squares beyond float32
+        float *x =
+            normals(&rng, NORM_ROWS * width, i % 2 == 0 ? 1 : 1e18); // squares beyond float32
         float *weight = normals(&rng, width, 1);
-        float *out[POOLS];
-        for (int pool = 0; pool < POOLS; pool++) {
-            out[pool] = malloc((size_t)(rows * width) * sizeof **out);
-            moem_rms_norm(&pools[pool], x, weight, 1e-5, rows, width, out[pool]);
-            CHECK(memcmp(out[0], out[pool], (size_t)(rows * width) * sizeof **out) == 0,
-                  "pool %d has other bits", pool);
-        }
-        for (int64_t r = 0; r < rows; r++) {
-            double sum = 0;
-            for (int64_t d = 0; d < width; d++) {
-                sum += pow((double)x[r * width + d], 2) / (double)width;
-            }
-            for (int64_t d = 0; d < width; d++) {
-                const double expected =
-                    (double)x[r * width + d] / sqrt(sum + 1e-5) * (double)weight[d];
-                CHECK(fabs((double)out[0][r * width + d] - expected) <=
-                          2 * ULP * fabs(expected) + 0x1p-149,
-                      "width %d: %.9g, expected %.9g", (int)width, (double)out[0][r * width + d],
-                      expected);
-            }
-        }
-        for (int pool = 0; pool < POOLS; pool++) {
-            free(out[pool]);
-        }
+        float *out = malloc((size_t)(NORM_ROWS * width) * sizeof *out);
+        norm_rows(kernels, 0, x, NULL, weight, NORM_ROWS, width, NULL, out);
+        check_norm(x, weight, width, out);
+        check_norm_bits(x, weight, width, out, &rng);
+        free(out);
         free(x);
         free(weight);
     }
     // A row of zeros stays zero, without eps too where there is any.
-    const float zeros[4] = {0};
+    float zeros[4] = {0};
     const float ones[4] = {1, 1, 1, 1};
     float out[4] = {5, 5, 5, 5};
-    moem_rms_norm(&pools[0], zeros, ones, 1e-5, 1, 4, out);
+    norm_rows(kernels, 0, zeros, NULL, ones, 1, 4, NULL, out);
     CHECK(memcmp(out, zeros, sizeof out) == 0, "zeros become %g", (double)out[0]);
 }
 
@@ -542,6 +619,7 @@ int main(void)
         }
         pools[i] = moe_context_pool(contexts[i]);
     }
+    kernels = moem_kernels_of(contexts[0]);
     test_attention();
     test_attention_extremes();
     test_frequencies();
