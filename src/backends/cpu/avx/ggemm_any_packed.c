@@ -140,15 +140,7 @@ typedef int64_t exact_fn(job *j, span *s, int64_t r, float (*acc)[PANEL]);
         }                                                                                          \
     }
 EXACT_FNS(1)
-#if EXACT_ROWS == 4
-EXACT_FNS(2)
-EXACT_FNS(3)
-EXACT_FNS(4)
-static exact_fn *const exact_fns[EXACT_ROWS][2][RECORD / 8 + 1] = {EXACT_NAMES(1), EXACT_NAMES(2),
-                                                                   EXACT_NAMES(3), EXACT_NAMES(4)};
-#else
-static exact_fn *const exact_fns[EXACT_ROWS][2][RECORD / 8 + 1] = {EXACT_NAMES(1)};
-#endif
+static exact_fn *const exact_fns[EXACT_ROWS][HALVES][RECORD / 8 + 1] = {EXACT_NAMES(1)};
 
 static int64_t run_exact(job *j, span *s, int64_t r, float (*acc)[PANEL])
 {

@@ -13,11 +13,7 @@
 #include "backends/cpu/avx/ggemm_ints_packed_digits.h"
 #include "core/safemath.h"
 
-#if DOTS
-#define EXACT_ROWS 4 // for which integers are faster
-#else
-#define EXACT_ROWS 1
-#endif
+#define EXACT_ROWS  1   // for which integers are faster
 #define EXACT_CELLS 512 // records times rows that are prepared at once
 #define NOT_EXACT   255
 #define EXACT_TRIES 8 // records of which one must be exact, else no other is looked at
@@ -101,7 +97,7 @@ static inline bool exact_row_of(const float *x, int scale, exact_row *row)
         most = _mm256_max_epi32(most, magnitude);
     }
     // Sums that may not be finite.
-    if (_mm256_movemask_ps(differs) != 0 || top + scale > 127) {
+    if (_mm256_movemask_ps(differs) != 0 || top + scale > 128) {
         return false;
     }
     uint32_t all;
