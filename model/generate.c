@@ -60,6 +60,24 @@ static moe_status check(const moem_model *model, const moem_request *requests, i
     return MOE_OK;
 }
 
+// The first logit that is not finite; `count` if all are. Nearly always they are, which is asked
+// first, without a branch.
+static int64_t first_broken(const float *logits, int64_t count)
+{
+    int all = 1;
+    int64_t v = 0;
+    for (int64_t i = 0; i < count; i++) {
+        all &= isfinite(logits[i]) != 0;
+    }
+    if (all != 0) {
+        return count;
+    }
+    while (isfinite(logits[v])) {
+        v++;
+    }
+    return v;
+}
+
 // Draws a request's next token from its logits, and passes it on.
 static moe_status draw(struct batch *b, int32_t i, const float *logits)
 {
@@ -69,13 +87,12 @@ static moe_status draw(struct batch *b, int32_t i, const float *logits)
     if (b->written[i] == r->max_tokens || b->stopped) {
         return MOE_OK;
     }
-    for (int64_t v = 0; v < c->vocab; v++) {
-        if (!isfinite(logits[v])) {
-            return moe_fail(MOE_E_VALUE,
-                            "the logit of token %" PRId64 " at position %" PRId64
-                            " is not a number: the weights or a kernel are broken",
-                            v, r->prompt_count + b->written[i]);
-        }
+    const int64_t broken = first_broken(logits, c->vocab);
+    if (broken < c->vocab) {
+        return moe_fail(MOE_E_VALUE,
+                        "the logit of token %" PRId64 " at position %" PRId64
+                        " is not a number: the weights or a kernel are broken",
+                        broken, r->prompt_count + b->written[i]);
     }
     const int32_t id = moem_sample(&r->sampling, logits, c->vocab, (uint64_t)i,
                                    (uint64_t)b->written[i], b->scratch);

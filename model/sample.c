@@ -3,6 +3,8 @@
 
 #include "model/model.h"
 
+#define LANES 16
+
 size_t moem_sample_scratch(int64_t vocab)
 {
     return (size_t)vocab * (sizeof(float) + sizeof(int32_t));
@@ -25,11 +27,28 @@ static double uniform(uint64_t seed, uint64_t stream, uint64_t position)
 
 static int32_t largest(const float *logits, int64_t vocab)
 {
+    float most[LANES];
+    int64_t i = 0;
     int32_t best = 0;
-    for (int64_t i = 1; i < vocab; i++) {
-        best = logits[i] > logits[best] ? (int32_t)i : best;
+    for (int l = 0; l < LANES; l++) {
+        most[l] = -HUGE_VALF;
     }
-    return best;
+    for (; i + LANES <= vocab;
+         i += LANES) { // without a branch, so that compilers make vectors of it
+        for (int l = 0; l < LANES; l++) {
+            most[l] = logits[i + l] > most[l] ? logits[i + l] : most[l];
+        }
+    }
+    for (; i < vocab; i++) {
+        most[0] = logits[i] > most[0] ? logits[i] : most[0];
+    }
+    for (int l = 1; l < LANES; l++) {
+        most[0] = most[l] > most[0] ? most[l] : most[0];
+    }
+    while (best < vocab && logits[best] != most[0]) {
+        best++;
+    }
+    return best < vocab ? best : 0; // not found: all are NaN
 }
 
 // A heap with the likeliest token on top, ties to the lower id.

@@ -110,12 +110,12 @@ static moe_status fill_scales(const moe_matrix_source *source, const moe_gemm_de
 {
     const moei_format_info *info = out->format;
     char label[64];
-    (void)snprintf(label, sizeof label, "%s scales", name);
-    if (info->scale_dtypes == 0) {
-        MOE_REQUIRE(source->scales.data == NULL, MOE_E_ARGUMENT,
-                    "%s: %s are given, format %s has none", call, label, info->name);
+    if (info->scale_dtypes == 0 && source->scales.data == NULL) {
         return MOE_OK;
     }
+    (void)snprintf(label, sizeof label, "%s scales", name);
+    MOE_REQUIRE(info->scale_dtypes != 0, MOE_E_ARGUMENT, "%s: %s are given, format %s has none",
+                call, label, info->name);
     const moe_dtype dtype =
         gemm->weight_scale_dtype != 0 ? gemm->weight_scale_dtype : moei_format_scale_dtype(info);
     uint32_t mask = MOEI_DTYPE_BIT(dtype);
@@ -167,16 +167,16 @@ static moe_status fill_scale2(const moe_matrix_source *source, const moe_gemm_de
                               bool gated, const char *call, const char *name, moei_matrices *out)
 {
     char label[64];
+    if (gemm->channel_scale == 0 && !out->format->scale2 && source->scale2.data == NULL) {
+        return MOE_OK;
+    }
     (void)snprintf(label, sizeof label, "%s second-level scale", name);
     if (gemm->channel_scale != 0) {
         return fill_channel_scale(source, call, name, out);
     }
-    if (!out->format->scale2) {
-        MOE_REQUIRE(source->scale2.data == NULL, MOE_E_ARGUMENT,
-                    "%s: %s is given, format %s has none%s", call, label, out->format->name,
-                    out->format->free_group ? " and the descriptor says channel_scale = 0" : "");
-        return MOE_OK;
-    }
+    MOE_REQUIRE(out->format->scale2, MOE_E_ARGUMENT, "%s: %s is given, format %s has none%s", call,
+                label, out->format->name,
+                out->format->free_group ? " and the descriptor says channel_scale = 0" : "");
     const moe_tensor *t = &source->scale2;
     MOE_TRY(check_parts(t, MOEI_DTYPE_BIT(MOE_F32), out->count, gated, call, label,
                         &out->scale2_parts));
@@ -192,12 +192,12 @@ static moe_status fill_zeros(const moe_matrix_source *source, const moe_gemm_des
                              const char *call, const char *name, moei_matrices *out)
 {
     char label[64];
-    (void)snprintf(label, sizeof label, "%s zero points", name);
-    if (gemm->zero_points == 0) {
-        MOE_REQUIRE(source->zero_points.data == NULL, MOE_E_ARGUMENT,
-                    "%s: %s are given, the descriptor says zero_points = 0", call, label);
+    if (gemm->zero_points == 0 && source->zero_points.data == NULL) {
         return MOE_OK;
     }
+    (void)snprintf(label, sizeof label, "%s zero points", name);
+    MOE_REQUIRE(gemm->zero_points != 0, MOE_E_ARGUMENT,
+                "%s: %s are given, the descriptor says zero_points = 0", call, label);
     const moe_tensor t = moei_tensor_with_experts(&source->zero_points, 3);
     const int64_t groups = moei_i64_ceil_div(out->k, out->block_k);
     const bool narrow = out->format->elem == MOE_UINT4;
@@ -219,12 +219,12 @@ static moe_status fill_bias(const moe_matrix_source *source, const moe_gemm_desc
                             const char *call, const char *name, moei_matrices *out)
 {
     char label[64];
-    (void)snprintf(label, sizeof label, "%s bias", name);
-    if (gemm->bias == 0) {
-        MOE_REQUIRE(source->bias.data == NULL, MOE_E_ARGUMENT,
-                    "%s: %s is given, the descriptor says bias = 0", call, label);
+    if (gemm->bias == 0 && source->bias.data == NULL) {
         return MOE_OK;
     }
+    (void)snprintf(label, sizeof label, "%s bias", name);
+    MOE_REQUIRE(gemm->bias != 0, MOE_E_ARGUMENT, "%s: %s is given, the descriptor says bias = 0",
+                call, label);
     const moe_tensor t = moei_tensor_with_experts(&source->bias, 2);
     const int64_t shape[2] = {out->count, out->n};
     MOE_TRY(moei_tensor_check(&t, call, label, MOEI_DTYPES_FLOAT, 2, shape));
@@ -239,16 +239,16 @@ static moe_status fill_act_scale(const moe_matrix_source *source, const moe_gemm
 {
     char label[64];
     const bool needed = moei_quant_needs_given_scale(&gemm->act);
-    (void)snprintf(label, sizeof label, "%s activation scale", name);
-    MOE_REQUIRE(needed || source->act_scale.data == NULL, MOE_E_ARGUMENT,
-                "%s: %s is given, quantiser %s takes none", call, label,
-                moe_quant_name(gemm->act.spec));
-    if (needed) {
-        const int64_t shape[1] = {1};
-        MOE_TRY(moei_tensor_check(&source->act_scale, call, label, MOEI_DTYPE_BIT(MOE_F32),
-                                  source->act_scale.ndim == 0 ? 0 : 1, shape));
-        out->act_scale = (const float *)(const void *)moei_tensor_data(&source->act_scale);
+    if (!needed && source->act_scale.data == NULL) {
+        return MOE_OK;
     }
+    (void)snprintf(label, sizeof label, "%s activation scale", name);
+    MOE_REQUIRE(needed, MOE_E_ARGUMENT, "%s: %s is given, quantiser %s takes none", call, label,
+                moe_quant_name(gemm->act.spec));
+    const int64_t shape[1] = {1};
+    MOE_TRY(moei_tensor_check(&source->act_scale, call, label, MOEI_DTYPE_BIT(MOE_F32),
+                              source->act_scale.ndim == 0 ? 0 : 1, shape));
+    out->act_scale = (const float *)(const void *)moei_tensor_data(&source->act_scale);
     return MOE_OK;
 }
 

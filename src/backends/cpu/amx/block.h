@@ -1,56 +1,160 @@
 // SPDX-License-Identifier: Apache-2.0
-// Many rows with AMX: a block of rows times a group of panels, some k at a time.
+// Products with AMX: a block of rows times a group of panels, some k at a time.
 //
-// Per step of DEPTH records of k: x of the block is copied, as tiles, once for all panels of the
-// group; then per two strips of outputs, whose weights stay in a first-level cache, over pairs of
-// tiles of rows:
+// Per step of up to DEPTH records of k: x of the block is copied, as tiles, once for all panels of
+// the group; then per two strips of outputs, over pairs of tiles of rows:
 //
-//   32 rows x 32 outputs, per record:  load 2 x, 2 w; multiply 4 times     4 + 2 + 2 tiles
+//   32 rows x 32 outputs, per record:  load 2 x, 2 w; multiply 4 times     4 + 4 tiles
 //
-// Each operand has a tile of its own: one that is loaded again waits for the multiplications
-// before. Sums go to memory and come back between steps, as f32, so that nothing is rounded by it:
-// they are those of one chain over K. Limit: the multiplications; in memory, x once for each group
-// of panels and w once for each block of rows come from a second-level cache.
+// A tile of zeros takes no register of the core, and a core whose other thread is busy has few
+// to spare: so operands are zeroed after their last use, which lets later loads begin (a
+// multiplication then takes 30 to 32 cycles instead of 40). Sums go to memory and come back between
+// steps, as f32, so that nothing is rounded by it: they are those of one chain over K.
+//
+// The weights of the next panel are asked for while this one is multiplied, the first ones while x
+// is copied. Limits: multiplications and, of all operands, the second-level cache; for few rows,
+// memory.
 #ifndef MOEI_BACKENDS_CPU_AMX_BLOCK_H
 #define MOEI_BACKENDS_CPU_AMX_BLOCK_H
 
-#include "backends/cpu/amx/panel.h"
+#include <string.h>
 
-#define DEPTH        16 // records
-#define BLOCK_TILES  6  // of 16 rows
+#include "backends/cpu/amx/tiles.h"
+#include "backends/cpu/packed_walk.h"
+#include "backends/cpu/product.h"
+
+#define PANEL        MOEI_CPU_PANEL
+#define RECORD       MOEI_CPU_RECORD
+#define ROWS         TILE_ROWS
+#define FEW          2  // rows for which vectors do as well as tiles, without their set-up
+#define DEPTH        16 // records of a step, at most
+#define BLOCK_TILES  16 // of rows
 #define BLOCK_ROWS   (BLOCK_TILES * ROWS)
 #define GROUP_PANELS 4
 #define PANEL_STRIPS (PANEL / MOEI_CPU_STRIP)
 #define PAIR         (2 * TILE_BYTES) // of strips
+#define ROWS_AHEAD   4                // whose x or y is asked for
 
 typedef struct amx_block {
     _Alignas(64) uint8_t x[BLOCK_TILES][DEPTH][ROWS][TILE_LINE];
     _Alignas(64) uint8_t w[DEPTH][PAIR]; // where weights are decoded
     _Alignas(64) float acc[GROUP_PANELS][PANEL_STRIPS][BLOCK_TILES][ROWS][MOEI_CPU_STRIP];
-    moei_cpu_columns columns;
+    moei_cpu_columns columns[GROUP_PANELS];
     const moek_ggemm_args *args;
-    const moei_cpu_packed *packed;
+    moei_cpu_packed packed;
     const uint8_t *expert;
     int32_t e;
+    int64_t depth;                // records of a step
+    const uint8_t *ask, *ask_end; // weights that come next
+    int64_t ask_each;             // bytes
 } amx_block;
 
-/// Two strips of a panel as tiles of consecutive records.
-typedef struct w_tiles {
-    const uint8_t *first, *second;
-    int64_t step; // from record to record
-} w_tiles;
+/// Two strips of a panel. Past the last strip that one again: its sums are dropped.
+typedef struct w_pair {
+    const uint8_t *first, *second; // as tiles of consecutive records
+    int64_t step;                  // from record to record, in bytes
+    const uint8_t *from;           // records of the panel
+    int64_t s, width;              // strip; outputs of the panel
+} w_pair;
 
-/// Strips s and s + 1 of a panel `width` outputs wide, records r0 .. r1 - 1. Past the last strip
-/// that one again: its sums are dropped.
-typedef w_tiles weights_fn(amx_block *b, int64_t panel, int64_t width, int64_t s, int64_t r0,
-                           int64_t r1);
+/// What a kernel does with weights and x on the way.
+typedef struct block_ops {
+    /// Strips s and s + 1 of a panel, from record r0 on.
+    w_pair (*pair)(amx_block *b, int64_t panel, int64_t s, int64_t r0);
+    /// Makes the tiles of record r, counted from r0; NULL: they are there.
+    void (*decode)(amx_block *b, const w_pair *w, int64_t r);
+    /// Looks at `k` elements of a row of x; NULL: there is nothing to look at.
+    void (*look)(amx_block *b, const uint8_t *x, int64_t k);
+} block_ops;
 
-// The sums of 16 or (two) 32 rows and two strips go on by `count` records.
-__attribute__((always_inline)) static inline void advance(bool two, bool begin, const uint8_t *x0,
-                                                          const uint8_t *x1, w_tiles w,
-                                                          int64_t count, float *first,
-                                                          float *second)
+// ---- weights -----------------------------------------------------------------------------------
+
+static inline int64_t record_bytes(const amx_block *b, int64_t width)
 {
+    return width * (b->packed.head + b->packed.record);
+}
+
+/// Record r of a panel.
+static inline const uint8_t *record_at(const amx_block *b, int64_t panel, int64_t r)
+{
+    const int64_t width = moei_cpu_panel_width(&b->packed, panel);
+    return b->expert + moei_cpu_group_at(&b->packed, panel, width, 0) + r * record_bytes(b, width);
+}
+
+/// From now on ask_next asks for a step's records of a panel, in `times` parts.
+static inline void ask_for(amx_block *b, int64_t panel, int64_t r0, int64_t times)
+{
+    b->ask = record_at(b, panel, r0);
+    b->ask_end = record_at(b, panel, moei_i64_min(r0 + b->depth, b->packed.records));
+    b->ask_each = moei_i64_round_up(moei_i64_ceil_div(b->ask_end - b->ask, times), MOEI_CPU_LINE);
+}
+
+static inline void ask_next(amx_block *b)
+{
+    const uint8_t *end = b->ask_each < b->ask_end - b->ask ? b->ask + b->ask_each : b->ask_end;
+    for (; b->ask < end; b->ask += MOEI_CPU_LINE) {
+        __builtin_prefetch(b->ask, 0, 2);
+    }
+}
+
+// ---- x -----------------------------------------------------------------------------------------
+
+// One row's part of a tile of each record from r0 on. Past k there are zeros.
+static inline void copy_row(const amx_block *b, const uint8_t *row, int64_t r0, int64_t r1,
+                            uint8_t *to)
+{
+    const int64_t k = b->args->w.k;
+    const int64_t whole = moei_i64_min(r1, k / RECORD);
+    for (int64_t r = r0; r < whole; r++, to += TILE_BYTES) {
+        memcpy(to, row + r * TILE_LINE, TILE_LINE);
+    }
+    if (whole < r1) {
+        memset(to, 0, TILE_LINE);
+        memcpy(to, row + whole * TILE_LINE, (size_t)(2 * (k - whole * RECORD)));
+    }
+}
+
+// Records r0 .. r1 - 1 of rows i0 .. i1 - 1, as tiles. Rows that would fill the last tile are zero.
+__attribute__((always_inline)) static inline void
+copy_x(amx_block *b, const block_ops *ops, int64_t i0, int64_t i1, int64_t r0, int64_t r1)
+{
+    const int64_t k = moei_i64_min(r1 * RECORD, b->args->w.k) - r0 * RECORD;
+    const int64_t rows = moei_i64_round_up(i1 - i0, ROWS);
+    for (int64_t i = 0; i < rows; i++) {
+        uint8_t *to = b->x[i / ROWS][0][0] + i % ROWS * TILE_LINE;
+        if (i0 + i >= i1) {
+            for (int64_t r = r0; r < r1; r++, to += TILE_BYTES) {
+                memset(to, 0, TILE_LINE);
+            }
+            continue;
+        }
+        if (i0 + i + ROWS_AHEAD < i1) {
+            const uint8_t *ahead = moei_x_at(b->args, b->e, i0 + i + ROWS_AHEAD) + r0 * TILE_LINE;
+            for (int64_t at = 0; at < 2 * k; at += TILE_LINE) {
+                __builtin_prefetch(ahead + at);
+            }
+        }
+        const uint8_t *row = moei_x_at(b->args, b->e, i0 + i);
+        ask_next(b);
+        copy_row(b, row, r0, r1, to);
+        if (ops->look != NULL) {
+            ops->look(b, row + r0 * TILE_LINE, k);
+        }
+    }
+    tiles_see(b->x);
+}
+
+// ---- products ----------------------------------------------------------------------------------
+
+// The sums of 16 or (two) 32 rows and two strips go on by `count` records. Strips that are to be
+// decoded are so one record ahead, beside the multiplications.
+__attribute__((always_inline)) static inline void
+advance(amx_block *b, const block_ops *ops, bool decode, bool two, bool begin, const w_pair *w,
+        const uint8_t *x, int64_t count, float *first, float *second)
+{
+    if (decode) {
+        ops->decode(b, w, 0);
+    }
     if (begin) {
         _tile_zero(0);
         _tile_zero(1);
@@ -65,16 +169,24 @@ __attribute__((always_inline)) static inline void advance(bool two, bool begin, 
         }
     }
     for (int64_t r = 0; r < count; r++) {
-        _tile_loadd(6, w.first + r * w.step, TILE_LINE);
-        _tile_loadd(4, x0 + r * TILE_BYTES, TILE_LINE);
+        ask_next(b);
+        if (decode && r + 1 < count) {
+            ops->decode(b, w, r + 1);
+        }
+        _tile_loadd(6, w->first + r * w->step, TILE_LINE);
+        _tile_loadd(4, x + r * TILE_BYTES, TILE_LINE);
         _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, w.second + r * w.step, TILE_LINE);
+        _tile_loadd(7, w->second + r * w->step, TILE_LINE);
         _tile_dpbf16ps(2, 4, 7);
+        _tile_zero(4);
         if (two) {
-            _tile_loadd(5, x1 + r * TILE_BYTES, TILE_LINE);
+            _tile_loadd(5, x + (DEPTH + r) * TILE_BYTES, TILE_LINE);
             _tile_dpbf16ps(1, 5, 6);
             _tile_dpbf16ps(3, 5, 7);
+            _tile_zero(5);
         }
+        _tile_zero(6);
+        _tile_zero(7);
     }
     _tile_stored(0, first, TILE_LINE);
     _tile_stored(2, second, TILE_LINE);
@@ -85,68 +197,109 @@ __attribute__((always_inline)) static inline void advance(bool two, bool begin, 
 }
 
 // All tiles of rows over two strips.
-static inline void advance_rows(amx_block *b, w_tiles w, int64_t high, bool begin, int64_t count,
-                                float (*first)[ROWS][MOEI_CPU_STRIP],
-                                float (*second)[ROWS][MOEI_CPU_STRIP])
+__attribute__((always_inline)) static inline void
+advance_rows(amx_block *b, const block_ops *ops, const w_pair *w, int64_t high, bool begin,
+             int64_t count, float (*first)[ROWS][MOEI_CPU_STRIP],
+             float (*second)[ROWS][MOEI_CPU_STRIP])
 {
-    for (int64_t t = 0; t < high; t += 2) {
-        const uint8_t *x0 = b->x[t][0][0];
-        if (t + 1 < high) {
-            advance(true, begin, x0, b->x[t + 1][0][0], w, count, first[t][0], second[t][0]);
-        } else {
-            advance(false, begin, x0, x0, w, count, first[t][0], second[t][0]);
-        }
+    const bool decode = ops->decode != NULL;
+    int64_t t = 2;
+    if (high == 1) {
+        advance(b, ops, decode, false, begin, w, b->x[0][0][0], count, first[0][0], second[0][0]);
+    } else {
+        advance(b, ops, decode, true, begin, w, b->x[0][0][0], count, first[0][0], second[0][0]);
     }
-}
-
-// The sums of a row to its results. Strips lie apart.
-static inline void finish_panel(amx_block *b, int64_t at, int64_t panel, int64_t i0, int64_t i1,
-                                int64_t n0, int64_t n1)
-{
-    const int64_t first = moei_i64_max(panel * PANEL, n0);
-    const int64_t end = moei_i64_min((panel + 1) * PANEL, n1);
-    moei_cpu_load_columns(&b->args->w, b->e, first, end, &b->columns);
-    for (int64_t i = i0; i < i1; i++) {
-        _Alignas(64) float row[PANEL];
-        const int64_t r = i - i0;
-        for (int64_t s = 0; s < PANEL_STRIPS; s++) {
-            memcpy(row + s * MOEI_CPU_STRIP, b->acc[at][s][r / ROWS][r % ROWS],
-                   MOEI_CPU_STRIP * sizeof row[0]);
-        }
-        moei_cpu_finish(b->args, &b->columns, b->e, i, first, end, row + first - panel * PANEL);
+    for (; t + 1 < high; t += 2) {
+        advance(b, ops, false, true, begin, w, b->x[t][0][0], count, first[t][0], second[t][0]);
+    }
+    if (t < high) {
+        advance(b, ops, false, false, begin, w, b->x[t][0][0], count, first[t][0], second[t][0]);
     }
 }
 
 /// The sums of rows i0 .. i1 - 1, BLOCK_ROWS at most, and of `panels` panels from `panel` on.
-static inline void block_sums(amx_block *b, int64_t i0, int64_t i1, int64_t panel, int64_t panels,
-                              weights_fn *weights)
+/// Panels go on to `end`.
+__attribute__((always_inline)) static inline void block_sums(amx_block *b, const block_ops *ops,
+                                                             int64_t i0, int64_t i1, int64_t panel,
+                                                             int64_t panels, int64_t end)
 {
+    const int64_t records = b->packed.records;
     const int64_t high = moei_i64_ceil_div(i1 - i0, ROWS);
-    for (int64_t r0 = 0; r0 < b->packed->records; r0 += DEPTH) {
-        const int64_t r1 = moei_i64_min(r0 + DEPTH, b->packed->records);
-        for (int64_t t = 0; t < high; t++) {
-            copy_x(b->args, b->e, b->x[t], i0 + t * ROWS, moei_i64_min(ROWS, i1 - i0 - t * ROWS),
-                   r0, r1);
-        }
+    for (int64_t r0 = 0; r0 < records; r0 += b->depth) {
+        const int64_t r1 = moei_i64_min(r0 + b->depth, records);
+        copy_x(b, ops, i0, i1, r0, r1);
         for (int64_t p = 0; p < panels; p++) {
-            const int64_t width = moei_cpu_panel_width(b->packed, panel + p);
-            for (int64_t s = 0; s * MOEI_CPU_STRIP < width; s += 2) {
-                const w_tiles w = weights(b, panel + p, width, s, r0, r1);
-                advance_rows(b, w, high, r0 == 0, r1 - r0, b->acc[p][s], b->acc[p][s + 1]);
+            const int64_t strips = moei_cpu_panel_width(&b->packed, panel + p) / MOEI_CPU_STRIP;
+            const int64_t times = (r1 - r0) * ((high + 1) / 2) * ((strips + 1) / 2);
+            if (p + 1 < panels) {
+                ask_for(b, panel + p + 1, r0, times);
+            } else if (r1 < records) {
+                ask_for(b, panel, r1, times);
+            } else if (panel + panels < end) {
+                ask_for(b, panel + panels, 0, times);
+            }
+            for (int64_t s = 0; s < strips; s += 2) {
+                const w_pair w = ops->pair(b, panel + p, s, r0);
+                advance_rows(b, ops, &w, high, r0 == 0, r1 - r0, b->acc[p][s], b->acc[p][s + 1]);
             }
         }
     }
 }
 
-static inline void block_open(amx_block *b, const moek_ggemm_args *args,
-                              const moei_cpu_packed *packed, int32_t e)
+// Outputs of a panel that are in [n0, n1): [*first, the result).
+static inline int64_t panel_outputs(int64_t panel, int64_t n0, int64_t n1, int64_t *first)
+{
+    *first = moei_i64_max(panel * PANEL, n0);
+    return moei_i64_min((panel + 1) * PANEL, n1);
+}
+
+/// The sums of rows to their results. Strips lie apart.
+static inline void block_finish(amx_block *b, int64_t i0, int64_t i1, int64_t panel, int64_t panels,
+                                int64_t n0, int64_t n1)
+{
+    int64_t first;
+    for (int64_t p = 0; p < panels; p++) {
+        const int64_t end = panel_outputs(panel + p, n0, n1, &first);
+        moei_cpu_load_columns(&b->args->w, b->e, first, end, &b->columns[p]);
+    }
+    const int64_t bytes = moe_dtype_bits(b->args->y_dtype) / 8;
+    const int64_t at = moei_i64_max(panel * PANEL, n0) * bytes;
+    for (int64_t i = i0; i < i1; i++) {
+        const int64_t t = (i - i0) / ROWS;
+        if (i + ROWS_AHEAD < i1) {
+            const uint8_t *y = moei_y_at(b->args, b->e, i + ROWS_AHEAD) + at;
+            for (int64_t p = 0; p < panels * PANEL * bytes; p += MOEI_CPU_LINE) {
+                __builtin_prefetch(y + p, 1);
+            }
+        }
+        for (int64_t p = 0; p < panels; p++) {
+            _Alignas(64) float row[PANEL];
+            const int64_t end = panel_outputs(panel + p, n0, n1, &first);
+            for (int64_t s = 0; s < PANEL_STRIPS; s++) {
+                memcpy(row + s * MOEI_CPU_STRIP, b->acc[p][s][t][(i - i0) % ROWS],
+                       MOEI_CPU_STRIP * sizeof row[0]);
+            }
+            moei_cpu_finish(b->args, &b->columns[p], b->e, i, first, end,
+                            row + first - (panel + p) * PANEL);
+        }
+    }
+}
+
+static inline void block_open(amx_block *b, const moek_ggemm_args *args, int32_t e)
 {
     b->args = args;
-    b->packed = packed;
+    b->packed = moei_cpu_packed_of(&args->w);
     b->expert = args->w.values + (int64_t)e * args->w.value_e_stride;
     b->e = e;
+    const int64_t steps = moei_i64_ceil_div(b->packed.records, DEPTH);
+    b->depth = moei_i64_ceil_div(b->packed.records, steps);
     tiles_begin();
 }
+
+/// The sums of rows i0 .. i1 - 1 and of `panels` panels from `panel` on, those of outputs n0 .. n1
+/// - 1 to their results.
+typedef void group_fn(amx_block *b, int64_t i0, int64_t i1, int64_t panel, int64_t panels,
+                      int64_t n0, int64_t n1);
 
 /// Rows of a block, so that no block has few.
 static inline int64_t block_rows(int64_t rows)
@@ -155,19 +308,22 @@ static inline int64_t block_rows(int64_t rows)
     return moei_i64_round_up(moei_i64_ceil_div(rows, blocks), ROWS);
 }
 
-/// Panels of the group that begins with `panel`, of outputs up to n1.
-static inline int64_t group_of(int64_t panel, int64_t n1)
+__attribute__((always_inline)) static inline void each_group(amx_block *b,
+                                                             const moek_ggemm_args *args, int32_t e,
+                                                             int64_t i0, int64_t i1, int64_t n0,
+                                                             int64_t n1, group_fn *group)
 {
-    return moei_i64_min(GROUP_PANELS, moei_i64_ceil_div(n1, PANEL) - panel);
-}
-
-/// Those sums, which are all of K, to their results.
-static inline void block_finish(amx_block *b, int64_t i0, int64_t i1, int64_t panel, int64_t panels,
-                                int64_t n0, int64_t n1)
-{
-    for (int64_t p = 0; p < panels; p++) {
-        finish_panel(b, p, panel + p, i0, i1, n0, n1);
+    const int64_t step = block_rows(i1 - i0);
+    const int64_t end = moei_i64_ceil_div(n1, PANEL);
+    block_open(b, args, e);
+    ask_for(b, n0 / PANEL, 0, moei_i64_min(step, i1 - i0));
+    for (int64_t i = i0; i < i1; i += step) {
+        for (int64_t panel = n0 / PANEL; panel < end; panel += GROUP_PANELS) {
+            const int64_t panels = moei_i64_min(GROUP_PANELS, end - panel);
+            group(b, i, moei_i64_min(i + step, i1), panel, panels, n0, n1);
+        }
     }
+    _tile_release();
 }
 
 #endif

@@ -12,12 +12,12 @@
 //   run_records  its records as they lie, or staged in a form that tiles take
 //   run_slice    or 32 or 64 k of them, decoded to floats: 16 KiB of L1
 //
-// Up to FEW rows take any record. More rows take pairs and halves in chains of 64 k and more, as
-// they lie or staged: what makes floats of them takes pipes that FMA leaves idle. Shorter chains,
-// and bytes, become floats once for all rows.
+// Rows of one tile take records in any form. Several tiles take forms that are cheap, in chains of
+// 64 k and more, as they lie or staged: what makes floats of them takes pipes that FMA leaves idle.
+// Else weights become floats once for all rows.
 //
-// Limits: one row, 8 bits and more: memory; one row, 4 bits: the vector pipes, 29 operations for 64
-// weights, 8 of them FMA; many rows: FMA. docs/cpu-strict.md counts.
+// Limits: one row: memory, or with AVX2 and 4 bits the vector pipes, 29 operations for 64 weights,
+// 8 of them FMA; many rows: FMA. docs/cpu-strict.md counts.
 #include "backends/cpu/avx/ggemm_any_packed.h"
 
 #include "backends/cpu/avx/ggemm_any_packed_forms.h"
@@ -30,7 +30,7 @@
 static inline void set_zero(job *j, int64_t set, int64_t n, int32_t zero)
 {
     j->zero[set][n] = j->late ? 0 : (int32_t)((uint32_t)zero * 0x01010101u);
-    j->late_zero[set][n] = (float)(j->elem == MOE_U8 ? zero - 128 : zero) * 0x1p24f;
+    j->late_zero[set][n] = (float)(j->elem == MOE_U8 ? zero - 128 : zero) / j->factor;
 }
 
 static void load_zeros(job *j, const uint8_t *zeros, int64_t width)
@@ -39,7 +39,7 @@ static void load_zeros(job *j, const uint8_t *zeros, int64_t width)
     for (int64_t i = 0; i < j->p.sets * width; i++) {
         top = zeros[i] > top ? zeros[i] : top;
     }
-    j->late = j->elem == MOE_U8 || top > BYTE_ZEROS;
+    j->late = j->elem == MOE_U8 || PERMUTES || top > BYTE_ZEROS;
     for (int64_t s = 0; s < j->p.sets; s++) {
         for (int64_t n = 0; n < width; n++) {
             set_zero(j, s, n, zeros[s * width + n]);
@@ -162,15 +162,13 @@ static inline void set_piece(piece *p, job *j, int64_t k0, int64_t k, int64_t co
     p->acc = acc;
 }
 
-// Whether tiles take records, in a form of more than floats. Many rows: not where chains are short,
-// which a tile begins and ends often, nor where zero points differ.
+// Whether tiles take records, in a form of more than floats: where there is one tile of rows.
+// Several: not where chains are short, which a tile begins and ends often, nor where what makes
+// floats of the form is too much to do again.
 static bool takes_records(const job *j)
 {
-    if (!j->x_scaled) {
-        return false;
-    }
-    if (j->rows <= FEW) {
-        return !j->late;
+    if (!j->x_scaled || j->rows <= TILE) {
+        return j->x_scaled;
     }
     return j->length >= SLICE && j->form != BYTES && !j->has_zeros;
 }
@@ -202,8 +200,8 @@ static int64_t until_exact(const job *j, int64_t k, int64_t count)
 // The next records, of `count` elements of k.
 static void run_records(job *j, span *s, int64_t k0, int64_t k, int64_t count, float (*acc)[PANEL])
 {
-    const bool pairs = j->form == NIBBLES && j->rows > FEW;
-    const code_form form = pairs ? PAIRS : j->form;
+    const bool pairs = !PERMUTES && j->form == NIBBLES && j->rows > TILE;
+    const code_form form = pairs ? PAIRS : form_of(j);
     const uint8_t *at[CHUNK / RECORD];
     int64_t slot[CHUNK / RECORD];
     piece pieces[CHUNK / FINE];
@@ -221,6 +219,7 @@ static void run_records(job *j, span *s, int64_t k0, int64_t k, int64_t count, f
         const int64_t left = j->length - ((k + i) & (j->length - 1));
         piece *const p = &pieces[num];
         set_piece(p, j, k0, k + i, moei_i64_min(left, count - i), slot[r] + set, acc);
+        p->zero = j->late_zero[set];
         p->w = at[r] + i % RECORD / 8 * eight_bytes(form);
         p->apart = j->lies ? s->walk.width * j->p.record : STAGED;
     }
@@ -334,8 +333,12 @@ static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, 
     const int32_t zero = format->zero_point > 0 ? format->zero_point : 0;
     j.has_zeros = j.p.head > j.p.sets * j.p.scale;
     j.late = j.elem == MOE_U8;
-    if (j.form == NIBBLES) {
-        make_tables(&j, j.has_zeros ? 0 : zero);
+    for (uint8_t code = 0; code < 16; code++) {
+        j.value[code] =
+            j.elem == MOE_E2M1 ? moei_e2m1_to_f32(code) : (float)(code - (j.has_zeros ? 0 : zero));
+    }
+    if (!PERMUTES && j.form == NIBBLES) {
+        make_tables(&j);
     }
     for (int64_t s = 0; s < HALVES; s++) { // where a group says nothing else
         for (int64_t n = 0; n < PANEL; n++) {
@@ -356,8 +359,16 @@ static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, 
     {                                                                                              \
         run(args, e, i0, i1, n0, n1, length, folds);                                               \
     }
+#if LANES == 16
+CHAIN_KERNEL(any_any_packed__avx512_c256, 256, false)
+CHAIN_KERNEL(any_any_packed__avx512_b16, 16, true)
+CHAIN_KERNEL(any_any_packed__avx512_b32, 32, true)
+CHAIN_KERNEL(any_any_packed__avx512_b64, 64, true)
+CHAIN_KERNEL(any_any_packed__avx512_b128, 128, true)
+#else
 CHAIN_KERNEL(any_any_packed__avx2_c256, 256, false)
 CHAIN_KERNEL(any_any_packed__avx2_b16, 16, true)
 CHAIN_KERNEL(any_any_packed__avx2_b32, 32, true)
 CHAIN_KERNEL(any_any_packed__avx2_b64, 64, true)
 CHAIN_KERNEL(any_any_packed__avx2_b128, 128, true)
+#endif

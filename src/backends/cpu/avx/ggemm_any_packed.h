@@ -24,13 +24,20 @@
 #define STAGED  (PANEL * RECORD * 2 + 192) // bytes; what lies 4 KiB apart is mistaken for the same
 #define BEFORE  64                         // bytes before a staged record, where loads may begin
 
-#define X_SCALE_E2M1 25 // x of e2m1 are multiplied by 2 to minus this
-
-#define FEW  4 // rows that take a record in any form
-#define TILE 6 // rows of a tile
+#define PERMUTES (LANES == 16)          // 16 floats, as many as there are 4-bit codes
+#define TILE     (LANES == 16 ? 12 : 6) // rows
 
 /// What lies where weights are; see ggemm_any_packed_forms.h.
-typedef enum code_form { FLOATS, PAIRS, HALVES_OF_K, BYTES, NIBBLES, NUM_FORMS } code_form;
+typedef enum code_form {
+    FLOATS,
+    PAIRS,
+    HALVES_OF_K,
+    BYTES,
+    BYTES_LESS, // zero points
+    NIBBLES,
+    NIBBLES_LESS,
+    NUM_FORMS
+} code_form;
 
 typedef struct job {
     _Alignas(64) float x[X_ROOM]; // [chunk][row][X_ROW], of what is prepared
@@ -40,7 +47,8 @@ typedef struct job {
     _Alignas(64) float acc[SIDE][MR][PANEL];
     _Alignas(64) float scale[SLOTS][PANEL];      // of groups
     _Alignas(64) int32_t zero[HALVES][PANEL];    // zero points of the group, four times each
-    _Alignas(64) float late_zero[HALVES][PANEL]; // times 2^24, where they do not fit in bytes
+    _Alignas(64) float late_zero[HALVES][PANEL]; // as floats of the form
+    _Alignas(64) float value[16];                // of 4-bit codes
     float x_scale[X_ROOM / FINE];                // [row][chain] of it
     veci code_low, code_high;                    // make_tables
     exact_x exact;                               // where takes_exact
@@ -50,12 +58,12 @@ typedef struct job {
     const uint8_t *expert;
     int32_t e;
     moe_dtype elem;
-    code_form form;      // of few rows
+    code_form form;      // but for zero points
     bool lies;           // that is what records are
     float factor;        // of floats of `form`, or of x
     bool x_scaled;       // x has it
     bool has_zeros;      // in groups
-    bool late;           // late_zero counts, not zero
+    bool late;           // late_zero counts, not zero: it is not in the form
     bool folds, folds_x; // scales of a chain are applied to its sum; x has some
     int64_t length;      // of a chain, a power of two
     int length_bits;
@@ -71,6 +79,7 @@ typedef struct piece {
     const float *x;       // of row 0, at the first k
     const float *scale;   // of the outputs; NULL: sums are added as they are
     const float *x_scale; // of row 0
+    const float *zero;    // of the outputs
     const uint8_t *w;     // the first record in its form, at the first k
     int64_t apart;        // the next record, in bytes
     float (*sum)[PANEL];
@@ -126,9 +135,10 @@ static void find_exact(job *j, int64_t k)
 {
     exact_begin(&j->exact, j->rows);
     const int64_t records = takes_exact(j) ? k / RECORD : 0;
+    const int scale = 127 - (bits_of(j->factor) >> 23); // x are times 2 to minus this
     for (int64_t r = 0; r < records && exact_goes_on(&j->exact); r++) {
         const float *x = j->x + r * RECORD / CHUNK * j->rows * X_ROW + r * RECORD % CHUNK;
-        exact_add(&j->exact, x, X_ROW, j->p.sets == HALVES, X_SCALE_E2M1);
+        exact_add(&j->exact, x, X_ROW, j->p.sets == HALVES, scale);
     }
 }
 

@@ -6,7 +6,10 @@
 //   pairs    two bf16 of a lane: shift, or mask                         bf16
 //   halves   f16 of one k side by side: convert                         f16; 8-bit floats, staged
 //   bytes    four signed bytes of a lane: one to the top, convert       int8; uint8, staged
-//   nibbles  the same, in another order of k                            4 bits, staged
+//   nibbles  AVX-512: eight codes of a lane: shift, permute 16 floats   4 bits
+//            AVX2: bytes in another order of k                          4 bits, staged
+//
+// Bytes and nibbles also less zero points, where the form does not have them: one operation more.
 //
 // Staged: a record is rewritten in that form, 2 or 4 KiB of L1. A byte at the top of a word is 2^24
 // times its value, and 8-bit floats are 2^-8 of theirs in f16; so x is multiplied by the inverse
@@ -15,13 +18,15 @@
 #ifndef MOEI_BACKENDS_CPU_AVX_GGEMM_ANY_PACKED_FORMS_H
 #define MOEI_BACKENDS_CPU_AVX_GGEMM_ANY_PACKED_FORMS_H
 
-#include "backends/cpu/avx/ggemm_any_packed.h"
+#include "backends/cpu/avx/ggemm_any_packed_nibbles.h"
 
 #define BYTE_ZEROS 128 // the largest zero point that leaves a code in a byte
 
 static void choose_form(job *j)
 {
-    j->lies = j->elem == MOE_BF16 || j->elem == MOE_F16 || j->elem == MOE_I8;
+    const bool four_bits = j->elem == MOE_E2M1 || j->elem == MOE_UINT4;
+    j->lies =
+        j->elem == MOE_BF16 || j->elem == MOE_F16 || j->elem == MOE_I8 || (PERMUTES && four_bits);
     switch (j->elem) {
     case MOE_BF16:
         j->form = PAIRS;
@@ -43,14 +48,23 @@ static void choose_form(job *j)
         break;
     default:
         j->form = NIBBLES;
-        j->factor = j->elem == MOE_E2M1 ? 0x1p-25f : 0x1p-24f;
+        j->factor = PERMUTES ? 1.0f : j->elem == MOE_E2M1 ? 0x1p-25f : 0x1p-24f;
         break;
     }
 }
 
+// The form of the next record.
+static code_form form_of(const job *j)
+{
+    if (!j->late) {
+        return j->form;
+    }
+    return j->form == BYTES ? BYTES_LESS : NIBBLES_LESS;
+}
+
 // ---- floats of a form --------------------------------------------------------------------------
 
-// Of a strip: eight k, and one of its vectors.
+// Of a strip: eight k.
 __attribute__((always_inline)) static inline int64_t eight_bytes(code_form form)
 {
     switch (form) {
@@ -59,11 +73,15 @@ __attribute__((always_inline)) static inline int64_t eight_bytes(code_form form)
     case PAIRS:
     case HALVES_OF_K:
         return 8 * STRIP * 2;
+    case NIBBLES:
+    case NIBBLES_LESS:
+        return PERMUTES ? 8 * STRIP / 2 : 8 * STRIP;
     default:
         return 8 * STRIP;
     }
 }
 
+// Of a strip: one of its vectors.
 __attribute__((always_inline)) static inline int64_t vector_bytes(code_form form)
 {
     return form == HALVES_OF_K ? VECTOR / 2 : VECTOR;
@@ -73,6 +91,11 @@ __attribute__((always_inline)) static inline int64_t vector_bytes(code_form form
 __attribute__((always_inline)) static inline int64_t strip_bytes(code_form form)
 {
     return (form == FLOATS ? SLICE : RECORD) / 8 * eight_bytes(form);
+}
+
+__attribute__((always_inline)) static inline bool is_less_zeros(code_form form)
+{
+    return form == BYTES_LESS || form == NIBBLES_LESS;
 }
 
 // Byte b of each lane times 2^24. A staged record has bytes before it.
@@ -92,11 +115,23 @@ __attribute__((always_inline)) static inline vecf byte_of(const uint8_t *from, i
     return V(cvtepi32_ps)(V(shuffle_epi8)(veci_load(from), order));
 }
 
-// A vector of a strip, at element k of eight whose form begins at `from`. 4-bit codes lie as
-// packed.h has them: k + 2 j in nibble j, k + 2 j + 1 in nibble j + 4; low nibbles became one unit
-// of bytes, high ones the next.
+// The 4-bit code of element k of eight, which packed.h has in nibble j for k = 2 j, in nibble j + 4
+// for k = 2 j + 1. Bytes: low nibbles became one unit of them, high ones the next.
+__attribute__((always_inline)) static inline vecf nibble_of(const uint8_t *from, int64_t k,
+                                                            vecf values)
+{
+#if PERMUTES
+    const int by = 4 * (int)(k / 2 + k % 2 * 4);
+    return _mm512_permutexvar_ps(shift_right(veci_load(from), by), values);
+#else
+    (void)values;
+    return byte_of(from + k / 2 % 2 * STRIP * 4, k % 2 * 2 + k / 4, true);
+#endif
+}
+
+// A vector of a strip, at element k of eight whose form begins at `from`. values: of 4-bit codes.
 __attribute__((always_inline)) static inline vecf weight_of(code_form form, const uint8_t *from,
-                                                            int64_t k)
+                                                            int64_t k, vecf values)
 {
     const int64_t unit = STRIP * 4;
     switch (form) {
@@ -108,47 +143,14 @@ __attribute__((always_inline)) static inline vecf weight_of(code_form form, cons
     case HALVES_OF_K:
         return V(cvtph_ps)(halfi_load(from + k * STRIP * 2));
     case BYTES:
+    case BYTES_LESS:
         return byte_of(from + k / 4 * unit, k % 4, false);
     default:
-        return byte_of(from + k / 2 % 2 * unit, k % 2 * 2 + k / 4, true);
+        return nibble_of(from, k, values);
     }
 }
 
 // ---- staging -----------------------------------------------------------------------------------
-
-// 4-bit codes to signed bytes: twice the value of e2m1; others less their zero points.
-__attribute__((always_inline)) static inline void stage_nibbles(const job *j, bool e2m1,
-                                                                const uint8_t *record, uint8_t *to)
-{
-    const veci table =
-        veci_all(_mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12));
-    const veci nibble = V(set1_epi8)(15);
-    const int64_t lines = RECORD / 8;
-    for (int64_t strip = j->first; strip < j->last; strip++) {
-        const uint8_t *from = record + strip * lines * 64;
-        uint8_t *at = to + strip * lines * 128;
-        moei_cpu_ask_ahead(from, lines * 64);
-        for (int64_t line = 0; line < lines; line++) {
-            const int64_t set = j->p.sets == 2 && line >= lines / HALVES ? 1 : 0;
-            UNROLL
-            for (int64_t v = 0; v < VECTORS; v++) {
-                const veci codes = veci_load(from + line * 64 + v * VECTOR);
-                veci low = veci_and(codes, nibble);
-                veci high = veci_and(V(srli_epi16)(codes, 4), nibble);
-                if (e2m1) {
-                    low = V(shuffle_epi8)(table, low);
-                    high = V(shuffle_epi8)(table, high);
-                } else {
-                    const veci zero = veci_load(&j->zero[set][strip * STRIP + v * LANES]);
-                    low = V(sub_epi8)(low, zero);
-                    high = V(sub_epi8)(high, zero);
-                }
-                veci_store(at + line * 128 + v * VECTOR, low);
-                veci_store(at + line * 128 + 64 + v * VECTOR, high);
-            }
-        }
-    }
-}
 
 // Unsigned bytes to signed ones, less 128. Staged bytes of one k lie as 4-bit codes' do.
 static void stage_u8(const job *j, const uint8_t *record, uint8_t *to)
@@ -164,10 +166,8 @@ static void stage_u8(const job *j, const uint8_t *record, uint8_t *to)
 static inline void store_units(uint8_t *to, veci even, veci odd)
 {
 #if LANES == 16
-    _mm256_storeu_si256((__m256i *)(void *)to, low_half(even));
-    _mm256_storeu_si256((__m256i *)(void *)(to + 32), low_half(odd));
-    _mm256_storeu_si256((__m256i *)(void *)(to + 64), high_half(even));
-    _mm256_storeu_si256((__m256i *)(void *)(to + 96), high_half(odd));
+    veci_store(to, _mm512_shuffle_i64x2(even, odd, 0x44)); // low halves
+    veci_store(to + VECTOR, _mm512_shuffle_i64x2(even, odd, 0xEE));
 #else
     veci_store(to, even);
     veci_store(to + VECTOR, odd);
@@ -202,13 +202,20 @@ __attribute__((always_inline)) static inline bool stage_floats(const job *j, boo
 // The record in its form, which lies `to` or is that of the record itself.
 static const uint8_t *stage(const job *j, const uint8_t *record, uint8_t *to)
 {
+    if (j->lies) {
+        if (j->rows > TILE) { // one tile asks for itself
+            const int64_t bytes = STRIP * j->p.record;
+            moei_cpu_ask_ahead(record + j->first * bytes, (j->last - j->first) * bytes);
+        }
+        return record;
+    }
     switch (j->elem) {
     case MOE_E2M1:
         stage_nibbles(j, true, record, to);
-        return to;
+        break;
     case MOE_UINT4:
         stage_nibbles(j, false, record, to);
-        return to;
+        break;
     case MOE_U8:
         stage_u8(j, record, to);
         break;
@@ -216,27 +223,21 @@ static const uint8_t *stage(const job *j, const uint8_t *record, uint8_t *to)
         if (!stage_floats(j, false, false, record, to)) {
             (void)stage_floats(j, false, true, record, to);
         }
-        return to;
-    case MOE_E5M2:
-        (void)stage_floats(j, true, true, record, to);
-        return to;
+        break;
     default:
-        to = NULL;
+        (void)stage_floats(j, true, true, record, to);
         break;
     }
-    if (j->rows > FEW) { // few ask for themselves
-        const int64_t bytes = STRIP * j->p.record;
-        moei_cpu_ask_ahead(record + j->first * bytes, (j->last - j->first) * bytes);
-    }
-    return to != NULL ? to : record;
+    return to;
 }
 
-// The form of a record to floats at k .. k + RECORD - 1 of the slice. late: zero points are
-// subtracted here; times: floats are multiplied by what x was not.
-__attribute__((always_inline)) static inline void
-decode_form(job *j, code_form form, bool late, bool times, const uint8_t *record, int64_t k)
+// The form of a record to floats at k .. k + RECORD - 1 of the slice. times: they are multiplied by
+// what x was not.
+__attribute__((always_inline)) static inline void decode_form(job *j, code_form form, bool times,
+                                                              const uint8_t *record, int64_t k)
 {
     const vecf factor = V(set1_ps)(j->factor);
+    const vecf values = V(load_ps)(j->value);
     for (int64_t strip = j->first; strip < j->last; strip++) {
         const uint8_t *from = record + strip * strip_bytes(form);
         float(*to)[STRIP] = &j->w[strip][k];
@@ -246,8 +247,8 @@ decode_form(job *j, code_form form, bool late, bool times, const uint8_t *record
             for (int64_t i = 0; i < 8; i++) {
                 UNROLL
                 for (int64_t v = 0; v < VECTORS; v++) {
-                    vecf w = weight_of(form, from + v * vector_bytes(form), i);
-                    if (late) {
+                    vecf w = weight_of(form, from + v * vector_bytes(form), i, values);
+                    if (is_less_zeros(form)) {
                         const float *zero = &j->late_zero[set][strip * STRIP + v * LANES];
                         w = V(sub_ps)(w, V(load_ps)(zero));
                     }
@@ -259,101 +260,11 @@ decode_form(job *j, code_form form, bool late, bool times, const uint8_t *record
     }
 }
 
-// ---- 4-bit codes by tables ---------------------------------------------------------------------
-
-// Eight k of a vector of 4-bit codes to pairs of bf16, by two tables.
-__attribute__((always_inline)) static inline void look_up(veci codes, veci table_low,
-                                                          veci table_high, veci pairs[4])
-{
-    const veci nibble = V(set1_epi8)(15);
-    const veci order =
-        veci_all(_mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
-    const veci bytes = V(shuffle_epi8)(codes, order); // k, k + 1, then k + 4, k + 5
-    const veci low = veci_and(bytes, nibble);
-    const veci high = veci_and(V(srli_epi16)(bytes, 4), nibble);
-    const veci low_low = V(shuffle_epi8)(table_low, low);
-    const veci low_high = V(shuffle_epi8)(table_high, low);
-    const veci high_low = V(shuffle_epi8)(table_low, high);
-    const veci high_high = V(shuffle_epi8)(table_high, high);
-    pairs[0] = V(unpacklo_epi8)(low_low, low_high);
-    pairs[1] = V(unpacklo_epi8)(high_low, high_high);
-    pairs[2] = V(unpackhi_epi8)(low_low, low_high);
-    pairs[3] = V(unpackhi_epi8)(high_low, high_high);
-}
-
-// 4-bit codes, whose zero point is in the tables, to a record of pairs.
-static const uint8_t *pair_nibbles(const job *j, const uint8_t *record, uint8_t *to)
-{
-    const veci table_low = j->code_low;
-    const veci table_high = j->code_high;
-    for (int64_t strip = j->first; strip < j->last; strip++) {
-        const uint8_t *from = record + strip * STRIP * RECORD / 2;
-        uint8_t *at = to + strip * STRIP * RECORD * 2;
-        moei_cpu_ask_ahead(from, STRIP * RECORD / 2);
-        for (int64_t line = 0; line < RECORD / 8; line++, from += 64, at += 256) {
-            UNROLL
-            for (int64_t v = 0; v < VECTORS; v++) {
-                veci pairs[4];
-                look_up(veci_load(from + VECTOR * v), table_low, table_high, pairs);
-                UNROLL
-                for (int64_t i = 0; i < 4; i++) {
-                    veci_store(at + 64 * i + VECTOR * v, pairs[i]);
-                }
-            }
-        }
-    }
-    return to;
-}
-
-// The same to floats at k .. of the slice. zeros: less zero points that differ.
-__attribute__((always_inline)) static inline void decode_nibbles(job *j, bool zeros,
-                                                                 const uint8_t *record, int64_t k)
-{
-    const veci table_low = j->code_low;
-    const veci table_high = j->code_high;
-    for (int64_t strip = j->first; strip < j->last; strip++) {
-        const uint8_t *from = record + strip * STRIP * RECORD / 2;
-        moei_cpu_ask_ahead(from, STRIP * RECORD / 2);
-        for (int64_t i = 0; i < VECTORS * RECORD / 8; i++) { // a vector of eight k each
-            const int64_t line = i / VECTORS;
-            const int64_t set = j->p.sets == 2 && line >= RECORD / 8 / HALVES ? 1 : 0;
-            const int64_t n = i % VECTORS * LANES;
-            const vecf zero = V(load_ps)(&j->late_zero[set][strip * STRIP + n]);
-            float(*to)[STRIP] = &j->w[strip][k + line * 8];
-            veci pairs[4];
-            look_up(veci_load(from + i * VECTOR), table_low, table_high, pairs);
-            UNROLL
-            for (int64_t h = 0; h < 4; h++) {
-                const vecf even = low_of(pairs[h]);
-                const vecf odd = high_of(pairs[h]);
-                V(store_ps)(&to[2 * h][n], zeros ? V(sub_ps)(even, zero) : even);
-                V(store_ps)(&to[2 * h + 1][n], zeros ? V(sub_ps)(odd, zero) : odd);
-            }
-        }
-    }
-}
-
-// Bytes of the bf16 that a 4-bit code is in `form`, less the zero point that all of them have.
-static void make_tables(job *j, int32_t zero)
-{
-    _Alignas(16) uint8_t low[16];
-    _Alignas(16) uint8_t high[16];
-    for (uint8_t code = 0; code < 16; code++) {
-        const bool e2m1 = j->elem == MOE_E2M1;
-        const float value = e2m1 ? moei_e2m1_to_f32(code) : (float)(code - zero);
-        const uint16_t bits = moei_f32_to_bf16(value * (e2m1 ? 0x1p25f : 0x1p24f));
-        low[code] = (uint8_t)bits;
-        high[code] = (uint8_t)(bits >> 8);
-    }
-    j->code_low = veci_all(_mm_load_si128((const __m128i *)(const void *)low));
-    j->code_high = veci_all(_mm_load_si128((const __m128i *)(const void *)high));
-}
-
 // A record to floats at k .. of the slice.
 static void decode(job *j, const uint8_t *record, int64_t k)
 {
     const bool times = !j->x_scaled;
-    if (j->form == NIBBLES && !times) {
+    if (!PERMUTES && j->form == NIBBLES && !times) {
         if (j->has_zeros) {
             decode_nibbles(j, true, record, k);
         } else {
@@ -362,18 +273,24 @@ static void decode(job *j, const uint8_t *record, int64_t k)
         return;
     }
     const uint8_t *formed = stage(j, record, j->staged + BEFORE);
-    switch (j->form) {
+    switch (form_of(j)) {
     case PAIRS:
-        decode_form(j, PAIRS, false, false, formed, k);
+        decode_form(j, PAIRS, false, formed, k);
         break;
     case HALVES_OF_K:
-        decode_form(j, HALVES_OF_K, false, times, formed, k);
+        decode_form(j, HALVES_OF_K, times, formed, k);
         break;
     case BYTES:
-        decode_form(j, BYTES, j->late, times, formed, k);
+        decode_form(j, BYTES, times, formed, k);
+        break;
+    case BYTES_LESS:
+        decode_form(j, BYTES_LESS, times, formed, k);
+        break;
+    case NIBBLES:
+        decode_form(j, NIBBLES, !PERMUTES, formed, k);
         break;
     default:
-        decode_form(j, NIBBLES, j->late, true, formed, k);
+        decode_form(j, NIBBLES_LESS, !PERMUTES, formed, k);
         break;
     }
 }

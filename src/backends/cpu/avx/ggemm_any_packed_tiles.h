@@ -6,9 +6,14 @@
 
 #include "backends/cpu/avx/ggemm_any_packed_forms.h"
 
-// Strips side by side: eight chains at least hide an FMA's latency, as long as there are registers.
+// Strips side by side: eight chains at least hide an FMA's latency, as long as there are registers
+// (32, or 16) for their sums, weights and an x.
+#if LANES == 16
+#define ACROSS(rows) ((rows) <= 6 ? 4 : 2)
+#else
 #define ACROSS(rows) ((rows) == 1 ? 4 : (rows) == 2 ? 2 : 1)
-#define MOST_ACROSS  (4 * VECTORS)
+#endif
+#define MOST_ACROSS (4 * VECTORS)
 
 /// Sums of a tile in registers. at: where they lie, PANEL apart.
 __attribute__((always_inline)) static inline void
@@ -80,8 +85,25 @@ __attribute__((always_inline)) static inline void multiply_add(vecf *sum, vecf x
     __asm__("vfmadd231ps %2, %1, %0" : "+v"(*sum) : "v"(x), "v"(w));
 }
 
+// What floats are made of besides the form: values of 4-bit codes, zero points of the outputs.
+typedef struct decoder {
+    code_form form;
+    vecf values;
+    vecf zero[MOST_ACROSS];
+} decoder;
+
+// Vector v of a tile.
+__attribute__((always_inline)) static inline vecf decoded(const decoder *d, const uint8_t *w,
+                                                          int64_t v, int64_t i)
+{
+    const uint8_t *from =
+        w + v / VECTORS * strip_bytes(d->form) + v % VECTORS * vector_bytes(d->form);
+    const vecf weight = weight_of(d->form, from, i, d->values);
+    return is_less_zeros(d->form) ? V(sub_ps)(weight, d->zero[v]) : weight;
+}
+
 // The chains go on by one k, i of a step: what is fewer, x or weights, is held in registers.
-__attribute__((always_inline)) static inline void step(code_form form, int64_t rows,
+__attribute__((always_inline)) static inline void step(const decoder *d, int64_t rows,
                                                        int64_t vectors, const float *x,
                                                        const uint8_t *w, int64_t i,
                                                        vecf s[TILE][MOST_ACROSS])
@@ -89,9 +111,7 @@ __attribute__((always_inline)) static inline void step(code_form form, int64_t r
     if (rows < vectors) {
         UNROLL
         for (int64_t v = 0; v < vectors; v++) {
-            const uint8_t *from =
-                w + v / VECTORS * strip_bytes(form) + v % VECTORS * vector_bytes(form);
-            const vecf wk = weight_of(form, from, i);
+            const vecf wk = decoded(d, w, v, i);
             UNROLL
             for (int64_t r = 0; r < rows; r++) {
                 s[r][v] = V(fmadd_ps)(V(set1_ps)(x[r * X_ROW + i]), wk, s[r][v]);
@@ -102,9 +122,7 @@ __attribute__((always_inline)) static inline void step(code_form form, int64_t r
     vecf wk[MOST_ACROSS];
     UNROLL
     for (int64_t v = 0; v < vectors; v++) {
-        const uint8_t *from =
-            w + v / VECTORS * strip_bytes(form) + v % VECTORS * vector_bytes(form);
-        wk[v] = weight_of(form, from, i);
+        wk[v] = decoded(d, w, v, i);
     }
     UNROLL
     for (int64_t r = 0; r < rows; r++) {
@@ -150,7 +168,17 @@ __attribute__((always_inline)) static inline void tile(const job *j, const piece
     const int64_t part = form == FLOATS ? p.count : moei_i64_min(p.count, RECORD);
     const float *x = p.x + r0 * X_ROW;
     const uint8_t *record = p.w + strip * strip_bytes(form);
-    const bool asks = rows <= FEW && form != FLOATS && j->lies;
+    const bool asks = j->rows <= TILE && form != FLOATS && j->lies;
+    decoder d = {.form = form};
+    if (form == NIBBLES || form == NIBBLES_LESS) {
+        d.values = V(load_ps)(j->value);
+    }
+    if (is_less_zeros(form)) {
+        UNROLL
+        for (int64_t v = 0; v < VECTORS * strips; v++) {
+            d.zero[v] = V(load_ps)(p.zero + strip * STRIP + v * LANES);
+        }
+    }
     vecf s[TILE][MOST_ACROSS];
     open_sums(p.begins, &p.sum[r0][strip * STRIP], rows, VECTORS * strips, s);
     for (int64_t left = p.count; left > 0; left -= part, record += p.apart) {
@@ -161,7 +189,7 @@ __attribute__((always_inline)) static inline void tile(const job *j, const piece
             }
             UNROLL
             for (int64_t i = 0; i < by; i++) {
-                step(form, rows, VECTORS * strips, x, w, i, s);
+                step(&d, rows, VECTORS * strips, x, w, i, s);
             }
         }
     }
@@ -203,27 +231,22 @@ typedef void tiles_fn(const job *j, const piece *p, int64_t num, int64_t r0);
     {                                                                                              \
         tiles(j, p, num, form, r0, rows);                                                          \
     }
-#define EACH_TILE(form)                                                                            \
-    TILES(form, 1)                                                                                 \
-    TILES(form, 2)                                                                                 \
-    TILES(form, 3)                                                                                 \
-    TILES(form, 4)                                                                                 \
-    TILES(form, 5)                                                                                 \
-    TILES(form, 6)
-#define TILE_NAMES(form)                                                                           \
-    {                                                                                              \
-        form##_1, form##_2, form##_3, form##_4, form##_5, form##_6                                 \
-    }
-EACH_TILE(FLOATS)
-EACH_TILE(PAIRS)
-EACH_TILE(HALVES_OF_K)
-EACH_TILE(BYTES)
-EACH_TILE(NIBBLES)
-static tiles_fn *const tile_fns[NUM_FORMS][TILE] = {
-    [FLOATS] = TILE_NAMES(FLOATS),           [PAIRS] = TILE_NAMES(PAIRS),
-    [HALVES_OF_K] = TILE_NAMES(HALVES_OF_K), [BYTES] = TILE_NAMES(BYTES),
-    [NIBBLES] = TILE_NAMES(NIBBLES),
-};
+#if LANES == 16
+#define EACH_ROWS(what, form)                                                                      \
+    what(form, 1) what(form, 2) what(form, 3) what(form, 4) what(form, 5) what(form, 6)            \
+        what(form, 7) what(form, 8) what(form, 9) what(form, 10) what(form, 11) what(form, 12)
+#else
+#define EACH_ROWS(what, form)                                                                      \
+    what(form, 1) what(form, 2) what(form, 3) what(form, 4) what(form, 5) what(form, 6)
+#endif
+#define EACH_FORM(what)                                                                            \
+    what(FLOATS) what(PAIRS) what(HALVES_OF_K) what(BYTES) what(BYTES_LESS) what(NIBBLES)          \
+        what(NIBBLES_LESS)
+#define ALL_TILES(form)       EACH_ROWS(TILES, form)
+#define TILE_NAME(form, rows) form##_##rows,
+#define TILE_NAMES(form)      [form] = {EACH_ROWS(TILE_NAME, form)},
+EACH_FORM(ALL_TILES)
+static tiles_fn *const tile_fns[NUM_FORMS][TILE] = {EACH_FORM(TILE_NAMES)};
 
 // All rows over all pieces; as many rows in every tile, but for one.
 static void all_rows(const job *j, const piece *p, int64_t num, code_form form)
