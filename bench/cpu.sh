@@ -5,6 +5,7 @@
 #   machine     what the machine is: machine.txt
 #   bench       moe bench over the table below: SHAPE-FORMAT.json
 #   scaling     one shape over 1 .. all threads: scaling-FORMAT-TOKENS.json, and a picture, scaling-TOKENS.svg
+#   model       a whole model, one token to a prompt: model-ACTIVATION.json
 #   contention  one token alone, and beside a busy process that is pinned to a CPU: contention-FORMAT-{alone,beside}.json
 #   plot        bench.svg: latency over tokens and the roofline of some of the table's rows
 # Without a step: all of them in this order. bench leaves out what no longer fits into its budget of seconds ($BUDGET), and says so.
@@ -96,6 +97,11 @@ step_contention() {
     trap - EXIT
 }
 
+step_model() {
+    run_bench model-i16b32 "$THREADS" --model models/tiny-gpt-oss --tokens 1,8,64,512
+    run_bench model-none "$THREADS" --model models/tiny-gpt-oss --tokens 1,8,64,512 --activation none
+}
+
 step_plot() {
     local file files=()
     for file in "$RESULTS"/{gpt-oss-20b-mxfp4,qwen3-30b-a3b-mxfp4,qwen3-30b-a3b-bf16,qwen3-30b-a3b-e4m3fn_block}.json; do
@@ -105,10 +111,10 @@ step_plot() {
 }
 
 steps=("$@")
-[ $# -gt 0 ] || steps=(build machine bench scaling contention plot)
+[ $# -gt 0 ] || steps=(build machine bench scaling model contention plot)
 for step in "${steps[@]}"; do
-    [[ " build machine bench scaling contention plot " == *" $step "* ]] || {
-        echo "cpu.sh: \"$step\" is not one of build, machine, bench, scaling, contention, plot" >&2
+    [[ " build machine bench scaling model contention plot " == *" $step "* ]] || {
+        echo "cpu.sh: \"$step\" is not one of build, machine, bench, scaling, model, contention, plot" >&2
         exit 2
     }
 done

@@ -21,7 +21,7 @@ import torch
 import transformers
 
 DECODE_CONTEXT = 256
-SECONDS = 2.0  # of a peer's row in a round
+SECONDS = 1.5  # of a peer's row in a round
 MOST_STEPS = 64  # of a sequence
 
 

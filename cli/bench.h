@@ -26,6 +26,7 @@ typedef struct bench_request {
     int64_t tokens[BENCH_MAX_ROWS];
     int num_rows;
     bool zipf, routing_only, error;
+    bool ceilings;         // measured beside a layer, for floors
     bool both_activations; // a CPU's integer products, too, where the weights allow them
     int64_t repeats, sets; // 0: chosen
     uint64_t seed;

@@ -16,7 +16,7 @@
 typedef struct given {
     const char *shape, *format, *format2, *activation, *glu, *tokens, *routing, *device, *x, *level;
     const char *repeats, *sets, *seed, *json, *threads, *plot, *model, *context;
-    bool routing_only, error, compare;
+    bool routing_only, error, no_floor, compare;
 } given;
 
 static bool refuse(const char *text)
@@ -154,7 +154,7 @@ static bool read_layer(const given *a, bench_request *r)
 static bool check_idle(const given *a, int files)
 {
     const bool form = a->format != NULL || a->format2 != NULL || a->glu != NULL || a->x != NULL ||
-                      a->level != NULL || a->error;
+                      a->level != NULL || a->error || a->no_floor;
     const bool layer = form || a->activation != NULL;
     const bool draws = a->shape != NULL || a->routing != NULL || a->device != NULL ||
                        a->sets != NULL || a->routing_only;
@@ -179,7 +179,7 @@ static bool check_idle(const given *a, int files)
     }
     if (a->routing_only && layer) {
         return refuse("--routing-only runs no product: --format, --format2, --activation, --glu, "
-                      "--x, --det and --error have no effect");
+                      "--x, --det, --error and --no-floor have no effect");
     }
     return true;
 }
@@ -218,6 +218,7 @@ static bool read_request(const given *a, bench_request *r)
     r->json = a->json;
     r->routing_only = a->routing_only;
     r->error = a->error;
+    r->ceilings = !a->routing_only && !a->no_floor;
     r->both_activations = a->activation == NULL && !a->routing_only;
     r->zipf = strcmp(routing, "zipf") == 0;
     if (!r->zipf && strcmp(routing, "uniform") != 0) {
@@ -272,7 +273,7 @@ static bool run_row(const bench_request *r, bench_layer *layer, bench_ceilings *
                 (before = bench_runs(backend)) != NULL &&
                 bench_time(&sets, r->repeats, &seconds, &row.repeats, code);
     ceilings = *last;
-    good = good && (r->routing_only || bench_raise_ceilings(layer->ctx, last, &ceilings, code));
+    good = good && (!r->ceilings || bench_raise_ceilings(layer->ctx, last, &ceilings, code));
     if (good) {
         row.sets = sets.count;
         row.experts_hit = sets.experts_hit;
@@ -308,7 +309,7 @@ static bool run_layer(const bench_request *r, json_t *rows, int *code)
         most = r->tokens[i] > most ? r->tokens[i] : most;
     }
     bool good = bench_layer_open(r, most, &layer, code) &&
-                (r->routing_only || bench_measure_ceilings(layer.ctx, &ceilings, code));
+                (!r->ceilings || bench_measure_ceilings(layer.ctx, &ceilings, code));
     if (good && (r->json == NULL || strcmp(r->json, "-") != 0)) {
         bench_print_head(r, &layer, &ceilings);
     }
@@ -425,6 +426,7 @@ int cmd_bench(int argc, char **argv)
                                   {"context", &a.context, NULL},
                                   {"routing-only", NULL, &a.routing_only},
                                   {"error", NULL, &a.error},
+                                  {"no-floor", NULL, &a.no_floor},
                                   {"compare", NULL, &a.compare},
                                   {NULL, NULL, NULL}};
     bench_request r = {.desc = moe_layer_desc_default()};

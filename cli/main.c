@@ -42,7 +42,8 @@ static const struct {
     {"bench", cmd_bench,
      "moe bench --shape NAME|H,I,E,k --format F [--format2 F] [--activation A[,A]] [--glu NAME]\n"
      "          [--tokens T,T...] [--routing uniform|zipf] [--x DTYPE] [--det L] [--device D]\n"
-     "          [--threads N[,N...]] [--repeats N] [--sets N] [--seed N] [--error] [--json FILE]\n"
+     "          [--threads N[,N...]] [--repeats N] [--sets N] [--seed N] [--error] [--no-floor]\n"
+     "          [--json FILE]\n"
      "moe bench --shape NAME|H,I,E,k --routing-only [--tokens T,T...] ...\n"
      "moe bench --model DIR [--tokens T,T...] [--context N] [--activation A] [--threads N[,N...]]\n"
      "          [--repeats N] [--seed N] [--json FILE]\n"

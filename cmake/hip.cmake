@@ -8,9 +8,13 @@ if(NOT MOE_HIP_CLANG OR NOT MOE_HIP_LLD)
     return()
 endif()
 
+set(MOE_HIP_BUILT "" CACHE PATH "Folder of code objects that another build of these sources made; empty: they are built")
 set(MOE_HIP_ARCHS gfx942 gfx950)
 set(MOE_HIP_SOURCES bodies.hip cdna/ggemm_bf16.hip cdna/ggemm_codes.hip cdna/ggemm_fp4.hip cdna/ggemm_fp8.hip cdna/ggemm_int.hip cdna/probe.hip)
 set(MOE_HIP_FOLDER ${PROJECT_BINARY_DIR}/hip)
+if(MOE_HIP_BUILT)
+    set(MOE_HIP_FOLDER ${MOE_HIP_BUILT})
+endif()
 # Numerics: no contraction, IEEE division and square root (the default), subnormals kept (numerics/hd.h).
 # The last two let code that reads many arguments do with the registers that there are.
 set(MOE_HIP_FLAGS -x hip -nogpuinc -nogpulib --offload-device-only --no-gpu-bundle-output -O3 -std=c++17
@@ -26,13 +30,16 @@ foreach(source IN LISTS MOE_HIP_SOURCES)
     cmake_path(GET source STEM name)
     foreach(arch IN LISTS MOE_HIP_ARCHS)
         set(object ${MOE_HIP_FOLDER}/${name}.${arch}.hsaco)
+        list(APPEND MOE_HIP_OBJECTS ${object})
+        if(MOE_HIP_BUILT)
+            continue()
+        endif()
         add_custom_command(OUTPUT ${object}
             COMMAND ${MOE_HIP_CLANG} ${MOE_HIP_FLAGS} --offload-arch=${arch} --ld-path=${MOE_HIP_LLD}
                 -I${PROJECT_SOURCE_DIR}/include -I${PROJECT_SOURCE_DIR}/src -I${PROJECT_BINARY_DIR}/generated
                 -Xclang -dependency-file -Xclang ${object}.d -Xclang -MT -Xclang ${object} -o ${object} ${PROJECT_SOURCE_DIR}/src/backends/hip/${source}
             DEPENDS ${PROJECT_SOURCE_DIR}/src/backends/hip/${source} DEPFILE ${object}.d
             COMMENT "Building ${name}.${arch}.hsaco" VERBATIM)
-        list(APPEND MOE_HIP_OBJECTS ${object})
     endforeach()
 endforeach()
 add_custom_target(moe_hip_objects DEPENDS ${MOE_HIP_OBJECTS})

@@ -1,18 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-#define _DEFAULT_SOURCE
 #include "model/device.h"
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 
 #include "model/check.h"
 #include "model/decoder.h"
 
-#define ALIGN     256 // what moe_memory_alloc gives, tensors and workspace alike
-#define HUGE_PAGE ((size_t)2 << 20)
+#define ALIGN 256 // what moe_memory_alloc gives, tensors and workspace alike
 
 // The views of moe_run_args in their order: what a run reads, then from `out` on what it writes.
 #define VIEW(name) ((offsetof(moe_run_args, name) - offsetof(moe_run_args, x)) / sizeof(moe_tensor))
@@ -92,24 +89,13 @@ moe_status moem_device_open(const moe_context *host, moe_device_type device, moe
     return moe_context_create(&desc, out);
 }
 
-// Weights are read end to end, so pages as large as can be save lookups of addresses. Where the
-// system has none to give, small ones do.
-static void *allocate_weights(size_t bytes, size_t align)
-{
-    void *memory = moem_allocate(bytes, bytes >= HUGE_PAGE ? HUGE_PAGE : align);
-    if (memory != NULL && bytes >= HUGE_PAGE) {
-        (void)madvise(memory, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
-    }
-    return memory;
-}
-
 static moe_status take_memory(const moe_context *device, size_t align, moem_weights *out)
 {
     out->device = device;
     if (device != NULL) {
         return moe_memory_alloc(device, out->bytes, &out->memory);
     }
-    out->memory = allocate_weights(out->bytes, align);
+    out->memory = moem_allocate(out->bytes, align);
     MOEM_REQUIRE(out->memory != NULL, MOE_E_NO_MEMORY, "no memory for %zu bytes of weights",
                  out->bytes);
     return MOE_OK;

@@ -22,7 +22,8 @@ typedef struct moe_allocator {
 typedef void (*moe_task_fn)(void *arg, size_t index);
 
 /// The caller's threads. parallel_for returns after every index has run; it may run them all on
-/// the calling thread. It must not fail. size is the number of threads that may work at once.
+/// the calling thread, and should do so where it is called from one of its tasks or by two threads
+/// at once. It must not fail. size is the number of threads that may work at once.
 typedef struct moe_thread_pool {
     void *self;
     size_t (*size)(void *self);

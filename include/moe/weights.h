@@ -52,17 +52,19 @@ static inline moe_weights_source moe_weights_source_default(void)
 MOE_API moe_status moe_weights_bytes(const moe_plan *plan, size_t *bytes, size_t *align);
 
 /// Makes empty packed weights in the caller's memory, which must outlive them and be of the
-/// plan's device. Errors: ARGUMENT, ALIGNMENT, NO_MEMORY. Since 0.1.
+/// plan's device. Of host memory the system is asked for huge pages (madvise), best where nothing
+/// has been written yet. Errors: ARGUMENT, ALIGNMENT, NO_MEMORY. Since 0.1.
 MOE_API moe_status moe_weights_create(const moe_plan *plan, void *memory, size_t bytes,
                                       moe_weights **out);
 
 /// The tensors of `source` lie in host memory, whatever the plan's device.
 /// Copies experts [first, first + n) of `source` (n from the views) into the plan's layout, and
 /// the layer's other tensors where given. Scales that are not finite are refused, naming
-/// tensor, expert and index; a NaN among the codes stays one and shows in the output. May be called
-/// for different experts from several threads. Where a packed layout cannot keep an element (VALUE,
-/// naming it), its expert stays as it was; those before it have been packed.
-/// Errors: ARGUMENT, SHAPE, DTYPE, VALUE. Since 0.1.
+/// tensor, expert and index; a NaN among the codes stays one and shows in the output. The threads
+/// of the plan's context share an expert, and on the CPU nothing of it is held besides. May be
+/// called for different experts from several threads. Where a packed layout cannot keep an element
+/// (VALUE, naming it), its expert stays as it was; those before it have been packed. Errors:
+/// ARGUMENT, SHAPE, DTYPE, VALUE. Since 0.1.
 MOE_API moe_status moe_weights_pack(moe_weights *weights, int32_t first,
                                     const moe_weights_source *source);
 

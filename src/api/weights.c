@@ -6,6 +6,7 @@
 #include <stdio.h>
 
 #include "api/weights_internal.h"
+#include "backends/backends.h"
 #include "quant/elements.h"
 
 // ---- checks of scales --------------------------------------------------------------------------
@@ -316,11 +317,71 @@ static moe_status pack_stage(moei_stage *stage, int32_t e, const char *call, con
     return moe_fail(status, "%s: %s of expert %d: %s", call, name, (int)e, reason);
 }
 
-// Copies an expert of a source on the host to packed memory: what is given of it, or nothing.
+#define PACK_SHARES 4 // parts of an expert per thread
+
+/// A matrix on its way from a source on the host straight into its place: nothing of it is held
+/// between.
+typedef struct packing {
+    moei_pack_part_fn *fn; // NULL: rows are copied
+    moei_matrices from;
+    const moei_matrices *stack;
+    int32_t expert;
+    int64_t parts;
+} packing;
+
+static void pack_task(void *arg, size_t index)
+{
+    const packing *p = arg;
+    const int64_t part = (int64_t)index;
+    if (p->fn == NULL) {
+        moei_copy_part(&p->from, 0, p->stack, p->expert, part, p->parts);
+        return;
+    }
+    p->fn(&p->from, part, p->parts,
+          (uint8_t *)(uintptr_t)p->stack->values + p->expert * p->stack->value_e_stride);
+    if (part == 0) {
+        moei_copy_beside(&p->from, 0, p->stack, p->expert);
+    }
+}
+
+// An expert as the packer reads it: what the packed stack is, where the source lies.
+static moei_matrices as_source(const moei_matrices *stack, const moei_matrices *expert)
+{
+    moei_matrices m = *expert;
+    m.scale_e_stride = stack->scale_e_stride; // says that there are some
+    m.zero_e_stride = stack->zero_e_stride;
+    return m;
+}
+
+static void pack_in_place(const moe_context *ctx, moei_pack_part_fn *fn,
+                          const moei_matrices *source, int32_t se, const moei_matrices *stack,
+                          int32_t de)
+{
+    const moei_matrices expert = moei_expert_of(source, se);
+    packing p = {.fn = fn,
+                 .from = fn != NULL ? as_source(stack, &expert) : expert,
+                 .stack = stack,
+                 .expert = de,
+                 .parts = ctx->num_threads > 1 ? (int64_t)PACK_SHARES * ctx->num_threads : 1};
+    moei_parallel_for(&ctx->pool, (size_t)p.parts, pack_task, &p);
+}
+
+// Whether a matrix can be packed in place, and by what.
+static bool packs_in_place(const moe_context *ctx, const moei_matrices *stack,
+                           moei_pack_part_fn **fn)
+{
+    const bool packed = stack->layout == MOEI_LAYOUT_PACKED;
+    *fn = packed ? moei_backend_pack_part(ctx->backend) : NULL;
+    return ctx->backend->host_memory && (!packed || *fn != NULL);
+}
+
+// Packs an expert of a source on the host: what is given of it, or nothing.
 static moe_status put_expert(const moe_weights *w, const checked_source *s, bool shared, int32_t se,
                              int32_t de, const char *call)
 {
     const moei_mlp *mlp = shared ? &w->plan->shared : &w->plan->routed;
+    const moe_context *ctx = w->plan->ctx;
+    moei_pack_part_fn *fn;
     moei_stage stages[2];
     int begun = 0;
     moe_status status = MOE_OK;
@@ -328,13 +389,18 @@ static moe_status put_expert(const moe_weights *w, const checked_source *s, bool
         if (!(shared ? s->has_shared : s->has_gemm)[g]) {
             continue;
         }
+        const moei_matrices *source = shared ? &s->shared[g] : &s->gemm[g];
+        const moei_matrices *stack = shared ? &w->shared[g] : &w->gemm[g];
+        if (packs_in_place(ctx, stack, &fn)) {
+            pack_in_place(ctx, fn, source, se, stack, de);
+            continue;
+        }
         moei_stage *stage = &stages[begun];
-        status =
-            moei_stage_begin(w->plan->ctx, mlp->kernel[g], shared ? &w->shared[g] : &w->gemm[g], de,
-                             MOEI_ON_DEVICE, MOEI_PARTS_EXPERT, false, call, stage);
+        status = moei_stage_begin(ctx, mlp->kernel[g], stack, de, MOEI_ON_DEVICE, MOEI_PARTS_EXPERT,
+                                  false, call, stage);
         if (status == MOE_OK) {
             begun++;
-            moei_copy_expert(shared ? &s->shared[g] : &s->gemm[g], se, &stage->m, 0);
+            moei_copy_expert(source, se, &stage->m, 0);
             status = pack_stage(stage, de, call, stack_names[shared ? 2 + g : g]);
         }
     }

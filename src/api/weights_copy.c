@@ -4,7 +4,8 @@
 #include "api/weights_internal.h"
 #include "quant/elements.h"
 
-static void copy_values(const moei_matrices *s, int32_t se, const moei_matrices *d, int32_t de)
+static void copy_values(const moei_matrices *s, int32_t se, const moei_matrices *d, int32_t de,
+                        int64_t part, int64_t parts)
 {
     const bool transposed = s->value_k_stride != 0;
     const int64_t rows = transposed ? s->k : s->n;
@@ -13,7 +14,7 @@ static void copy_values(const moei_matrices *s, int32_t se, const moei_matrices 
     const int64_t d_step = transposed ? d->value_k_stride : d->value_n_stride;
     const uint8_t *from = s->values + se * s->value_e_stride;
     uint8_t *to = (uint8_t *)(uintptr_t)d->values + de * d->value_e_stride;
-    for (int64_t r = 0; r < rows; r++) {
+    for (int64_t r = part * rows / parts; r < (part + 1) * rows / parts; r++) {
         memcpy(to + r * d_step, from + r * s_step, bytes);
     }
 }
@@ -85,12 +86,8 @@ static void copy_bias(const moei_matrices *s, int32_t se, const moei_matrices *d
     }
 }
 
-void moei_copy_expert(const moei_matrices *s, int32_t se, const moei_matrices *d, int32_t de)
+void moei_copy_beside(const moei_matrices *s, int32_t se, const moei_matrices *d, int32_t de)
 {
-    copy_values(s, se, d, de);
-    if (s->scales != NULL) {
-        copy_scales(s, se, d, de);
-    }
     if (s->scale2 != NULL) {
         for (int32_t p = 0; p < d->scale2_parts; p++) {
             const int32_t from = s->scale2_parts == 1 ? 0 : p;
@@ -98,12 +95,30 @@ void moei_copy_expert(const moei_matrices *s, int32_t se, const moei_matrices *d
             memcpy(to, s->scale2 + se * s->scale2_e_stride + from, sizeof(float));
         }
     }
-    if (s->zeros != NULL) {
-        copy_zeros(s, se, d, de);
-    }
     if (s->bias != NULL) {
         copy_bias(s, se, d, de);
     }
+}
+
+void moei_copy_part(const moei_matrices *s, int32_t se, const moei_matrices *d, int32_t de,
+                    int64_t part, int64_t parts)
+{
+    copy_values(s, se, d, de, part, parts);
+    if (part > 0) {
+        return;
+    }
+    if (s->scales != NULL) {
+        copy_scales(s, se, d, de);
+    }
+    if (s->zeros != NULL) {
+        copy_zeros(s, se, d, de);
+    }
+    moei_copy_beside(s, se, d, de);
+}
+
+void moei_copy_expert(const moei_matrices *s, int32_t se, const moei_matrices *d, int32_t de)
+{
+    moei_copy_part(s, se, d, de, 0, 1);
 }
 
 // Rounds to nearest even where the target is narrower.

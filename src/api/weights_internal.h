@@ -85,7 +85,14 @@ moe_status moei_get_bytes(const moe_context *ctx, void *to, const void *from, si
 /// source narrower than the packed f32 widens exactly.
 void moei_copy_expert(const moei_matrices *s, int32_t se, const moei_matrices *d, int32_t de);
 
-/// The same for a linear map in floats of any type; nothing where the target is absent.
+/// Part `part` of `parts` of that; parts may run at the same time.
+void moei_copy_part(const moei_matrices *s, int32_t se, const moei_matrices *d, int32_t de,
+                    int64_t part, int64_t parts);
+
+/// Of moei_copy_expert, what a packed block does not hold: second-level scales and biases.
+void moei_copy_beside(const moei_matrices *s, int32_t se, const moei_matrices *d, int32_t de);
+
+/// moei_copy_expert for a linear map in floats of any type; nothing where the target is absent.
 void moei_copy_linear(const moei_matrices *from, const moei_matrices *to);
 
 #endif

@@ -2,9 +2,11 @@
 // Where packed weights lie: one walk over the plan's matrices that measures or places. Most kernels
 // read canonical matrices, so packed form is canonical and compact; those that read another layout
 // say how large an expert is.
+#define _DEFAULT_SOURCE // madvise
 #include <string.h>
 
 #include "api/weights_internal.h"
+#include "core/huge.h"
 #include "quant/elements.h"
 
 // A stack's formats, sizes and strides, canonical and compact; no pointers.
@@ -184,6 +186,9 @@ moe_status moe_weights_create(const moe_plan *plan, void *memory, size_t bytes, 
     moe_weights *w = NULL;
     MOE_TRY(moei_weights_allocate(plan, call, &w));
     (void)moei_weights_place(plan, memory, w);
+    if (plan->ctx->backend->host_memory) {
+        moei_ask_huge_pages(memory, need);
+    }
     *out = w;
     return MOE_OK;
 }

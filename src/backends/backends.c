@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "backends/backends.h"
 
+#include "backends/cpu/cpu.h"
+#include "backends/cpu/packed.h"
+
 #define MOE_BACKEND(name) extern const moei_backend moei_backend_##name;
 #include "backends/backends.def"
 #undef MOE_BACKEND
@@ -25,4 +28,9 @@ const moei_backend *moei_backend_for(moe_device_type device)
         }
     }
     return NULL;
+}
+
+moei_pack_part_fn *moei_backend_pack_part(const moei_backend *backend)
+{
+    return backend->pack == moei_cpu_pack ? moei_cpu_pack_part : NULL;
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The default thread pool: workers claim indices from one counter, spin a few microseconds for the
-// next job, then sleep on a futex.
+// next job, then sleep on a futex. Where there are more of them than CPUs, they sleep at once: who
+// spins then keeps a CPU from one that works.
 //
 // A job is open while the OPEN bit of its slot's `state` is set; the low bits count the workers
 // inside it. A worker that sleeps through a job never joins it and never delays it: the caller
@@ -51,6 +52,7 @@ struct moei_pool {
     const moe_allocator *allocator;
     size_t bytes;
     int workers;
+    int spins;
     unsigned born;        // fork generation
     atomic_uint numbered; // workers that have taken their number
     atomic_uint busy;
@@ -154,7 +156,7 @@ static void *worker(void *argument)
     unsigned seen = 0;
     for (;;) {
         unsigned now = atomic_load_explicit(&pool->generation, memory_order_acquire);
-        for (int spin = 0; now == seen && spin < SPINS; spin++) {
+        for (int spin = 0; now == seen && spin < pool->spins; spin++) {
             relax();
             now = atomic_load_explicit(&pool->generation, memory_order_acquire);
         }
@@ -357,6 +359,7 @@ moe_status moei_pool_create(const moe_allocator *allocator, int threads, moei_po
     memset(pool, 0, bytes);
     pool->allocator = allocator;
     pool->bytes = bytes;
+    pool->spins = threads <= moei_cpu_count() ? SPINS : 0;
     pool->born = atomic_load_explicit(&fork_generation, memory_order_relaxed);
     for (int i = 0; i < threads - 1; i++) {
         const int error = pthread_create(&pool->threads[i], NULL, worker, pool);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// From a layer's tensors to weights: where they lie, or packed one expert at a time. Dialects
-// differ here in four ways only: gate and up joined or apart, codes in words, second-level scales
-// that divide, and zero points packed along the rows.
+// From a layer's tensors to weights: where they lie, or packed, one expert at a time by all
+// threads: from where it lies, or gathered first, so that no more than an expert is held besides.
+// Dialects differ here in four ways only: gate and up joined or apart, codes in words, second-level
+// scales that divide, and zero points packed along the rows.
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,10 +17,12 @@
 
 #define ALIGN 64 // of each view in scratch
 
-/// Scratch for one expert: measured with a NULL base, then placed.
+/// Scratch for one expert: measured with a NULL base; then placed, with shares = 0, which fills
+/// what is small; then filled, share by share, in any order.
 struct scratch {
     unsigned char *base;
     size_t used;
+    size_t share, shares;
 };
 
 /// What the making of one product's source shares.
@@ -39,6 +42,26 @@ static unsigned char *take(struct scratch *s, size_t bytes)
     const size_t at = moei_size_align(s->used, ALIGN);
     s->used = moei_size_add(at, bytes);
     return s->base == NULL ? NULL : s->base + at;
+}
+
+static bool is_placing(const struct scratch *s)
+{
+    return s->base != NULL && s->shares == 0;
+}
+
+static bool is_filling(const struct scratch *s)
+{
+    return s->base != NULL && s->shares > 0;
+}
+
+// The share's part of `count` things, in steps.
+static void share_of(const struct scratch *s, size_t count, size_t step, size_t *begin, size_t *end)
+{
+    const size_t steps = count / step + (count % step != 0);
+    *begin = steps * s->share / s->shares * step;
+    *end = steps * (s->share + 1) / s->shares * step;
+    *end = *end < count ? *end : count;
+    *begin = *begin < *end ? *begin : *end;
 }
 
 static unsigned char *data_of(const moe_tensor *t)
@@ -81,6 +104,8 @@ static moe_tensor reshaped(const void *data, moe_dtype dtype, int64_t d0, int64_
     return moe_tensor_3d(data, dtype, d0, d1, d2);
 }
 
+#define COPY_STEP 4096 // bytes
+
 // The parts' bytes one after the other in scratch, or where they lie if there is one.
 static moe_status joined(const struct filling *f, int role, unsigned char **out, size_t *bytes,
                          moe_dtype *dtype)
@@ -99,8 +124,39 @@ static moe_status joined(const struct filling *f, int role, unsigned char **out,
         return MOE_OK;
     }
     *out = take(f->scratch, *bytes);
-    for (int i = 0; *out != NULL && i < f->parts; i++) {
-        memcpy(*out + (i > 0 ? size[0] : 0), data_of(&t[i]), size[i]);
+    for (int i = 0; i < f->parts; i++) {
+        size_t begin = 0;
+        size_t end = 0;
+        if (role == MOE_ROLE_SCALE2 && is_placing(f->scratch)) { // read while placing
+            end = size[i];
+        } else if (role != MOE_ROLE_SCALE2 && is_filling(f->scratch)) {
+            share_of(f->scratch, size[i], COPY_STEP, &begin, &end);
+        }
+        if (end > begin) {
+            memcpy(*out + (i > 0 ? size[0] : 0) + begin, data_of(&t[i]) + begin, end - begin);
+        }
+    }
+    return MOE_OK;
+}
+
+// Rows [r0, r1) of words to canonical bytes.
+static moe_status convert_words(const moe_tensor *words, int bits, int64_t k, int64_t r0,
+                                int64_t r1, unsigned char *to)
+{
+    const int64_t row_bytes = moei_i64_ceil_div(k * bits, 8);
+    if (bits == 4) {
+        const moe_tensor dst = moe_tensor_2d(to + r0 * row_bytes, MOE_U8, r1 - r0, row_bytes);
+        moe_tensor src = *words;
+        src.byte_offset += (uint64_t)(bytes_of(words) / (size_t)words->shape[0] * (size_t)r0);
+        src.shape[0] = r1 - r0;
+        return moe_layout_int4_values(MOE_INT4_COMPRESSED_TENSORS, &src, MOE_INT4_CANONICAL, &dst);
+    }
+    const unsigned char *from = data_of(words);
+    const int64_t step = moei_i64_ceil_div(k, 4) * 4;
+    for (int64_t r = r0; r < r1; r++) {
+        for (int64_t i = 0; i < k; i++) {
+            to[r * row_bytes + i] = from[r * step + i] ^ 0x80;
+        }
     }
     return MOE_OK;
 }
@@ -113,24 +169,16 @@ static moe_status fill_words(const struct filling *f, int64_t rows, moe_tensor *
     const int64_t row_bytes = moei_i64_ceil_div(p->k * bits, 8);
     unsigned char *to = take(f->scratch, moei_size_mul((size_t)rows, (size_t)row_bytes));
     *out = reshaped(to, MOE_U8, 1, rows, row_bytes);
-    for (int i = 0; to != NULL && i < f->parts; i++) {
+    for (int i = 0; is_filling(f->scratch) && i < f->parts; i++) {
         moe_tensor words;
-        const int64_t n = p->rows[i];
+        size_t begin;
+        size_t end;
         MOE_TRY(expert_view(f, i, f->stack->dialect->role[MOE_ROLE_VALUES], &words));
-        if (bits == 4) {
-            const moe_tensor dst = moe_tensor_2d(to, MOE_U8, n, row_bytes);
-            MOE_TRY(moe_layout_int4_values(MOE_INT4_COMPRESSED_TENSORS, &words, MOE_INT4_CANONICAL,
-                                           &dst));
-        } else {
-            const unsigned char *from = data_of(&words);
-            const int64_t step = moei_i64_ceil_div(p->k, 4) * 4;
-            for (int64_t r = 0; r < n; r++) {
-                for (int64_t k = 0; k < p->k; k++) {
-                    to[r * row_bytes + k] = from[r * step + k] ^ 0x80;
-                }
-            }
+        share_of(f->scratch, (size_t)p->rows[i], 8, &begin, &end);
+        if (end > begin) {
+            MOE_TRY(convert_words(&words, bits, p->k, (int64_t)begin, (int64_t)end, to));
         }
-        to += n * row_bytes;
+        to += p->rows[i] * row_bytes;
     }
     return MOE_OK;
 }
@@ -195,7 +243,7 @@ static moe_status fill_scale2(const struct filling *f, moe_tensor *out)
     const int64_t each = (int64_t)(size / sizeof(float)) / count;
     if (row->scale2_divides) {
         unsigned char *to = take(f->scratch, size);
-        for (size_t i = 0; to != NULL && i < size; i += sizeof(float)) {
+        for (size_t i = 0; is_placing(f->scratch) && i < size; i += sizeof(float)) {
             float value;
             memcpy(&value, bytes + i, sizeof value);
             value = 1.0f / value;
@@ -216,7 +264,7 @@ static moe_status fill_zeros(const struct filling *f, int64_t rows, moe_tensor *
     const int64_t groups = moei_i64_ceil_div(p->k, p->group);
     unsigned char *to = take(f->scratch, moei_size_mul((size_t)rows, (size_t)groups));
     *out = reshaped(to, MOE_U8, 1, rows, groups);
-    for (int i = 0; to != NULL && i < f->parts; i++) {
+    for (int i = 0; is_placing(f->scratch) && i < f->parts; i++) {
         moe_tensor words;
         const moe_tensor dst = moe_tensor_2d(to, MOE_U8, p->rows[i], groups);
         MOE_TRY(expert_view(f, i, f->stack->dialect->role[MOE_ROLE_ZERO_POINTS], &words));
@@ -396,7 +444,7 @@ static void fill_linears(const moe_checkpoint_layer *layer, moe_weights_source *
 static moe_status wrap(const moe_checkpoint_layer *layer, const moe_plan *plan, const char *call,
                        const struct act_scales *scales, moe_weights **out)
 {
-    struct scratch none = {NULL, 0};
+    struct scratch none = {.base = NULL};
     moe_weights_source source = moe_weights_source_default();
     const struct moei_stack *stacks[] = {&layer->routed, &layer->shared};
     for (int s = 0; s < 2; s++) {
@@ -450,20 +498,79 @@ moe_status moe_checkpoint_layer_wraps(const moe_checkpoint_layer *layer, const m
     return MOE_OK;
 }
 
-// Packs one expert of a stack; what `scratch` cannot hold is only measured.
-static moe_status pack_expert(const moe_checkpoint_layer *layer, const char *call, bool shared,
-                              int32_t expert, const struct act_scales *scales,
-                              struct scratch *scratch, moe_weights *weights)
+/// The packing of a layer.
+struct packing {
+    const moe_checkpoint_layer *layer;
+    const moe_plan *plan;
+    const char *call;
+    struct act_scales scales;
+    moe_weights *weights;
+    size_t threads;
+    unsigned char *scratch; // of an expert; NULL: everything lies ready
+    struct share *shares;   // [threads]
+};
+
+/// What a thread has to say of its share of an expert.
+struct share {
+    moe_status status;
+    char message[512];
+};
+
+static moe_status first_failure(const struct packing *p)
 {
-    moe_weights_source source = moe_weights_source_default();
-    moe_matrix_source *to = shared ? source.shared : source.gemm;
-    const struct moei_stack *stack = shared ? &layer->shared : &layer->routed;
-    scratch->used = 0;
-    for (int g = 0; g < 2; g++) {
-        MOE_TRY(fill_matrix(layer, call, stack, expert, g, scratch, &to[g]));
+    for (size_t i = 0; i < p->threads; i++) {
+        if (p->shares[i].status != MOE_OK) {
+            return moe_fail(p->shares[i].status, "%s", p->shares[i].message);
+        }
     }
-    give_act_scales(scales, shared ? 2 : 0, to);
-    return weights == NULL ? MOE_OK : moe_weights_pack(weights, shared ? 0 : expert, &source);
+    return MOE_OK;
+}
+
+static moe_status fill_expert(const struct packing *p, bool shared, int32_t expert,
+                              struct scratch *scratch, moe_weights_source *out)
+{
+    const struct moei_stack *stack = shared ? &p->layer->shared : &p->layer->routed;
+    moe_matrix_source *to = shared ? out->shared : out->gemm;
+    *out = moe_weights_source_default();
+    for (int g = 0; g < 2; g++) {
+        MOE_TRY(fill_matrix(p->layer, p->call, stack, expert, g, scratch, &to[g]));
+    }
+    give_act_scales(&p->scales, shared ? 2 : 0, to);
+    return MOE_OK;
+}
+
+/// The gathering of an expert.
+struct gathering {
+    const struct packing *packing;
+    bool shared;
+    int32_t expert;
+};
+
+static void gather_share(void *arg, size_t i)
+{
+    const struct gathering *g = arg;
+    const struct packing *p = g->packing;
+    struct scratch scratch = {p->scratch, 0, i, p->threads};
+    moe_weights_source source;
+    struct share *own = &p->shares[i];
+    own->status = fill_expert(p, g->shared, g->expert, &scratch, &source);
+    if (own->status != MOE_OK) { // said on this thread
+        (void)snprintf(own->message, sizeof own->message, "%s", moe_last_error());
+    }
+}
+
+static moe_status pack_expert(const struct packing *p, bool shared, int32_t expert)
+{
+    const moe_thread_pool pool = moe_context_pool(moe_plan_context(p->plan));
+    struct gathering g = {p, shared, expert};
+    struct scratch scratch = {.base = p->scratch};
+    moe_weights_source source;
+    MOE_TRY(fill_expert(p, shared, expert, &scratch, &source));
+    if (scratch.used > 0) {
+        pool.parallel_for(pool.self, p->threads, gather_share, &g);
+        MOE_TRY(first_failure(p));
+    }
+    return moe_weights_pack(p->weights, shared ? 0 : expert, &source);
 }
 
 // Several shared experts come as one source: all of them or none.
@@ -472,112 +579,53 @@ static int32_t shared_index(const moe_checkpoint_layer *layer)
     return layer->shared.count > 1 ? -1 : 0;
 }
 
-/// One task's share of the experts, each `step` after the one before, with scratch of its own.
-struct share {
-    struct scratch scratch;
-    moe_status status; // of expert `failed`, with its message
-    int32_t failed;
-    char message[512];
-};
-
-/// The experts of a layer in shares.
-struct sharing {
-    const moe_checkpoint_layer *layer;
-    const char *call;
-    const struct act_scales *scales;
-    moe_weights *weights;
-    struct share *shares;
-    size_t step; // number of shares
-};
-
-static void pack_share(void *arg, size_t i)
-{
-    const struct sharing *s = arg;
-    struct share *own = &s->shares[i];
-    for (size_t e = i; e < (size_t)s->layer->routed.count && own->status == MOE_OK; e += s->step) {
-        own->failed = (int32_t)e;
-        own->status =
-            pack_expert(s->layer, s->call, false, (int32_t)e, s->scales, &own->scratch, s->weights);
-    }
-    if (own->status != MOE_OK) { // said on this thread
-        (void)snprintf(own->message, sizeof own->message, "%s", moe_last_error());
-    }
-}
-
-// Of the shares that failed, the one with the first expert.
-static moe_status first_failure(const struct sharing *s)
-{
-    const struct share *first = NULL;
-    for (size_t i = 0; i < s->step; i++) {
-        const struct share *own = &s->shares[i];
-        if (own->status != MOE_OK && (first == NULL || own->failed < first->failed)) {
-            first = own;
-        }
-    }
-    return first == NULL ? MOE_OK : moe_fail(first->status, "%s", first->message);
-}
-
-// Experts go to the threads of the plan's context; a device's memory is filled by one thread.
-static moe_status pack_routed(const struct sharing *s, const moe_plan *plan)
-{
-    const moe_thread_pool pool = moe_context_pool(moe_plan_context(plan));
-    if (s->step == 1) {
-        pack_share((void *)(uintptr_t)s, 0);
-    } else {
-        pool.parallel_for(pool.self, s->step, pack_share, (void *)(uintptr_t)s);
-    }
-    return first_failure(s);
-}
-
-static size_t count_shares(const moe_checkpoint_layer *layer, const moe_plan *plan)
-{
-    const moe_context *ctx = moe_plan_context(plan);
-    const size_t experts = (size_t)layer->routed.count;
-    const size_t threads =
-        moe_context_host_memory(ctx) != 0 ? (size_t)moe_context_num_threads(ctx) : 1;
-    return experts < threads ? experts : threads;
-}
-
-static moe_status pack_rest(const struct sharing *s)
+static moe_status pack_rest(const struct packing *p)
 {
     moe_weights_source rest = moe_weights_source_default();
-    if (s->layer->shared.count > 0) {
-        MOE_TRY(pack_expert(s->layer, s->call, true, shared_index(s->layer), s->scales,
-                            &s->shares[0].scratch, s->weights));
+    if (p->layer->shared.count > 0) {
+        MOE_TRY(pack_expert(p, true, shared_index(p->layer)));
     }
-    fill_linears(s->layer, &rest);
-    return moe_weights_pack(s->weights, 0, &rest);
+    fill_linears(p->layer, &rest);
+    return moe_weights_pack(p->weights, 0, &rest);
 }
 
-static moe_status pack_all(const moe_checkpoint_layer *layer, const moe_plan *plan,
-                           const char *call, const struct act_scales *scales, moe_weights *weights)
+// Scratch that an expert takes, of the routed ones or the shared.
+static moe_status measure(const struct packing *p, size_t *bytes)
 {
-    struct scratch scratch = {NULL, 0};
-    struct sharing s = {layer, call, scales, weights, NULL, count_shares(layer, plan)};
-    MOE_TRY(pack_expert(layer, call, false, 0, scales, &scratch, NULL));
-    size_t need = scratch.used;
+    const moe_checkpoint_layer *layer = p->layer;
+    struct scratch scratch = {.base = NULL};
+    moe_weights_source source;
+    MOE_TRY(fill_expert(p, false, 0, &scratch, &source));
+    *bytes = scratch.used;
     if (layer->shared.count > 0) {
         MOE_REQUIRE(layer->shared.count == 1 || lies_ready(&layer->shared), MOE_E_UNSUPPORTED,
-                    "%s: %s: %d shared experts in tensors of their own, only one is known", call,
+                    "%s: %s: %d shared experts in tensors of their own, only one is known", p->call,
                     moei_checkpoint_label(layer->checkpoint), (int)layer->shared.count);
-        MOE_TRY(pack_expert(layer, call, true, shared_index(layer), scales, &scratch, NULL));
-        need = scratch.used > need ? scratch.used : need;
+        scratch.used = 0;
+        MOE_TRY(fill_expert(p, true, shared_index(layer), &scratch, &source));
+        *bytes = scratch.used > *bytes ? scratch.used : *bytes;
     }
-    need = moei_size_align(need + 1, ALIGN);
-    const size_t all = moei_size_mul(need, s.step);
-    unsigned char *base = all < SIZE_MAX ? aligned_alloc(ALIGN, all) : NULL;
-    s.shares = calloc(s.step, sizeof s.shares[0]);
+    return MOE_OK;
+}
+
+static moe_status pack_all(struct packing *p)
+{
+    size_t need = 0;
+    MOE_TRY(measure(p, &need));
+    const size_t all = need > 0 ? moei_size_align(need, ALIGN) : 0;
+    p->threads = (size_t)moe_context_num_threads(moe_plan_context(p->plan));
+    p->scratch = all > 0 && all < SIZE_MAX ? aligned_alloc(ALIGN, all) : NULL;
+    p->shares = calloc(p->threads, sizeof p->shares[0]);
     moe_status status = MOE_OK;
-    if (base == NULL || s.shares == NULL) {
-        status = moe_fail(MOE_E_NO_MEMORY, "%s: no memory for %zu bytes", call, all);
+    if ((all > 0 && p->scratch == NULL) || p->shares == NULL) {
+        status = moe_fail(MOE_E_NO_MEMORY, "%s: no memory for %zu bytes", p->call, all);
     }
-    for (size_t i = 0; i < s.step && status == MOE_OK; i++) {
-        s.shares[i].scratch.base = base + i * need;
+    for (int32_t e = 0; e < p->layer->routed.count && status == MOE_OK; e++) {
+        status = pack_expert(p, false, e);
     }
-    status = status == MOE_OK ? pack_routed(&s, plan) : status;
-    status = status == MOE_OK ? pack_rest(&s) : status;
-    free(base);
-    free(s.shares);
+    status = status == MOE_OK ? pack_rest(p) : status;
+    free(p->scratch);
+    free(p->shares);
     return status;
 }
 
@@ -586,24 +634,23 @@ moe_status moe_checkpoint_layer_load(const moe_checkpoint_layer *layer, const mo
 {
     const char *call = "moe_checkpoint_layer_load";
     moe_layer_desc d;
-    struct act_scales scales;
+    struct packing p = {.layer = layer, .plan = plan, .call = call};
     MOE_REQUIRE(layer != NULL && plan != NULL && out != NULL, MOE_E_ARGUMENT, "%s: %s is NULL",
                 call,
                 layer == NULL  ? "layer"
                 : plan == NULL ? "plan"
                                : "out");
     MOE_TRY(check_plan(layer, plan, call, &d));
-    MOE_TRY(find_act_scales(layer, call, &d, &scales));
-    moe_weights *weights = NULL;
+    MOE_TRY(find_act_scales(layer, call, &d, &p.scales));
     if (memory == NULL) {
-        return wrap(layer, plan, call, &scales, out);
+        return wrap(layer, plan, call, &p.scales, out);
     }
-    MOE_TRY(moe_weights_create(plan, memory, bytes, &weights));
-    const moe_status status = pack_all(layer, plan, call, &scales, weights);
+    MOE_TRY(moe_weights_create(plan, memory, bytes, &p.weights));
+    const moe_status status = pack_all(&p);
     if (status != MOE_OK) {
-        moe_weights_destroy(weights);
+        moe_weights_destroy(p.weights);
         return status;
     }
-    *out = weights;
+    *out = p.weights;
     return MOE_OK;
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#define _POSIX_C_SOURCE 200809L
+#define _DEFAULT_SOURCE // madvise
 #include "io/mmap.h"
 
 #include <errno.h>
@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "core/check.h"
+#include "core/huge.h"
 #include "core/safemath.h"
 #include "io/text.h"
 
@@ -68,6 +69,7 @@ static moe_status load(const char *call, const char *path, int fd, uint32_t flag
         if (data == NULL) {
             return fail_errno(call, path, "", ENOMEM);
         }
+        moei_ask_huge_pages(data, (size_t)size);
         const moe_status status = read_all(call, path, fd, data, (size_t)size);
         if (status != MOE_OK) {
             free(data);
@@ -80,6 +82,7 @@ static moe_status load(const char *call, const char *path, int fd, uint32_t flag
     if (data == MAP_FAILED) {
         return fail_errno(call, path, "mmap: ", errno);
     }
+    moei_ask_huge_pages(data, (size_t)size);
     *out = (struct moei_map){.data = data, .size = (size_t)size, .mapped = true};
     return MOE_OK;
 }

@@ -75,8 +75,13 @@ static void draw(moec_rng *rng, moec_fill fill, moe_dtype dtype, unsigned char *
         moec_put_code(dtype, row, i, encode_float(dtype, (float)value));
         return;
     }
+    // Of 65536 integers few are small enough.
+    const bool whole = dtype == MOE_I8 || dtype == MOE_U8 || dtype == MOE_I16;
+    const int64_t middle = (int64_t)zero;
     for (;;) {
-        const uint32_t code = (uint32_t)moec_next(rng);
+        const uint32_t code = fill == MOEC_EXACT && whole
+                                  ? (uint32_t)(middle + moec_below(rng, 9) - 4)
+                                  : (uint32_t)moec_next(rng);
         moec_put_code(dtype, row, i, code);
         const double value = decode(dtype, row, i) - zero;
         if (fill == MOEC_EXACT && (value != floor(value) || fabs(value) > 4.0)) {

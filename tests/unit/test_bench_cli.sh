@@ -50,17 +50,18 @@ expect 2 "--compare takes two files" --compare "$golden/bench_a.json" "$golden/b
 expect 2 "files are for --compare and --plot" $tiny "$golden/bench_a.json"
 expect 2 "--routing-only runs no product" --shape 64,64,4,2 --routing-only --format bf16
 expect 2 "--routing-only runs no product" --shape 64,64,4,2 --routing-only --error
-expect 1 "/absent/a.json: opening a file beside it: No such file" $tiny --tokens 1 --json "$dir/absent/a.json"
+expect 2 "--routing-only runs no product" --shape 64,64,4,2 --routing-only --no-floor
+expect 1 "/absent/a.json: opening a file beside it: No such file" $tiny --no-floor --tokens 1 --json "$dir/absent/a.json"
 expect 0 "of floor" $tiny --tokens 1
 expect 0 "routing alone" --shape 64,64,4,2 --routing-only --tokens 3 --repeats 2 --json "$dir/routing.json"
-expect 0 "zipf" $tiny --tokens 8 --routing zipf --json "$dir/zipf.json"
+expect 0 "zipf" $tiny --no-floor --tokens 8 --routing zipf --json "$dir/zipf.json"
 expect 0 "error" $tiny --tokens 1,8,9 --error --threads 2 --seed 7 --json "$dir/a.json"
-expect 0 "mxfp4 / bf16" --shape 64,96,4,2 --format mxfp4 --format2 bf16 --glu swigluoai --tokens 4 --sets 1 --repeats 1 --x f32 --error --json "$dir/mixed.json"
-expect 0 "e4m3fn_block x fp8_group_div / e4m3fn_block x fp8_group_div" --shape 256,128,4,2 --format e4m3fn_block --tokens 4 --sets 1 --repeats 1
-expect 0 "e4m3fn_block / e4m3fn_block x fp8_group_recip" --shape 256,128,4,2 --format e4m3fn_block --activation none,fp8_group_recip --tokens 4 --sets 1 --repeats 1
+expect 0 "mxfp4 / bf16" --shape 64,96,4,2 --format mxfp4 --format2 bf16 --glu swigluoai --tokens 4 --sets 1 --repeats 1 --x f32 --no-floor --error --json "$dir/mixed.json"
+expect 0 "e4m3fn_block x fp8_group_div / e4m3fn_block x fp8_group_div" --shape 256,128,4,2 --format e4m3fn_block --tokens 4 --no-floor --sets 1 --repeats 1
+expect 0 "e4m3fn_block / e4m3fn_block x fp8_group_recip" --shape 256,128,4,2 --format e4m3fn_block --activation none,fp8_group_recip --tokens 4 --no-floor --sets 1 --repeats 1
 for formats in "f16 e4m3fn_tensor" "e5m2_channel e4m3fnuz_block" "uint8_group int4_group" "mxfp6_e2m3 nvfp4"; do
     expect 0 "error" --shape 48,34,3,2 --format ${formats% *} --format2 ${formats#* } --tokens 5 --sets 1 --repeats 1 \
-        --error --json "$dir/of-${formats% *}.json"
+        --no-floor --error --json "$dir/of-${formats% *}.json"
 done
 export MOE_PLUGIN_PATH=$plugin
 expect 3 "moe: backend far cannot time: it has no clock of its device" $tiny --device ext
@@ -94,7 +95,7 @@ assert root.tag.endswith("svg") and len(points) == 2 * (3 + 1 + 2 + 1), len(poin
 PYTHON
 [ ! -e "$dir/b.svg" ] && passed=$((passed + 1)) || { failed=$((failed + 1)); echo "FAILED: half a picture"; }
 # Without --activation, a CPU's integer products stand beside the strict ones.
-expect 0 "mxfp4 x i16b32 / mxfp4 x i16b32" --shape 64,64,4,2 --format mxfp4 --tokens 2 --sets 1 --repeats 1 --threads 1,2 \
+expect 0 "mxfp4 x i16b32 / mxfp4 x i16b32" --shape 64,64,4,2 --format mxfp4 --tokens 2 --no-floor --sets 1 --repeats 1 --threads 1,2 \
     --json "$dir/three.json"
 # Of a list, every number is looked at before the first is measured.
 for list in 1,,2 1,0 1, 2,1025; do
@@ -104,13 +105,13 @@ for list in 1,,2 1,0 1, 2,1025; do
         failed=$((failed + 1))
     }
 done
-expect 0 "int8_group x i8b32 / int8_group x i8b32" --shape 64,64,4,2 --format int8_group --tokens 2 --sets 1 --repeats 1
+expect 0 "int8_group x i8b32 / int8_group x i8b32" --shape 64,64,4,2 --format int8_group --tokens 2 --no-floor --sets 1 --repeats 1
 expect 0 "6 rows compared, 0 of A and 0 of B" --compare "$dir/three.json" "$dir/three.json"
 expect 0 "threads</text>" --plot - "$dir/three.json"
 expect 1 "must be above 0" --compare "$golden/bench_zero.json" "$golden/bench_zero.json"
 printf '{"rows": {}}' > "$dir/broken.json"
 expect 1 "rows" --compare "$dir/broken.json" "$dir/broken.json"
-"$moe" bench $tiny --tokens 1 --json - > "$dir/stdout.json" 2> "$dir/stderr" && [ ! -s "$dir/stderr" ] || {
+"$moe" bench $tiny --no-floor --tokens 1 --json - > "$dir/stdout.json" 2> "$dir/stderr" && [ ! -s "$dir/stderr" ] || {
     echo "FAILED: --json - says on stderr: $(cat "$dir/stderr")"
     failed=$((failed + 1))
 }
@@ -165,6 +166,8 @@ check("no floor", [(r["floor_ms"], r["floor_kind"], r["percent_of_floor"], r["ce
 check("errors", all(1e-3 < r["error"] < 5e-3 and r["device"] == "far" for r in far), True)
 mixed = rows("mixed")[0]
 check("mixed", (mixed["format"], mixed["glu"], mixed["x"]), (["mxfp4", "bf16"], "swigluoai", "f32"))
+check("no floor was asked for", (mixed["floor_ms"], mixed["floor_kind"], mixed["percent_of_floor"], mixed["ceilings"]),
+      (None, None, None, {}))
 check("mixed error", mixed["error"] < 1e-5, True)
 check("mixed bytes", mixed["bytes"], mixed["experts_hit"] * (192 * (32 + 2) + 2 * 192 + 2 * 64 * 96 + 2 * 64) + 8 * 4 * 64)
 paths = glob.glob(sys.argv[1] + "/of-*.json")

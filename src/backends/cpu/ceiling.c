@@ -9,6 +9,7 @@
 
 #include "backends/cpu/cpu.h"
 #include "backends/cpu/peak.h"
+#include "core/huge.h"
 #include "core/isa.h"
 
 #define PASSES      5                 // the best counts: what disturbs a pass only makes it slower
@@ -86,6 +87,7 @@ static moe_status measure_read(const moe_context *ctx, double *per_second)
     MOE_REQUIRE(memory != NULL, MOE_E_NO_MEMORY, "cpu: no memory for %zu bytes to be read",
                 bytes + sum_bytes);
     reading r = {memory, memory + bytes / sizeof *memory};
+    moei_ask_huge_pages(memory, bytes); // as weights have them
     moei_parallel_for(&ctx->pool, chunks, fill_chunk, &r);
     measure(ctx, chunks, read_chunk, &r, per_second);
     *per_second *= (double)bytes;

@@ -26,6 +26,10 @@ moe_status moei_cpu_combine(const moei_exec *exec, const moei_kernel *kernel,
 /// The backend's `run_steps`.
 moe_status moei_cpu_run_steps(const moei_exec *exec, const moei_step *steps, int32_t count);
 
+/// Part `part` of `parts` of what moei_cpu_pack does, some panels of outputs; `from` may lie anyhow
+/// (strides, form of zero points), and nothing fails.
+void moei_cpu_pack_part(const moei_matrices *from, int64_t part, int64_t parts, uint8_t *to);
+
 /// What place leaves out: counts load, where it is asked for. One thread: counters need no atomics,
 /// and no order.
 void moei_cpu_count_load(const moek_place_args *args);

@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "backends/cpu/cpu.h"
 #include "quant/elements.h"
 
 #define ALIGN        64 // of an expert: a line
@@ -219,32 +220,60 @@ static void unpack_head(const moei_cpu_packed *p, const moei_matrices *m, int64_
 
 // ---- an expert ---------------------------------------------------------------------------------
 
-moe_status moei_cpu_pack(const moei_kernel *kernel, const moei_matrices *from, uint8_t *to)
+static void pack_output(const moei_cpu_packed *p, const moei_matrices *from, int64_t n, uint8_t *to)
 {
-    const moei_cpu_packed p = moei_cpu_packed_of(from);
-    (void)kernel;
-    memset(to, 0, moei_cpu_packed_bytes(kernel, from));
-    for (int64_t n = 0; n < from->n; n++) {
-        const int64_t panel = n / MOEI_CPU_PANEL;
-        const int64_t width = moei_cpu_panel_width(&p, panel);
-        const int64_t strip = n % MOEI_CPU_PANEL / MOEI_CPU_STRIP * MOEI_CPU_STRIP * p.record;
-        const int64_t row = p.sets > 0 ? moei_w_scale_at(from, 0, n, 0) : 0;
-        for (int64_t g = 0; g < p.groups; g++) {
-            uint8_t *group = to + moei_cpu_group_at(&p, panel, width, g);
-            const int64_t first = g * p.group_records;
-            const int64_t last = moei_i64_min(first + p.group_records, p.records);
-            pack_head(&p, from, n, row, width, g, group);
-            for (int64_t r = first; r < last; r++) {
-                uint8_t *record = group + width * (p.head + (r - first) * p.record);
-                pack_codes(&p, from, n, r * MOEI_CPU_RECORD, record + strip);
-            }
-        }
-        if (p.scales_at < p.bytes) {
-            const float scale =
-                moei_load_one(from->scale_dtype, from->scales, moei_w_scale_at(from, 0, n, 0));
-            memcpy(to + p.scales_at + n * (int64_t)sizeof scale, &scale, sizeof scale);
+    const int64_t panel = n / MOEI_CPU_PANEL;
+    const int64_t width = moei_cpu_panel_width(p, panel);
+    const int64_t strip = n % MOEI_CPU_PANEL / MOEI_CPU_STRIP * MOEI_CPU_STRIP * p->record;
+    const int64_t row = p->sets > 0 ? moei_w_scale_at(from, 0, n, 0) : 0;
+    for (int64_t g = 0; g < p->groups; g++) {
+        uint8_t *group = to + moei_cpu_group_at(p, panel, width, g);
+        const int64_t first = g * p->group_records;
+        const int64_t last = moei_i64_min(first + p->group_records, p->records);
+        pack_head(p, from, n, row, width, g, group);
+        for (int64_t r = first; r < last; r++) {
+            uint8_t *record = group + width * (p->head + (r - first) * p->record);
+            pack_codes(p, from, n, r * MOEI_CPU_RECORD, record + strip);
         }
     }
+    if (p->scales_at < p->bytes) {
+        const float scale =
+            moei_load_one(from->scale_dtype, from->scales, moei_w_scale_at(from, 0, n, 0));
+        memcpy(to + p->scales_at + n * (int64_t)sizeof scale, &scale, sizeof scale);
+    }
+}
+
+static void pack_panel(const moei_cpu_packed *p, const moei_matrices *from, int64_t panel,
+                       uint8_t *to)
+{
+    const int64_t n0 = panel * MOEI_CPU_PANEL;
+    const int64_t n1 = moei_i64_min(n0 + MOEI_CPU_PANEL, from->n);
+    const int64_t width = moei_cpu_panel_width(p, panel);
+    memset(to + n0 * p->output, 0, (size_t)(width * p->output));
+    if (p->scales_at < p->bytes) {
+        memset(to + p->scales_at + n0 * (int64_t)sizeof(float), 0, (size_t)width * sizeof(float));
+    }
+    for (int64_t n = n0; n < n1; n++) {
+        pack_output(p, from, n, to);
+    }
+}
+
+void moei_cpu_pack_part(const moei_matrices *from, int64_t part, int64_t parts, uint8_t *to)
+{
+    const moei_cpu_packed p = moei_cpu_packed_of(from);
+    const int64_t panels = moei_i64_ceil_div(p.outputs, MOEI_CPU_PANEL);
+    for (int64_t i = part * panels / parts; i < (part + 1) * panels / parts; i++) {
+        pack_panel(&p, from, i, to);
+    }
+    if (part == parts - 1) {
+        memset(to + p.bytes, 0, (size_t)(moei_i64_round_up(p.bytes, ALIGN) - p.bytes));
+    }
+}
+
+moe_status moei_cpu_pack(const moei_kernel *kernel, const moei_matrices *from, uint8_t *to)
+{
+    (void)kernel;
+    moei_cpu_pack_part(from, 0, 1, to);
     return MOE_OK;
 }
 
