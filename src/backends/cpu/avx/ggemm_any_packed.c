@@ -162,15 +162,21 @@ static inline void set_piece(piece *p, job *j, int64_t k0, int64_t k, int64_t co
     p->acc = acc;
 }
 
+// Forms that several tiles make floats of again: that runs on pipes that FMA leaves idle. A
+// conversion of sixteen halves does not.
+static bool is_cheap(code_form form)
+{
+    return form == PAIRS || form == NIBBLES || (form == HALVES_OF_K && LANES == 8);
+}
+
 // Whether tiles take records, in a form of more than floats: where there is one tile of rows.
-// Several: not where chains are short, which a tile begins and ends often, nor where what makes
-// floats of the form is too much to do again.
+// Several: not where chains are short, which a tile begins and ends often.
 static bool takes_records(const job *j)
 {
     if (!j->x_scaled || j->rows <= TILE) {
         return j->x_scaled;
     }
-    return j->length >= SLICE && j->form != BYTES && !j->has_zeros;
+    return j->length >= SLICE && is_cheap(j->form) && !j->has_zeros;
 }
 
 // Elements of k, of `left` from k, whose records are run at once. Zero points are those of a group.
@@ -213,15 +219,17 @@ static void run_records(job *j, span *s, int64_t k0, int64_t k, int64_t count, f
         const uint8_t *record = moei_cpu_walk_on(&s->walk, &s->head);
         at[r] = pairs ? pair_nibbles(j, record, to) : stage(j, record, to);
     }
-    for (int64_t i = 0; i < count; i += pieces[num++].count) {
+    const int64_t length = j->length;
+    const int64_t apart = j->lies ? s->walk.width * j->p.record : STAGED;
+    for (int64_t i = 0, part; i < count; i += part) {
         const int64_t r = i / RECORD;
         const int64_t set = j->p.sets == 2 ? i % RECORD / (RECORD / HALVES) : 0;
-        const int64_t left = j->length - ((k + i) & (j->length - 1));
-        piece *const p = &pieces[num];
-        set_piece(p, j, k0, k + i, moei_i64_min(left, count - i), slot[r] + set, acc);
+        part = moei_i64_min(length - ((k + i) & (length - 1)), count - i);
+        piece *const p = &pieces[num++];
+        set_piece(p, j, k0, k + i, part, slot[r] + set, acc);
         p->zero = j->late_zero[set];
         p->w = at[r] + i % RECORD / 8 * eight_bytes(form);
-        p->apart = j->lies ? s->walk.width * j->p.record : STAGED;
+        p->apart = apart;
     }
     s->loaded = s->slot == 0 ? s->loaded : NULL; // what follows looks for scales in slot 0
     all_rows(j, pieces, num, form);
@@ -352,23 +360,38 @@ static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, 
     }
 }
 
-#define CHAIN_KERNEL(name, length, folds)                                                          \
-    moek_ggemm_fn moek_ggemm_##name;                                                               \
+// Sixteen halves are converted in more than twice the time of eight, on Zen 4: what one or two rows
+// wait for.
+#define FEW_HALVES 2
+
+static bool is_for_avx2(const moek_ggemm_args *args, int64_t rows)
+{
+    const moe_dtype elem = args->w.format->elem;
+    const bool halves = elem == MOE_F16 || elem == MOE_E4M3FN || elem == MOE_E5M2;
+    return LANES == 16 && halves && rows <= FEW_HALVES;
+}
+
+#define CHAIN_KERNEL(name, avx2, length, folds)                                                    \
+    moek_ggemm_fn moek_ggemm_##name, moek_ggemm_##avx2;                                            \
     void moek_ggemm_##name(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1,         \
                            int64_t n0, int64_t n1)                                                 \
     {                                                                                              \
-        run(args, e, i0, i1, n0, n1, length, folds);                                               \
+        if (is_for_avx2(args, i1 - i0)) {                                                          \
+            moek_ggemm_##avx2(args, e, i0, i1, n0, n1);                                            \
+        } else {                                                                                   \
+            run(args, e, i0, i1, n0, n1, length, folds);                                           \
+        }                                                                                          \
     }
 #if LANES == 16
-CHAIN_KERNEL(any_any_packed__avx512_c256, 256, false)
-CHAIN_KERNEL(any_any_packed__avx512_b16, 16, true)
-CHAIN_KERNEL(any_any_packed__avx512_b32, 32, true)
-CHAIN_KERNEL(any_any_packed__avx512_b64, 64, true)
-CHAIN_KERNEL(any_any_packed__avx512_b128, 128, true)
+CHAIN_KERNEL(any_any_packed__avx512_c256, any_any_packed__avx2_c256, 256, false)
+CHAIN_KERNEL(any_any_packed__avx512_b16, any_any_packed__avx2_b16, 16, true)
+CHAIN_KERNEL(any_any_packed__avx512_b32, any_any_packed__avx2_b32, 32, true)
+CHAIN_KERNEL(any_any_packed__avx512_b64, any_any_packed__avx2_b64, 64, true)
+CHAIN_KERNEL(any_any_packed__avx512_b128, any_any_packed__avx2_b128, 128, true)
 #else
-CHAIN_KERNEL(any_any_packed__avx2_c256, 256, false)
-CHAIN_KERNEL(any_any_packed__avx2_b16, 16, true)
-CHAIN_KERNEL(any_any_packed__avx2_b32, 32, true)
-CHAIN_KERNEL(any_any_packed__avx2_b64, 64, true)
-CHAIN_KERNEL(any_any_packed__avx2_b128, 128, true)
+CHAIN_KERNEL(any_any_packed__avx2_c256, any_any_packed__avx2_c256, 256, false)
+CHAIN_KERNEL(any_any_packed__avx2_b16, any_any_packed__avx2_b16, 16, true)
+CHAIN_KERNEL(any_any_packed__avx2_b32, any_any_packed__avx2_b32, 32, true)
+CHAIN_KERNEL(any_any_packed__avx2_b64, any_any_packed__avx2_b64, 64, true)
+CHAIN_KERNEL(any_any_packed__avx2_b128, any_any_packed__avx2_b128, 128, true)
 #endif
