@@ -53,7 +53,11 @@ static void load_head(job *j, const uint8_t *head, int64_t width, int64_t slot)
     const int64_t scales = width * j->p.scale;
     moei_cpu_ask_ahead(head, width * j->p.head);
     for (int64_t s = 0; s < j->p.sets; s++) {
-        load_scale_line(j->args.w.scale_dtype, head + s * scales, width, j->scale[slot + s]);
+        if (width == PANEL) { // a constant
+            load_scale_line(j->args.w.scale_dtype, head + s * scales, PANEL, j->scale[slot + s]);
+        } else {
+            load_scale_line(j->args.w.scale_dtype, head + s * scales, width, j->scale[slot + s]);
+        }
     }
     if (j->has_zeros) {
         load_zeros(j, head + j->p.sets * scales, width);
@@ -80,6 +84,67 @@ static void load_next(job *j, span *s, int64_t slot)
         s->loaded = head;
         s->slot = slot;
     }
+}
+
+// Records from r on that have as many rests as this one, by integers. Returns how many.
+__attribute__((always_inline)) static inline int64_t
+exact_run(job *j, span *s, int64_t r, digit_shape shape, float (*acc)[PANEL])
+{
+    const exact_x *x = &j->exact;
+    const int64_t first = r;
+    do {
+        load_next(j, s, 0);
+        const fold_to to = {.first = j->first,
+                            .last = j->last,
+                            .sets = shape.halves ? HALVES : 1,
+                            .scale = (const float(*)[PANEL])j->scale,
+                            .acc = acc};
+        const bool some = shape.rests > 0 && shape.rests < RECORD / 8;
+        fold_digits(shape, to, moei_cpu_walk_on(&s->walk, &s->head), &x->cells[r * x->rows],
+                    some ? x->order[r] : NULL);
+        r++;
+    } while (r < x->records && x->rests[r] == x->rests[first]);
+    return r - first;
+}
+
+typedef int64_t exact_fn(job *j, span *s, int64_t r, float (*acc)[PANEL]);
+
+// As many vectors side by side as registers hold sums for.
+#define EXACT_FN(num, with, by_half)                                                               \
+    static int64_t exact_##num##_##with##_##by_half(job *j, span *s, int64_t r,                    \
+                                                    float(*acc)[PANEL])                            \
+    {                                                                                              \
+        const digit_shape shape = {.rows = num,                                                    \
+                                   .vectors = (num) == 1 ? VECTORS : 1,                            \
+                                   .digits = 2,                                                    \
+                                   .rests = with,                                                  \
+                                   .cell = sizeof(cell16_rest),                                    \
+                                   .e2m1 = true,                                                   \
+                                   .halves = by_half};                                             \
+        return exact_run(j, s, r, shape, acc);                                                     \
+    }
+#define EXACT_FNS(num)                                                                             \
+    EXACT_FN(num, 0, 0)                                                                            \
+    EXACT_FN(num, 1, 0)                                                                            \
+    EXACT_FN(num, 2, 0)                                                                            \
+    EXACT_FN(num, 3, 0)                                                                            \
+    EXACT_FN(num, 4, 0)                                                                            \
+    EXACT_FN(num, 0, 1)                                                                            \
+    EXACT_FN(num, 4, 1)
+#define EXACT_NAMES(num)                                                                           \
+    {                                                                                              \
+        {exact_##num##_0_0, exact_##num##_1_0, exact_##num##_2_0, exact_##num##_3_0,               \
+         exact_##num##_4_0},                                                                       \
+        {                                                                                          \
+            exact_##num##_0_1, NULL, NULL, NULL, exact_##num##_4_1                                 \
+        }                                                                                          \
+    }
+EXACT_FNS(1)
+static exact_fn *const exact_fns[EXACT_ROWS][HALVES][RECORD / 8 + 1] = {EXACT_NAMES(1)};
+
+static int64_t run_exact(job *j, span *s, int64_t r, float (*acc)[PANEL])
+{
+    return exact_fns[j->rows - 1][j->p.sets == HALVES][j->exact.rests[r]](j, s, r, acc);
 }
 
 // Elements k0 + k .. of the chunk that begins at k0: a piece of chains, with the scales of a slot.
@@ -126,6 +191,16 @@ static int64_t records_at_once(const job *j, const span *s, int64_t k, int64_t l
         most = moei_i64_min(most, records * RECORD);
     }
     return moei_i64_min(most, left / RECORD * RECORD);
+}
+
+// Elements from k, of `count`, until a record that is exact.
+static int64_t until_exact(const job *j, int64_t k, int64_t count)
+{
+    int64_t at = 0;
+    while (at < count && !exact_at(&j->exact, (k + at) / RECORD)) {
+        at += RECORD;
+    }
+    return at;
 }
 
 // The next records, of `count` elements of k.
@@ -201,8 +276,10 @@ static void run_panel(job *j, int64_t panel, int64_t k0, int64_t k1, const uint8
     for (int64_t k = 0; k < k1 - k0; k += count) {
         const int64_t left = k1 - k0 - k;
         load_next(j, &s, 0);
-        if (takes_records(j) && left >= RECORD) {
-            count = records_at_once(j, &s, k, left);
+        if (exact_at(&j->exact, k / RECORD)) {
+            count = RECORD * run_exact(j, &s, k / RECORD, acc);
+        } else if (takes_records(j) && left >= RECORD) {
+            count = until_exact(j, k, records_at_once(j, &s, k, left));
             set_next(j, &s, count, left - count < RECORD, then);
             run_records(j, &s, k0, k, count, acc);
         } else {

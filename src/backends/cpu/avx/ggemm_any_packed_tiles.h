@@ -7,15 +7,12 @@
 #include "backends/cpu/avx/ggemm_any_packed_forms.h"
 
 // Vectors of outputs side by side: chains that hide an FMA's latency, as long as there are
-// registers (32, or 16) for their sums, an x, weights, and a mask that pairs and bytes need.
+// registers (32, or 16) for their sums, an x, weights, and a mask that bytes need.
 #if LANES == 16
 #define ACROSS(form, rows) ((rows) <= 6 ? 4 : 2)
 #else
 #define ACROSS(form, rows)                                                                         \
-    ((rows) == 1                                                  ? 8                              \
-     : (rows) <= 3                                                ? 4                              \
-     : (rows) == 4 && ((form) == FLOATS || (form) == HALVES_OF_K) ? 3                              \
-                                                                  : 2)
+    ((rows) == 1 ? 8 : (rows) <= 3 ? 4 : (rows) == 4 && (form) < BYTES ? 3 : 2)
 #endif
 #define MOST_ACROSS (PANEL / LANES)
 
@@ -101,12 +98,33 @@ typedef struct decoder {
     vecf zero[MOST_ACROSS];
 } decoder;
 
+// The second bf16 of each lane. Three vectors leave no register for the mask, which stays in
+// memory.
+__attribute__((always_inline)) static inline vecf second_of(const uint8_t *pair, int64_t vectors)
+{
+#if LANES == 8
+    static const _Alignas(32)
+        uint32_t mask[8] = {0xFFFF0000u, 0xFFFF0000u, 0xFFFF0000u, 0xFFFF0000u,
+                            0xFFFF0000u, 0xFFFF0000u, 0xFFFF0000u, 0xFFFF0000u};
+    if (vectors == 3) {
+        veci v = veci_load(pair);
+        __asm__("vpand %1, %0, %0" : "+x"(v) : "m"(*(const veci *)(const void *)mask));
+        return as_floats(v);
+    }
+#endif
+    (void)vectors;
+    return high_of(veci_load(pair));
+}
+
 // Vector v of a tile, whose strip begins at w.
 __attribute__((always_inline)) static inline vecf decoded(const decoder *d, const uint8_t *w,
-                                                          int64_t skip, int64_t v, int64_t i)
+                                                          tile_width n, int64_t v, int64_t i)
 {
-    const int64_t strip = (skip + v) / VECTORS * strip_bytes(d->form);
-    const int64_t vector = (skip + v) % VECTORS * vector_bytes(d->form);
+    const int64_t strip = (n.skip + v) / VECTORS * strip_bytes(d->form);
+    const int64_t vector = (n.skip + v) % VECTORS * vector_bytes(d->form);
+    if (d->form == PAIRS && i % 2 == 1) {
+        return second_of(w + strip + vector + i / 2 * STRIP * 4, n.vectors);
+    }
     const vecf weight = weight_of(d->form, w + strip + vector, i, d->values);
     return is_less_zeros(d->form) ? V(sub_ps)(weight, d->zero[v]) : weight;
 }
@@ -119,7 +137,7 @@ __attribute__((always_inline)) static inline void step(const decoder *d, int64_t
     if (rows < n.vectors) {
         UNROLL
         for (int64_t v = 0; v < n.vectors; v++) {
-            const vecf wk = decoded(d, w, n.skip, v, i);
+            const vecf wk = decoded(d, w, n, v, i);
             UNROLL
             for (int64_t r = 0; r < rows; r++) {
                 s[r][v] = V(fmadd_ps)(V(set1_ps)(x[r * X_ROW + i]), wk, s[r][v]);
@@ -130,7 +148,7 @@ __attribute__((always_inline)) static inline void step(const decoder *d, int64_t
     vecf wk[MOST_ACROSS];
     UNROLL
     for (int64_t v = 0; v < n.vectors; v++) {
-        wk[v] = decoded(d, w, n.skip, v, i);
+        wk[v] = decoded(d, w, n, v, i);
     }
     UNROLL
     for (int64_t r = 0; r < rows; r++) {
