@@ -203,13 +203,24 @@ static void print_head(const run *r)
                  "tokens/s", "MFLOP", "MB read", "of f32", "of read");
 }
 
+static void print_percent(bool known, double percent)
+{
+    if (known) {
+        (void)printf(" %7.1f%%", percent);
+    } else {
+        (void)printf(" %8s", "-");
+    }
+}
+
 static void print_row(const model_row *row)
 {
     const double ms = row->times.median;
-    (void)printf(
-        "%7" PRId64 " %7" PRId64 " %10.4g %9.4g .. %8.4g %10.5g %9.4g %9.4g %7.1f%% %7.1f%%\n",
-        row->tokens, row->context, ms, row->times.q1, row->times.q3, 1e3 * (double)row->tokens / ms,
-        1e-6 * flops_of(row), 1e-6 * row->work.bytes, percent_of_f32(row), percent_of_read(row));
+    (void)printf("%7" PRId64 " %7" PRId64 " %10.4g %9.4g .. %8.4g %10.5g %9.4g %9.4g", row->tokens,
+                 row->context, ms, row->times.q1, row->times.q3, 1e3 * (double)row->tokens / ms,
+                 1e-6 * flops_of(row), 1e-6 * row->work.bytes);
+    print_percent(row->work.peak[1] > 0, percent_of_f32(row));
+    print_percent(row->work.read > 0, percent_of_read(row));
+    (void)printf("\n");
     (void)fflush(stdout);
 }
 
@@ -233,7 +244,7 @@ static json_t *row_json(const run *r, const bench_ceilings *ceilings, const mode
         (json_int_t)moem_model_config(r->model)->vocab, "format",
         moe_format_name(d->gemm[0].weight_format), "activation", activation_of(r));
     json_t *measured = json_pack(
-        "{s:I, s:I, s:i, s:f, s:f, s:f, s:f, s:f, s:o, s:s?, s:o, s:f, s:f, s:f, s:f, s:f, s:o, "
+        "{s:I, s:I, s:i, s:f, s:f, s:f, s:f, s:f, s:o, s:s?, s:o, s:o, s:o, s:f, s:f, s:f, s:o, "
         "s:O}",
         "tokens", (json_int_t)row->tokens, "context", (json_int_t)row->context, "repeats",
         row->repeats, "ms", row->times.median, "ms_q1", row->times.q1, "ms_q3", row->times.q3,
@@ -241,7 +252,8 @@ static json_t *row_json(const run *r, const bench_ceilings *ceilings, const mode
         1e3 * (double)row->tokens / row->times.median, "floor_ms",
         bench_real_or_null(known, row->floor_ms), "floor_kind", row->floor_kind, "percent_of_floor",
         bench_real_or_null(known, bench_percent(row->floor_ms, row->times.median)),
-        "percent_of_f32", percent_of_f32(row), "percent_of_read", percent_of_read(row),
+        "percent_of_f32", bench_real_or_null(row->work.peak[1] > 0, percent_of_f32(row)),
+        "percent_of_read", bench_real_or_null(row->work.read > 0, percent_of_read(row)),
         "experts_hit", row->experts_hit, "bytes", row->work.bytes, "flops", flops_of(row), "parts",
         parts_json(row), "kernels", row->kernels);
     json_t *origin = bench_origin_json(r->request, moem_model_context(r->model), ceilings);
@@ -263,12 +275,12 @@ static bool run_row(run *r, bench_ceilings *last, model_row *row, json_t *rows, 
     const moe_context *ctx = moem_model_context(r->model);
     const bool shown = r->request->json == NULL || strcmp(r->request->json, "-") != 0;
     const int64_t most = r->request->repeats > MOST ? r->request->repeats : MOST + MOST_STEPS;
-    bench_ceilings ceilings;
+    bench_ceilings ceilings = *last;
     double *seconds = bench_take((size_t)most * sizeof *seconds);
     uint64_t *before = bench_runs(ctx->backend);
     bool good = seconds != NULL && before != NULL &&
                 !bench_failed(time_steps(r, row, seconds), code) &&
-                bench_raise_ceilings(ctx, last, &ceilings, code);
+                (!r->request->ceilings || bench_raise_ceilings(ctx, last, &ceilings, code));
     if (good) {
         row->times = bench_quartiles(seconds, row->repeats, 1);
         row->kernels = bench_kernels_since(ctx->backend, before);
@@ -322,7 +334,7 @@ bool bench_model(const bench_request *request, json_t *rows, int *code)
         longest = length > longest ? length : longest;
     }
     good = good && !bench_failed(moem_session_create(r.model, 1, longest, &r.session), code) &&
-           bench_measure_ceilings(moem_model_context(r.model), &last, code);
+           (!request->ceilings || bench_measure_ceilings(moem_model_context(r.model), &last, code));
     if (good && (request->json == NULL || strcmp(request->json, "-") != 0)) {
         print_head(&r);
     }

@@ -154,8 +154,8 @@ static bool read_layer(const given *a, bench_request *r)
 static bool check_idle(const given *a, int files)
 {
     const bool form = a->format != NULL || a->format2 != NULL || a->glu != NULL || a->x != NULL ||
-                      a->level != NULL || a->error || a->no_floor;
-    const bool layer = form || a->activation != NULL;
+                      a->level != NULL || a->error;
+    const bool layer = form || a->activation != NULL || a->no_floor;
     const bool draws = a->shape != NULL || a->routing != NULL || a->device != NULL ||
                        a->sets != NULL || a->routing_only;
     const bool measures = layer || draws || a->model != NULL || a->context != NULL ||
@@ -172,7 +172,7 @@ static bool check_idle(const given *a, int files)
     }
     if (a->model != NULL && (form || draws)) {
         return refuse("--model takes --tokens, --context, --activation, --threads, --repeats, "
-                      "--seed, --json, and no other option");
+                      "--seed, --no-floor, --json, and no other option");
     }
     if (a->model == NULL && a->context != NULL) {
         return refuse("--context is for --model: a layer has none");

@@ -46,7 +46,7 @@ static const struct {
      "          [--json FILE]\n"
      "moe bench --shape NAME|H,I,E,k --routing-only [--tokens T,T...] ...\n"
      "moe bench --model DIR [--tokens T,T...] [--context N] [--activation A] [--threads N[,N...]]\n"
-     "          [--repeats N] [--seed N] [--json FILE]\n"
+     "          [--repeats N] [--seed N] [--no-floor] [--json FILE]\n"
      "moe bench --compare A.json B.json\n"
      "moe bench --plot OUT.svg FILE.json...\n"
      "    how long a layer or a model takes, beside what the device can do at most"},

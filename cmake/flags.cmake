@@ -28,7 +28,7 @@ function(moe_target_flags target)
 endfunction()
 
 if(MOE_SANITIZE)
-    add_compile_options(-fsanitize=${MOE_SANITIZE} -fno-omit-frame-pointer -g
+    add_compile_options(-fsanitize=${MOE_SANITIZE} -fno-omit-frame-pointer -g1 # lines are what reports name
                         -fno-sanitize-recover=all)
     add_link_options(-fsanitize=${MOE_SANITIZE})
 else()

@@ -60,7 +60,7 @@ same generate "$model" "Once upon a time" --max-tokens 20 --temperature 0.8 --to
 same generate "$model" "Once upon a time" --max-tokens 8 --activation i8b32 --json
 same generate "$model" "Once upon a time" --max-tokens 8 --no-mmap --json --activation none
 head -c 900 "$model/val.txt" > "$dir/text"
-same stats "$model" --text "$dir/text" --json --window 30 --activation none
+same stats "$model" --text "$dir/text" --json --window 150 --activation none
 run() { # device, options of moe run
     local device=$1
     shift

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "backends/cpu/cut.h"
 
-#define SHARES   4 // tasks per thread, at least; more would read ahead less well
-#define ROWS_MIN 8 // fewer rows cost as much as these: reading the weights
+#define SHARES     4         // tasks per thread, at least; more would read ahead less well
+#define FEW_SHARES 2         // of a thread that is done within some microseconds: claiming counts
+#define FEW        (1 << 22) // multiply-adds that it has then
+#define ROWS_MIN   8         // fewer rows cost as much as these: reading the weights
 
 void moei_cpu_cut_begin(moei_cpu_cut *cut, const moek_ggemm_args *args)
 {
@@ -31,19 +33,26 @@ static int64_t block_of(const moei_cpu_cut *cut, int64_t rows)
     return moei_i64_round_up(moei_i64_ceil_div(rows, blocks), cut->step);
 }
 
+// Tasks that all threads together are to get.
+static int64_t shares_of(const moei_cpu_cut *cut, int64_t rows, int64_t columns, int64_t threads)
+{
+    const bool few = rows * columns / threads < FEW / moei_i64_max(cut->args->w.k, 1);
+    return threads == 1 ? 1 : threads * (few ? FEW_SHARES : SHARES);
+}
+
 // The largest task is to be a small part of a thread's share: else bands are narrower, down to what
 // is allowed, and then blocks shorter.
 void moei_cpu_cut_choose(moei_cpu_cut *cut, int64_t columns, const moei_cpu_cut_limits *limits)
 {
     const int64_t units = moei_i64_ceil_div(columns, limits->unit);
     const int64_t fewest = moei_i64_ceil_div(units, limits->bands); // units of a band
-    const int64_t shares = limits->threads > 1 ? SHARES * limits->threads : 1;
     const int64_t rows = moei_i64_max(moei_i64_min(cut->most_rows, limits->block), ROWS_MIN);
     int64_t total = 0; // rows that the experts cost
     for (int32_t b = 0; b < cut->busy; b++) {
         int64_t i0;
         total += moei_i64_max(rows_at(cut, b, &i0), ROWS_MIN);
     }
+    const int64_t shares = shares_of(cut, total, columns, limits->threads);
     const int64_t fair = total * units / shares; // rows times units of a task
     const int64_t held = limits->area / limits->unit / rows;
     const int64_t band = moei_i64_max(moei_i64_min(moei_i64_min(fair / rows, held), units), fewest);

@@ -6,7 +6,7 @@
 //
 //   32 rows x 32 outputs, per record:  load 2 x, 2 w; multiply 4 times     4 + 4 tiles
 //
-// A tile of zeros takes no register of the core, and a core whose other thread is busy has few
+// A tile of zeros seems to take no register, and a core whose other thread is busy to have few
 // to spare: so operands are zeroed after their last use, which lets later loads begin (a
 // multiplication then takes 30 to 32 cycles instead of 40). Sums go to memory and come back between
 // steps, as f32, so that nothing is rounded by it: they are those of one chain over K.

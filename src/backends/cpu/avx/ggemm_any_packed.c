@@ -53,7 +53,11 @@ static void load_head(job *j, const uint8_t *head, int64_t width, int64_t slot)
     const int64_t scales = width * j->p.scale;
     moei_cpu_ask_ahead(head, width * j->p.head);
     for (int64_t s = 0; s < j->p.sets; s++) {
-        load_scale_line(j->args.w.scale_dtype, head + s * scales, width, j->scale[slot + s]);
+        if (width == PANEL) { // a constant
+            load_scale_line(j->args.w.scale_dtype, head + s * scales, PANEL, j->scale[slot + s]);
+        } else {
+            load_scale_line(j->args.w.scale_dtype, head + s * scales, width, j->scale[slot + s]);
+        }
     }
     if (j->has_zeros) {
         load_zeros(j, head + j->p.sets * scales, width);
@@ -82,6 +86,67 @@ static void load_next(job *j, span *s, int64_t slot)
     }
 }
 
+// Records from r on that have as many rests as this one, by integers. Returns how many.
+__attribute__((always_inline)) static inline int64_t
+exact_run(job *j, span *s, int64_t r, digit_shape shape, float (*acc)[PANEL])
+{
+    const exact_x *x = &j->exact;
+    const int64_t first = r;
+    do {
+        load_next(j, s, 0);
+        const fold_to to = {.first = j->first,
+                            .last = j->last,
+                            .sets = shape.halves ? HALVES : 1,
+                            .scale = (const float(*)[PANEL])j->scale,
+                            .acc = acc};
+        const bool some = shape.rests > 0 && shape.rests < RECORD / 8;
+        fold_digits(shape, to, moei_cpu_walk_on(&s->walk, &s->head), &x->cells[r * x->rows],
+                    some ? x->order[r] : NULL);
+        r++;
+    } while (r < x->records && x->rests[r] == x->rests[first]);
+    return r - first;
+}
+
+typedef int64_t exact_fn(job *j, span *s, int64_t r, float (*acc)[PANEL]);
+
+// As many vectors side by side as registers hold sums for.
+#define EXACT_FN(num, with, by_half)                                                               \
+    static int64_t exact_##num##_##with##_##by_half(job *j, span *s, int64_t r,                    \
+                                                    float(*acc)[PANEL])                            \
+    {                                                                                              \
+        const digit_shape shape = {.rows = num,                                                    \
+                                   .vectors = (num) == 1 ? VECTORS : 1,                            \
+                                   .digits = 2,                                                    \
+                                   .rests = with,                                                  \
+                                   .cell = sizeof(cell16_rest),                                    \
+                                   .e2m1 = true,                                                   \
+                                   .halves = by_half};                                             \
+        return exact_run(j, s, r, shape, acc);                                                     \
+    }
+#define EXACT_FNS(num)                                                                             \
+    EXACT_FN(num, 0, 0)                                                                            \
+    EXACT_FN(num, 1, 0)                                                                            \
+    EXACT_FN(num, 2, 0)                                                                            \
+    EXACT_FN(num, 3, 0)                                                                            \
+    EXACT_FN(num, 4, 0)                                                                            \
+    EXACT_FN(num, 0, 1)                                                                            \
+    EXACT_FN(num, 4, 1)
+#define EXACT_NAMES(num)                                                                           \
+    {                                                                                              \
+        {exact_##num##_0_0, exact_##num##_1_0, exact_##num##_2_0, exact_##num##_3_0,               \
+         exact_##num##_4_0},                                                                       \
+        {                                                                                          \
+            exact_##num##_0_1, NULL, NULL, NULL, exact_##num##_4_1                                 \
+        }                                                                                          \
+    }
+EXACT_FNS(1)
+static exact_fn *const exact_fns[EXACT_ROWS][HALVES][RECORD / 8 + 1] = {EXACT_NAMES(1)};
+
+static int64_t run_exact(job *j, span *s, int64_t r, float (*acc)[PANEL])
+{
+    return exact_fns[j->rows - 1][j->p.sets == HALVES][j->exact.rests[r]](j, s, r, acc);
+}
+
 // Elements k0 + k .. of the chunk that begins at k0: a piece of chains, with the scales of a slot.
 static inline void set_piece(piece *p, job *j, int64_t k0, int64_t k, int64_t count, int64_t slot,
                              float (*acc)[PANEL])
@@ -97,15 +162,21 @@ static inline void set_piece(piece *p, job *j, int64_t k0, int64_t k, int64_t co
     p->acc = acc;
 }
 
+// Forms that several tiles make floats of again: that runs on pipes that FMA leaves idle. A
+// conversion of sixteen halves does not.
+static bool is_cheap(code_form form)
+{
+    return form == PAIRS || form == NIBBLES || (form == HALVES_OF_K && LANES == 8);
+}
+
 // Whether tiles take records, in a form of more than floats: where there is one tile of rows.
-// Several: not where chains are short, which a tile begins and ends often, nor where what makes
-// floats of the form is too much to do again.
+// Several: not where chains are short, which a tile begins and ends often.
 static bool takes_records(const job *j)
 {
     if (!j->x_scaled || j->rows <= TILE) {
         return j->x_scaled;
     }
-    return j->length >= SLICE && j->form != BYTES && !j->has_zeros;
+    return j->length >= SLICE && is_cheap(j->form) && !j->has_zeros;
 }
 
 // Elements of k, of `left` from k, whose records are run at once. Zero points are those of a group.
@@ -120,6 +191,16 @@ static int64_t records_at_once(const job *j, const span *s, int64_t k, int64_t l
         most = moei_i64_min(most, records * RECORD);
     }
     return moei_i64_min(most, left / RECORD * RECORD);
+}
+
+// Elements from k, of `count`, until a record that is exact.
+static int64_t until_exact(const job *j, int64_t k, int64_t count)
+{
+    int64_t at = 0;
+    while (at < count && !exact_at(&j->exact, (k + at) / RECORD)) {
+        at += RECORD;
+    }
+    return at;
 }
 
 // The next records, of `count` elements of k.
@@ -138,15 +219,17 @@ static void run_records(job *j, span *s, int64_t k0, int64_t k, int64_t count, f
         const uint8_t *record = moei_cpu_walk_on(&s->walk, &s->head);
         at[r] = pairs ? pair_nibbles(j, record, to) : stage(j, record, to);
     }
-    for (int64_t i = 0; i < count; i += pieces[num++].count) {
+    const int64_t length = j->length;
+    const int64_t apart = j->lies ? s->walk.width * j->p.record : STAGED;
+    for (int64_t i = 0, part; i < count; i += part) {
         const int64_t r = i / RECORD;
         const int64_t set = j->p.sets == 2 ? i % RECORD / (RECORD / HALVES) : 0;
-        const int64_t left = j->length - ((k + i) & (j->length - 1));
-        piece *const p = &pieces[num];
-        set_piece(p, j, k0, k + i, moei_i64_min(left, count - i), slot[r] + set, acc);
+        part = moei_i64_min(length - ((k + i) & (length - 1)), count - i);
+        piece *const p = &pieces[num++];
+        set_piece(p, j, k0, k + i, part, slot[r] + set, acc);
         p->zero = j->late_zero[set];
         p->w = at[r] + i % RECORD / 8 * eight_bytes(form);
-        p->apart = j->lies ? s->walk.width * j->p.record : STAGED;
+        p->apart = apart;
     }
     s->loaded = s->slot == 0 ? s->loaded : NULL; // what follows looks for scales in slot 0
     all_rows(j, pieces, num, form);
@@ -180,8 +263,10 @@ static void run_panel(job *j, int64_t panel, int64_t k0, int64_t k1, float (*acc
     for (int64_t k = 0; k < k1 - k0; k += count) {
         const int64_t left = k1 - k0 - k;
         load_next(j, &s, 0);
-        if (takes_records(j) && left >= RECORD) {
-            count = records_at_once(j, &s, k, left);
+        if (exact_at(&j->exact, k / RECORD)) {
+            count = RECORD * run_exact(j, &s, k / RECORD, acc);
+        } else if (takes_records(j) && left >= RECORD) {
+            count = until_exact(j, k, records_at_once(j, &s, k, left));
             run_records(j, &s, k0, k, count, acc);
         } else {
             count = moei_i64_min(slice, left);
@@ -275,23 +360,38 @@ static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, 
     }
 }
 
-#define CHAIN_KERNEL(name, length, folds)                                                          \
-    moek_ggemm_fn moek_ggemm_##name;                                                               \
+// Sixteen halves are converted in more than twice the time of eight, on Zen 4: what one or two rows
+// wait for.
+#define FEW_HALVES 2
+
+static bool is_for_avx2(const moek_ggemm_args *args, int64_t rows)
+{
+    const moe_dtype elem = args->w.format->elem;
+    const bool halves = elem == MOE_F16 || elem == MOE_E4M3FN || elem == MOE_E5M2;
+    return LANES == 16 && halves && rows <= FEW_HALVES;
+}
+
+#define CHAIN_KERNEL(name, avx2, length, folds)                                                    \
+    moek_ggemm_fn moek_ggemm_##name, moek_ggemm_##avx2;                                            \
     void moek_ggemm_##name(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1,         \
                            int64_t n0, int64_t n1)                                                 \
     {                                                                                              \
-        run(args, e, i0, i1, n0, n1, length, folds);                                               \
+        if (is_for_avx2(args, i1 - i0)) {                                                          \
+            moek_ggemm_##avx2(args, e, i0, i1, n0, n1);                                            \
+        } else {                                                                                   \
+            run(args, e, i0, i1, n0, n1, length, folds);                                           \
+        }                                                                                          \
     }
 #if LANES == 16
-CHAIN_KERNEL(any_any_packed__avx512_c256, 256, false)
-CHAIN_KERNEL(any_any_packed__avx512_b16, 16, true)
-CHAIN_KERNEL(any_any_packed__avx512_b32, 32, true)
-CHAIN_KERNEL(any_any_packed__avx512_b64, 64, true)
-CHAIN_KERNEL(any_any_packed__avx512_b128, 128, true)
+CHAIN_KERNEL(any_any_packed__avx512_c256, any_any_packed__avx2_c256, 256, false)
+CHAIN_KERNEL(any_any_packed__avx512_b16, any_any_packed__avx2_b16, 16, true)
+CHAIN_KERNEL(any_any_packed__avx512_b32, any_any_packed__avx2_b32, 32, true)
+CHAIN_KERNEL(any_any_packed__avx512_b64, any_any_packed__avx2_b64, 64, true)
+CHAIN_KERNEL(any_any_packed__avx512_b128, any_any_packed__avx2_b128, 128, true)
 #else
-CHAIN_KERNEL(any_any_packed__avx2_c256, 256, false)
-CHAIN_KERNEL(any_any_packed__avx2_b16, 16, true)
-CHAIN_KERNEL(any_any_packed__avx2_b32, 32, true)
-CHAIN_KERNEL(any_any_packed__avx2_b64, 64, true)
-CHAIN_KERNEL(any_any_packed__avx2_b128, 128, true)
+CHAIN_KERNEL(any_any_packed__avx2_c256, any_any_packed__avx2_c256, 256, false)
+CHAIN_KERNEL(any_any_packed__avx2_b16, any_any_packed__avx2_b16, 16, true)
+CHAIN_KERNEL(any_any_packed__avx2_b32, any_any_packed__avx2_b32, 32, true)
+CHAIN_KERNEL(any_any_packed__avx2_b64, any_any_packed__avx2_b64, 64, true)
+CHAIN_KERNEL(any_any_packed__avx2_b128, any_any_packed__avx2_b128, 128, true)
 #endif

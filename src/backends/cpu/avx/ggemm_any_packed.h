@@ -3,24 +3,19 @@
 #ifndef MOEI_BACKENDS_CPU_AVX_GGEMM_ANY_PACKED_H
 #define MOEI_BACKENDS_CPU_AVX_GGEMM_ANY_PACKED_H
 
+#include "backends/cpu/avx/ggemm_any_packed_exact.h"
 #include "backends/cpu/avx/load_x.h"
 #include "backends/cpu/avx/vector.h"
 #include "backends/cpu/packed_walk.h"
 #include "backends/cpu/product.h"
 #include "backends/cpu/unroll.h"
 
-#define PANEL   MOEI_CPU_PANEL
-#define STRIP   MOEI_CPU_STRIP
-#define RECORD  MOEI_CPU_RECORD
 #define STRIPS  (PANEL / STRIP)
-#define VECTORS (STRIP / LANES)         // of a strip
-#define VECTOR  ((int64_t)sizeof(veci)) // bytes
-#define HALVES  2                       // of a record that have scales of their own
-#define MR      48                      // rows that share decoded weights
-#define SIDE    4                       // panels whose sums are kept at once
-#define SLICE   64                      // k that are floats at once
-#define CHUNK   256                     // k: no chain crosses a multiple of it
-#define PAD     16                      // floats between rows of x, which would meet in few sets
+#define MR      48  // rows that share decoded weights
+#define SIDE    4   // panels whose sums are kept at once
+#define SLICE   64  // k that are floats at once
+#define CHUNK   256 // k: no chain crosses a multiple of it
+#define PAD     16  // floats between rows of x, which would meet in few sets
 #define X_ROW   (CHUNK + PAD)
 #define X_ROOM  (2 * MR * X_ROW) // floats
 #define AT_ONCE 4                // records that are staged together
@@ -56,6 +51,7 @@ typedef struct job {
     _Alignas(64) float value[16];                // of 4-bit codes
     float x_scale[X_ROOM / FINE];                // [row][chain] of it
     veci code_low, code_high;                    // make_tables
+    exact_x exact;                               // where takes_exact
     moei_cpu_columns columns;
     moei_cpu_packed p;
     moek_ggemm_args args; // moei_cpu_packed_args
@@ -126,6 +122,26 @@ static bool load_rows(job *j, int64_t i0, int64_t k0, int64_t k1, bool scaled)
     return true;
 }
 
+// Whether chains that cannot round are looked for: not where a second scale follows them.
+static bool takes_exact(const job *j)
+{
+    const int64_t chains = RECORD / j->length;
+    return j->rows <= EXACT_ROWS && j->elem == MOE_E2M1 && j->x_scaled && j->folds && !j->folds_x &&
+           chains >= 1 && chains == j->p.sets;
+}
+
+// Which records, of k elements, have them.
+static void find_exact(job *j, int64_t k)
+{
+    exact_begin(&j->exact, j->rows);
+    const int64_t records = takes_exact(j) ? k / RECORD : 0;
+    const int scale = 127 - (bits_of(j->factor) >> 23); // x are times 2 to minus this
+    for (int64_t r = 0; r < records && exact_goes_on(&j->exact); r++) {
+        const float *x = j->x + r * RECORD / CHUNK * j->rows * X_ROW + r * RECORD % CHUNK;
+        exact_add(&j->exact, x, X_ROW, j->p.sets == HALVES, scale);
+    }
+}
+
 // Elements k0 .. k1 - 1 of the rows from i0, and their scales.
 static void prepare(job *j, int64_t i0, int64_t k0, int64_t k1)
 {
@@ -140,6 +156,7 @@ static void prepare(job *j, int64_t i0, int64_t k0, int64_t k1)
                 moei_cpu_operand_scale(&j->args, j->e, i0 + r, k0 + c * j->length);
         }
     }
+    find_exact(j, k1 - k0);
 }
 
 #endif

@@ -6,14 +6,20 @@
 
 #include "backends/cpu/avx/ggemm_any_packed_forms.h"
 
-// Strips side by side: eight chains at least hide an FMA's latency, as long as there are registers
-// (32, or 16) for their sums, weights and an x.
+// Vectors of outputs side by side: chains that hide an FMA's latency, as long as there are
+// registers (32, or 16) for their sums, an x, weights, and a mask that bytes need.
 #if LANES == 16
-#define ACROSS(rows) ((rows) <= 6 ? 4 : 2)
+#define ACROSS(form, rows) ((rows) <= 6 ? 4 : 2)
 #else
-#define ACROSS(rows) ((rows) == 1 ? 4 : (rows) == 2 ? 2 : 1)
+#define ACROSS(form, rows)                                                                         \
+    ((rows) == 1 ? 8 : (rows) <= 3 ? 4 : (rows) == 4 && (form) < BYTES ? 3 : 2)
 #endif
-#define MOST_ACROSS (4 * VECTORS)
+#define MOST_ACROSS (PANEL / LANES)
+
+/// Outputs of a tile: vectors side by side, from vector `skip` of a strip.
+typedef struct tile_width {
+    int64_t vectors, skip;
+} tile_width;
 
 /// Sums of a tile in registers. at: where they lie, PANEL apart.
 __attribute__((always_inline)) static inline void
@@ -92,26 +98,46 @@ typedef struct decoder {
     vecf zero[MOST_ACROSS];
 } decoder;
 
-// Vector v of a tile.
-__attribute__((always_inline)) static inline vecf decoded(const decoder *d, const uint8_t *w,
-                                                          int64_t v, int64_t i)
+// The second bf16 of each lane. Three vectors leave no register for the mask, which stays in
+// memory.
+__attribute__((always_inline)) static inline vecf second_of(const uint8_t *pair, int64_t vectors)
 {
-    const uint8_t *from =
-        w + v / VECTORS * strip_bytes(d->form) + v % VECTORS * vector_bytes(d->form);
-    const vecf weight = weight_of(d->form, from, i, d->values);
+#if LANES == 8
+    static const _Alignas(32)
+        uint32_t mask[8] = {0xFFFF0000u, 0xFFFF0000u, 0xFFFF0000u, 0xFFFF0000u,
+                            0xFFFF0000u, 0xFFFF0000u, 0xFFFF0000u, 0xFFFF0000u};
+    if (vectors == 3) {
+        veci v = veci_load(pair);
+        __asm__("vpand %1, %0, %0" : "+x"(v) : "m"(*(const veci *)(const void *)mask));
+        return as_floats(v);
+    }
+#endif
+    (void)vectors;
+    return high_of(veci_load(pair));
+}
+
+// Vector v of a tile, whose strip begins at w.
+__attribute__((always_inline)) static inline vecf decoded(const decoder *d, const uint8_t *w,
+                                                          tile_width n, int64_t v, int64_t i)
+{
+    const int64_t strip = (n.skip + v) / VECTORS * strip_bytes(d->form);
+    const int64_t vector = (n.skip + v) % VECTORS * vector_bytes(d->form);
+    if (d->form == PAIRS && i % 2 == 1) {
+        return second_of(w + strip + vector + i / 2 * STRIP * 4, n.vectors);
+    }
+    const vecf weight = weight_of(d->form, w + strip + vector, i, d->values);
     return is_less_zeros(d->form) ? V(sub_ps)(weight, d->zero[v]) : weight;
 }
 
 // The chains go on by one k, i of a step: what is fewer, x or weights, is held in registers.
-__attribute__((always_inline)) static inline void step(const decoder *d, int64_t rows,
-                                                       int64_t vectors, const float *x,
-                                                       const uint8_t *w, int64_t i,
+__attribute__((always_inline)) static inline void step(const decoder *d, int64_t rows, tile_width n,
+                                                       const float *x, const uint8_t *w, int64_t i,
                                                        vecf s[TILE][MOST_ACROSS])
 {
-    if (rows < vectors) {
+    if (rows < n.vectors) {
         UNROLL
-        for (int64_t v = 0; v < vectors; v++) {
-            const vecf wk = decoded(d, w, v, i);
+        for (int64_t v = 0; v < n.vectors; v++) {
+            const vecf wk = decoded(d, w, n, v, i);
             UNROLL
             for (int64_t r = 0; r < rows; r++) {
                 s[r][v] = V(fmadd_ps)(V(set1_ps)(x[r * X_ROW + i]), wk, s[r][v]);
@@ -121,14 +147,14 @@ __attribute__((always_inline)) static inline void step(const decoder *d, int64_t
     }
     vecf wk[MOST_ACROSS];
     UNROLL
-    for (int64_t v = 0; v < vectors; v++) {
-        wk[v] = decoded(d, w, v, i);
+    for (int64_t v = 0; v < n.vectors; v++) {
+        wk[v] = decoded(d, w, n, v, i);
     }
     UNROLL
     for (int64_t r = 0; r < rows; r++) {
         const vecf xk = V(set1_ps)(x[r * X_ROW + i]);
         UNROLL
-        for (int64_t v = 0; v < vectors; v++) {
+        for (int64_t v = 0; v < n.vectors; v++) {
             multiply_add(&s[r][v], xk, wk[v]);
         }
     }
@@ -148,24 +174,27 @@ __attribute__((always_inline)) static inline int64_t step_of(code_form form, int
     }
 }
 
-// Few rows wait for memory: what lies where it is read is asked for on the way.
+// One tile of rows waits for memory: what lies where it is read is asked for on the way.
 __attribute__((always_inline)) static inline void ask_for_step(code_form form, int64_t by,
-                                                               int64_t strips, const uint8_t *w)
+                                                               tile_width n, const uint8_t *w)
 {
     UNROLL
-    for (int64_t s = 0; s < strips; s++) {
-        moei_cpu_ask_ahead(w + s * strip_bytes(form), by * eight_bytes(form) / 8);
+    for (int64_t v = n.skip; v < n.skip + n.vectors; v++) {
+        if (v % VECTORS == 0) {
+            moei_cpu_ask_ahead(w + v / VECTORS * strip_bytes(form), by * eight_bytes(form) / 8);
+        }
     }
 }
 
-// Rows r0 .. r0 + rows - 1 of `strips` strips.
+// Rows r0 .. r0 + rows - 1.
 __attribute__((always_inline)) static inline void tile(const job *j, const piece *at,
                                                        code_form form, int64_t r0, int64_t rows,
-                                                       int64_t strips, int64_t strip)
+                                                       int64_t strip, tile_width n)
 {
     const piece p = *at; // what is stored might alias it
     const int64_t by = step_of(form, rows);
     const int64_t part = form == FLOATS ? p.count : moei_i64_min(p.count, RECORD);
+    const int64_t n0 = strip * STRIP + n.skip * LANES;
     const float *x = p.x + r0 * X_ROW;
     const uint8_t *record = p.w + strip * strip_bytes(form);
     const bool asks = j->rows <= TILE && form != FLOATS && j->lies;
@@ -175,34 +204,45 @@ __attribute__((always_inline)) static inline void tile(const job *j, const piece
     }
     if (is_less_zeros(form)) {
         UNROLL
-        for (int64_t v = 0; v < VECTORS * strips; v++) {
-            d.zero[v] = V(load_ps)(p.zero + strip * STRIP + v * LANES);
+        for (int64_t v = 0; v < n.vectors; v++) {
+            d.zero[v] = V(load_ps)(p.zero + n0 + v * LANES);
         }
     }
     vecf s[TILE][MOST_ACROSS];
-    open_sums(p.begins, &p.sum[r0][strip * STRIP], rows, VECTORS * strips, s);
+    open_sums(p.begins, &p.sum[r0][n0], rows, n.vectors, s);
     for (int64_t left = p.count; left > 0; left -= part, record += p.apart) {
         const uint8_t *w = record;
         for (const float *end = x + part; x < end; x += by, w += by * eight_bytes(form) / 8) {
             if (asks) {
-                ask_for_step(form, by, strips, w);
+                ask_for_step(form, by, n, w);
             }
             UNROLL
             for (int64_t i = 0; i < by; i++) {
-                step(&d, rows, VECTORS * strips, x, w, i, s);
+                step(&d, rows, n, x, w, i, s);
             }
         }
     }
     if (!p.ends) {
-        save_sums(&p.sum[r0][strip * STRIP], rows, VECTORS * strips, s);
+        save_sums(&p.sum[r0][n0], rows, n.vectors, s);
         return;
     }
     const float *x_scale = j->folds_x ? p.x_scale + r0 * j->chains : NULL;
-    float *acc = &p.acc[r0][strip * STRIP];
+    float *acc = &p.acc[r0][n0];
     if (p.scale != NULL) {
-        fold_sums(x_scale, j->chains, p.scale + strip * STRIP, acc, rows, VECTORS * strips, s);
+        fold_sums(x_scale, j->chains, p.scale + n0, acc, rows, n.vectors, s);
     } else {
-        fold_sums(x_scale, j->chains, NULL, acc, rows, VECTORS * strips, s);
+        fold_sums(x_scale, j->chains, NULL, acc, rows, n.vectors, s);
+    }
+}
+
+// A tile over all pieces.
+__attribute__((always_inline)) static inline void pieces_of(const job *j, const piece *p,
+                                                            int64_t num, code_form form, int64_t r0,
+                                                            int64_t rows, int64_t strip,
+                                                            tile_width n)
+{
+    for (int64_t i = 0; i < num; i++) {
+        tile(j, &p[i], form, r0, rows, strip, n);
     }
 }
 
@@ -210,17 +250,21 @@ __attribute__((always_inline)) static inline void tile(const job *j, const piece
 __attribute__((always_inline)) static inline void tiles(const job *j, const piece *p, int64_t num,
                                                         code_form form, int64_t r0, int64_t rows)
 {
-    const int64_t across = ACROSS(rows);
+    const int64_t across = ACROSS(form, rows);
     int64_t strip = j->first;
-    for (; strip + across <= j->last; strip += across) {
-        for (int64_t i = 0; i < num; i++) {
-            tile(j, &p[i], form, r0, rows, across, strip);
+    if (across % VECTORS == 0) {
+        for (; strip + across / VECTORS <= j->last; strip += across / VECTORS) {
+            pieces_of(j, p, num, form, r0, rows, strip, (tile_width){across, 0});
+        }
+    } else { // three strips to two tiles
+        for (; strip + across <= j->last; strip += across) {
+            pieces_of(j, p, num, form, r0, rows, strip, (tile_width){across, 0});
+            pieces_of(j, p, num, form, r0, rows, strip + across / VECTORS,
+                      (tile_width){across, across % VECTORS});
         }
     }
-    for (; across > 1 && strip < j->last; strip++) {
-        for (int64_t i = 0; i < num; i++) {
-            tile(j, &p[i], form, r0, rows, 1, strip);
-        }
+    for (; across > VECTORS && strip < j->last; strip++) {
+        pieces_of(j, p, num, form, r0, rows, strip, (tile_width){VECTORS, 0});
     }
 }
 

@@ -56,7 +56,7 @@ static void finish_panel(job *j, int64_t panel, int64_t i0, int64_t i1, int64_t 
             }
         } else if (j->whole) {
             for (int64_t n = 0; n < PANEL; n += LANES) {
-                V(store_ps)(sums + n, V(cvtepi32_ps)(load(sums + n)));
+                V(store_ps)(sums + n, V(cvtepi32_ps)(veci_load(sums + n)));
             }
         }
         moei_cpu_finish(&j->args, &j->columns, j->e, i, from, to, sums + from - panel * PANEL);
@@ -102,12 +102,12 @@ static void run_rows(job *j, int64_t i0, int64_t i1, int64_t n0, int64_t n1)
 static way way_of(const job *j, int64_t i0, int64_t i1)
 {
     if (j->p.unit_k == 4) {
-        return WIDE ? BYTES : PAIRS;
+        return DOTS ? BYTES : PAIRS;
     }
     if (!j->int16) {
         return DIGITS8;
     }
-    return (WIDE || i1 - i0 <= FEW) && have_digits(&j->args, j->e, i0, i1) ? DIGITS16 : PAIRS;
+    return (DOTS || i1 - i0 <= FEW) && have_digits(&j->args, j->e, i0, i1) ? DIGITS16 : PAIRS;
 }
 
 static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, int64_t n0,
@@ -129,7 +129,7 @@ static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, 
         for (int64_t n = 0; n < PANEL; n++) {
             j.scale[s][n] = 1.0f;
             j.zero[s][n] = format->zero_point > 0           ? format->zero_point
-                           : WIDE && format->elem == MOE_I8 ? 128 // see fold_bytes
+                           : DOTS && format->elem == MOE_I8 ? 128 // see fold_bytes
                                                             : 0;
         }
     }

@@ -75,7 +75,7 @@ static void prepare(job *j, int64_t i0, int64_t i1, int64_t r0, int64_t r1)
             cell16 *c = (cell16 *)(void *)to;
             if (j->way == DIGITS16) {
                 const __m256i v[2] = {load_32(codes), load_32(codes + 32)};
-                fill_digits16(j->e2m1, j->halves, v, c);
+                fill_digits16(j->e2m1, j->halves, v, c->digit, c->sum);
             } else {
                 fill_pairs(j->int16, j->p.unit_k == 4, j->e2m1, j->halves, codes, c);
             }

@@ -26,10 +26,10 @@
 #define DIGIT_ROWS 4                       // rows that share a load of weights
 #define DIGIT_TOP  32639                   // the largest code that has two digits
 
-#if LANES == 16
-#define WIDE 1 // sums of bytes are 32 bits wide at once
+#if defined(__AVX512VNNI__)
+#define DOTS 1 // sums of bytes are 32 bits wide at once
 #else
-#define WIDE 0
+#define DOTS 0
 #endif
 
 /// 32 k of a row. The sums of x are multiplied by 12 for e2m1; the scale is halved for it.
@@ -49,6 +49,14 @@ typedef struct cell16 {
     float scale;
     int32_t unused;
 } cell16;
+
+/// A cell of 16 bits and a rest: 2^shift (256 high + low) + rest.
+typedef struct cell16_rest {
+    int8_t digit[3][RECORD]; // low, high, rest
+    int32_t sum[HALVES];
+    float scale;
+    int32_t shift;
+} cell16_rest;
 
 /// Outputs of a panel, and what folds a record into them: [half][output].
 typedef struct fold_to {
@@ -113,7 +121,8 @@ static inline void fill_digits8(bool e2m1, bool halves, bool in_bytes, const uin
 }
 
 // v: 32 codes, none above DIGIT_TOP.
-static inline void fill_digits16(bool e2m1, bool halves, const __m256i v[2], cell16 *c)
+static inline void fill_digits16(bool e2m1, bool halves, const __m256i v[2],
+                                 int8_t (*digit)[RECORD], int32_t sum_of_v[HALVES])
 {
     const __m256i one = _mm256_set1_epi16(1);
     __m256i low[2];
@@ -126,30 +135,12 @@ static inline void fill_digits16(bool e2m1, bool halves, const __m256i v[2], cel
     }
     const __m256i low_bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(low[0], low[1]), 0xD8);
     const __m256i high_bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(high[0], high[1]), 0xD8);
-    store_32(c->digit[0], in_order(low_bytes));
-    store_32(c->digit[1], in_order(high_bytes));
-    store_half_sums(e2m1, halves, sum, c->sum);
+    store_32(digit[0], in_order(low_bytes));
+    store_32(digit[1], in_order(high_bytes));
+    store_half_sums(e2m1, halves, sum, sum_of_v);
 }
 
 // ---- weights -----------------------------------------------------------------------------------
-
-static inline veci load(const void *from)
-{
-#if LANES == 16
-    return _mm512_loadu_si512(from);
-#else
-    return load_32(from);
-#endif
-}
-
-static inline void store(void *to, veci v)
-{
-#if LANES == 16
-    _mm512_storeu_si512(to, v);
-#else
-    store_32(to, v);
-#endif
-}
 
 static inline veci dword_of(const void *from)
 {
@@ -174,41 +165,50 @@ static inline void decode_bytes(bool e2m1, veci codes, veci out[2])
 
 // ---- sums --------------------------------------------------------------------------------------
 
-#if LANES == 16
-// Both digits of x add up apart, over all k that share scales.
-static inline veci add_bytes(bool first, veci sum, const veci bytes[2], veci low, veci high)
+#if DOTS
+// The digits of x add up apart, over all k that share scales.
+static inline veci add_bytes(bool first, veci sum, const veci bytes[2], const uint8_t *x)
 {
-    sum = first ? _mm512_setzero_si512() : sum;
-    return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum, bytes[0], low), bytes[1], high);
+    sum = _mm512_dpbusd_epi32(first ? _mm512_setzero_si512() : sum, bytes[0], dword_of(x));
+    return _mm512_dpbusd_epi32(sum, bytes[1], dword_of(x + 4));
 }
 
 static inline veci sum_of_digits(int64_t digits, const veci sums[2])
 {
-    return digits == 2 ? _mm512_add_epi32(sums[0], _mm512_slli_epi32(sums[1], 8)) : sums[0];
+    return digits == 2 ? V(add_epi32)(sums[0], shift_left(sums[1], 8)) : sums[0];
+}
+
+static inline veci sum_of_rest(veci sum)
+{
+    return sum;
 }
 #else
 // Keeps a sum where it is in the order of the source. Compilers may add integers in any order, and
 // gcc then holds more products than there are registers.
 static inline veci pinned(veci sum)
 {
-    __asm__("" : "+x"(sum));
+    __asm__("" : "+v"(sum));
     return sum;
 }
 
 // Sums of pairs of bytes, 16 bits wide.
-static inline veci add_bytes(bool first, veci sum, const veci bytes[2], veci low, veci high)
+static inline veci add_bytes(bool first, veci sum, const veci bytes[2], const uint8_t *x)
 {
-    const veci a = _mm256_maddubs_epi16(bytes[0], low);
-    const veci b = _mm256_maddubs_epi16(bytes[1], high);
-    const veci ab = _mm256_add_epi16(a, b);
-    return pinned(first ? ab : _mm256_add_epi16(sum, ab));
+    const veci a = V(maddubs_epi16)(bytes[0], dword_of(x));
+    const veci b = V(maddubs_epi16)(bytes[1], dword_of(x + 4));
+    const veci ab = V(add_epi16)(a, b);
+    return pinned(first ? ab : V(add_epi16)(sum, ab));
 }
 
 static inline veci sum_of_digits(int64_t digits, const veci sums[2])
 {
-    const veci low = _mm256_madd_epi16(sums[0], _mm256_set1_epi16(1));
-    return digits == 2 ? _mm256_add_epi32(low, _mm256_madd_epi16(sums[1], _mm256_set1_epi16(256)))
-                       : low;
+    const veci low = V(madd_epi16)(sums[0], V(set1_epi16)(1));
+    return digits == 2 ? V(add_epi32)(low, V(madd_epi16)(sums[1], V(set1_epi16)(256))) : low;
+}
+
+static inline veci sum_of_rest(veci sum)
+{
+    return V(madd_epi16)(sum, V(set1_epi16)(1));
 }
 #endif
 
@@ -223,7 +223,9 @@ static inline void fold_one(veci sum, const float *x_scale, const float *scale, 
 typedef struct digit_shape {
     int64_t rows;
     int64_t vectors; // side by side
-    int64_t digits;  // of x
+    int64_t digits;  // of x, but for a rest
+    int64_t rests;   // lines that have a rest, of cells that have room for one: the first ones
+    int64_t cell;    // bytes
     bool e2m1, halves;
     bool decoded; // weights are bytes: [vector][line][low, high nibbles][lane]
 } digit_shape;
@@ -232,41 +234,56 @@ typedef struct digit_shape {
 typedef struct digit_sums {
     veci total[DIGIT_ROWS][VECTORS];
     veci sums[DIGIT_ROWS][VECTORS][2];
+    veci rest[DIGIT_ROWS][VECTORS];
 } digit_sums;
 
-__attribute__((always_inline)) static inline int64_t cell_bytes(int64_t digits)
+__attribute__((always_inline)) static inline int64_t sum_at(digit_shape shape)
 {
-    return digits == 1 ? (int64_t)sizeof(cell8) : (int64_t)sizeof(cell16);
+    return shape.cell - (int64_t)(sizeof(cell8) - offsetof(cell8, sum));
 }
 
-// A line is 8 k of a strip. from: of the strip.
-__attribute__((always_inline)) static inline void add_line(digit_shape shape, bool first,
+__attribute__((always_inline)) static inline int64_t scale_at(digit_shape shape)
+{
+    return shape.cell - (int64_t)(sizeof(cell8) - offsetof(cell8, scale));
+}
+
+// A line is 8 k of a strip, whose bytes of x are at 8 u. begins: the sums of digits; with u == 0
+// those of the rest do.
+__attribute__((always_inline)) static inline void add_line(digit_shape shape, bool begins,
                                                            const uint8_t *from, int64_t v0,
-                                                           int64_t line, const uint8_t *cells,
-                                                           digit_sums *s)
+                                                           int64_t line, int64_t u,
+                                                           const uint8_t *cells, digit_sums *s)
 {
     veci bytes[VECTORS][2];
     UNROLL
     for (int64_t v = 0; v < shape.vectors; v++) {
         if (shape.decoded) {
             const uint8_t *at = from + ((v0 + v) * (RECORD / 8) + line) * 2 * VECTOR;
-            bytes[v][0] = load(at);
-            bytes[v][1] = load(at + VECTOR);
+            bytes[v][0] = veci_load(at);
+            bytes[v][1] = veci_load(at + VECTOR);
         } else {
-            decode_bytes(shape.e2m1, load(from + line * 64 + (v0 + v) * VECTOR), bytes[v]);
+            decode_bytes(shape.e2m1, veci_load(from + line * 64 + (v0 + v) * VECTOR), bytes[v]);
         }
     }
     UNROLL
     for (int64_t r = 0; r < shape.rows; r++) {
+        const uint8_t *digits = cells + r * shape.cell + u * 8;
         UNROLL
         for (int64_t d = 0; d < shape.digits; d++) {
-            const uint8_t *digit = cells + r * cell_bytes(shape.digits) + d * RECORD + line * 8;
-            const veci low = dword_of(digit);
-            const veci high = dword_of(digit + 4);
             UNROLL
             for (int64_t v = 0; v < shape.vectors; v++) {
-                s->sums[r][v][d] = add_bytes(first, s->sums[r][v][d], bytes[v], low, high);
+                veci *sum = &s->sums[r][v][d];
+                *sum = add_bytes(begins, *sum, bytes[v], digits + d * RECORD);
             }
+        }
+        if (u >= shape.rests) {
+            continue;
+        }
+        const bool first = u == 0 || (shape.halves && begins);
+        UNROLL
+        for (int64_t v = 0; v < shape.vectors; v++) {
+            s->rest[r][v] =
+                add_bytes(first, s->rest[r][v], bytes[v], digits + shape.digits * RECORD);
         }
     }
 }
@@ -275,38 +292,47 @@ __attribute__((always_inline)) static inline void add_line(digit_shape shape, bo
 __attribute__((always_inline)) static inline void
 end_half(digit_shape shape, fold_to to, int64_t h, int64_t n, const uint8_t *cells, digit_sums *s)
 {
-    const bool one = shape.digits == 1;
-    const int64_t sum_at = (int64_t)(one ? offsetof(cell8, sum) : offsetof(cell16, sum));
-    const int64_t scale_at = (int64_t)(one ? offsetof(cell8, scale) : offsetof(cell16, scale));
     const int64_t set = shape.halves ? h : 0;
     UNROLL
     for (int64_t r = 0; r < shape.rows; r++) {
-        const uint8_t *c = cells + r * cell_bytes(shape.digits);
+        const uint8_t *c = cells + r * shape.cell;
         UNROLL
         for (int64_t v = 0; v < shape.vectors; v++) {
             const int64_t at = n + v * LANES;
             const veci sum = sum_of_digits(shape.digits, s->sums[r][v]);
-            const bool begins = shape.halves || h == 0 || WIDE;
+            const bool begins = shape.halves || h == 0 || DOTS;
             s->total[r][v] = begins ? sum : V(add_epi32)(s->total[r][v], sum);
             if (!shape.halves && h == 0) {
                 continue;
             }
-            veci excess = dword_of(c + sum_at + set * 4);
+            if (shape.rests > 0) {
+                const __m128i shift = _mm_loadu_si32(c + scale_at(shape) + sizeof(float));
+                s->total[r][v] =
+                    V(add_epi32)(V(sll_epi32)(s->total[r][v], shift), sum_of_rest(s->rest[r][v]));
+            }
+            veci excess = dword_of(c + sum_at(shape) + set * 4);
             if (!shape.e2m1) {
-                excess = V(mullo_epi32)(excess, load(&to.zero[set][at]));
+                excess = V(mullo_epi32)(excess, veci_load(&to.zero[set][at]));
             }
             fold_one(V(sub_epi32)(s->total[r][v], excess),
-                     (const float *)(const void *)(c + scale_at), &to.scale[set][at],
+                     (const float *)(const void *)(c + scale_at(shape)), &to.scale[set][at],
                      &to.acc[r][at]);
         }
     }
 }
 
-/// A record into the sums of rows, whose cells of x lie side by side.
+/// A record into the sums of rows, whose cells of x lie side by side. order: of the lines of it in
+/// the cells; NULL: as they lie.
 __attribute__((always_inline)) static inline void fold_digits(digit_shape shape, fold_to to,
-                                                              const uint8_t *w, const void *cells)
+                                                              const uint8_t *w, const void *cells,
+                                                              const uint8_t *order)
 {
     const int64_t lines = RECORD / 8 / HALVES;
+    int64_t line[RECORD / 8];
+    UNROLL
+    for (int64_t u = 0; u < RECORD / 8; u++) {
+        line[u] = order != NULL ? order[u] : u;
+    }
     for (int64_t strip = to.first; strip < to.last; strip++) {
         const uint8_t *from = w + strip * STRIP * (shape.decoded ? RECORD : RECORD / 2);
         if (!shape.decoded) {
@@ -320,11 +346,12 @@ __attribute__((always_inline)) static inline void fold_digits(digit_shape shape,
                     break;
                 }
                 UNROLL
-                for (int64_t u = 0; u < lines; u++) {
-                    const bool first = u == 0 && (shape.halves || h == 0 || !WIDE);
-                    add_line(shape, first, from, v0, h * lines + u, cells, &s);
+                for (int64_t i = 0; i < lines; i++) {
+                    const int64_t u = h * lines + i;
+                    const bool begins = i == 0 && (shape.halves || h == 0 || !DOTS);
+                    add_line(shape, begins, from, v0, line[u], u, cells, &s);
                 }
-                if (shape.halves || h > 0 || !WIDE) {
+                if (shape.halves || h > 0 || !DOTS) {
                     end_half(shape, to, h, strip * STRIP + v0 * LANES, cells, &s);
                 }
             }

@@ -79,7 +79,7 @@ words_of(moe_dtype elem, bool halves, fold_to from, const uint8_t *record, uint8
         uint8_t *to = words_to + v * lines * line_bytes;
         veci zero[HALVES];
         for (int64_t s = 0; zeros && s < HALVES; s++) {
-            const veci wide = load(&from.zero[s][v * LANES]);
+            const veci wide = veci_load(&from.zero[s][v * LANES]);
             zero[s] = veci_or(wide, shift_left(wide, 16));
         }
         if (v % VECTORS == 0) {
@@ -89,13 +89,13 @@ words_of(moe_dtype elem, bool halves, fold_to from, const uint8_t *record, uint8
             const int64_t set = halves && line >= lines / HALVES ? 1 : 0;
             veci words[4];
             if (bytes) {
-                words_of_bytes(elem == MOE_I8, load(codes + line * 64), words);
+                words_of_bytes(elem == MOE_I8, veci_load(codes + line * 64), words);
             } else {
-                words_of_nibbles(elem == MOE_E2M1, load(codes + line * 64), words);
+                words_of_nibbles(elem == MOE_E2M1, veci_load(codes + line * 64), words);
             }
             for (int64_t i = 0; i < (bytes ? 2 : 4); i++) {
-                store(to + line * line_bytes + i * VECTOR,
-                      zeros ? V(sub_epi16)(words[i], zero[set]) : words[i]);
+                veci_store(to + line * line_bytes + i * VECTOR,
+                           zeros ? V(sub_epi16)(words[i], zero[set]) : words[i]);
             }
         }
     }
@@ -136,7 +136,7 @@ static inline void end_sum(bool whole, veci sum, const float *x_scale, const flo
                            float *acc)
 {
     if (whole) {
-        store(acc, V(add_epi32)(load(acc), sum));
+        veci_store(acc, V(add_epi32)(veci_load(acc), sum));
     } else {
         fold_one(sum, x_scale, scale, acc);
     }
@@ -165,7 +165,7 @@ __attribute__((always_inline)) static inline void fold_bytes(int64_t rows, bool 
             UNROLL
             for (int64_t u = 0; u < count; u++) {
                 const int64_t line = h * count + u;
-                const veci bytes = _mm512_xor_si512(load(from + line * VECTOR), flip);
+                const veci bytes = _mm512_xor_si512(veci_load(from + line * VECTOR), flip);
                 UNROLL
                 for (int64_t r = 0; r < rows; r++) {
                     const veci digits = dword_of(&cells[r].digit[0][4 * line]);
@@ -174,8 +174,8 @@ __attribute__((always_inline)) static inline void fold_bytes(int64_t rows, bool 
             }
             UNROLL
             for (int64_t r = 0; r < rows; r++) {
-                const veci excess =
-                    _mm512_mullo_epi32(_mm512_set1_epi32(cells[r].sum[h]), load(&to.zero[h][n]));
+                const veci excess = _mm512_mullo_epi32(_mm512_set1_epi32(cells[r].sum[h]),
+                                                       veci_load(&to.zero[h][n]));
                 end_sum(whole, _mm512_sub_epi32(sum[r], excess), &cells[r].scale, &to.scale[h][n],
                         &to.acc[r][n]);
             }
@@ -204,7 +204,7 @@ __attribute__((always_inline)) static inline void fold_bytes(int64_t rows, bool 
                 UNROLL
                 for (int64_t v = 0; v < 2; v++) {
                     veci words[2];
-                    words_of_bytes(is_signed, load(from + line * 64 + v * 32), words);
+                    words_of_bytes(is_signed, veci_load(from + line * 64 + v * 32), words);
                     UNROLL
                     for (int64_t r = 0; r < rows; r++) {
                         const veci even = dword_of(&cells[r].code[4 * line]);
@@ -221,7 +221,7 @@ __attribute__((always_inline)) static inline void fold_bytes(int64_t rows, bool 
                 for (int64_t v = 0; v < 2; v++) {
                     const int64_t n = strip * STRIP + v * LANES;
                     const veci excess = _mm256_mullo_epi32(_mm256_set1_epi32(cells[r].sum[h]),
-                                                           load(&to.zero[h][n]));
+                                                           veci_load(&to.zero[h][n]));
                     end_sum(whole, is_signed ? sum[r][v] : _mm256_sub_epi32(sum[r][v], excess),
                             &cells[r].scale, &to.scale[h][n], &to.acc[r][n]);
                 }
@@ -253,7 +253,7 @@ fold_pairs(int64_t rows, bool halves, bool whole, fold_to to, const uint8_t *w, 
                 veci words[VECTORS];
                 UNROLL
                 for (int64_t v = 0; v < VECTORS; v++) {
-                    words[v] = load(from + (v * steps + s) * VECTOR);
+                    words[v] = veci_load(from + (v * steps + s) * VECTOR);
                 }
                 UNROLL
                 for (int64_t r = 0; r < rows; r++) {

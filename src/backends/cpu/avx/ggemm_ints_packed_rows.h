@@ -9,6 +9,11 @@
 /// Folds records into the sums of rows i0 .. i1 - 1.
 typedef void loop_fn(job *j, span s, float (*acc)[PANEL]);
 
+__attribute__((always_inline)) static inline int64_t cell_bytes(int64_t digits)
+{
+    return (int64_t)(digits == 1 ? sizeof(cell8) : sizeof(cell16));
+}
+
 // Few rows: weights are decoded in registers. As many vectors side by side as registers hold sums
 // for: loads of x are shared by them.
 __attribute__((always_inline)) static inline void
@@ -17,15 +22,15 @@ few_rows(job *j, span s, int64_t rows, int64_t digits, bool e2m1, bool halves, f
     const digit_shape shape = {.rows = rows,
                                .vectors = rows * digits <= 2 ? VECTORS : 1,
                                .digits = digits,
+                               .cell = cell_bytes(digits),
                                .e2m1 = e2m1,
-                               .halves = halves,
-                               .decoded = false};
-    for (; s.r < s.end; s.r++, s.x += rows * cell_bytes(digits)) {
+                               .halves = halves};
+    for (; s.r < s.end; s.r++, s.x += rows * shape.cell) {
         const uint8_t *w = next_record(j, &s, halves);
         if (digits == 2 && !e2m1 && j->rounds) {
             chain_as_written(j, w, &s, acc);
         } else {
-            fold_digits(shape, fold_to_of(j, acc), w, s.x);
+            fold_digits(shape, fold_to_of(j, acc), w, s.x, NULL);
         }
     }
 }
@@ -104,10 +109,11 @@ __attribute__((always_inline)) static inline void tile_of_digits(const job *j, i
     const digit_shape shape = {.rows = rows,
                                .vectors = VECTORS,
                                .digits = digits,
+                               .cell = cell_bytes(digits),
                                .e2m1 = e2m1,
                                .halves = halves,
-                               .decoded = !WIDE};
-    fold_digits(shape, fold_to_of(j, acc), w, x);
+                               .decoded = !DOTS};
+    fold_digits(shape, fold_to_of(j, acc), w, x, NULL);
 }
 
 #define TILE_FN(rows, digits, e2m1, halves)                                                        \
@@ -221,9 +227,9 @@ static void decode_digits(job *j, const uint8_t *record)
         }
         for (int64_t line = 0; line < lines; line++) {
             veci bytes[2];
-            decode_bytes(j->e2m1, load(from + line * 64), bytes);
-            store(to + line * 2 * VECTOR, bytes[0]);
-            store(to + line * 2 * VECTOR + VECTOR, bytes[1]);
+            decode_bytes(j->e2m1, veci_load(from + line * 64), bytes);
+            veci_store(to + line * 2 * VECTOR, bytes[0]);
+            veci_store(to + line * 2 * VECTOR + VECTOR, bytes[1]);
         }
     }
 }
@@ -235,7 +241,7 @@ static const uint8_t *decode(job *j, const uint8_t *record)
         decode_words(j->args.w.format->elem, j->halves, fold_to_of(j, NULL), record, j->w);
         return j->w;
     }
-    if (!WIDE) {
+    if (!DOTS) {
         decode_digits(j, record);
         return j->w;
     }
