@@ -11,13 +11,14 @@
 //   run_panel    a chunk of k of a panel
 //   run_records  its records as they lie, or staged in a form that tiles take
 //   run_slice    or 32 or 64 k of them, decoded to floats: 16 KiB of L1
+//   run_exact    or, one row of e2m1, those whose chains cannot round, by integers (_exact.h)
 //
 // Rows of one tile take records in any form. Several tiles take forms that are cheap, in chains of
 // 64 k and more, as they lie or staged: what makes floats of them takes pipes that FMA leaves idle.
 // Else weights become floats once for all rows.
 //
 // Limits: one row: memory, or with AVX2 and 4 bits the vector pipes, 29 operations for 64 weights,
-// 8 of them FMA; many rows: FMA. docs/cpu-strict.md counts.
+// 8 of them FMA, or 16 to 21 of integers; many rows: FMA. docs/cpu-strict.md counts.
 #include "backends/cpu/avx/ggemm_any_packed.h"
 
 #include "backends/cpu/avx/ggemm_any_packed_forms.h"
