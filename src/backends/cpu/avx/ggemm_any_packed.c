@@ -253,6 +253,7 @@ static void run_slice(job *j, span *s, int64_t k0, int64_t k, int64_t count, flo
         set_piece(&pieces[num], j, k0, k + i, moei_i64_min(left, count - i), slot[i / RECORD] + set,
                   acc);
         pieces[num].w = (const uint8_t *)j->w[0][i];
+        pieces[num].apart = 0;
     }
     s->loaded = s->slot == 0 ? s->loaded : NULL; // what follows looks for scales in slot 0
     all_rows(j, pieces, num, FLOATS);
