@@ -200,10 +200,10 @@ void bench_print_row(const bench_row *row);
 json_t *bench_row_json(const bench_request *request, const bench_layer *layer,
                        const bench_ceilings *ceilings, const bench_row *row);
 
-/// Where and how a row was measured: ceilings, device, machine, version, commit, seed, command.
-/// NULL where memory is short.
-json_t *bench_origin_json(const bench_request *request, const moe_context *ctx,
-                          const bench_ceilings *ceilings);
+/// A row of a file: what was measured of what, and where it comes from. Takes both over; NULL, with
+/// a line on stderr: no memory.
+json_t *bench_whole_row(json_t *what, json_t *measured, const bench_request *request,
+                        const moe_context *ctx, const bench_ceilings *ceilings);
 
 /// What is not known is null.
 json_t *bench_real_or_null(bool known, double value);

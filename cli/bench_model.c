@@ -256,16 +256,7 @@ static json_t *row_json(const run *r, const bench_ceilings *ceilings, const mode
         "percent_of_read", bench_real_or_null(row->work.read > 0, percent_of_read(row)),
         "experts_hit", row->experts_hit, "bytes", row->work.bytes, "flops", flops_of(row), "parts",
         parts_json(row), "kernels", row->kernels);
-    json_t *origin = bench_origin_json(r->request, moem_model_context(r->model), ceilings);
-    if (object == NULL || measured == NULL || origin == NULL ||
-        json_object_update(object, measured) != 0 || json_object_update(object, origin) != 0) {
-        (void)fprintf(stderr, "moe: no memory for a row of JSON\n");
-        json_decref(object);
-        object = NULL;
-    }
-    json_decref(measured);
-    json_decref(origin);
-    return object;
+    return bench_whole_row(object, measured, r->request, moem_model_context(r->model), ceilings);
 }
 
 // ---- rows --------------------------------------------------------------------------------------

@@ -198,8 +198,9 @@ static json_t *layer_json(const bench_request *request, const bench_layer *layer
                      whole ? cli_level_name(moe_plan_level(layer->plan)) : NULL);
 }
 
-json_t *bench_origin_json(const bench_request *request, const moe_context *ctx,
-                          const bench_ceilings *ceilings)
+// Where a row comes from.
+static json_t *origin_json(const bench_request *request, const moe_context *ctx,
+                           const bench_ceilings *ceilings)
 {
     return json_pack(
         "{s:o, s:s, s:o, s:s, s:s?, s:I, s:o}", "ceilings",
@@ -211,6 +212,21 @@ json_t *bench_origin_json(const bench_request *request, const moe_context *ctx,
         NULL,
 #endif
         "seed", (json_int_t)request->seed, "command", bench_text_json(request->command));
+}
+
+json_t *bench_whole_row(json_t *what, json_t *measured, const bench_request *request,
+                        const moe_context *ctx, const bench_ceilings *ceilings)
+{
+    json_t *origin = origin_json(request, ctx, ceilings);
+    if (what == NULL || measured == NULL || origin == NULL ||
+        json_object_update(what, measured) != 0 || json_object_update(what, origin) != 0) {
+        (void)fprintf(stderr, "moe: no memory for a row of JSON\n");
+        json_decref(what);
+        what = NULL;
+    }
+    json_decref(measured);
+    json_decref(origin);
+    return what;
 }
 
 json_t *bench_row_json(const bench_request *request, const bench_layer *layer,
@@ -228,16 +244,7 @@ json_t *bench_row_json(const bench_request *request, const bench_layer *layer,
         row->experts_hit, "bytes", bench_real_or_null(whole, row->work.bytes), "flops",
         bench_real_or_null(whole, row->work.flops[0] + row->work.flops[1]), "error",
         bench_real_or_null(row->error >= 0, row->error), "kernels", row->kernels);
-    json_t *origin = bench_origin_json(request, layer->ctx, ceilings);
-    if (object == NULL || measured == NULL || origin == NULL ||
-        json_object_update(object, measured) != 0 || json_object_update(object, origin) != 0) {
-        (void)fprintf(stderr, "moe: no memory for a row of JSON\n");
-        json_decref(object);
-        object = NULL;
-    }
-    json_decref(measured);
-    json_decref(origin);
-    return object;
+    return bench_whole_row(object, measured, request, layer->ctx, ceilings);
 }
 
 static bool put_rows(FILE *file, void *arg)
