@@ -177,6 +177,7 @@ static inline fold_to fold_to_of(const job *j, float (*acc)[PANEL])
     return (fold_to){.first = j->first,
                      .last = j->last,
                      .sets = j->sets,
+                     .codes = NULL,
                      .scale = j->scale,
                      .zero = j->zero,
                      .acc = acc};
