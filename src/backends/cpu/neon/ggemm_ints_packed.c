@@ -118,7 +118,7 @@ static void prepare(void *arg, int64_t r0, int64_t r1)
         const uint8_t *row = moei_x_at(a, j->p.e, i);
         moei_cpu_x_scales scales = {0};
         if (!j->whole) {
-            scales = moei_cpu_x_scales_of(a, j->p.e, i, r0 * RECORD);
+            scales = moei_cpu_x_scales_of(a, j->p.e, i, r0);
         }
         cell *to = j->x + (i - i0);
         for (int64_t r = r0; r < r1; r++, to += i1 - i0) {
