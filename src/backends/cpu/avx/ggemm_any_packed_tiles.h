@@ -168,6 +168,7 @@ __attribute__((always_inline)) static inline int64_t step_of(code_form form, int
         return 1;
     case PAIRS:
     case HALVES_OF_K:
+    case CODES8:
         return rows < 3 ? 8 : 2;
     default:
         return 8;
@@ -296,9 +297,14 @@ typedef void tiles_fn(const job *j, const piece *p, int64_t num, int64_t r0);
 #define EACH_ROWS(what, form)                                                                      \
     what(form, 1) what(form, 2) what(form, 3) what(form, 4) what(form, 5) what(form, 6)
 #endif
+#if LANES == 16
+#define IF_CODES8(what) what(CODES8)
+#else
+#define IF_CODES8(what)
+#endif
 #define EACH_FORM(what)                                                                            \
-    what(FLOATS) what(PAIRS) what(HALVES_OF_K) what(BYTES) what(BYTES_LESS) what(NIBBLES)          \
-        what(NIBBLES_LESS)
+    what(FLOATS) what(PAIRS) what(HALVES_OF_K) IF_CODES8(what) what(BYTES) what(BYTES_LESS)        \
+        what(NIBBLES) what(NIBBLES_LESS)
 #define ALL_TILES(form)       EACH_ROWS(TILES, form)
 #define TILE_NAME(form, rows) form##_##rows,
 #define TILE_NAMES(form)      [form] = {EACH_ROWS(TILE_NAME, form)},
