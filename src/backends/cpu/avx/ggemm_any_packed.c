@@ -236,22 +236,6 @@ static void run_records(job *j, span *s, int64_t k0, int64_t k, int64_t count, f
     all_rows(j, pieces, num, form);
 }
 
-// Whether the next records, of `count` elements, hold a NaN of e4m3, which the form does not have.
-static bool any_nan(const job *j, const span *s, int64_t count)
-{
-    const veci sign = V(set1_epi8)((char)0x80);
-    veci top = sign;
-    moei_cpu_walk walk = s->walk;
-    const uint8_t *head = s->head;
-    for (int64_t k = 0; k < count; k += RECORD) {
-        const uint8_t *record = moei_cpu_walk_on(&walk, &head);
-        for (int64_t b = j->first * STRIP * RECORD; b < j->last * STRIP * RECORD; b += VECTOR) {
-            top = V(max_epu8)(top, veci_or(veci_load(record + b), sign));
-        }
-    }
-    return any_byte_full(top);
-}
-
 // Up to a slice of k, decoded to floats.
 static void run_slice(job *j, span *s, int64_t k0, int64_t k, int64_t count, float (*acc)[PANEL])
 {
@@ -296,14 +280,8 @@ static void run_panel(job *j, int64_t panel, int64_t k0, int64_t k1, const uint8
         load_next(j, &s, 0);
         if (exact_at(&j->exact, k / RECORD)) {
             count = RECORD * run_exact(j, &s, k / RECORD, acc);
-            continue;
-        }
-        bool as_records = takes_records(j) && left >= RECORD;
-        if (as_records) {
+        } else if (takes_records(j) && left >= RECORD) {
             count = until_exact(j, k, records_at_once(j, &s, k, left));
-            as_records = j->form != CODES8 || !any_nan(j, &s, count);
-        }
-        if (as_records) {
             set_next(j, &s, count, left - count < RECORD, then);
             run_records(j, &s, k0, k, count, acc);
         } else {

@@ -84,7 +84,7 @@ __attribute__((always_inline)) static inline int64_t eight_bytes(code_form form)
 // Of a strip: one of its vectors.
 __attribute__((always_inline)) static inline int64_t vector_bytes(code_form form)
 {
-    return form == HALVES_OF_K ? VECTOR / 2 : VECTOR;
+    return form == HALVES_OF_K || form == CODES8 ? VECTOR / 2 : VECTOR;
 }
 
 // Of what holds all strips, from one to the next.
@@ -129,19 +129,30 @@ __attribute__((always_inline)) static inline vecf nibble_of(const uint8_t *from,
 #endif
 }
 
-// e4m3 of element k of eight, times 2^-120: sign, exponent and fraction where a float has them.
+// e4m3 of element k of eight, times 2^-120: sign, exponent and fraction where a float has them. A
+// NaN becomes 480.
 __attribute__((always_inline)) static inline vecf code8_of(const uint8_t *from, int64_t k)
 {
-#if LANES == 16
-    const veci two = _mm512_cvtepi16_epi32(halfi_load(from + k / 2 * STRIP * 2));
-    const veci placed = k % 2 == 0 ? _mm512_srai_epi32(_mm512_slli_epi32(two, 24), 4)
-                                   : _mm512_slli_epi32(two, 12); // sign: of the conversion
-    return as_floats(veci_and(placed, _mm512_set1_epi32((int)0x87F00000u)));
-#else
-    (void)from;
-    (void)k;
-    return V(setzero_ps)(); // not a form of AVX2: choose_e4m3
-#endif
+    const veci two = V(cvtepi16_epi32)(halfi_load(from + k / 2 * STRIP * 2));
+    const veci placed = k % 2 == 0 ? V(srai_epi32)(V(slli_epi32)(two, 24), 4)
+                                   : V(slli_epi32)(two, 12); // its sign stands above it
+    return as_floats(veci_and(placed, V(set1_epi32)((int)0x87F00000u)));
+}
+
+// The same where one may be NaN, to which one more carries out of the exponent.
+static inline vecf code8_or_nan(const uint8_t *from, int64_t k)
+{
+    const veci bits = as_ints(code8_of(from, k));
+    const veci carry = V(add_epi32)(V(slli_epi32)(bits, 4), V(set1_epi32)(0x01000000));
+    const veci nan = veci_and(V(srai_epi32)(carry, 31), V(set1_epi32)(0x7FC00000));
+    return as_floats(veci_or(bits, nan));
+}
+
+// Codes that are NaN, to which one more carries into the sign: in the top bits of `seen`.
+__attribute__((always_inline)) static inline veci see_nan(veci seen, const uint8_t *codes)
+{
+    const veci v = veci_load(codes);
+    return veci_or_xor(seen, v, V(add_epi8)(v, V(set1_epi8)(1)));
 }
 
 // A vector of a strip, at element k of eight whose form begins at `from`. values: of 4-bit codes.
@@ -289,7 +300,7 @@ static void decode(job *j, const uint8_t *record, int64_t k)
         }
         return;
     }
-    if (j->form == CODES8) { // where one is NaN, or K ends
+    if (j->form == CODES8) { // the end of K
         (void)stage_floats(j, false, true, record, j->staged + BEFORE);
         decode_form(j, HALVES_OF_K, true, HALF8_FACTOR / CODE8_FACTOR, j->staged + BEFORE, k);
         return;
