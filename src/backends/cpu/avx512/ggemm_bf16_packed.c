@@ -63,7 +63,7 @@ __attribute__((always_inline)) static inline void add_records(few *f, int64_t ro
 static void add_panel(few *f)
 {
     const uint8_t *from = f->from;
-    for (int64_t k0 = 0; k0 < f->args->w.k; k0 += FEW_CHUNK) {
+    for (int64_t k0 = 0; k0 < f->p.args.w.k; k0 += FEW_CHUNK) {
         const int64_t records = few_load(f, k0);
         switch (f->rows) {
         case 1:
@@ -88,6 +88,6 @@ void moek_ggemm_any_bf16_packed__avx512_amx(const moek_ggemm_args *args, int32_t
                                             int64_t i1, int64_t n0, int64_t n1)
 {
     few f;
-    few_begin(&f, args, e);
-    few_panels(&f, i0, i1, n0, n1, add_panel);
+    moei_cpu_panels_open(&f.p, args, e, n0, n1);
+    few_panels(&f, i0, i1, add_panel);
 }

@@ -101,7 +101,7 @@ static void add_panel(few *f)
 {
     job *j = (job *)(void *)f;
     const uint8_t *from = f->from;
-    for (int64_t k0 = 0; k0 < f->args->w.k; k0 += FEW_CHUNK) {
+    for (int64_t k0 = 0; k0 < f->p.args.w.k; k0 += FEW_CHUNK) {
         const int64_t records = few_load(f, k0);
         switch (f->rows) {
         case 1:
@@ -130,7 +130,7 @@ static void find_exact(job *j, int64_t i)
     f->i = i;
     f->rows = 1;
     exact_begin(&j->exact, 1);
-    for (int64_t k0 = 0; k0 < f->args->w.k; k0 += FEW_CHUNK) {
+    for (int64_t k0 = 0; k0 < f->p.args.w.k; k0 += FEW_CHUNK) {
         const int64_t records = few_load(f, k0);
         for (int64_t r = 0; r < records; r++) {
             if (!exact_goes_on(&j->exact)) {
@@ -201,7 +201,7 @@ static int64_t run_end(const exact_x *x, int64_t r, int64_t end)
 static void add_row_panel(few *f)
 {
     job *j = (job *)(void *)f;
-    const int64_t records = f->packed.records;
+    const int64_t records = f->p.packed.records;
     int64_t loaded = -1; // chunk of x
     for (int64_t r = 0, end; r < records; r = end) {
         const int64_t chunk = r / CHUNK_RECORDS;
@@ -224,14 +224,14 @@ void moek_ggemm_any_bf16_packed__avx512_amx_b32(const moek_ggemm_args *args, int
                                                 int64_t i1, int64_t n0, int64_t n1)
 {
     job j;
-    few_begin(&j.f, args, e);
+    moei_cpu_panels_open(&j.f.p, args, e, n0, n1);
     for (uint8_t code = 0; code < 16; code++) {
         j.value[code] = moei_e2m1_to_f32(code);
     }
     if (i1 - i0 == 1) {
         find_exact(&j, i0);
-        few_panels(&j.f, i0, i1, n0, n1, j.exact.found ? add_row_panel : add_panel);
+        few_panels(&j.f, i0, i1, j.exact.found ? add_row_panel : add_panel);
     } else {
-        few_panels(&j.f, i0, i1, n0, n1, add_panel);
+        few_panels(&j.f, i0, i1, add_panel);
     }
 }
