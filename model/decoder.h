@@ -5,20 +5,15 @@
 
 #include "model/attention.h"
 #include "model/device.h"
+#include "model/linear.h"
 #include "model/model.h"
-
-/// A linear layer where the checkpoint has it: weight [outputs, inputs], bias [outputs] or absent.
-typedef struct moem_linear {
-    moe_tensor weight, bias;
-} moem_linear;
 
 typedef struct moem_layer {
     float *input_norm, *post_norm; ///< [hidden]
     float *sinks;                  ///< [heads]
-    /// q, k and v, in that order: where they are small one matrix, else three.
+    /// q, k and v, in that order: packed or small one layer, else three.
     moem_linear qkv[3];
     int32_t num_qkv;
-    void *joined; ///< memory of the one
     moem_linear o, router;
     moe_checkpoint_layer *source; ///< owns what `weights` needs of the checkpoint
     moe_plan *plan;
@@ -32,11 +27,12 @@ struct moem_model {
     moe_thread_pool pool;
     const moem_kernels *kernels;
     moe_checkpoint *checkpoint;
-    moe_packed *packed;           ///< NULL: none
-    char placing[160];            ///< where the experts' weights lie, and why
-    moe_tensor embedding, output; ///< [vocab, hidden]
-    float *norm;                  ///< [hidden]
-    float *frequencies;           ///< [head_dim / 2]
+    moe_packed *packed;   ///< NULL: none
+    char placing[256];    ///< where the weights lie, and why
+    moe_tensor embedding; ///< [vocab, hidden]
+    moem_linear output;   ///< to [vocab]
+    float *norm;          ///< [hidden]
+    float *frequencies;   ///< [head_dim / 2]
     moem_layer *layers;
     int64_t max_batch;
     int32_t experts, top_k;

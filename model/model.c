@@ -97,63 +97,6 @@ static moe_status linear(const moem_model *m, const char *prefix, const char *na
     return status;
 }
 
-static size_t tensor_bytes(const moe_tensor *t)
-{
-    int64_t elements = 1;
-    for (int32_t d = 0; d < t->ndim; d++) {
-        elements *= t->shape[d];
-    }
-    return (size_t)elements * (size_t)moe_dtype_bits(t->dtype) / 8;
-}
-
-// Adds a tensor's bytes to those of the joined one.
-static unsigned char *append(unsigned char *to, const moe_tensor *t)
-{
-    const size_t bytes = tensor_bytes(t);
-    memcpy(to, (const unsigned char *)t->data + t->byte_offset, bytes);
-    return to + bytes;
-}
-
-#define MOST_JOINED ((size_t)4 << 20) // bytes; reading more takes longer than a wait for threads
-
-// Makes one matrix of q, k and v where that saves two waits for the threads and little memory is
-// copied.
-static moe_status join(moem_layer *l)
-{
-    size_t bytes = 0;
-    int64_t outputs = 0;
-    for (int i = 0; i < 3; i++) {
-        const moem_linear *one = &l->qkv[i];
-        if (one->weight.dtype != l->qkv[0].weight.dtype || one->bias.data == NULL ||
-            one->bias.dtype != l->qkv[0].bias.dtype) {
-            return MOE_OK;
-        }
-        bytes += tensor_bytes(&one->weight) + tensor_bytes(&one->bias);
-        outputs += one->weight.shape[0];
-    }
-    if (bytes > MOST_JOINED) {
-        return MOE_OK;
-    }
-    l->joined = moem_allocate(bytes, 0);
-    if (l->joined == NULL) {
-        return moe_fail(MOE_E_NO_MEMORY, "no memory for %zu bytes of q, k and v", bytes);
-    }
-    unsigned char *weight = l->joined;
-    unsigned char *bias = weight;
-    for (int i = 0; i < 3; i++) {
-        bias = append(bias, &l->qkv[i].weight);
-    }
-    unsigned char *end = bias;
-    for (int i = 0; i < 3; i++) {
-        end = append(end, &l->qkv[i].bias);
-    }
-    l->qkv[0].weight =
-        moe_tensor_2d(weight, l->qkv[0].weight.dtype, outputs, l->qkv[0].weight.shape[1]);
-    l->qkv[0].bias = moe_tensor_1d(bias, l->qkv[0].bias.dtype, outputs);
-    l->num_qkv = 1;
-    return MOE_OK;
-}
-
 static moe_status open_attention(const moem_model *m, int64_t layer, moem_layer *l)
 {
     const moem_config *c = &m->config;
@@ -174,7 +117,6 @@ static moe_status open_attention(const moem_model *m, int64_t layer, moem_layer 
         status = linear(m, prefix, names[i], outputs[i], c->hidden, &l->qkv[i]);
     }
     l->num_qkv = 3;
-    status = status ? status : join(l);
     return status ? status : linear(m, prefix, "self_attn.o_proj", c->hidden, wide, &l->o);
 }
 
@@ -236,9 +178,9 @@ static moe_status open_tensors(moem_model *m, const char *config, size_t size,
 {
     const moem_config *c = &m->config;
     moe_status status = find(m, "model.embed_tokens.weight", c->vocab, c->hidden, &m->embedding);
-    m->output = m->embedding;
+    m->output.weight = m->embedding;
     if (status == MOE_OK && !c->tied) {
-        status = find(m, "lm_head.weight", c->vocab, c->hidden, &m->output);
+        status = find(m, "lm_head.weight", c->vocab, c->hidden, &m->output.weight);
     }
     status = status ? status : vector(m, "model.norm.weight", c->hidden, &m->norm);
     for (int64_t i = 0; status == MOE_OK && i < c->layers; i++) {
@@ -365,6 +307,72 @@ static moe_status load_experts(moem_model *m, const moem_options *options)
     return status;
 }
 
+// ---- where the linear layers beside them lie
+// -----------------------------------------------------
+
+#define MOST_JOINED ((size_t)4 << 20) // bytes; reading more takes longer than a wait for threads
+
+static moe_status add_bytes(const moem_model *m, const moem_linear *l, uint64_t *total)
+{
+    size_t bytes = 0;
+    const moe_status status = moem_linear_bytes(m->ctx, l, &bytes);
+    *total += bytes;
+    return status;
+}
+
+static moe_status weigh_linears(const moem_model *m, uint64_t *total)
+{
+    moe_status status = add_bytes(m, &m->output, total);
+    for (int64_t i = 0; i < m->config.layers; i++) {
+        const moem_layer *l = &m->layers[i];
+        for (int32_t j = 0; status == MOE_OK && j < l->num_qkv; j++) {
+            status = add_bytes(m, &l->qkv[j], total);
+        }
+        status = status ? status : add_bytes(m, &l->o, total);
+        status = status ? status : add_bytes(m, &l->router, total);
+    }
+    return status;
+}
+
+// One layer of q, k and v saves two waits for the threads; packed, the copy is made anyway.
+static moe_status load_layer(const moem_model *m, bool packs, moem_layer *l)
+{
+    size_t packed = 0;
+    moe_status status = packs ? moem_linear_bytes(m->ctx, &l->qkv[0], &packed) : MOE_OK;
+    status = status ? status
+                    : moem_linear_join(l->qkv, &l->num_qkv, packed > 0 ? SIZE_MAX : MOST_JOINED);
+    for (int32_t j = 0; status == MOE_OK && packs && j < l->num_qkv; j++) {
+        status = moem_linear_pack(m->ctx, &l->qkv[j]);
+    }
+    if (status == MOE_OK && packs) {
+        status = moem_linear_pack(m->ctx, &l->o);
+        status = status ? status : moem_linear_pack(m->ctx, &l->router);
+    }
+    return status;
+}
+
+// Packed where what the experts have left suffices, unless another place is asked for.
+static moe_status load_linears(moem_model *m, const moem_options *options)
+{
+    uint64_t bytes = 0;
+    moe_status status = options->placing == MOEM_PLACE_MAPPED ? MOE_OK : weigh_linears(m, &bytes);
+    const bool packs = bytes > 0 && (options->placing == MOEM_PLACE_PACKED ||
+                                     bytes <= moem_memory_available() / 10 * 9);
+    if (status == MOE_OK && packs) {
+        status = moem_linear_pack(m->ctx, &m->output);
+    }
+    for (int64_t i = 0; status == MOE_OK && i < m->config.layers; i++) {
+        status = load_layer(m, packs, &m->layers[i]);
+        status = status ? name_layer(status, i) : status;
+    }
+    const size_t used = strlen(m->placing);
+    if (packs) {
+        (void)snprintf(m->placing + used, sizeof m->placing - used,
+                       "; %.1f MB beside the experts packed in memory", MEGABYTES(bytes));
+    }
+    return status;
+}
+
 moe_status moem_model_open(const char *dir, const moem_options *options, moem_model **out)
 {
     static const moem_options defaults;
@@ -407,6 +415,7 @@ moe_status moem_model_open(const char *dir, const moem_options *options, moem_mo
                      : moe_fail(MOE_E_NO_MEMORY, "%s: no memory for the layers", dir);
     }
     status = status ? status : load_experts(m, options);
+    status = status ? status : load_linears(m, options);
     free(config);
     if (status != MOE_OK) {
         moem_model_close(m);
@@ -430,9 +439,14 @@ void moem_model_close(moem_model *m)
         free(l->input_norm);
         free(l->post_norm);
         free(l->sinks);
-        free(l->joined);
+        for (int32_t j = 0; j < 3; j++) {
+            moem_linear_free(&l->qkv[j]);
+        }
+        moem_linear_free(&l->o);
+        moem_linear_free(&l->router);
     }
     free(m->layers);
+    moem_linear_free(&m->output);
     moe_packed_close(m->packed);
     free(m->norm);
     free(m->frequencies);

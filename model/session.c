@@ -182,31 +182,6 @@ const int64_t *moem_session_load(const moem_session *session)
 
 // -- Steps ---------------------------------------------------------------------------------------
 
-// y [rows, outputs] = x [rows, inputs] . W^T + bias: a grouped product with one group. Rows of y
-// are `stride` floats apart.
-static moe_status multiply(const moem_model *m, const moem_linear *l, const float *x, int64_t rows,
-                           float *y, int64_t stride)
-{
-    const moe_tensor *w = &l->weight;
-    moe_ggemm_args args;
-    memset(&args, 0, sizeof args);
-    args.struct_size = sizeof args;
-    args.gemm.weight_format = w->dtype == MOE_F32    ? MOE_FORMAT_F32
-                              : w->dtype == MOE_BF16 ? MOE_FORMAT_BF16
-                                                     : MOE_FORMAT_F16;
-    args.weights.values = moe_tensor_3d(w->data, w->dtype, 1, w->shape[0], w->shape[1]);
-    args.weights.values.byte_offset = w->byte_offset;
-    if (l->bias.data != NULL) {
-        args.gemm.bias = 1;
-        args.weights.bias = moe_tensor_2d(l->bias.data, l->bias.dtype, 1, w->shape[0]);
-        args.weights.bias.byte_offset = l->bias.byte_offset;
-    }
-    args.x = moe_tensor_2d(x, MOE_F32, rows, w->shape[1]);
-    args.y = moe_tensor_2d(y, MOE_F32, rows, w->shape[0]);
-    args.y.stride[0] = stride;
-    return moe_ggemm(m->ctx, &args, NULL);
-}
-
 static moe_status embed(const moem_session *s, const moem_input *tokens, int64_t count)
 {
     const moe_tensor *all = &s->model->embedding;
@@ -274,7 +249,7 @@ static moe_status attention_step(moem_session *s, const moem_input *tokens, int6
     norm(s, layer > 0 ? s->branch : NULL, l->input_norm, count, NULL);
     float *y = s->qkv;
     for (int32_t i = 0; status == MOE_OK && i < l->num_qkv; i++) {
-        status = multiply(m, &l->qkv[i], s->normed, count, y, stride);
+        status = moem_linear_run(m->ctx, &l->qkv[i], s->normed, count, y, stride);
         y += l->qkv[i].weight.shape[0];
     }
     if (status != MOE_OK) {
@@ -300,7 +275,7 @@ static moe_status attention_step(moem_session *s, const moem_input *tokens, int6
                                  .sinks = l->sinks,
                                  .out = s->attention,
                              });
-    return multiply(m, &l->o, s->attention, count, s->branch, c->hidden);
+    return moem_linear_run(m->ctx, &l->o, s->attention, count, s->branch, c->hidden);
 }
 
 static moe_status expert_step(moem_session *s, int64_t count, int64_t layer)
@@ -309,7 +284,8 @@ static moe_status expert_step(moem_session *s, int64_t count, int64_t layer)
     const moem_layer *l = &m->layers[layer];
     const moe_run_args args = expert_args(s, count);
     norm(s, s->branch, l->post_norm, count, NULL);
-    moe_status status = multiply(m, &l->router, s->normed, count, s->logits, m->experts);
+    moe_status status =
+        moem_linear_run(m->ctx, &l->router, s->normed, count, s->logits, m->experts);
     if (status == MOE_OK) {
         status = m->device != NULL ? moem_room_run(&s->room, l->plan, l->weights.weights, &args)
                                    : moe_run(l->plan, l->weights.weights, &args, s->workspace,
@@ -376,9 +352,8 @@ moe_status moem_forward(moem_session *s, const moem_input *tokens, int64_t count
         }
     }
     if (wanted > 0) {
-        const moem_linear output = {.weight = m->output};
         norm(s, s->branch, m->norm, wanted, s->wanted);
-        status = multiply(m, &output, s->normed, wanted, logits, c->vocab);
+        status = moem_linear_run(m->ctx, &m->output, s->normed, wanted, logits, c->vocab);
     }
     // Rows of a ring that a failed step wrote lie behind every window: the step can be repeated.
     for (int32_t i = 0; status == MOE_OK && i < s->count; i++) {

@@ -4,7 +4,7 @@
 
 static double size_of(const moe_tensor *t)
 {
-    double elements = t->data != NULL ? 1 : 0;
+    double elements = t->ndim > 0 ? 1 : 0;
     for (int32_t d = 0; d < t->ndim; d++) {
         elements *= (double)t->shape[d];
     }
@@ -48,6 +48,6 @@ void moem_model_work(const moem_model *m, int64_t first, int64_t count, int64_t 
         out->attention += 4 * wide * pairs_of(window, first, count);
         out->router += 2 * tokens * hidden * m->experts;
     }
-    out->bytes += logits > 0 ? size_of(&m->output) : 0;
+    out->bytes += logits > 0 ? bytes_of(&m->output) : 0;
     out->output = 2 * (double)logits * hidden * (double)c->vocab;
 }

@@ -10,13 +10,15 @@
 ///   moe_plan_workspace     how much memory a run needs
 ///   moe_run                no allocation, no lock, no print; any number of threads
 ///
-/// Who has a mind of their own about the order of the steps takes them singly from ops.h.
+/// Who has a mind of their own about the order of the steps takes them singly from ops.h. Linear
+/// layers beside the experts are packed with matrix.h for its product.
 /// Everything is in bits what docs/numerics.md says, on every machine.
 #ifndef MOE_MOE_H
 #define MOE_MOE_H
 
 #include "moe/context.h"
 #include "moe/layouts.h"
+#include "moe/matrix.h"
 #include "moe/ops.h"
 #include "moe/plan.h"
 #include "moe/quantize.h"

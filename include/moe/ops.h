@@ -5,6 +5,7 @@
 #ifndef MOE_OPS_H
 #define MOE_OPS_H
 
+#include "moe/matrix.h"
 #include "moe/plan.h"
 #include "moe/weights.h"
 
@@ -32,15 +33,19 @@ typedef struct moe_ggemm_args {
     moe_tensor
         row_weight; ///< optional f32 [rows of y]: multiplies a row of y, in f32, after the bias
     moe_tensor y;   ///< [rows, N] f32, bf16 or f16; must not overlap x
+    const moe_matrix *matrix; ///< optional: packed weights of the same context, instead of gemm,
+                              ///< transposed and weights, which are 0 then (but for the act_scale
+                              ///< of codes that bring one); n and the type of x are the matrix's
 } moe_ggemm_args;
 
 /// Grouped product of sorted rows. With one expert and no offsets, a plain linear layer: a router
 /// with bias, a latent transform. Accumulates in f32, rounds to nearest even; error bound in
-/// docs/numerics.md#ggemm. Errors: SHAPE, DTYPE, OVERLAP, UNSUPPORTED, NO_KERNEL; on a device
-/// ALIGNMENT (its kernel needs aligned weights) and DEVICE. Determinism: KERNEL on the CPU; on a
-/// device that of the class which a plan of level BATCH takes, at least BATCH. Workspace: none.
-/// Thread safety: reentrant. Since 0.1. Source: Gale et al., MegaBlocks, MLSys 2023, §4 (grouped
-/// products without padding).
+/// docs/numerics.md#ggemm. Errors: SHAPE, DTYPE, OVERLAP, UNSUPPORTED, NO_KERNEL; STATE (a matrix
+/// of which an expert has not been packed); on a device ALIGNMENT (its kernel needs aligned
+/// weights) and DEVICE. Determinism: KERNEL on the CPU; on a device that of the class which a plan
+/// of level BATCH takes, at least BATCH; of a matrix the level that its descriptor asks for, at
+/// least. Workspace: none. Thread safety: reentrant. Since 0.1. Source: Gale et al., MegaBlocks,
+/// MLSys 2023, §4 (grouped products without padding).
 MOE_API moe_status moe_ggemm(const moe_context *ctx, const moe_ggemm_args *args, void *stream);
 
 /// Arguments of moe_glu.

@@ -59,9 +59,10 @@ enum {
                                   ///< code of least f32 distance. Level RUN
     MOE_QUANT_NVFP4_SINGLE = 63,  ///< s = e4m3fn(amax / 6), no second level; x * (1/s)
 
-    // Fixed point per 32, scale a power of two 2^e (activation formats of the CPU kernels); x / 2^e
-    MOE_QUANT_I8B32 = 80, ///< int8: e the smallest for which every rounded |code| <= 127
-    MOE_QUANT_I16B32 = 81 ///< int16: the same with 32639 = 127 * 256 + 127
+    // Fixed point, scale a power of two 2^e (activation formats of the CPU kernels); x / 2^e
+    MOE_QUANT_I8B32 = 80,  ///< int8 per 32: e the smallest for which every rounded |code| <= 127
+    MOE_QUANT_I16B32 = 81, ///< int16: the same with 32639 = 127 * 256 + 127
+    MOE_QUANT_I8B128 = 82  ///< I8B32 per 128
 };
 
 /// Name as on the command line ("fp8_group_recip"), or "unknown quantiser".

@@ -9,68 +9,6 @@
 #include "backends/backends.h"
 #include "quant/elements.h"
 
-// ---- checks of scales --------------------------------------------------------------------------
-
-// Whether all scales are finite, where that is seen at once: E8M0 has one code that is not.
-static bool scales_are_plain(const moei_matrices *m)
-{
-    const int64_t columns = moei_scale_columns(m);
-    if (m->scales == NULL || m->scale_dtype != MOE_E8M0 || m->scale_k_stride != 1) {
-        return m->scales == NULL;
-    }
-    for (int64_t r = 0; r < moei_scale_rows(m); r++) {
-        if (memchr((const uint8_t *)m->scales + r * m->scale_n_stride, 0xFF, (size_t)columns) !=
-            NULL) {
-            return false;
-        }
-    }
-    return true;
-}
-
-// One expert, m of count 1; `e` names it.
-static moe_status check_expert_scales(const moei_matrices *m, int32_t e, const char *call,
-                                      const char *name)
-{
-    const bool plain = scales_are_plain(m);
-    for (int64_t r = 0; !plain && r < moei_scale_rows(m); r++) {
-        for (int64_t c = 0; c < moei_scale_columns(m); c++) {
-            const float s = moei_load_one(m->scale_dtype, m->scales,
-                                          r * m->scale_n_stride + c * m->scale_k_stride);
-            MOE_REQUIRE(isfinite(s), MOE_E_VALUE,
-                        "%s: %s scales of expert %d: element [%" PRId64 ", %" PRId64
-                        "] is %s, must be finite",
-                        call, name, (int)e, r, c, isnan(s) ? "NaN" : "infinite");
-        }
-    }
-    for (int32_t p = 0; m->scale2 != NULL && p < m->scale2_parts; p++) {
-        const float s = moei_load_one(MOE_F32, m->scale2, p);
-        MOE_REQUIRE(isfinite(s), MOE_E_VALUE,
-                    "%s: %s %s scale of expert %d: element [%d] is %s, must be finite", call, name,
-                    m->scale2_per_row ? "channel" : "second-level", (int)e, (int)p,
-                    isnan(s) ? "NaN" : "infinite");
-    }
-    if (m->act_scale != NULL) {
-        const float s = moei_load_one(MOE_F32, m->act_scale, 0);
-        MOE_REQUIRE(isfinite(s) && s > 0.0f, MOE_E_VALUE,
-                    "%s: %s activation scale is %g, must be finite and above 0", call, name,
-                    (double)s);
-    }
-    return MOE_OK;
-}
-
-static moe_status check_scales(const moe_context *ctx, const moei_matrices *m, moei_place place,
-                               int32_t first, const char *call, const char *name)
-{
-    for (int32_t e = 0; e < m->count; e++) {
-        moei_stage stage;
-        MOE_TRY(moei_stage_begin(ctx, NULL, m, e, place, MOEI_PARTS_SCALES, true, call, &stage));
-        const moe_status status = check_expert_scales(&stage.m, first + e, call, name);
-        (void)moei_stage_end(&stage, false);
-        MOE_TRY(status);
-    }
-    return MOE_OK;
-}
-
 // ---- sources -----------------------------------------------------------------------------------
 
 static const char *const stack_names[4] = {"gate_up", "down", "shared gate_up", "shared down"};
@@ -206,7 +144,8 @@ static moe_status check_source(const moe_plan *plan, const moe_weights_source *s
                         "%s: gate_up has %d experts, down has %d", call, (int)out->count, (int)n);
             out->count = n;
             MOE_TRY(stack_from_source(plan, &source->gemm[g], false, g, n, call, &out->gemm[g]));
-            MOE_TRY(check_scales(plan->ctx, &out->gemm[g], place, first, call, stack_names[g]));
+            MOE_TRY(
+                moei_scales_check(plan->ctx, &out->gemm[g], place, first, call, stack_names[g]));
             out->has_gemm[g] = true;
         }
         if (source_present(&source->shared[g])) {
@@ -215,7 +154,8 @@ static moe_status check_source(const moe_plan *plan, const moe_weights_source *s
             }
             MOE_TRY(stack_from_source(plan, &source->shared[g], true, g, plan->shared.count, call,
                                       &out->shared[g]));
-            MOE_TRY(check_scales(plan->ctx, &out->shared[g], place, 0, call, stack_names[2 + g]));
+            MOE_TRY(
+                moei_scales_check(plan->ctx, &out->shared[g], place, 0, call, stack_names[2 + g]));
             out->has_shared[g] = true;
         }
     }
@@ -256,37 +196,13 @@ static moe_status check_source(const moe_plan *plan, const moe_weights_source *s
     return MOE_OK;
 }
 
-// One activation scale serves the whole layer: the first call sets it, later ones must agree. 0 is
-// unset; calls for different experts may come from several threads.
 static moe_status agree_act_scale(moe_weights *w, int stack, const moei_matrices *m, bool set,
                                   const char *call)
 {
-    float *packed = w->act_scale[stack];
-    if (packed == NULL || m->act_scale == NULL) {
-        return MOE_OK;
-    }
-    const bool of_x = stack == 2 && packed == w->act_scale[0]; // the routed experts' own
-    uint32_t *to = &w->agreed[of_x ? 0 : stack];
-    const float given = moei_load_one(MOE_F32, m->act_scale, 0);
-    uint32_t bits;
-    memcpy(&bits, &given, sizeof bits);
-    uint32_t before = __atomic_load_n(to, __ATOMIC_RELAXED);
-    if (before == bits || (before == 0 && !set)) {
-        return MOE_OK;
-    }
-    if (before == 0 &&
-        __atomic_compare_exchange_n(to, &before, bits, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
-        return moei_put_bytes(w->plan->ctx, packed, &bits, sizeof bits); // who set it writes it
-    }
-    if (before == bits) {
-        return MOE_OK;
-    }
-    float earlier;
-    memcpy(&earlier, &before, sizeof earlier);
-    return moe_fail(MOE_E_VALUE,
-                    "%s: %s activation scale is %.9g, an earlier call gave %.9g; a layer has one%s",
-                    call, stack_names[stack], (double)given, (double)earlier,
-                    of_x ? ", with which x arrives" : "");
+    const bool of_x = stack == 2 && w->act_scale[2] == w->act_scale[0]; // the routed experts' own
+    return moei_act_scale_agree(w->plan->ctx, m, w->act_scale[stack], &w->agreed[of_x ? 0 : stack],
+                                set, call, stack_names[stack],
+                                of_x ? "a layer has one, with which x arrives" : "a layer has one");
 }
 
 // All of a source agree before one is set, so that a refused call leaves nothing behind.
@@ -305,110 +221,21 @@ static moe_status agree_act_scales(moe_weights *w, const checked_source *s, cons
     return MOE_OK;
 }
 
-// Names the expert before what the backend says of it.
-static moe_status pack_stage(moei_stage *stage, int32_t e, const char *call, const char *name)
-{
-    const moe_status status = moei_stage_pack(stage);
-    if (status == MOE_OK) {
-        return MOE_OK;
-    }
-    char reason[256];
-    (void)snprintf(reason, sizeof reason, "%s", moe_last_error());
-    return moe_fail(status, "%s: %s of expert %d: %s", call, name, (int)e, reason);
-}
-
-#define PACK_SHARES 4 // parts of an expert per thread
-
-/// A matrix on its way from a source on the host straight into its place: nothing of it is held
-/// between.
-typedef struct packing {
-    moei_pack_part_fn *fn; // NULL: rows are copied
-    moei_matrices from;
-    const moei_matrices *stack;
-    int32_t expert;
-    int64_t parts;
-} packing;
-
-static void pack_task(void *arg, size_t index)
-{
-    const packing *p = arg;
-    const int64_t part = (int64_t)index;
-    if (p->fn == NULL) {
-        moei_copy_part(&p->from, 0, p->stack, p->expert, part, p->parts);
-        return;
-    }
-    p->fn(&p->from, part, p->parts,
-          (uint8_t *)(uintptr_t)p->stack->values + p->expert * p->stack->value_e_stride);
-    if (part == 0) {
-        moei_copy_beside(&p->from, 0, p->stack, p->expert);
-    }
-}
-
-// An expert as the packer reads it: what the packed stack is, where the source lies.
-static moei_matrices as_source(const moei_matrices *stack, const moei_matrices *expert)
-{
-    moei_matrices m = *expert;
-    m.scale_e_stride = stack->scale_e_stride; // says that there are some
-    m.zero_e_stride = stack->zero_e_stride;
-    return m;
-}
-
-static void pack_in_place(const moe_context *ctx, moei_pack_part_fn *fn,
-                          const moei_matrices *source, int32_t se, const moei_matrices *stack,
-                          int32_t de)
-{
-    const moei_matrices expert = moei_expert_of(source, se);
-    packing p = {.fn = fn,
-                 .from = fn != NULL ? as_source(stack, &expert) : expert,
-                 .stack = stack,
-                 .expert = de,
-                 .parts = ctx->num_threads > 1 ? (int64_t)PACK_SHARES * ctx->num_threads : 1};
-    moei_parallel_for(&ctx->pool, (size_t)p.parts, pack_task, &p);
-}
-
-// Whether a matrix can be packed in place, and by what.
-static bool packs_in_place(const moe_context *ctx, const moei_matrices *stack,
-                           moei_pack_part_fn **fn)
-{
-    const bool packed = stack->layout == MOEI_LAYOUT_PACKED;
-    *fn = packed ? moei_backend_pack_part(ctx->backend) : NULL;
-    return ctx->backend->host_memory && (!packed || *fn != NULL);
-}
-
 // Packs an expert of a source on the host: what is given of it, or nothing.
 static moe_status put_expert(const moe_weights *w, const checked_source *s, bool shared, int32_t se,
                              int32_t de, const char *call)
 {
     const moei_mlp *mlp = shared ? &w->plan->shared : &w->plan->routed;
-    const moe_context *ctx = w->plan->ctx;
-    moei_pack_part_fn *fn;
-    moei_stage stages[2];
-    int begun = 0;
-    moe_status status = MOE_OK;
-    for (int g = 0; g < 2 && status == MOE_OK; g++) {
-        if (!(shared ? s->has_shared : s->has_gemm)[g]) {
-            continue;
-        }
-        const moei_matrices *source = shared ? &s->shared[g] : &s->gemm[g];
-        const moei_matrices *stack = shared ? &w->shared[g] : &w->gemm[g];
-        if (packs_in_place(ctx, stack, &fn)) {
-            pack_in_place(ctx, fn, source, se, stack, de);
-            continue;
-        }
-        moei_stage *stage = &stages[begun];
-        status = moei_stage_begin(ctx, mlp->kernel[g], stack, de, MOEI_ON_DEVICE, MOEI_PARTS_EXPERT,
-                                  false, call, stage);
-        if (status == MOE_OK) {
-            begun++;
-            moei_copy_expert(source, se, &stage->m, 0);
-            status = pack_stage(stage, de, call, stack_names[shared ? 2 + g : g]);
+    moei_put_one puts[2];
+    int count = 0;
+    for (int g = 0; g < 2; g++) {
+        if ((shared ? s->has_shared : s->has_gemm)[g]) {
+            puts[count++] = (moei_put_one){shared ? &s->shared[g] : &s->gemm[g],
+                                           shared ? &w->shared[g] : &w->gemm[g], mlp->kernel[g],
+                                           stack_names[shared ? 2 + g : g]};
         }
     }
-    for (int i = 0; i < begun; i++) {
-        const moe_status end = moei_stage_end(&stages[i], status == MOE_OK);
-        status = status == MOE_OK ? end : status;
-    }
-    return status;
+    return moei_put_expert(w->plan->ctx, puts, count, se, de, call);
 }
 
 static moe_status put_linear(const moe_weights *w, const moei_matrices *s, const moei_matrices *d,
@@ -588,58 +415,6 @@ moe_status moe_weights_wrap(const moe_plan *plan, const moe_weights_source *sour
     return MOE_OK;
 }
 
-// A nibble holds zero points up to 15; packed ones are bytes.
-static moe_status check_zeros_fit(const moei_matrices *from, const moei_matrices *to,
-                                  const char *call, const char *name)
-{
-    const int64_t groups = from->zeros != NULL ? moei_i64_ceil_div(from->k, from->block_k) : 0;
-    for (int64_t n = 0; to->zero_form != MOEI_ZERO_BYTES && n < from->n; n++) {
-        for (int64_t g = 0; g < groups; g++) {
-            const int zero = moei_zero_point(from, 0, n, g);
-            MOE_REQUIRE(zero < 16, MOE_E_VALUE,
-                        "%s: %s zero point [%" PRId64 ", %" PRId64
-                        "] is %d, a nibble holds 0..15; a U8 view [n, N, groups] works",
-                        call, name, n, g, zero);
-        }
-    }
-    return MOE_OK;
-}
-
-// One scale for gate and up takes two only where these are the same. `from` is one expert.
-static moe_status check_expert_fits(const moei_matrices *from, const moei_matrices *to,
-                                    const char *call, const char *name)
-{
-    const size_t bytes = (size_t)moe_dtype_bits(from->scale_dtype) / 8;
-    if (from->scales != NULL && from->block_n == 0 && from->scale_parts > to->scale_parts) {
-        const uint8_t *at = from->scales;
-        MOE_REQUIRE(memcmp(at, at + (size_t)from->scale_n_stride * bytes, bytes) == 0, MOE_E_SHAPE,
-                    "%s: %s scales of gate and up differ, the view is [n]; [n, 2] works", call,
-                    name);
-    }
-    if (from->scale2 != NULL && from->scale2_parts > to->scale2_parts) {
-        const float *at = from->scale2;
-        MOE_REQUIRE(
-            at[0] == at[1], MOE_E_SHAPE,
-            "%s: %s second-level scales of gate and up differ, the view is [n]; [n, 2] works", call,
-            name);
-    }
-    return check_zeros_fit(from, to, call, name);
-}
-
-// Whether a view to write to holds what the weights have.
-static moe_status check_fits(const moe_weights *w, const moei_kernel *kernel,
-                             const moei_matrices *from, int32_t e, const moei_matrices *to,
-                             const char *call, const char *name)
-{
-    const uint32_t parts = MOEI_PARTS_SCALES | MOEI_PART_BIT(MOEI_PART_ZEROS);
-    moei_stage stage;
-    MOE_TRY(
-        moei_stage_begin(w->plan->ctx, kernel, from, e, MOEI_ON_DEVICE, parts, true, call, &stage));
-    const moe_status status = check_expert_fits(&stage.m, to, call, name);
-    (void)moei_stage_end(&stage, false);
-    return status;
-}
-
 // A source to write to, checked against what has been packed: experts [first, first + n).
 static moe_status check_target(const moe_weights *w, const moe_weights_source *out, int32_t first,
                                const char *call, checked_source *to)
@@ -658,8 +433,8 @@ static moe_status check_target(const moe_weights *w, const moe_weights_source *o
                 MOE_REQUIRE((w->has_expert[first + e] & 1u << g) != 0, MOE_E_STATE,
                             "%s: %s of expert %d has not been packed", call, stack_names[g],
                             (int)(first + e));
-                MOE_TRY(check_fits(w, plan->routed.kernel[g], &w->gemm[g], first + e, &to->gemm[g],
-                                   call, stack_names[g]));
+                MOE_TRY(moei_fits_check(plan->ctx, plan->routed.kernel[g], &w->gemm[g], first + e,
+                                        &to->gemm[g], call, stack_names[g]));
             }
             to->has_gemm[g] = true;
         }
@@ -669,8 +444,8 @@ static moe_status check_target(const moe_weights *w, const moe_weights_source *o
             MOE_TRY(stack_from_source(plan, &out->shared[g], true, g, plan->shared.count, call,
                                       &to->shared[g]));
             for (int32_t e = 0; e < plan->shared.count; e++) {
-                MOE_TRY(check_fits(w, plan->shared.kernel[g], &w->shared[g], e, &to->shared[g],
-                                   call, stack_names[2 + g]));
+                MOE_TRY(moei_fits_check(plan->ctx, plan->shared.kernel[g], &w->shared[g], e,
+                                        &to->shared[g], call, stack_names[2 + g]));
             }
             to->has_shared[g] = true;
         }
@@ -699,17 +474,6 @@ static moe_status check_target(const moe_weights *w, const moe_weights_source *o
                                   &plan->desc.hidden));
     }
     return MOE_OK;
-}
-
-static moe_status get_expert(const moe_weights *w, const moei_kernel *kernel,
-                             const moei_matrices *s, int32_t se, const moei_matrices *d, int32_t de,
-                             const char *call)
-{
-    moei_stage stage;
-    MOE_TRY(moei_stage_begin(w->plan->ctx, kernel, s, se, MOEI_ON_DEVICE, MOEI_PARTS_EXPERT, true,
-                             call, &stage));
-    moei_copy_expert(&stage.m, 0, d, de);
-    return moei_stage_end(&stage, false);
 }
 
 static moe_status get_linear(const moe_weights *w, const moei_matrices *s, const moei_matrices *d,
@@ -747,12 +511,12 @@ moe_status moe_weights_unpack(const moe_weights *weights, int32_t first,
     MOE_TRY(check_target(weights, &known, first, call, &to));
     for (int g = 0; g < 2; g++) {
         for (int32_t e = 0; to.has_gemm[g] && e < to.gemm[g].count; e++) {
-            MOE_TRY(get_expert(weights, weights->plan->routed.kernel[g], &weights->gemm[g],
-                               first + e, &to.gemm[g], e, call));
+            MOE_TRY(moei_get_expert(weights->plan->ctx, weights->plan->routed.kernel[g],
+                                    &weights->gemm[g], first + e, &to.gemm[g], e, call));
         }
         for (int32_t e = 0; to.has_shared[g] && e < to.shared[g].count; e++) {
-            MOE_TRY(get_expert(weights, weights->plan->shared.kernel[g], &weights->shared[g], e,
-                               &to.shared[g], e, call));
+            MOE_TRY(moei_get_expert(weights->plan->ctx, weights->plan->shared.kernel[g],
+                                    &weights->shared[g], e, &to.shared[g], e, call));
         }
         MOE_TRY(get_act_scale(weights, &weights->gemm[g], &to.gemm[g]));
         MOE_TRY(get_act_scale(weights, &weights->shared[g], &to.shared[g]));

@@ -4,10 +4,8 @@
 // by what the backend's pack makes of a small matrix: a layout that changes has another name,
 // whether or not somebody thought of a version.
 #include <inttypes.h>
-#include <math.h>
 #include <stdlib.h>
 
-#include "api/text.h"
 #include "api/weights_internal.h"
 
 #define LAYOUT_VERSION 1   // of the order in which weights_layout.c places matrices
@@ -21,14 +19,14 @@ static int64_t probe_size(int64_t size)
     return size < PROBE_SIZE + PROBE_MODULUS ? size : PROBE_SIZE + size % PROBE_MODULUS;
 }
 
-// One expert of the same formats.
-static moei_mlp probe_mlp(const moei_mlp *mlp)
+// One expert of the same formats; gate and up have the same rows.
+static moei_stack probe_stack(const moei_stack *stack)
 {
-    moei_mlp probe = *mlp;
+    moei_stack probe = *stack;
+    const int64_t parts = stack->gate_up != MOE_GATE_UP_UNSET ? 2 : 1;
     probe.count = 1;
-    probe.width = probe_size(mlp->width);
-    probe.inter = probe_size(mlp->inter);
-    probe.rows1 = mlp->rows1 / mlp->inter * probe.inter;
+    probe.n = parts * probe_size(stack->n / parts);
+    probe.k = probe_size(stack->k);
     return probe;
 }
 
@@ -58,14 +56,14 @@ static uint64_t hash_of(const uint8_t *bytes, size_t size)
     return hash;
 }
 
-static moe_status packed_name(const moe_context *ctx, const moei_mlp *mlp, int g, const char *call,
+static moe_status packed_name(const moe_context *ctx, const moei_stack *stack, const char *call,
                               uint64_t *out)
 {
-    const moei_mlp small = probe_mlp(mlp);
-    const moei_matrices m = moei_packed_geometry(ctx, &small, g);
+    const moei_stack small = probe_stack(stack);
+    const moei_matrices m = moei_packed_geometry(ctx, &small);
     uint64_t state = 0x9E3779B97F4A7C15u;
     moei_stage stage;
-    MOE_TRY(moei_stage_begin(ctx, mlp->kernel[g], &m, 0, MOEI_ON_DEVICE, 0, false, call, &stage));
+    MOE_TRY(moei_stage_begin(ctx, stack->kernel, &m, 0, MOEI_ON_DEVICE, 0, false, call, &stage));
     fill_probe(stage.m.values, stage.bytes[MOEI_PART_VALUES], PROBE_BITS, PROBE_SET, &state);
     fill_probe(stage.m.scales, stage.bytes[MOEI_PART_SCALES], PROBE_BITS, PROBE_SET, &state);
     fill_probe(stage.m.zeros, stage.bytes[MOEI_PART_ZEROS], PROBE_ZEROS, 0, &state);
@@ -77,15 +75,19 @@ static moe_status packed_name(const moe_context *ctx, const moei_mlp *mlp, int g
 
 // ---- the text ----------------------------------------------------------------------------------
 
-static moe_status put_stack(const moe_plan *plan, const moei_mlp *mlp, int g,
-                            const moei_matrices *m, const char *name, const char *call,
-                            moei_text *t)
+void moei_put_layout_head(const moe_context *ctx, moei_text *t)
 {
-    const moe_quant_desc *act = &mlp->gemm[g].act;
+    moei_put(t, "version=%d backend=%s", LAYOUT_VERSION, ctx->backend->name);
+}
+
+moe_status moei_put_stack(const moe_context *ctx, const moei_stack *stack, const moei_matrices *m,
+                          const char *name, const char *call, moei_text *t)
+{
+    const moe_quant_desc *act = &stack->gemm->act;
     moei_put(t, " %s.experts=%d %s.n=%" PRId64 " %s.k=%" PRId64 " %s.format=%s", name,
              (int)m->count, name, m->n, name, m->k, name, m->format->name);
-    moei_put(t, " %s.order=%d %s.transposed=%d", name, g == 0 ? (int)mlp->gate_up : 0, name,
-             (int)mlp->transposed);
+    moei_put(t, " %s.order=%d %s.transposed=%d", name, (int)stack->gate_up, name,
+             (int)stack->transposed);
     if (m->scale_e_stride > 0) {
         moei_put(t, " %s.scales=%s %s.block=%dx%d", name, moe_dtype_name(m->scale_dtype), name,
                  (int)m->block_n, (int)m->block_k);
@@ -107,24 +109,27 @@ static moe_status put_stack(const moe_plan *plan, const moei_mlp *mlp, int g,
         return MOE_OK;
     }
     uint64_t hash = 0;
-    MOE_TRY(packed_name(plan->ctx, mlp, g, call, &hash));
+    MOE_TRY(packed_name(ctx, stack, call, &hash));
     moei_put(t, " %s.layout=packed-%016" PRIx64 "-%" PRId64, name, hash, m->value_e_stride);
     return MOE_OK;
 }
 
-static moe_status put_layout(const moe_plan *plan, const char *call, moei_text *t)
+static moe_status put_layout(const void *arg, const char *call, moei_text *t)
 {
+    const moe_plan *plan = arg;
     moe_weights w;
     memset(&w, 0, sizeof w);
     const size_t bytes = moei_weights_place(plan, NULL, &w);
-    moei_put(t, "version=%d backend=%s", LAYOUT_VERSION, plan->ctx->backend->name);
+    moei_put_layout_head(plan->ctx, t);
     for (int g = 0; g < 2; g++) {
+        const moei_stack stack = moei_mlp_stack(&plan->routed, g);
         MOE_TRY(
-            put_stack(plan, &plan->routed, g, &w.gemm[g], g == 0 ? "gate_up" : "down", call, t));
+            moei_put_stack(plan->ctx, &stack, &w.gemm[g], g == 0 ? "gate_up" : "down", call, t));
     }
     for (int g = 0; g < 2 && plan->shared.count > 0; g++) {
-        MOE_TRY(put_stack(plan, &plan->shared, g, &w.shared[g],
-                          g == 0 ? "shared.gate_up" : "shared.down", call, t));
+        const moei_stack stack = moei_mlp_stack(&plan->shared, g);
+        MOE_TRY(moei_put_stack(plan->ctx, &stack, &w.shared[g],
+                               g == 0 ? "shared.gate_up" : "shared.down", call, t));
     }
     const struct {
         const char *name;
@@ -168,7 +173,8 @@ static int next_word(const char **text, const char **word)
 }
 
 // Names the first word that differs.
-static moe_status compare_layouts(const char *have, const char *need, const char *call)
+static moe_status compare_layouts(const char *have, const char *need, const moei_layout_of *of,
+                                  const char *call)
 {
     static const char none[] = "no more";
     const char *a;
@@ -183,24 +189,24 @@ static moe_status compare_layouts(const char *have, const char *need, const char
         b_size = next_word(&need, &b);
     } while (a_size > 0 && a_size == b_size && memcmp(a, b, (size_t)a_size) == 0);
     return moe_fail(MOE_E_UNSUPPORTED,
-                    "%s: the packed bytes have %.*s, the plan's weights have %.*s; pack again with "
-                    "this plan",
-                    call, a_size > 0 ? (a_size < 120 ? a_size : 120) : (int)sizeof none - 1,
-                    a_size > 0 ? a : none, b_size > 0 ? b_size : (int)sizeof none - 1,
-                    b_size > 0 ? b : none);
+                    "%s: the packed bytes have %.*s, %s have %.*s; pack again with this %s", call,
+                    a_size > 0 ? (a_size < 120 ? a_size : 120) : (int)sizeof none - 1,
+                    a_size > 0 ? a : none, of->bytes, b_size > 0 ? b_size : (int)sizeof none - 1,
+                    b_size > 0 ? b : none, of->maker);
 }
 
-static moe_status check_layout(const moe_plan *plan, const char *layout, const char *call)
+moe_status moei_layout_check(const moe_context *ctx, const moei_layout_of *of, const char *layout,
+                             const char *call)
 {
     moei_text measured = {NULL, 0, 0};
-    MOE_TRY(put_layout(plan, call, &measured));
+    MOE_TRY(of->put(of->arg, call, &measured));
     const size_t size = measured.length + 1;
-    char *text = moei_alloc(plan->ctx, size, 64);
+    char *text = moei_alloc(ctx, size, 64);
     MOE_REQUIRE(text != NULL, MOE_E_NO_MEMORY, "%s: no memory for %zu bytes", call, size);
     moei_text t = {text, size, 0};
-    moe_status status = put_layout(plan, call, &t);
-    status = status == MOE_OK ? compare_layouts(layout, text, call) : status;
-    moei_free(plan->ctx, text, size);
+    moe_status status = of->put(of->arg, call, &t);
+    status = status == MOE_OK ? compare_layouts(layout, text, of, call) : status;
+    moei_free(ctx, text, size);
     return status;
 }
 
@@ -213,9 +219,7 @@ static moe_status check_act_scales(const moe_weights *w, const char *call)
         if (w->act_scale[i] != NULL) {
             MOE_TRY(moei_get_bytes(w->plan->ctx, &scale, w->act_scale[i], sizeof scale));
         }
-        MOE_REQUIRE(isfinite(scale) && scale > 0.0f, MOE_E_VALUE,
-                    "%s: %s activation scale is %g, must be finite and above 0", call, names[i],
-                    (double)scale);
+        MOE_TRY(moei_act_scale_check(scale, call, names[i]));
     }
     return MOE_OK;
 }
@@ -233,7 +237,8 @@ moe_status moe_weights_adopt(const moe_plan *plan, const void *memory, size_t by
                 : layout == NULL ? "layout"
                                  : "out");
     MOE_TRY(moe_weights_bytes(plan, &need, &align));
-    MOE_TRY(check_layout(plan, layout, call));
+    const moei_layout_of of = {put_layout, plan, "the plan's weights", "plan"};
+    MOE_TRY(moei_layout_check(plan->ctx, &of, layout, call));
     MOE_REQUIRE(bytes == need, MOE_E_SHAPE, "%s: %zu packed bytes, the plan's weights take %zu",
                 call, bytes, need);
     MOE_REQUIRE((uintptr_t)memory % align == 0, MOE_E_ALIGNMENT,

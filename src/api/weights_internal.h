@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Parts of weights.c: where packed matrices lie (weights_layout.c), how they are copied
 // (weights_copy.c), how the host gets at them on a device or in a packed layout (weights_stage.c),
-// and how packed bytes are named and taken back (weights_adopt.c).
+// how an expert is checked, packed and copied back (weights_put.c), and how packed bytes are named
+// and taken back (weights_adopt.c). matrix.c is made of the same parts.
 #ifndef MOEI_API_WEIGHTS_INTERNAL_H
 #define MOEI_API_WEIGHTS_INTERNAL_H
 
 #include "api/plan_internal.h"
+#include "api/text.h"
 
 /// Rows and columns of an expert's scales.
 static inline int64_t moei_scale_rows(const moei_matrices *m)
@@ -29,8 +31,34 @@ moe_status moei_weights_allocate(const moe_plan *plan, const char *call, moe_wei
 /// the bytes that they take, SIZE_MAX on overflow.
 size_t moei_weights_place(const moe_plan *plan, const void *memory, moe_weights *w);
 
+/// What decides how a stack of matrices lies when it is packed.
+typedef struct moei_stack {
+    const moe_gemm_desc *gemm;
+    const moei_kernel *kernel;
+    int32_t count;
+    int64_t n, k;
+    bool transposed;
+    moe_gate_up gate_up; // UNSET: rows have no parts
+} moei_stack;
+
+/// Product g of a plan's experts.
+static inline moei_stack moei_mlp_stack(const moei_mlp *mlp, int g)
+{
+    return (moei_stack){.gemm = &mlp->gemm[g],
+                        .kernel = mlp->kernel[g],
+                        .count = mlp->count,
+                        .n = g == 0 ? mlp->rows1 : mlp->width,
+                        .k = g == 0 ? mlp->width : mlp->inter,
+                        .transposed = mlp->transposed,
+                        .gate_up = g == 0 ? mlp->gate_up : MOE_GATE_UP_UNSET};
+}
+
 /// A stack whose kernel reads a packed layout; no pointers.
-moei_matrices moei_packed_geometry(const moe_context *ctx, const moei_mlp *mlp, int g);
+moei_matrices moei_packed_geometry(const moe_context *ctx, const moei_stack *stack);
+
+/// Takes a stack's memory from the arena; *act_scale is set where its quantiser has a given scale.
+void moei_stack_place(moei_arena *arena, const moe_context *ctx, const moei_stack *stack,
+                      moei_matrices *out, float **act_scale);
 
 /// What an expert's matrix is made of.
 typedef enum moei_part {
@@ -76,6 +104,61 @@ moe_status moei_stage_end(moei_stage *stage, bool write);
 /// Packs what is to be written, where the layout is packed; to be called before the end. Errors:
 /// VALUE, from the backend. Nothing has been written then.
 moe_status moei_stage_pack(moei_stage *stage);
+
+/// VALUE, naming tensor, expert and index, unless all scales of m, whose first expert is `first`,
+/// are finite, and its activation scale above 0.
+moe_status moei_scales_check(const moe_context *ctx, const moei_matrices *m, moei_place place,
+                             int32_t first, const char *call, const char *name);
+moe_status moei_act_scale_check(float scale, const char *call, const char *name);
+
+/// The activation scale of `from`, if any, must be that of earlier calls, which *agreed holds (0:
+/// none yet); `set`: the first one is kept and written to `packed`. May be called by several
+/// threads. VALUE, ending in `rule`, where they differ.
+moe_status moei_act_scale_agree(const moe_context *ctx, const moei_matrices *from, float *packed,
+                                uint32_t *agreed, bool set, const char *call, const char *name,
+                                const char *rule);
+
+/// A matrix to be packed: from a source on the host to a packed stack that `kernel` reads.
+typedef struct moei_put_one {
+    const moei_matrices *source, *stack;
+    const moei_kernel *kernel;
+    const char *name;
+} moei_put_one;
+
+#define MOEI_MOST_PUTS 2
+
+/// Packs expert `se` of up to MOEI_MOST_PUTS sources as expert `de` of their stacks: all or none.
+/// The threads of the context share it. Errors: VALUE, NO_MEMORY, DEVICE.
+moe_status moei_put_expert(const moe_context *ctx, const moei_put_one *puts, int count, int32_t se,
+                           int32_t de, const char *call);
+
+/// Whether a view to write to holds what expert e of a packed stack has. Errors: SHAPE, VALUE,
+/// NO_MEMORY, DEVICE.
+moe_status moei_fits_check(const moe_context *ctx, const moei_kernel *kernel,
+                           const moei_matrices *from, int32_t e, const moei_matrices *to,
+                           const char *call, const char *name);
+
+/// The inverse of packing: expert `se` of a packed stack to expert `de` of canonical memory on the
+/// host.
+moe_status moei_get_expert(const moe_context *ctx, const moei_kernel *kernel,
+                           const moei_matrices *s, int32_t se, const moei_matrices *d, int32_t de,
+                           const char *call);
+
+/// The text that names a layout: its head, then for each stack words that begin with its name.
+void moei_put_layout_head(const moe_context *ctx, moei_text *t);
+moe_status moei_put_stack(const moe_context *ctx, const moei_stack *stack, const moei_matrices *m,
+                          const char *name, const char *call, moei_text *t);
+
+/// Whose layout a text names.
+typedef struct moei_layout_of {
+    moe_status (*put)(const void *arg, const char *call, moei_text *t);
+    const void *arg;
+    const char *bytes, *maker; // "the plan's weights", "plan": for the message
+} moei_layout_of;
+
+/// UNSUPPORTED, with the first words that differ, unless `layout` is the text of `of`.
+moe_status moei_layout_check(const moe_context *ctx, const moei_layout_of *of, const char *layout,
+                             const char *call);
 
 /// Copies from host memory to packed memory, and back. Errors: DEVICE.
 moe_status moei_put_bytes(const moe_context *ctx, void *to, const void *from, size_t bytes);

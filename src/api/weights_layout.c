@@ -10,24 +10,24 @@
 #include "quant/elements.h"
 
 // A stack's formats, sizes and strides, canonical and compact; no pointers.
-static moei_matrices stack_geometry(const moei_mlp *mlp, int g)
+static moei_matrices stack_geometry(const moei_stack *stack)
 {
-    const moe_gemm_desc *gemm = &mlp->gemm[g];
+    const moe_gemm_desc *gemm = stack->gemm;
     const moei_format_info *info = moei_format(gemm->weight_format);
-    const moe_gate_up gate_up = g == 0 ? mlp->gate_up : MOE_GATE_UP_UNSET;
+    const moe_gate_up gate_up = stack->gate_up;
     const bool gated = gate_up != MOE_GATE_UP_UNSET;
     moei_matrices m = {0};
     m.format = info;
-    m.count = mlp->count;
-    m.n = g == 0 ? mlp->rows1 : mlp->width;
-    m.k = g == 0 ? mlp->width : mlp->inter;
+    m.count = stack->count;
+    m.n = stack->n;
+    m.k = stack->k;
     m.interleaved_parts = gate_up == MOE_GATE_UP_INTERLEAVED || gate_up == MOE_UP_GATE_INTERLEAVED;
     m.part_rows = gated && !m.interleaved_parts ? m.n / 2 : m.n;
-    const int64_t inner = moei_elem_bytes(info->elem, mlp->transposed ? m.n : m.k);
-    const int64_t outer = mlp->transposed ? m.k : m.n;
+    const int64_t inner = moei_elem_bytes(info->elem, stack->transposed ? m.n : m.k);
+    const int64_t outer = stack->transposed ? m.k : m.n;
     m.value_e_stride = inner * outer;
-    m.value_n_stride = mlp->transposed ? moe_dtype_bits(info->elem) / 8 : inner;
-    m.value_k_stride = mlp->transposed ? inner : 0;
+    m.value_n_stride = stack->transposed ? moe_dtype_bits(info->elem) / 8 : inner;
+    m.value_k_stride = stack->transposed ? inner : 0;
     if (info->scale_dtypes != 0) {
         m.scale_dtype = gemm->weight_scale_dtype != 0 ? gemm->weight_scale_dtype
                                                       : moei_format_scale_dtype(info);
@@ -58,19 +58,19 @@ static moei_matrices stack_geometry(const moei_mlp *mlp, int g)
     return m;
 }
 
-moei_matrices moei_packed_geometry(const moe_context *ctx, const moei_mlp *mlp, int g)
+moei_matrices moei_packed_geometry(const moe_context *ctx, const moei_stack *stack)
 {
-    moei_matrices m = stack_geometry(mlp, g);
+    moei_matrices m = stack_geometry(stack);
     m.layout = MOEI_LAYOUT_PACKED;
-    m.value_e_stride = (int64_t)ctx->backend->packed_bytes(mlp->kernel[g], &m);
+    m.value_e_stride = (int64_t)ctx->backend->packed_bytes(stack->kernel, &m);
     return m;
 }
 
-static void layout_stack(moei_arena *arena, const moe_context *ctx, const moei_mlp *mlp, int g,
-                         moei_matrices *out, float **act_scale)
+void moei_stack_place(moei_arena *arena, const moe_context *ctx, const moei_stack *stack,
+                      moei_matrices *out, float **act_scale)
 {
-    const bool packed = mlp->kernel[g]->layout == MOEI_LAYOUT_PACKED;
-    moei_matrices m = packed ? moei_packed_geometry(ctx, mlp, g) : stack_geometry(mlp, g);
+    const bool packed = stack->kernel->layout == MOEI_LAYOUT_PACKED;
+    moei_matrices m = packed ? moei_packed_geometry(ctx, stack) : stack_geometry(stack);
     const size_t count = (size_t)m.count;
     m.values = moei_arena_array(arena, count, (size_t)m.value_e_stride);
     if (m.scale_e_stride > 0 && !packed) {
@@ -86,7 +86,7 @@ static void layout_stack(moei_arena *arena, const moe_context *ctx, const moei_m
     if (m.bias_e_stride > 0) {
         m.bias = moei_arena_array(arena, count * (size_t)m.n, sizeof(float));
     }
-    if (moei_quant_needs_given_scale(&mlp->gemm[g].act)) {
+    if (moei_quant_needs_given_scale(&stack->gemm->act)) {
         *act_scale = moei_arena_array(arena, 1, sizeof(float));
         m.act_scale = *act_scale;
     }
@@ -111,9 +111,11 @@ static void layout_linear(moei_arena *arena, int64_t n, int64_t k, moei_matrices
 static void layout_all(moei_arena *arena, const moe_plan *plan, moe_weights *w)
 {
     for (int g = 0; g < 2; g++) {
-        layout_stack(arena, plan->ctx, &plan->routed, g, &w->gemm[g], &w->act_scale[g]);
+        const moei_stack routed = moei_mlp_stack(&plan->routed, g);
+        const moei_stack shared = moei_mlp_stack(&plan->shared, g);
+        moei_stack_place(arena, plan->ctx, &routed, &w->gemm[g], &w->act_scale[g]);
         if (plan->shared.count > 0) {
-            layout_stack(arena, plan->ctx, &plan->shared, g, &w->shared[g], &w->act_scale[2 + g]);
+            moei_stack_place(arena, plan->ctx, &shared, &w->shared[g], &w->act_scale[2 + g]);
         }
     }
     if (plan->shared.count > 0 && !x_is_float(plan)) {

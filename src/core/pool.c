@@ -45,6 +45,7 @@ typedef struct job {
     void *arg;
     atomic_uint *done; // of attempts: 1 + the thread that did a task, 0 at first
     size_t n;
+    atomic_uint asleep; // callers that wait for workers to leave
     _Alignas(64) atomic_size_t next;
 } job;
 
@@ -58,6 +59,7 @@ struct moei_pool {
     atomic_uint busy;
     atomic_bool stop;
     atomic_uint generation; // futex: workers sleep on it
+    atomic_uint asleep;     // workers that do, or are about to
     atomic_uint current;    // slot of the job of this generation
     job jobs[MOEI_POOL_SLOTS];
     pthread_t threads[];
@@ -85,6 +87,23 @@ static void futex_wait(atomic_uint *word, unsigned expected)
 static void futex_wake_all(atomic_uint *word)
 {
     (void)syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 0x7FFFFFFF, NULL, NULL, 0);
+}
+
+// Sleeps while *word is `expected`, and is counted meanwhile, for waking nobody costs a system
+// call. Who changes the word and then finds no sleeper counted has changed it before the sleeper
+// looks: all four accesses are sequentially consistent.
+static void sleep_on(atomic_uint *sleepers, atomic_uint *word, unsigned expected)
+{
+    atomic_fetch_add(sleepers, 1);
+    futex_wait(word, expected);
+    atomic_fetch_sub(sleepers, 1);
+}
+
+static void wake_sleepers(atomic_uint *sleepers, atomic_uint *word)
+{
+    if (atomic_load(sleepers) > 0) {
+        futex_wake_all(word);
+    }
 }
 
 static inline void relax(void)
@@ -144,8 +163,8 @@ static bool join_job(job *j)
 static void leave_job(job *j)
 {
     // The last one out of a closed job wakes those who wait on `state`.
-    if (atomic_fetch_sub_explicit(&j->state, 1, memory_order_acq_rel) == 1) {
-        futex_wake_all(&j->state);
+    if (atomic_fetch_sub(&j->state, 1) == 1) {
+        wake_sleepers(&j->asleep, &j->state);
     }
 }
 
@@ -161,7 +180,7 @@ static void *worker(void *argument)
             now = atomic_load_explicit(&pool->generation, memory_order_acquire);
         }
         if (now == seen) {
-            futex_wait(&pool->generation, seen);
+            sleep_on(&pool->asleep, &pool->generation, seen);
             continue;
         }
         seen = now;
@@ -182,7 +201,7 @@ static void wait_empty(job *j)
     unsigned state = atomic_load_explicit(&j->state, memory_order_acquire);
     for (int spin = 0; state != 0 && (state & OPEN) == 0; spin++) {
         if (spin >= SPINS) {
-            futex_wait(&j->state, state);
+            sleep_on(&j->asleep, &j->state, state);
         } else {
             relax();
         }
@@ -232,8 +251,8 @@ static void open_job(moei_pool *pool, int slot, size_t n)
     atomic_store_explicit(&j->next, 0, memory_order_relaxed);
     atomic_store_explicit(&j->state, OPEN, memory_order_release);
     atomic_store_explicit(&pool->current, (unsigned)slot, memory_order_relaxed);
-    atomic_fetch_add_explicit(&pool->generation, 1, memory_order_release);
-    futex_wake_all(&pool->generation);
+    atomic_fetch_add(&pool->generation, 1);
+    wake_sleepers(&pool->asleep, &pool->generation);
 }
 
 static void close_job(job *j)

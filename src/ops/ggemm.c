@@ -7,6 +7,7 @@
 
 #include "core/tensor.h"
 #include "moe/ops.h"
+#include "ops/matrix.h"
 #include "ops/operand.h"
 #include "quant/elements.h"
 #include "quant/specs.h"
@@ -451,12 +452,86 @@ static moe_status check_row_weight(const moe_tensor *weight, const int64_t *rows
     return MOE_OK;
 }
 
+// Refuses what a packed matrix has already, and one that cannot be multiplied by.
+static moe_status check_matrix(const moe_context *ctx, const moe_ggemm_args *args, const char *call)
+{
+    static const moe_gemm_desc none;
+    const moe_matrix *matrix = args->matrix;
+    const moe_quant_desc *act = &matrix->desc.gemm.act;
+    const bool brings_scale =
+        !moei_quant_needs_given_scale(act) && moei_quant_has_global_scale(act);
+    const struct {
+        const moe_tensor *tensor;
+        const char *name;
+    } own[] = {{&args->weights.values, "values"}, {&args->weights.scales, "scales"},
+               {&args->weights.scale2, "scale2"}, {&args->weights.zero_points, "zero_points"},
+               {&args->weights.bias, "bias"},     {&args->weights.act_scale, "act_scale"}};
+    MOE_REQUIRE(matrix->ctx == ctx, MOE_E_ARGUMENT,
+                "%s: args.matrix was made from another context than ctx", call);
+    MOE_REQUIRE(memcmp(&args->gemm, &none, sizeof none) == 0 && args->transposed == 0,
+                MOE_E_ARGUMENT,
+                "%s: args.%s is set beside args.matrix, whose descriptor says it; 0 works", call,
+                args->transposed == 0 ? "gemm" : "transposed");
+    for (size_t i = 0; i < sizeof own / sizeof own[0] - (brings_scale ? 1 : 0); i++) {
+        MOE_REQUIRE(own[i].tensor->data == NULL, MOE_E_ARGUMENT,
+                    "%s: weights.%s is given beside args.matrix, which has been packed", call,
+                    own[i].name);
+    }
+    const bool *missing = memchr(matrix->has_expert, 0, (size_t)matrix->desc.count * sizeof(bool));
+    MOE_REQUIRE(missing == NULL, MOE_E_STATE, "%s: expert %d of args.matrix has not been packed",
+                call, missing != NULL ? (int)(missing - matrix->has_expert) : 0);
+    return MOE_OK;
+}
+
+// Whether a call fits the matrix: rows of `k` elements of `x_dtype`, `n` outputs, `count` experts.
+static moe_status check_fits_matrix(const moe_matrix *matrix, moe_dtype x_dtype, int64_t k,
+                                    int64_t n, int32_t count, const char *call)
+{
+    const moe_matrix_desc *d = &matrix->desc;
+    MOE_REQUIRE(x_dtype == d->x_dtype, MOE_E_DTYPE, "%s: x is %s, args.matrix was made for %s",
+                call, moe_dtype_name(x_dtype), moe_dtype_name(d->x_dtype));
+    MOE_REQUIRE(k == d->inputs, MOE_E_SHAPE,
+                "%s: x has %" PRId64 " elements a row, args.matrix has %" PRId64 " inputs", call, k,
+                d->inputs);
+    MOE_REQUIRE(n == d->outputs, MOE_E_SHAPE,
+                "%s: y has %" PRId64 " elements a row, args.matrix has %" PRId64 " outputs", call,
+                n, d->outputs);
+    MOE_REQUIRE(count == d->count, MOE_E_SHAPE,
+                "%s: offsets say %d experts (absent: 1), args.matrix has %d", call, (int)count,
+                (int)d->count);
+    return MOE_OK;
+}
+
+// The kernel of a matrix was chosen when it was made; whether it takes this call's types.
+static moe_status matrix_kernel(const moe_matrix *matrix, const moei_ggemm_problem *problem,
+                                const char *call, const moei_kernel **out)
+{
+    moei_whynot why = {MOEI_WHYNOT_NONE, 0, 0};
+    char text[320];
+    MOE_REQUIRE(moei_registry_supports(matrix->kernel, matrix->ctx->isa, problem, &why),
+                MOE_E_NO_KERNEL, "%s: args.matrix: kernel %s: %s", call, matrix->kernel->name,
+                moei_whynot_text(matrix->ctx->backend, &why, text, sizeof text));
+    *out = matrix->kernel;
+    return MOE_OK;
+}
+
 moe_status moe_ggemm(const moe_context *ctx, const moe_ggemm_args *args, void *stream)
 {
     const char *call = "moe_ggemm";
     moe_ggemm_args known;
     MOE_TRY(moei_op_begin(ctx, args, &known, sizeof known, stream, call));
     args = &known;
+    const moe_matrix *matrix = args->matrix;
+    moe_tensor packed = {0}; // as a view
+    moe_tensor act_scale = args->weights.act_scale;
+    if (matrix != NULL) {
+        MOE_TRY(check_matrix(ctx, args, call));
+        packed = moe_tensor_1d(matrix->memory, MOE_U8, (int64_t)matrix->bytes);
+        if (matrix->act_scale != NULL) {
+            act_scale = moe_tensor_1d(matrix->act_scale, MOE_F32, 1);
+        }
+    }
+    const moe_gemm_desc *gemm = matrix != NULL ? &matrix->desc.gemm : &args->gemm;
     const moei_view views[] = {{&args->y, "y", true},
                                {&args->x, "x", false},
                                {&args->x_scales, "x_scales", false},
@@ -469,12 +544,15 @@ moe_status moe_ggemm(const moe_context *ctx, const moe_ggemm_args *args, void *s
                                {&args->weights.scale2, "weights.scale2", false},
                                {&args->weights.zero_points, "weights.zero_points", false},
                                {&args->weights.bias, "weights.bias", false},
-                               {&args->weights.act_scale, "weights.act_scale", false}};
+                               {&args->weights.act_scale, "weights.act_scale", false},
+                               {&packed, "matrix", false}};
     const size_t num_views = sizeof views / sizeof views[0];
     MOE_TRY(moei_views_check_device(views, num_views, ctx->backend->device, call));
     MOE_REQUIRE(args->transposed == 0 || args->transposed == 1, MOE_E_ARGUMENT,
                 "%s: args.transposed = %d, must be 0 or 1", call, (int)args->transposed);
-    MOE_TRY(moei_gemm_desc_check(&args->gemm, call, "args.gemm"));
+    if (matrix == NULL) {
+        MOE_TRY(moei_gemm_desc_check(gemm, call, "args.gemm"));
+    }
     const int64_t any[2] = {-1, -1};
     MOE_TRY(moei_tensor_check(&args->y, call, "y", MOEI_DTYPES_FLOAT, 2, any));
     moek_ggemm_args a = {0};
@@ -495,22 +573,27 @@ moe_status moe_ggemm(const moe_context *ctx, const moe_ggemm_args *args, void *s
             MOE_E_ARGUMENT, "%s: row_index or out_index is given without offsets [2]", call);
     }
     int64_t x_rows;
-    int64_t k = stated_k(&args->weights.values, moei_format(args->gemm.weight_format),
-                         args->transposed != 0);
-    MOE_TRY(moei_operand_from_tensors(&args->x, &args->x_scales, &args->weights.act_scale,
-                                      &args->gemm.act, call, &a.x, &x_rows, &k));
-    moe_matrix_source weights = args->weights;
-    if (!moei_quant_needs_given_scale(&args->gemm.act) &&
-        moei_quant_has_global_scale(&args->gemm.act)) {
-        weights.act_scale.data = NULL; // came with the codes, belongs to x alone
+    int64_t k = matrix != NULL ? matrix->desc.inputs
+                               : stated_k(&args->weights.values, moei_format(gemm->weight_format),
+                                          args->transposed != 0);
+    MOE_TRY(moei_operand_from_tensors(&args->x, &args->x_scales, &act_scale, &gemm->act, call, &a.x,
+                                      &x_rows, &k));
+    if (matrix != NULL) {
+        MOE_TRY(check_fits_matrix(matrix, a.x.dtype, k, args->y.shape[1], count, call));
+        a.w = matrix->m;
+    } else {
+        moe_matrix_source weights = args->weights;
+        if (!moei_quant_needs_given_scale(&gemm->act) && moei_quant_has_global_scale(&gemm->act)) {
+            weights.act_scale.data = NULL; // came with the codes, belongs to x alone
+        }
+        MOE_TRY(moei_matrices_from_source(&weights, gemm, count, args->y.shape[1], k,
+                                          args->transposed != 0, MOE_GATE_UP_UNSET, call, "weights",
+                                          &a.w));
+        MOE_TRY(moei_matrices_check_aligned(&a.w, call, "weights"));
     }
-    MOE_TRY(moei_matrices_from_source(&weights, &args->gemm, count, args->y.shape[1], k,
-                                      args->transposed != 0, MOE_GATE_UP_UNSET, call, "weights",
-                                      &a.w));
     MOE_TRY(moei_tensor_check_unfolded(&args->y, call, "y"));
-    MOE_TRY(moei_matrices_check_aligned(&a.w, call, "weights"));
     if (a.x.scale2 != NULL) {
-        MOE_TRY(moei_tensor_check_aligned(&args->weights.act_scale, call, "weights.act_scale"));
+        MOE_TRY(moei_tensor_check_aligned(&act_scale, call, "weights.act_scale"));
     }
     MOE_TRY(check_index(&args->row_index, rows, x_rows, readable, call, "row_index", &a.row_index));
     MOE_TRY(check_index(&args->out_index, rows, args->y.shape[0], readable, call, "out_index",
@@ -526,13 +609,15 @@ moe_status moe_ggemm(const moe_context *ctx, const moe_ggemm_args *args, void *s
                                         .n = a.w.n,
                                         .k = k,
                                         .experts = count,
-                                        .gemm = &args->gemm,
+                                        .gemm = gemm,
                                         .x_dtype = a.x.dtype,
                                         .y_dtype = a.y_dtype,
-                                        .transposed = args->transposed != 0,
-                                        .canonical = true};
+                                        .transposed = matrix != NULL ? matrix->desc.transposed != 0
+                                                                     : args->transposed != 0,
+                                        .canonical = matrix == NULL};
     const moei_kernel *kernel = NULL;
-    MOE_TRY(moei_ggemm_select(ctx, &problem, call, "args.gemm", &kernel));
+    MOE_TRY(matrix != NULL ? matrix_kernel(matrix, &problem, call, &kernel)
+                           : moei_ggemm_select(ctx, &problem, call, "args.gemm", &kernel));
     MOE_TRY(moei_views_check_overlap(views, num_views, call));
     const moei_exec exec = moei_exec_make(ctx, stream);
     moei_count_run(ctx, kernel);

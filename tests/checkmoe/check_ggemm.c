@@ -358,6 +358,7 @@ static const moe_quant_desc act_forms[] = {
     {.spec = MOE_QUANT_NVFP4},
     {.spec = MOE_QUANT_I8B32},
     {.spec = MOE_QUANT_I16B32},
+    {.spec = MOE_QUANT_I8B128},
     {.spec = MOE_QUANT_FP8_GROUP_DIV, .scale_type = MOE_SCALE_UE8M0_F32},
     // Of devices alone, whose matrix units have formats of their own; a CPU reads all codes alike.
     {.spec = MOE_QUANT_FP8_TOKEN, .elem = MOE_E4M3FNUZ},

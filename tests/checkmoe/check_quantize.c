@@ -250,7 +250,8 @@ static void check_large(quantize_rows *q, moec_rng *rng)
                  {MOE_QUANT_FP8_BLOCK_INVERSE, MOE_BF16, MOEC_QUANTIZE_MIXED},
                  {MOE_QUANT_NVFP4_INVERSE, MOE_BF16, MOEC_QUANTIZE_MIXED},
                  {MOE_QUANT_I8B32, MOE_F32, MOEC_QUANTIZE_EDGE},
-                 {MOE_QUANT_I16B32, MOE_F32, MOEC_QUANTIZE_EDGE}};
+                 {MOE_QUANT_I16B32, MOE_F32, MOEC_QUANTIZE_EDGE},
+                 {MOE_QUANT_I8B128, MOE_F32, MOEC_QUANTIZE_EDGE}};
     for (size_t i = 0; i < sizeof forms / sizeof forms[0]; i++, q->number++) {
         moec_quantize_problem p = {.quant = {.spec = forms[i].spec},
                                    .x_dtype = forms[i].x_dtype,

@@ -364,6 +364,7 @@ static group_scale rule(const moe_quant_desc *d, float a, float given)
         return nvfp4(d, a, given);
     case MOE_QUANT_I8B32:
     case MOE_QUANT_I16B32:
+    case MOE_QUANT_I8B128:
         return fixed_point(d, a);
     default:
         return mx(d, a);

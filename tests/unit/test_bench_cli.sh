@@ -106,6 +106,7 @@ for list in 1,,2 1,0 1, 2,1025; do
     }
 done
 expect 0 "int8_group x i8b32 / int8_group x i8b32" --shape 64,64,4,2 --format int8_group --tokens 2 --no-floor --sets 1 --repeats 1
+expect 0 "mxfp4 x i8b128 / mxfp4 x i8b128" --shape 64,64,4,2 --format mxfp4 --activation i8b128 --tokens 2 --no-floor --sets 1 --repeats 1
 expect 0 "6 rows compared, 0 of A and 0 of B" --compare "$dir/three.json" "$dir/three.json"
 expect 0 "threads</text>" --plot - "$dir/three.json"
 expect 1 "must be above 0" --compare "$golden/bench_zero.json" "$golden/bench_zero.json"

@@ -92,10 +92,12 @@ static void draw_scales(moe_dtype dtype, flavour f, int64_t count, uint8_t *to)
     }
 }
 
-static void draw_x(product *p, moe_dtype dtype, flavour f, bool wide, int64_t rows, bool packed)
+// group: of k that share a scale.
+static void draw_x(product *p, moe_dtype dtype, int64_t group, flavour f, bool wide, int64_t rows,
+                   bool packed)
 {
     const int64_t k = p->args.w.k;
-    const int64_t groups = moei_i64_ceil_div(k, 32);
+    const int64_t groups = moei_i64_ceil_div(k, group);
     const int64_t scale_bytes = packed ? moei_i64_round_up(groups, 4) : groups;
     moei_operand *x = &p->args.x;
     p->x = drawn(rows * moei_elem_bytes(dtype, k));
@@ -119,7 +121,7 @@ static void draw_x(product *p, moe_dtype dtype, flavour f, bool wide, int64_t ro
                         .row_stride = moei_elem_bytes(dtype, k),
                         .scales = p->x_scales,
                         .scale_dtype = MOE_E8M0,
-                        .group = 32,
+                        .group = (int32_t)group,
                         .packed = packed,
                         .scale_row_stride = packed ? scale_bytes / 4 : scale_bytes,
                         .scale_k_stride = 1};
@@ -222,7 +224,11 @@ static void compare(product *p, const char *text)
 {
     char name[1 + NUM_ISAS][64];
     const moei_matrices *m = &p->args.w;
-    const char *variant = p->args.x.group == 0 ? "i32" : m->block_k == 16 ? "b16" : "b32";
+    char variant[16] = "i32";
+    if (p->args.x.group > 0) { // the finer one
+        const int64_t w = m->block_k > 0 ? m->block_k : p->args.x.group;
+        (void)snprintf(variant, sizeof variant, "b%d", (int)moei_i64_min(w, p->args.x.group));
+    }
     (void)snprintf(name[0], sizeof name[0], "moek_ggemm_any_any_any__ref_fma_%s", variant);
     if (row_of(name[0]) == NULL) { // no such build on this architecture
         (void)snprintf(name[0], sizeof name[0], "moek_ggemm_any_any_any__ref_%s", variant);
@@ -252,25 +258,25 @@ static void compare(product *p, const char *text)
             at++;
         }
         CHECK(at == rows * m->n,
-              "%s, %s in groups of %d%s, %d rows, n %d, k %d%s: output %d of row %d is %.9g, not "
-              "%.9g",
+              "%s, %s in groups of %d%s, x in groups of %d, %d rows, n %d, k %d%s: output %d of "
+              "row %d is %.9g, not %.9g",
               name[i], m->format->name, (int)m->block_k, m->zeros != NULL ? ", zero points" : "",
-              (int)rows, (int)m->n, (int)m->k, text, (int)(at % m->n), (int)(at / m->n),
-              (double)y[i][at], (double)y[0][at]);
+              (int)p->args.x.group, (int)rows, (int)m->n, (int)m->k, text, (int)(at % m->n),
+              (int)(at / m->n), (double)y[i][at], (double)y[0][at]);
     }
     for (size_t i = 0; i <= NUM_ISAS; i++) {
         free(y[i]);
     }
 }
 
-static void test_case(const form *how, moe_dtype x_dtype, flavour f, bool wide, int64_t n,
-                      int64_t k, int64_t rows)
+static void test_case(const form *how, moe_dtype x_dtype, int64_t group, flavour f, bool wide,
+                      int64_t n, int64_t k, int64_t rows)
 {
     product p = {.args = {.rows = rows, .row_divisor = 1}};
     char text[64];
     (void)snprintf(text, sizeof text, ", %s%s", flavour_names[f], wide ? ", all of int16" : "");
     draw_weights(&p, how, f, n, k);
-    draw_x(&p, x_dtype, f, wide, rows, draw() % 2 == 0);
+    draw_x(&p, x_dtype, group, f, wide, rows, draw() % 2 == 0);
     compare(&p, text);
     release(&p);
 }
@@ -280,7 +286,7 @@ static void test_whole(const form *how, flavour f, int64_t n, int64_t k, int64_t
 {
     product p = {.args = {.rows = rows, .row_divisor = 1}};
     draw_weights(&p, how, f, n, k);
-    draw_x(&p, MOE_I8, f, false, rows, false);
+    draw_x(&p, MOE_I8, 32, f, false, rows, false);
     free(p.x_scales);
     p.x_scales = take(rows * (int64_t)sizeof(float));
     draw_scales(MOE_F32, f, rows, p.x_scales);
@@ -316,9 +322,10 @@ static void test_form(const form *how)
             if (bytes && moei_format(how->format)->block_k == 0) {
                 test_whole(how, f, size[0], size[1], rows[r]);
             }
-            test_case(how, MOE_I8, f, false, size[0], size[1], rows[r]);
+            test_case(how, MOE_I8, 32, f, false, size[0], size[1], rows[r]);
+            test_case(how, MOE_I8, 128, f, false, size[0], size[1], rows[r]);
             for (int wide = 0; !bytes && wide < 2; wide++) {
-                test_case(how, MOE_I16, f, wide == 1, size[0], size[1], rows[r]);
+                test_case(how, MOE_I16, 32, f, wide == 1, size[0], size[1], rows[r]);
             }
         }
     }
@@ -356,8 +363,11 @@ int main(void)
         test_form(&forms[i]);
     }
     // Rows so long that not all of x is prepared at once, and more panels than keep their sums.
-    test_case(&forms[0], MOE_I8, PLAIN, false, 330, 4000, 32);
-    test_case(&forms[4], MOE_I16, PLAIN, false, 330, 2100, 40);
+    test_case(&forms[0], MOE_I8, 32, PLAIN, false, 330, 4000, 32);
+    test_case(&forms[0], MOE_I8, 128, PLAIN, false, 330, 4000, 27);
+    test_case(&forms[6], MOE_I8, 128, PLAIN, false, 330, 4000, 27);
+    test_case(&forms[8], MOE_I8, 128, PLAIN, false, 330, 4000, 27);
+    test_case(&forms[4], MOE_I16, 32, PLAIN, false, 330, 2100, 40);
     test_longest(&forms[8]);
     return test_summary();
 }

@@ -135,6 +135,13 @@ static void fixed_codes(moe_layer_desc *d)
     d->gemm[0].act.spec = d->gemm[1].act.spec = MOE_QUANT_I8B32;
 }
 
+// A group of h is two panels.
+static void fixed_codes_128(moe_layer_desc *d)
+{
+    interleave(d);
+    d->gemm[0].act.spec = d->gemm[1].act.spec = MOE_QUANT_I8B128;
+}
+
 static void by_token(moe_layer_desc *d)
 {
     d->gemm[0].weight_format = d->gemm[1].weight_format = MOE_FORMAT_E4M3FN_CHANNEL;
@@ -188,6 +195,7 @@ static const struct {
     {"up first, 6-bit codes", up_first_codes, 70},
     {"fp8 groups", quantise, 70},
     {"8-bit codes", fixed_codes, 70},
+    {"8-bit codes per 128", fixed_codes_128, 70},
     {"a scale per token", by_token, 70},
     {"no gate, weights on x", no_gate, 70},
     {"shared experts, accumulated", with_shared, 70},

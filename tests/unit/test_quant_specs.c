@@ -80,6 +80,7 @@ static void test_refusals(void)
     REFUSED(MOE_E_UNSUPPORTED, a.quant.amax_bound = 1.0f);
     REFUSED(MOE_E_ARGUMENT, a.quant.scale_layout = 3);
     REFUSED(MOE_E_UNSUPPORTED, (a.quant.spec = MOE_QUANT_MX_CEIL, a.quant.group = 16));
+    REFUSED(MOE_E_UNSUPPORTED, (a.quant.spec = MOE_QUANT_I8B128, a.quant.group = 32));
     REFUSED(MOE_E_UNSUPPORTED, a.quant.spec = MOE_QUANT_FP8_TOKEN);
     REFUSED(MOE_E_DTYPE, a.x.dtype = MOE_I8);
     REFUSED(MOE_E_DTYPE, a.q.dtype = MOE_E5M2);
@@ -149,6 +150,7 @@ static void test_shapes(void)
          {MOE_I32, 130, 5, 2, 264, 1, 132, 792}},
         {{.spec = MOE_QUANT_FP8_BLOCK_INVERSE}, {MOE_F32, 2, 3, 3, 6, 3, 1, 18}},
         {{.spec = MOE_QUANT_MX_CEIL}, {MOE_E8M0, 130, 10, 10, 1300, 10, 1, 3900}},
+        {{.spec = MOE_QUANT_I8B128}, {MOE_E8M0, 130, 3, 3, 390, 3, 1, 1170}},
         {{.spec = MOE_QUANT_NVFP4}, {MOE_E4M3FN, 130, 19, 19, 2470, 19, 1, 7410}},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {

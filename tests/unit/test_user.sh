@@ -410,6 +410,7 @@ json "[r['text'] != '' for r in v['results']] == [True] * 2 and len(v['layers'])
 json "v['activation'] == 'i16b32'" generate "$good" "The old" --max-tokens 3 --json
 json "v['activation'] == 'none'" generate "$good" "The old" --max-tokens 3 --json --activation none
 json "v['activation'] == 'i8b32'" stats "$good" --text "$dir/text" --json --activation i8b32
+json "v['activation'] == 'i8b128'" generate "$good" "The old" --max-tokens 3 --json --activation i8b128
 json "v['results'][0]['prompt'].encode() == open('$dir/odd', 'rb').read()" generate "$good" "$odd" --max-tokens 3 --json
 json "all(sum(l['counts']) == v['tokens'] * v['top_k'] for l in v['layers'])" \
     stats "$good" --text "$dir/text" --json

@@ -103,7 +103,8 @@ static double packed_cost(const moei_kernel *kernel, const moei_ggemm_problem *p
 #endif
 #if defined(MOE_HAVE_AVX2) || defined(MOE_HAVE_NEON)
 
-// Codes of x with a power of two per 32 k, times integers of a packed layout: exact in integers.
+// Codes of x with a power of two per 32 k (int8: or per 128), times integers of a packed layout:
+// exact in integers.
 static bool integers_support(const moei_kernel *kernel, const moei_ggemm_problem *problem,
                              bool int16, moei_whynot *why)
 {
@@ -118,7 +119,7 @@ static bool integers_support(const moei_kernel *kernel, const moei_ggemm_problem
         *why = (moei_whynot){MOEI_WHYNOT_ACT_DTYPE, problem->x_dtype, elem};
         return false;
     }
-    if (act.group != MOEI_CPU_RECORD ||
+    if (!(act.group == MOEI_CPU_RECORD || (act.group == 128 && !int16)) ||
         (act.scale_type != MOE_SCALE_E8M0 && act.scale_type != MOE_SCALE_UE8M0_PACKED)) {
         *why = (moei_whynot){MOEI_WHYNOT_ACT_QUANT, gemm->act.spec,
                              int16 ? MOE_QUANT_I16B32 : MOE_QUANT_I8B32};

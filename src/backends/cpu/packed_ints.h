@@ -11,28 +11,37 @@
 /// (32 * 16 * 2^15 = 2^24). Beyond it their order counts.
 #define MOEI_CPU_ZERO_TOP 16
 
-/// Scales of a row of x, powers of two, group after group of 32 k.
+/// Scales of a row of x, powers of two, record after record. A group is one record, or several.
 typedef struct moei_cpu_x_scales {
     const uint8_t *at;
     int64_t group, stride;
+    int64_t records, left; // of a group, of this one
     bool packed;
 } moei_cpu_x_scales;
 
 static inline moei_cpu_x_scales moei_cpu_x_scales_of(const moek_ggemm_args *a, int32_t e, int64_t i,
-                                                     int64_t k)
+                                                     int64_t r)
 {
     int64_t group;
-    const int64_t at = moei_x_scale_at(a, e, i, k, &group);
+    const int64_t at = moei_x_scale_at(a, e, i, r * MOEI_CPU_RECORD, &group);
+    const int64_t records = a->x.group / MOEI_CPU_RECORD;
     const uint8_t *base = a->x.scales;
-    return (moei_cpu_x_scales){base + (a->x.packed ? 4 * at : at), group,
-                               a->x.scale_k_stride * (a->x.packed ? 4 : 1), a->x.packed};
+    return (moei_cpu_x_scales){.at = base + (a->x.packed ? 4 * at : at),
+                               .group = group,
+                               .stride = a->x.scale_k_stride * (a->x.packed ? 4 : 1),
+                               .records = records,
+                               .left = records - r % records,
+                               .packed = a->x.packed};
 }
 
 static inline float moei_cpu_x_scales_next(moei_cpu_x_scales *s)
 {
     const uint8_t code = s->packed ? s->at[s->group % 4] : *s->at;
-    s->group++;
-    s->at += !s->packed || s->group % 4 == 0 ? s->stride : 0;
+    if (--s->left == 0) {
+        s->left = s->records;
+        s->group++;
+        s->at += !s->packed || s->group % 4 == 0 ? s->stride : 0;
+    }
     return moei_e8m0_to_f32(code);
 }
 

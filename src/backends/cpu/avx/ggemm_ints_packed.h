@@ -55,7 +55,7 @@ static void prepare(job *j, int64_t i0, int64_t i1, int64_t r0, int64_t r1)
         const uint8_t *row = moei_x_at(a, j->e, i);
         moei_cpu_x_scales scales = {.at = NULL};
         if (!j->whole) {
-            scales = moei_cpu_x_scales_of(a, j->e, i, r0 * RECORD);
+            scales = moei_cpu_x_scales_of(a, j->e, i, r0);
         }
         uint8_t *to = j->x + (i - i0) * j->cell;
         for (int64_t r = r0; r < r1; r++, to += (i1 - i0) * j->cell) {
