@@ -6,8 +6,7 @@
 #include "backends/cpu/avx/ggemm_any_packed_exact.h"
 #include "backends/cpu/avx/load_x.h"
 #include "backends/cpu/avx/vector.h"
-#include "backends/cpu/packed_walk.h"
-#include "backends/cpu/product.h"
+#include "backends/cpu/packed_panels.h"
 #include "backends/cpu/unroll.h"
 
 #define STRIPS  (PANEL / STRIP)
@@ -25,6 +24,9 @@
 #define STAGED  (PANEL * RECORD * 2 + 192) // bytes; what lies 4 KiB apart is mistaken for the same
 #define BEFORE  64                         // bytes before a staged record, where loads may begin
 
+#define CODE8_FACTOR 0x1p120f // e4m3 by the floats that codes become
+#define HALF8_FACTOR 0x1p8f   // by halves
+
 #define PERMUTES (LANES == 16)          // 16 floats, as many as there are 4-bit codes
 #define TILE     (LANES == 16 ? 12 : 6) // rows
 
@@ -33,6 +35,7 @@ typedef enum code_form {
     FLOATS,
     PAIRS,
     HALVES_OF_K,
+    CODES8,
     BYTES,
     BYTES_LESS, // zero points
     NIBBLES,
@@ -53,13 +56,9 @@ typedef struct job {
     float x_scale[X_ROOM / FINE];                // [row][chain] of it
     veci code_low, code_high;                    // make_tables
     exact_x exact;                               // where takes_exact
-    moei_cpu_columns columns;
-    moei_cpu_packed p;
-    moek_ggemm_args args; // moei_cpu_packed_args
-    const uint8_t *expert;
+    moei_cpu_panels p;
     const uint8_t *next; // what many rows ask for: set_next
     int64_t next_bytes;
-    int32_t e;
     moe_dtype elem;
     code_form form;      // but for zero points
     bool lies;           // that is what records are
@@ -70,9 +69,8 @@ typedef struct job {
     bool folds, folds_x; // scales of a chain are applied to its sum; x has some
     int64_t length;      // of a chain, a power of two
     int length_bits;
-    int64_t rows;        // of x
-    int64_t chains;      // of what is prepared of x
-    int64_t first, last; // strips of the panel that are wanted
+    int64_t rows;   // of x
+    int64_t chains; // of what is prepared of x
 } job;
 
 /// k of the chains of a panel: from +0 or on from `sum`, and to `sum` or, ended, into `acc`.
@@ -109,18 +107,19 @@ static bool scale_x(float *x, int64_t count, float factor)
     return same;
 }
 
-static bool load_rows(job *j, int64_t i0, int64_t k0, int64_t k1, bool scaled)
+static bool load_rows(job *j, int64_t k0, int64_t k1, bool scaled)
 {
-    const moek_ggemm_args *a = &j->args;
+    const moek_ggemm_args *a = &j->p.args;
     const int64_t bytes = moe_dtype_bits(a->x.dtype) / 8;
     float *to = j->x;
     for (int64_t k = k0; k < k1; k += CHUNK) {
         const int64_t count = moei_i64_min(CHUNK, k1 - k);
         for (int64_t r = 0; r < j->rows; r++, to += X_ROW) {
             if (r + X_AHEAD < j->rows) { // a row lies anywhere
-                moei_cpu_ask(moei_x_at(a, j->e, i0 + r + X_AHEAD) + k * bytes, count * bytes);
+                moei_cpu_ask(moei_x_at(a, j->p.e, j->p.i0 + r + X_AHEAD) + k * bytes,
+                             count * bytes);
             }
-            load_x(a->x.dtype, moei_x_at(a, j->e, i0 + r), k, count, to);
+            load_x(a->x.dtype, moei_x_at(a, j->p.e, j->p.i0 + r), k, count, to);
             if (scaled && !scale_x(to, count, j->factor)) {
                 return false;
             }
@@ -134,7 +133,7 @@ static bool takes_exact(const job *j)
 {
     const int64_t chains = RECORD / j->length;
     return j->rows <= EXACT_ROWS && j->elem == MOE_E2M1 && j->x_scaled && j->folds && !j->folds_x &&
-           chains >= 1 && chains == j->p.sets;
+           chains >= 1 && chains == j->p.packed.sets;
 }
 
 // Which records, of k elements, have them.
@@ -145,22 +144,37 @@ static void find_exact(job *j, int64_t k)
     const int scale = 127 - (bits_of(j->factor) >> 23); // x are times 2 to minus this
     for (int64_t r = 0; r < records && exact_goes_on(&j->exact); r++) {
         const float *x = j->x + r * RECORD / CHUNK * j->rows * X_ROW + r * RECORD % CHUNK;
-        exact_add(&j->exact, x, X_ROW, j->p.sets == HALVES, scale);
+        exact_add(&j->exact, x, X_ROW, j->p.packed.sets == HALVES, scale);
     }
 }
 
-// Elements k0 .. k1 - 1 of the rows from i0, and their scales.
-static void prepare(job *j, int64_t i0, int64_t k0, int64_t k1)
+// The form of e4m3: codes where one tile takes them as they lie.
+static void choose_e4m3(job *j, bool lies)
+{
+    j->lies = lies;
+    j->form = lies ? CODES8 : HALVES_OF_K;
+    j->factor = lies ? CODE8_FACTOR : HALF8_FACTOR;
+}
+
+// Elements k0 .. k1 - 1 of the rows, and their scales.
+static void load_x_of(job *j, int64_t k0, int64_t k1)
 {
     j->chains = moei_i64_ceil_div(k1 - k0, j->length);
-    j->x_scaled = j->factor == 1.0f || load_rows(j, i0, k0, k1, true);
+    if (j->elem == MOE_E4M3FN) {
+        choose_e4m3(j, LANES == 16 && j->rows <= TILE);
+    }
+    j->x_scaled = j->factor == 1.0f || load_rows(j, k0, k1, true);
+    if (!j->x_scaled && j->form == CODES8) { // an x of 256 and more
+        choose_e4m3(j, false);
+        j->x_scaled = load_rows(j, k0, k1, true);
+    }
     if (j->factor == 1.0f || !j->x_scaled) {
-        (void)load_rows(j, i0, k0, k1, false);
+        (void)load_rows(j, k0, k1, false);
     }
     for (int64_t r = 0; j->folds_x && r < j->rows; r++) {
         for (int64_t c = 0; c < j->chains; c++) {
             j->x_scale[r * j->chains + c] =
-                moei_cpu_operand_scale(&j->args, j->e, i0 + r, k0 + c * j->length);
+                moei_cpu_operand_scale(&j->p.args, j->p.e, j->p.i0 + r, k0 + c * j->length);
         }
     }
     find_exact(j, k1 - k0);
