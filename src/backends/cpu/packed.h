@@ -64,6 +64,14 @@ static inline int64_t moei_cpu_panel_width(const moei_cpu_packed *p, int64_t pan
     return moei_i64_min(MOEI_CPU_PANEL, p->outputs - MOEI_CPU_PANEL * panel);
 }
 
+/// The explicit zero points of a group, [set][output], behind its scales. NULL: there are none.
+static inline const uint8_t *moei_cpu_group_zeros(const moei_cpu_packed *p, const uint8_t *head,
+                                                  int64_t width)
+{
+    const int64_t scales = p->sets * p->scale;
+    return p->head > scales ? head + width * scales : NULL;
+}
+
 /// Members of the vtable.
 size_t moei_cpu_packed_bytes(const moei_kernel *kernel, const moei_matrices *m);
 moe_status moei_cpu_pack(const moei_kernel *kernel, const moei_matrices *from, uint8_t *to);

@@ -11,6 +11,9 @@
 /// (32 * 16 * 2^15 = 2^24). Beyond it their order counts.
 #define MOEI_CPU_ZERO_TOP 16
 
+/// k up to which the sum of products of int8 has 32 bits.
+#define MOEI_CPU_WHOLE_TOP (INT32_MAX / (128 * 128))
+
 /// Scales of a row of x, powers of two, record after record. A group is one record, or several.
 typedef struct moei_cpu_x_scales {
     const uint8_t *at;
@@ -43,6 +46,35 @@ static inline float moei_cpu_x_scales_next(moei_cpu_x_scales *s)
         s->at += !s->packed || s->group % 4 == 0 ? s->stride : 0;
     }
     return moei_e8m0_to_f32(code);
+}
+
+/// Record r of a row of x, `bytes` long; past the end of the row there are zeros, in tail.
+static inline const uint8_t *moei_cpu_x_record(const uint8_t *row, int64_t row_bytes, int64_t r,
+                                               int64_t bytes, uint8_t tail[2 * MOEI_CPU_RECORD])
+{
+    const int64_t left = row_bytes - r * bytes;
+    if (left >= bytes) {
+        return row + r * bytes;
+    }
+    memset(tail, 0, (size_t)bytes);
+    memcpy(tail, row + r * bytes, (size_t)left);
+    return tail;
+}
+
+/// Zero points of a group to [set][output], less `less`. Returns the largest.
+static inline uint8_t moei_cpu_load_zeros(const moei_cpu_packed *p, const uint8_t *zeros,
+                                          int64_t width, int32_t less,
+                                          int32_t (*out)[MOEI_CPU_PANEL])
+{
+    uint8_t top = 0;
+    for (int64_t s = 0; s < p->sets; s++) {
+        for (int64_t n = 0; n < width; n++) {
+            const uint8_t zero = zeros[s * width + n];
+            out[s][n] = zero - less;
+            top = zero > top ? zero : top;
+        }
+    }
+    return top;
 }
 
 /// The 4-bit code of output n of a panel and element k of a record.
@@ -79,6 +111,36 @@ static inline void moei_cpu_chain_record(const moek_ggemm_args *a, int32_t e, in
                 }
                 acc[i - i0][n] = moei_fmaf(sum * x_scale, scale[b][n], acc[i - i0][n]);
             }
+        }
+    }
+}
+
+// ---- class i32 ---------------------------------------------------------------------------------
+// Sums are integers where others have floats. Where k is above MOEI_CPU_WHOLE_TOP, those of some
+// records, fewer than it, are added to a total.
+
+static inline void moei_cpu_whole_part(int64_t rows, bool first, float (*acc)[MOEI_CPU_PANEL],
+                                       int64_t (*total)[MOEI_CPU_PANEL])
+{
+    for (int64_t r = 0; r < rows; r++) {
+        int32_t sums[MOEI_CPU_PANEL];
+        memcpy(sums, acc[r], sizeof sums);
+        memset(acc[r], 0, sizeof acc[r]);
+        for (int64_t n = 0; n < MOEI_CPU_PANEL; n++) {
+            total[r][n] = (first ? 0 : total[r][n]) + sums[n];
+        }
+    }
+}
+
+/// To floats. total: NULL where there is none.
+static inline void moei_cpu_whole_end(int64_t rows, float (*acc)[MOEI_CPU_PANEL],
+                                      int64_t (*total)[MOEI_CPU_PANEL])
+{
+    for (int64_t r = 0; r < rows; r++) {
+        int32_t sums[MOEI_CPU_PANEL];
+        memcpy(sums, acc[r], sizeof sums);
+        for (int64_t n = 0; n < MOEI_CPU_PANEL; n++) {
+            acc[r][n] = total != NULL ? (float)total[r][n] : (float)sums[n];
         }
     }
 }

@@ -63,22 +63,4 @@ static inline void moei_cpu_ask_ahead(const uint8_t *from, int64_t bytes)
     moei_cpu_ask(from + MOEI_CPU_AHEAD, bytes);
 }
 
-/// Arguments that read the packed scales of outputs, which stand behind the panels of each expert,
-/// as what they are: f32 of one channel each. So what follows a sum is that of canonical weights.
-static inline moek_ggemm_args moei_cpu_packed_args(const moek_ggemm_args *args,
-                                                   const moei_cpu_packed *p, int32_t e)
-{
-    moek_ggemm_args a = *args;
-    a.w.scales = NULL;
-    if (p->scales_at < p->bytes) {
-        a.w.scales = args->w.values + (int64_t)e * args->w.value_e_stride + p->scales_at;
-        a.w.scale_dtype = MOE_F32;
-        a.w.block_n = 1;
-        a.w.scale_parts = 1;
-        a.w.scale_e_stride = 0;
-        a.w.scale_n_stride = 1;
-    }
-    return a;
-}
-
 #endif

@@ -20,8 +20,7 @@
 #include <string.h>
 
 #include "backends/cpu/amx/tiles.h"
-#include "backends/cpu/packed_walk.h"
-#include "backends/cpu/product.h"
+#include "backends/cpu/packed_panels.h"
 
 #define PANEL        MOEI_CPU_PANEL
 #define RECORD       MOEI_CPU_RECORD
@@ -40,10 +39,7 @@ typedef struct amx_block {
     _Alignas(64) uint8_t w[DEPTH][PAIR]; // where weights are decoded
     _Alignas(64) float acc[GROUP_PANELS][PANEL_STRIPS][BLOCK_TILES][ROWS][MOEI_CPU_STRIP];
     moei_cpu_columns columns[GROUP_PANELS];
-    const moek_ggemm_args *args;
-    moei_cpu_packed packed;
-    const uint8_t *expert;
-    int32_t e;
+    moei_cpu_panels p;
     int64_t depth;                // records of a step
     const uint8_t *ask, *ask_end; // weights that come next
     int64_t ask_each;             // bytes
@@ -71,21 +67,22 @@ typedef struct block_ops {
 
 static inline int64_t record_bytes(const amx_block *b, int64_t width)
 {
-    return width * (b->packed.head + b->packed.record);
+    return width * (b->p.packed.head + b->p.packed.record);
 }
 
 /// Record r of a panel.
 static inline const uint8_t *record_at(const amx_block *b, int64_t panel, int64_t r)
 {
-    const int64_t width = moei_cpu_panel_width(&b->packed, panel);
-    return b->expert + moei_cpu_group_at(&b->packed, panel, width, 0) + r * record_bytes(b, width);
+    const int64_t width = moei_cpu_panel_width(&b->p.packed, panel);
+    return b->p.expert + moei_cpu_group_at(&b->p.packed, panel, width, 0) +
+           r * record_bytes(b, width);
 }
 
 /// From now on ask_next asks for a step's records of a panel, in `times` parts.
 static inline void ask_for(amx_block *b, int64_t panel, int64_t r0, int64_t times)
 {
     b->ask = record_at(b, panel, r0);
-    b->ask_end = record_at(b, panel, moei_i64_min(r0 + b->depth, b->packed.records));
+    b->ask_end = record_at(b, panel, moei_i64_min(r0 + b->depth, b->p.packed.records));
     b->ask_each = moei_i64_round_up(moei_i64_ceil_div(b->ask_end - b->ask, times), MOEI_CPU_LINE);
 }
 
@@ -103,7 +100,7 @@ static inline void ask_next(amx_block *b)
 static inline void copy_row(const amx_block *b, const uint8_t *row, int64_t r0, int64_t r1,
                             uint8_t *to)
 {
-    const int64_t k = b->args->w.k;
+    const int64_t k = b->p.args.w.k;
     const int64_t whole = moei_i64_min(r1, k / RECORD);
     for (int64_t r = r0; r < whole; r++, to += TILE_BYTES) {
         memcpy(to, row + r * TILE_LINE, TILE_LINE);
@@ -118,7 +115,7 @@ static inline void copy_row(const amx_block *b, const uint8_t *row, int64_t r0, 
 __attribute__((always_inline)) static inline void
 copy_x(amx_block *b, const block_ops *ops, int64_t i0, int64_t i1, int64_t r0, int64_t r1)
 {
-    const int64_t k = moei_i64_min(r1 * RECORD, b->args->w.k) - r0 * RECORD;
+    const int64_t k = moei_i64_min(r1 * RECORD, b->p.args.w.k) - r0 * RECORD;
     const int64_t rows = moei_i64_round_up(i1 - i0, ROWS);
     for (int64_t i = 0; i < rows; i++) {
         uint8_t *to = b->x[i / ROWS][0][0] + i % ROWS * TILE_LINE;
@@ -129,12 +126,13 @@ copy_x(amx_block *b, const block_ops *ops, int64_t i0, int64_t i1, int64_t r0, i
             continue;
         }
         if (i0 + i + ROWS_AHEAD < i1) {
-            const uint8_t *ahead = moei_x_at(b->args, b->e, i0 + i + ROWS_AHEAD) + r0 * TILE_LINE;
+            const uint8_t *ahead =
+                moei_x_at(&b->p.args, b->p.e, i0 + i + ROWS_AHEAD) + r0 * TILE_LINE;
             for (int64_t at = 0; at < 2 * k; at += TILE_LINE) {
                 __builtin_prefetch(ahead + at);
             }
         }
-        const uint8_t *row = moei_x_at(b->args, b->e, i0 + i);
+        const uint8_t *row = moei_x_at(&b->p.args, b->p.e, i0 + i);
         ask_next(b);
         copy_row(b, row, r0, r1, to);
         if (ops->look != NULL) {
@@ -218,18 +216,18 @@ advance_rows(amx_block *b, const block_ops *ops, const w_pair *w, int64_t high, 
 }
 
 /// The sums of rows i0 .. i1 - 1, BLOCK_ROWS at most, and of `panels` panels from `panel` on.
-/// Panels go on to `end`.
 __attribute__((always_inline)) static inline void block_sums(amx_block *b, const block_ops *ops,
                                                              int64_t i0, int64_t i1, int64_t panel,
-                                                             int64_t panels, int64_t end)
+                                                             int64_t panels)
 {
-    const int64_t records = b->packed.records;
+    const int64_t end = moei_i64_ceil_div(b->p.n1, PANEL);
+    const int64_t records = b->p.packed.records;
     const int64_t high = moei_i64_ceil_div(i1 - i0, ROWS);
     for (int64_t r0 = 0; r0 < records; r0 += b->depth) {
         const int64_t r1 = moei_i64_min(r0 + b->depth, records);
         copy_x(b, ops, i0, i1, r0, r1);
         for (int64_t p = 0; p < panels; p++) {
-            const int64_t strips = moei_cpu_panel_width(&b->packed, panel + p) / MOEI_CPU_STRIP;
+            const int64_t strips = moei_cpu_panel_width(&b->p.packed, panel + p) / MOEI_CPU_STRIP;
             const int64_t times = (r1 - r0) * ((high + 1) / 2) * ((strips + 1) / 2);
             if (p + 1 < panels) {
                 ask_for(b, panel + p + 1, r0, times);
@@ -246,60 +244,48 @@ __attribute__((always_inline)) static inline void block_sums(amx_block *b, const
     }
 }
 
-// Outputs of a panel that are in [n0, n1): [*first, the result).
-static inline int64_t panel_outputs(int64_t panel, int64_t n0, int64_t n1, int64_t *first)
-{
-    *first = moei_i64_max(panel * PANEL, n0);
-    return moei_i64_min((panel + 1) * PANEL, n1);
-}
-
 /// The sums of rows to their results. Strips lie apart.
-static inline void block_finish(amx_block *b, int64_t i0, int64_t i1, int64_t panel, int64_t panels,
-                                int64_t n0, int64_t n1)
+static inline void block_finish(amx_block *b, int64_t i0, int64_t i1, int64_t panel, int64_t panels)
 {
     int64_t first;
     for (int64_t p = 0; p < panels; p++) {
-        const int64_t end = panel_outputs(panel + p, n0, n1, &first);
-        moei_cpu_load_columns(&b->args->w, b->e, first, end, &b->columns[p]);
+        const int64_t end = moei_cpu_panel_outputs(&b->p, panel + p, &first);
+        moei_cpu_load_columns(&b->p.args.w, b->p.e, first, end, &b->columns[p]);
     }
-    const int64_t bytes = moe_dtype_bits(b->args->y_dtype) / 8;
-    const int64_t at = moei_i64_max(panel * PANEL, n0) * bytes;
+    const int64_t bytes = moe_dtype_bits(b->p.args.y_dtype) / 8;
+    const int64_t at = moei_i64_max(panel * PANEL, b->p.n0) * bytes;
     for (int64_t i = i0; i < i1; i++) {
         const int64_t t = (i - i0) / ROWS;
         if (i + ROWS_AHEAD < i1) {
-            const uint8_t *y = moei_y_at(b->args, b->e, i + ROWS_AHEAD) + at;
+            const uint8_t *y = moei_y_at(&b->p.args, b->p.e, i + ROWS_AHEAD) + at;
             for (int64_t p = 0; p < panels * PANEL * bytes; p += MOEI_CPU_LINE) {
                 __builtin_prefetch(y + p, 1);
             }
         }
         for (int64_t p = 0; p < panels; p++) {
             _Alignas(64) float row[PANEL];
-            const int64_t end = panel_outputs(panel + p, n0, n1, &first);
+            const int64_t end = moei_cpu_panel_outputs(&b->p, panel + p, &first);
             for (int64_t s = 0; s < PANEL_STRIPS; s++) {
                 memcpy(row + s * MOEI_CPU_STRIP, b->acc[p][s][t][(i - i0) % ROWS],
                        MOEI_CPU_STRIP * sizeof row[0]);
             }
-            moei_cpu_finish(b->args, &b->columns[p], b->e, i, first, end,
+            moei_cpu_finish(&b->p.args, &b->columns[p], b->p.e, i, first, end,
                             row + first - (panel + p) * PANEL);
         }
     }
 }
 
-static inline void block_open(amx_block *b, const moek_ggemm_args *args, int32_t e)
+static inline void block_open(amx_block *b, const moek_ggemm_args *args, int32_t e, int64_t n0,
+                              int64_t n1)
 {
-    b->args = args;
-    b->packed = moei_cpu_packed_of(&args->w);
-    b->expert = args->w.values + (int64_t)e * args->w.value_e_stride;
-    b->e = e;
-    const int64_t steps = moei_i64_ceil_div(b->packed.records, DEPTH);
-    b->depth = moei_i64_ceil_div(b->packed.records, steps);
+    moei_cpu_panels_open(&b->p, args, e, n0, n1);
+    const int64_t steps = moei_i64_ceil_div(b->p.packed.records, DEPTH);
+    b->depth = moei_i64_ceil_div(b->p.packed.records, steps);
     tiles_begin();
 }
 
-/// The sums of rows i0 .. i1 - 1 and of `panels` panels from `panel` on, those of outputs n0 .. n1
-/// - 1 to their results.
-typedef void group_fn(amx_block *b, int64_t i0, int64_t i1, int64_t panel, int64_t panels,
-                      int64_t n0, int64_t n1);
+/// The sums of rows i0 .. i1 - 1 and of `panels` panels from `panel` on, to their results.
+typedef void group_fn(amx_block *b, int64_t i0, int64_t i1, int64_t panel, int64_t panels);
 
 /// Rows of a block, so that no block has few.
 static inline int64_t block_rows(int64_t rows)
@@ -315,12 +301,12 @@ __attribute__((always_inline)) static inline void each_group(amx_block *b,
 {
     const int64_t step = block_rows(i1 - i0);
     const int64_t end = moei_i64_ceil_div(n1, PANEL);
-    block_open(b, args, e);
+    block_open(b, args, e, n0, n1);
     ask_for(b, n0 / PANEL, 0, moei_i64_min(step, i1 - i0));
     for (int64_t i = i0; i < i1; i += step) {
         for (int64_t panel = n0 / PANEL; panel < end; panel += GROUP_PANELS) {
             const int64_t panels = moei_i64_min(GROUP_PANELS, end - panel);
-            group(b, i, moei_i64_min(i + step, i1), panel, panels, n0, n1);
+            group(b, i, moei_i64_min(i + step, i1), panel, panels);
         }
     }
     _tile_release();

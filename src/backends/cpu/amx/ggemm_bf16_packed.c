@@ -9,7 +9,7 @@ moek_ggemm_fn moek_ggemm_any_bf16_packed__avx512_amx;
 
 static inline w_pair stored_pair(amx_block *b, int64_t panel, int64_t s, int64_t r0)
 {
-    const int64_t width = moei_cpu_panel_width(&b->packed, panel);
+    const int64_t width = moei_cpu_panel_width(&b->p.packed, panel);
     const uint8_t *from = record_at(b, panel, r0);
     const int64_t last = width / MOEI_CPU_STRIP - 1;
     return (w_pair){.first = from + s * TILE_BYTES,
@@ -17,12 +17,11 @@ static inline w_pair stored_pair(amx_block *b, int64_t panel, int64_t s, int64_t
                     .step = record_bytes(b, width)};
 }
 
-static void stored_group(amx_block *b, int64_t i0, int64_t i1, int64_t panel, int64_t panels,
-                         int64_t n0, int64_t n1)
+static void stored_group(amx_block *b, int64_t i0, int64_t i1, int64_t panel, int64_t panels)
 {
     static const block_ops ops = {.pair = stored_pair};
-    block_sums(b, &ops, i0, i1, panel, panels, moei_i64_ceil_div(n1, PANEL));
-    block_finish(b, i0, i1, panel, panels, n0, n1);
+    block_sums(b, &ops, i0, i1, panel, panels);
+    block_finish(b, i0, i1, panel, panels);
 }
 
 moek_ggemm_fn moek_ggemm_any_bf16_packed__amx;

@@ -94,7 +94,7 @@ static inline void decode_scaled(decoder *d, const uint8_t *codes_at, const uint
 
 static inline w_pair scaled_pair(amx_block *b, int64_t panel, int64_t s, int64_t r0)
 {
-    const int64_t width = moei_cpu_panel_width(&b->packed, panel);
+    const int64_t width = moei_cpu_panel_width(&b->p.packed, panel);
     const bool two = (s + 1) * MOEI_CPU_STRIP < width;
     return (w_pair){.first = b->w[0],
                     .second = b->w[0] + (two ? TILE_BYTES : 0),
@@ -181,12 +181,12 @@ static void folded_sums(decoder *d, int64_t i0, int64_t i1, int64_t panel, foldi
 {
     static const block_ops ops = {NULL, NULL, NULL};
     amx_block *b = &d->b;
-    const int64_t width = moei_cpu_panel_width(&b->packed, panel);
+    const int64_t width = moei_cpu_panel_width(&b->p.packed, panel);
     const int64_t high = moei_i64_ceil_div(i1 - i0, ROWS);
     memset(f->w, 0, sizeof f->w);
     memset(f->acc, 0, sizeof f->acc);
-    for (int64_t r0 = 0; r0 < b->packed.records; r0 += b->depth) {
-        const int64_t r1 = moei_i64_min(r0 + b->depth, b->packed.records);
+    for (int64_t r0 = 0; r0 < b->p.packed.records; r0 += b->depth) {
+        const int64_t r1 = moei_i64_min(r0 + b->depth, b->p.packed.records);
         copy_x(b, &ops, i0, i1, r0, r1);
         for (int64_t r = r0; r < r1; r++) {
             const uint8_t *record = record_at(b, panel, r);
@@ -200,38 +200,30 @@ static void folded_sums(decoder *d, int64_t i0, int64_t i1, int64_t panel, foldi
     }
 }
 
-static void folded_panel(decoder *d, int64_t i0, int64_t i1, int64_t panel, int64_t n0, int64_t n1)
+static void folded_panel(decoder *d, int64_t i0, int64_t i1, int64_t panel)
 {
-    amx_block *b = &d->b;
     folding f;
-    int64_t first;
-    const int64_t end = panel_outputs(panel, n0, n1, &first);
-    moei_cpu_load_columns(&b->args->w, b->e, first, end, &b->columns[0]);
     for (int64_t i = i0; i < i1; i += FOLD_TILES * ROWS) {
         const int64_t next = moei_i64_min(i + FOLD_TILES * ROWS, i1);
         folded_sums(d, i, next, panel, &f);
-        for (int64_t r = i; r < next; r++) {
-            moei_cpu_finish(b->args, &b->columns[0], b->e, r, first, end,
-                            &f.acc[r - i][first - panel * PANEL]);
-        }
+        moei_cpu_panel_finish(&d->b.p, panel, i, next, f.acc);
     }
 }
 
 // ---- the row -----------------------------------------------------------------------------------
 
-static void coded_group(amx_block *b, int64_t i0, int64_t i1, int64_t panel, int64_t panels,
-                        int64_t n0, int64_t n1)
+static void coded_group(amx_block *b, int64_t i0, int64_t i1, int64_t panel, int64_t panels)
 {
     static const block_ops ops = {scaled_pair, decode_pair, look_at_x};
     decoder *d = decoder_of(b);
     d->beyond = 0;
-    block_sums(b, &ops, i0, i1, panel, panels, moei_i64_ceil_div(n1, PANEL));
+    block_sums(b, &ops, i0, i1, panel, panels);
     if (d->beyond == 0) {
-        block_finish(b, i0, i1, panel, panels, n0, n1);
+        block_finish(b, i0, i1, panel, panels);
         return;
     }
     for (int64_t p = panel; p < panel + panels; p++) {
-        folded_panel(d, i0, i1, p, n0, n1);
+        folded_panel(d, i0, i1, p);
     }
 }
 

@@ -7,8 +7,9 @@
 // or two operations make floats; x lies in a padded buffer, loaded once for some panels (.h); tiles
 // of rows x outputs (_tiles.h) run the chains of pieces of k:
 //
-//   run_rows     96 rows: x to floats, panels side by side, what follows the sums
-//   run_panel    a chunk of k of a panel
+//   packed_panels.h: blocks of 96 rows, panels side by side, what follows the sums
+//   load_x_of    some chunks of k of x, to floats
+//   run_panel    those of a panel
 //   run_records  its records as they lie, or staged in a form that tiles take
 //   run_slice    or 32 or 64 k of them, decoded to floats: 16 KiB of L1
 //   run_exact    or, one row of e2m1, those whose chains cannot round, by integers (_exact.h)
@@ -37,11 +38,11 @@ static inline void set_zero(job *j, int64_t set, int64_t n, int32_t zero)
 static void load_zeros(job *j, const uint8_t *zeros, int64_t width)
 {
     uint8_t top = 0;
-    for (int64_t i = 0; i < j->p.sets * width; i++) {
+    for (int64_t i = 0; i < j->p.packed.sets * width; i++) {
         top = zeros[i] > top ? zeros[i] : top;
     }
     j->late = j->elem == MOE_U8 || PERMUTES || top > BYTE_ZEROS;
-    for (int64_t s = 0; s < j->p.sets; s++) {
+    for (int64_t s = 0; s < j->p.packed.sets; s++) {
         for (int64_t n = 0; n < width; n++) {
             set_zero(j, s, n, zeros[s * width + n]);
         }
@@ -51,17 +52,12 @@ static void load_zeros(job *j, const uint8_t *zeros, int64_t width)
 // Of a group: its scales to slots from `slot`, its zero points.
 static void load_head(job *j, const uint8_t *head, int64_t width, int64_t slot)
 {
-    const int64_t scales = width * j->p.scale;
-    moei_cpu_ask_ahead(head, width * j->p.head);
-    for (int64_t s = 0; s < j->p.sets; s++) {
-        if (width == PANEL) { // a constant
-            load_scale_line(j->args.w.scale_dtype, head + s * scales, PANEL, j->scale[slot + s]);
-        } else {
-            load_scale_line(j->args.w.scale_dtype, head + s * scales, width, j->scale[slot + s]);
-        }
-    }
-    if (j->has_zeros) {
-        load_zeros(j, head + j->p.sets * scales, width);
+    const moei_cpu_packed *p = &j->p.packed;
+    const uint8_t *zeros = moei_cpu_group_zeros(p, head, width);
+    moei_cpu_ask_ahead(head, width * p->head);
+    load_group_scales(p, j->p.args.w.scale_dtype, head, width, j->scale + slot);
+    if (zeros != NULL) {
+        load_zeros(j, zeros, width);
     }
 }
 
@@ -95,8 +91,8 @@ exact_run(job *j, span *s, int64_t r, digit_shape shape, float (*acc)[PANEL])
     const int64_t first = r;
     do {
         load_next(j, s, 0);
-        const fold_to to = {.first = j->first,
-                            .last = j->last,
+        const fold_to to = {.first = j->p.first,
+                            .last = j->p.last,
                             .sets = shape.halves ? HALVES : 1,
                             .scale = (const float(*)[PANEL])j->scale,
                             .acc = acc};
@@ -145,7 +141,7 @@ static exact_fn *const exact_fns[EXACT_ROWS][HALVES][RECORD / 8 + 1] = {EXACT_NA
 
 static int64_t run_exact(job *j, span *s, int64_t r, float (*acc)[PANEL])
 {
-    return exact_fns[j->rows - 1][j->p.sets == HALVES][j->exact.rests[r]](j, s, r, acc);
+    return exact_fns[j->rows - 1][j->p.packed.sets == HALVES][j->exact.rests[r]](j, s, r, acc);
 }
 
 // Elements k0 + k .. of the chunk that begins at k0: a piece of chains, with the scales of a slot.
@@ -155,7 +151,7 @@ static inline void set_piece(piece *p, job *j, int64_t k0, int64_t k, int64_t co
     const int64_t within = j->length - 1;
     p->count = count;
     p->begins = (k & within) == 0;
-    p->ends = ((k + count) & within) == 0 || k0 + k + count == j->args.w.k;
+    p->ends = ((k + count) & within) == 0 || k0 + k + count == j->p.args.w.k;
     p->x = j->x + k / CHUNK * j->rows * X_ROW + k % CHUNK;
     p->scale = j->folds ? j->scale[slot] : NULL;
     p->x_scale = j->x_scale + (k >> j->length_bits);
@@ -215,16 +211,16 @@ static void run_records(job *j, span *s, int64_t k0, int64_t k, int64_t count, f
     int64_t num = 0;
     for (int64_t r = 0; r * RECORD < count; r++) {
         uint8_t *to = j->staged + BEFORE + r * STAGED;
-        load_next(j, s, r == 0 ? 0 : s->slot + j->p.sets);
+        load_next(j, s, r == 0 ? 0 : s->slot + j->p.packed.sets);
         slot[r] = s->slot;
         const uint8_t *record = moei_cpu_walk_on(&s->walk, &s->head);
         at[r] = pairs ? pair_nibbles(j, record, to) : stage(j, record, to);
     }
     const int64_t length = j->length;
-    const int64_t apart = j->lies ? s->walk.width * j->p.record : STAGED;
+    const int64_t apart = j->lies ? s->walk.width * j->p.packed.record : STAGED;
     for (int64_t i = 0, part; i < count; i += part) {
         const int64_t r = i / RECORD;
-        const int64_t set = j->p.sets == 2 ? i % RECORD / (RECORD / HALVES) : 0;
+        const int64_t set = j->p.packed.sets == 2 ? i % RECORD / (RECORD / HALVES) : 0;
         part = moei_i64_min(length - ((k + i) & (length - 1)), count - i);
         piece *const p = &pieces[num++];
         set_piece(p, j, k0, k + i, part, slot[r] + set, acc);
@@ -243,12 +239,12 @@ static void run_slice(job *j, span *s, int64_t k0, int64_t k, int64_t count, flo
     piece pieces[SLICE / FINE];
     int64_t num = 0;
     for (int64_t r = 0; r * RECORD < count; r++) {
-        load_next(j, s, r == 0 ? 0 : s->slot + j->p.sets);
+        load_next(j, s, r == 0 ? 0 : s->slot + j->p.packed.sets);
         slot[r] = s->slot;
         decode(j, moei_cpu_walk_on(&s->walk, &s->head), r * RECORD);
     }
     for (int64_t i = 0; i < count; i += pieces[num++].count) {
-        const int64_t set = j->p.sets == 2 ? i % RECORD / (RECORD / HALVES) : 0;
+        const int64_t set = j->p.packed.sets == 2 ? i % RECORD / (RECORD / HALVES) : 0;
         const int64_t left = j->length - ((k + i) & (j->length - 1));
         set_piece(&pieces[num], j, k0, k + i, moei_i64_min(left, count - i), slot[i / RECORD] + set,
                   acc);
@@ -260,20 +256,20 @@ static void run_slice(job *j, span *s, int64_t k0, int64_t k, int64_t count, flo
 }
 
 // What many rows ask for while they multiply the next records, of `count` elements: as many that
-// follow, or, where these are the last ones, `then`. Staged records are asked for as they are read.
-static void set_next(job *j, const span *s, int64_t count, bool last, const uint8_t *then)
+// follow, or, where these are the last ones, what is read then. Staged records are asked for as
+// they are read.
+static void set_next(job *j, const span *s, int64_t count, bool last)
 {
-    const int64_t bytes = s->walk.width * (count / RECORD) * j->p.record;
-    j->next = last ? then : s->walk.at + bytes;
+    const int64_t bytes = s->walk.width * (count / RECORD) * j->p.packed.record;
+    j->next = last ? j->p.next : s->walk.at + bytes;
     j->next_bytes = j->lies && j->rows > TILE && j->next != NULL ? bytes : 0;
 }
 
-// Elements k0 .. k1 - 1 of k into the sums of a panel; after them, records at `then` are read.
-static void run_panel(job *j, int64_t panel, int64_t k0, int64_t k1, const uint8_t *then,
-                      float (*acc)[PANEL])
+// Elements k0 .. k1 - 1 of k into the sums of a panel.
+static void run_panel(job *j, int64_t panel, int64_t k0, int64_t k1, float (*acc)[PANEL])
 {
     span s = {.loaded = NULL};
-    s.head = moei_cpu_walk_to(&s.walk, &j->p, j->expert, panel, k0 / RECORD);
+    s.head = moei_cpu_walk_to(&s.walk, &j->p.packed, j->p.expert, panel, k0 / RECORD);
     int64_t count;
     for (int64_t k = 0; k < k1 - k0; k += count) {
         const int64_t left = k1 - k0 - k;
@@ -282,7 +278,7 @@ static void run_panel(job *j, int64_t panel, int64_t k0, int64_t k1, const uint8
             count = RECORD * run_exact(j, &s, k / RECORD, acc);
         } else if (takes_records(j) && left >= RECORD) {
             count = until_exact(j, k, records_at_once(j, &s, k, left));
-            set_next(j, &s, count, left - count < RECORD, then);
+            set_next(j, &s, count, left - count < RECORD);
             run_records(j, &s, k0, k, count, acc);
         } else {
             count = moei_i64_min(SLICE, left);
@@ -292,73 +288,37 @@ static void run_panel(job *j, int64_t panel, int64_t k0, int64_t k1, const uint8
     }
 }
 
-static void want_strips(job *j, int64_t panel, int64_t n0, int64_t n1)
+// ---- panels ------------------------------------------------------------------------------------
+
+static void begin(void *arg)
 {
-    j->first = moei_i64_max(n0 - panel * PANEL, 0) / STRIP;
-    j->last = moei_i64_ceil_div(moei_i64_min(n1 - panel * PANEL, PANEL), STRIP);
+    job *j = arg;
+    j->rows = j->p.i1 - j->p.i0;
+    j->p.side = SUMS / j->rows;
+    j->p.depth = X_ROOM / (j->rows * X_ROW) * (CHUNK / RECORD);
+    j->p.acc = j->acc;
 }
 
-static void finish_panel(job *j, int64_t panel, int64_t i0, int64_t i1, int64_t n0, int64_t n1,
-                         float (*acc)[PANEL])
+static void prepare(void *arg, int64_t r0, int64_t r1)
 {
-    const int64_t from = moei_i64_max(n0, panel * PANEL);
-    const int64_t to = moei_i64_min(n1, (panel + 1) * PANEL);
-    moei_cpu_load_columns(&j->args.w, j->e, from, to, &j->columns);
-    for (int64_t i = i0; i < i1; i++) {
-        moei_cpu_finish(&j->args, &j->columns, j->e, i, from, to,
-                        &acc[i - i0][from - panel * PANEL]);
-    }
+    job *j = arg;
+    load_x_of(j, r0 * RECORD, moei_i64_min(r1 * RECORD, j->p.args.w.k));
 }
 
-static const uint8_t *record_at(const job *j, int64_t panel, int64_t k)
+static void multiply(void *arg, int64_t panel, int64_t r0, int64_t r1, int64_t at)
 {
-    moei_cpu_walk walk;
-    (void)moei_cpu_walk_to(&walk, &j->p, j->expert, panel, k / RECORD);
-    return walk.at;
+    job *j = arg;
+    run_panel(j, panel, r0 * RECORD, moei_i64_min(r1 * RECORD, j->p.args.w.k), j->acc + at);
 }
 
-static void run_rows(job *j, int64_t i0, int64_t i1, int64_t n0, int64_t n1)
-{
-    const int64_t rows = i1 - i0;
-    const int64_t k = j->args.w.k;
-    const int64_t room = X_ROOM / (rows * X_ROW) * CHUNK;
-    const int64_t end = moei_i64_ceil_div(n1, PANEL);
-    const int64_t side = SUMS / rows;
-    int64_t prepared = -1;
-    j->rows = rows;
-    for (int64_t panel0 = n0 / PANEL; panel0 < end; panel0 += side) {
-        const int64_t panel1 = moei_i64_min(panel0 + side, end);
-        memset(j->acc, 0, (size_t)((panel1 - panel0) * rows) * sizeof j->acc[0]);
-        for (int64_t k0 = 0; k0 < k; k0 += room) {
-            const int64_t k1 = moei_i64_min(k0 + room, k);
-            if (prepared != k0) {
-                prepare(j, i0, k0, k1);
-                prepared = k0;
-            }
-            for (int64_t panel = panel0; panel < panel1; panel++) {
-                const uint8_t *then = panel + 1 < panel1 ? record_at(j, panel + 1, k0)
-                                      : k1 < k           ? record_at(j, panel0, k1)
-                                      : panel1 < end     ? record_at(j, panel1, 0)
-                                                         : NULL;
-                want_strips(j, panel, n0, n1);
-                run_panel(j, panel, k0, k1, then, &j->acc[(panel - panel0) * rows]);
-            }
-        }
-        for (int64_t panel = panel0; panel < panel1; panel++) {
-            finish_panel(j, panel, i0, i1, n0, n1, &j->acc[(panel - panel0) * rows]);
-        }
-    }
-}
+static const moei_cpu_panels_ops ops = {MR, begin, prepare, multiply, NULL};
 
 static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, int64_t n0,
                 int64_t n1, int64_t length, bool folds)
 {
     job j;
     const moei_format_info *format = args->w.format;
-    j.p = moei_cpu_packed_of(&args->w);
-    j.args = moei_cpu_packed_args(args, &j.p, e);
-    j.expert = args->w.values + (int64_t)e * args->w.value_e_stride;
-    j.e = e;
+    moei_cpu_panels_open(&j.p, args, e, n0, n1);
     j.elem = format->elem;
     j.length = length;
     j.length_bits = __builtin_ctzll((uint64_t)length);
@@ -366,7 +326,7 @@ static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, 
     j.folds_x = folds && args->x.scales != NULL && args->x.group > 0;
     choose_form(&j);
     const int32_t zero = format->zero_point > 0 ? format->zero_point : 0;
-    j.has_zeros = j.p.head > j.p.sets * j.p.scale;
+    j.has_zeros = j.p.packed.head > j.p.packed.sets * j.p.packed.scale;
     j.late = j.elem == MOE_U8;
     for (uint8_t code = 0; code < 16; code++) {
         j.value[code] =
@@ -381,10 +341,7 @@ static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, 
             set_zero(&j, s, n, zero);
         }
     }
-    const int64_t blocks = moei_i64_ceil_div(i1 - i0, MR);
-    for (int64_t b = 0; b < blocks; b++) {
-        run_rows(&j, i0 + (i1 - i0) * b / blocks, i0 + (i1 - i0) * (b + 1) / blocks, n0, n1);
-    }
+    moei_cpu_panels_run(&j.p, &ops, &j, i0, i1);
 }
 
 // Sixteen halves are converted in more than twice the time of eight, on Zen 4: what one or two rows

@@ -6,8 +6,7 @@
 #include "backends/cpu/avx/ggemm_any_packed_exact.h"
 #include "backends/cpu/avx/load_x.h"
 #include "backends/cpu/avx/vector.h"
-#include "backends/cpu/packed_walk.h"
-#include "backends/cpu/product.h"
+#include "backends/cpu/packed_panels.h"
 #include "backends/cpu/unroll.h"
 
 #define STRIPS  (PANEL / STRIP)
@@ -53,13 +52,9 @@ typedef struct job {
     float x_scale[X_ROOM / FINE];                // [row][chain] of it
     veci code_low, code_high;                    // make_tables
     exact_x exact;                               // where takes_exact
-    moei_cpu_columns columns;
-    moei_cpu_packed p;
-    moek_ggemm_args args; // moei_cpu_packed_args
-    const uint8_t *expert;
+    moei_cpu_panels p;
     const uint8_t *next; // what many rows ask for: set_next
     int64_t next_bytes;
-    int32_t e;
     moe_dtype elem;
     code_form form;      // but for zero points
     bool lies;           // that is what records are
@@ -70,9 +65,8 @@ typedef struct job {
     bool folds, folds_x; // scales of a chain are applied to its sum; x has some
     int64_t length;      // of a chain, a power of two
     int length_bits;
-    int64_t rows;        // of x
-    int64_t chains;      // of what is prepared of x
-    int64_t first, last; // strips of the panel that are wanted
+    int64_t rows;   // of x
+    int64_t chains; // of what is prepared of x
 } job;
 
 /// k of the chains of a panel: from +0 or on from `sum`, and to `sum` or, ended, into `acc`.
@@ -109,18 +103,19 @@ static bool scale_x(float *x, int64_t count, float factor)
     return same;
 }
 
-static bool load_rows(job *j, int64_t i0, int64_t k0, int64_t k1, bool scaled)
+static bool load_rows(job *j, int64_t k0, int64_t k1, bool scaled)
 {
-    const moek_ggemm_args *a = &j->args;
+    const moek_ggemm_args *a = &j->p.args;
     const int64_t bytes = moe_dtype_bits(a->x.dtype) / 8;
     float *to = j->x;
     for (int64_t k = k0; k < k1; k += CHUNK) {
         const int64_t count = moei_i64_min(CHUNK, k1 - k);
         for (int64_t r = 0; r < j->rows; r++, to += X_ROW) {
             if (r + X_AHEAD < j->rows) { // a row lies anywhere
-                moei_cpu_ask(moei_x_at(a, j->e, i0 + r + X_AHEAD) + k * bytes, count * bytes);
+                moei_cpu_ask(moei_x_at(a, j->p.e, j->p.i0 + r + X_AHEAD) + k * bytes,
+                             count * bytes);
             }
-            load_x(a->x.dtype, moei_x_at(a, j->e, i0 + r), k, count, to);
+            load_x(a->x.dtype, moei_x_at(a, j->p.e, j->p.i0 + r), k, count, to);
             if (scaled && !scale_x(to, count, j->factor)) {
                 return false;
             }
@@ -134,7 +129,7 @@ static bool takes_exact(const job *j)
 {
     const int64_t chains = RECORD / j->length;
     return j->rows <= EXACT_ROWS && j->elem == MOE_E2M1 && j->x_scaled && j->folds && !j->folds_x &&
-           chains >= 1 && chains == j->p.sets;
+           chains >= 1 && chains == j->p.packed.sets;
 }
 
 // Which records, of k elements, have them.
@@ -145,22 +140,22 @@ static void find_exact(job *j, int64_t k)
     const int scale = 127 - (bits_of(j->factor) >> 23); // x are times 2 to minus this
     for (int64_t r = 0; r < records && exact_goes_on(&j->exact); r++) {
         const float *x = j->x + r * RECORD / CHUNK * j->rows * X_ROW + r * RECORD % CHUNK;
-        exact_add(&j->exact, x, X_ROW, j->p.sets == HALVES, scale);
+        exact_add(&j->exact, x, X_ROW, j->p.packed.sets == HALVES, scale);
     }
 }
 
-// Elements k0 .. k1 - 1 of the rows from i0, and their scales.
-static void prepare(job *j, int64_t i0, int64_t k0, int64_t k1)
+// Elements k0 .. k1 - 1 of the rows, and their scales.
+static void load_x_of(job *j, int64_t k0, int64_t k1)
 {
     j->chains = moei_i64_ceil_div(k1 - k0, j->length);
-    j->x_scaled = j->factor == 1.0f || load_rows(j, i0, k0, k1, true);
+    j->x_scaled = j->factor == 1.0f || load_rows(j, k0, k1, true);
     if (j->factor == 1.0f || !j->x_scaled) {
-        (void)load_rows(j, i0, k0, k1, false);
+        (void)load_rows(j, k0, k1, false);
     }
     for (int64_t r = 0; j->folds_x && r < j->rows; r++) {
         for (int64_t c = 0; c < j->chains; c++) {
             j->x_scale[r * j->chains + c] =
-                moei_cpu_operand_scale(&j->args, j->e, i0 + r, k0 + c * j->length);
+                moei_cpu_operand_scale(&j->p.args, j->p.e, j->p.i0 + r, k0 + c * j->length);
         }
     }
     find_exact(j, k1 - k0);

@@ -157,7 +157,7 @@ static void stage_u8(const job *j, const uint8_t *record, uint8_t *to)
 {
     const veci top = V(set1_epi8)((char)0x80);
     const int64_t bytes = STRIP * RECORD;
-    for (int64_t b = j->first * bytes; b < j->last * bytes; b += VECTOR) {
+    for (int64_t b = j->p.first * bytes; b < j->p.last * bytes; b += VECTOR) {
         veci_store(to + b, veci_xor(veci_load(record + b), top));
     }
 }
@@ -181,7 +181,7 @@ __attribute__((always_inline)) static inline bool stage_floats(const job *j, boo
     const veci sign = V(set1_epi8)((char)0x80);
     const veci upper = V(set1_epi16)((short)0xFF00);
     veci top = sign;
-    for (int64_t strip = j->first; strip < j->last; strip++) {
+    for (int64_t strip = j->p.first; strip < j->p.last; strip++) {
         const uint8_t *from = record + strip * STRIP * RECORD;
         uint8_t *at = to + strip * STRIP * RECORD * 2;
         moei_cpu_ask_ahead(from, STRIP * RECORD);
@@ -204,8 +204,8 @@ static const uint8_t *stage(const job *j, const uint8_t *record, uint8_t *to)
 {
     if (j->lies) {
         if (j->rows > TILE && j->next_bytes == 0) { // one tile asks for itself, others for `next`
-            const int64_t bytes = STRIP * j->p.record;
-            moei_cpu_ask_ahead(record + j->first * bytes, (j->last - j->first) * bytes);
+            const int64_t bytes = STRIP * j->p.packed.record;
+            moei_cpu_ask_ahead(record + j->p.first * bytes, (j->p.last - j->p.first) * bytes);
         }
         return record;
     }
@@ -238,11 +238,11 @@ __attribute__((always_inline)) static inline void decode_form(job *j, code_form 
 {
     const vecf factor = V(set1_ps)(j->factor);
     const vecf values = V(load_ps)(j->value);
-    for (int64_t strip = j->first; strip < j->last; strip++) {
+    for (int64_t strip = j->p.first; strip < j->p.last; strip++) {
         const uint8_t *from = record + strip * strip_bytes(form);
         float(*to)[STRIP] = &j->w[strip][k];
         for (int64_t line = 0; line < RECORD / 8; line++) {
-            const int64_t set = j->p.sets == 2 && line >= RECORD / 8 / HALVES ? 1 : 0;
+            const int64_t set = j->p.packed.sets == 2 && line >= RECORD / 8 / HALVES ? 1 : 0;
             UNROLL
             for (int64_t i = 0; i < 8; i++) {
                 UNROLL

@@ -14,12 +14,12 @@ __attribute__((always_inline)) static inline void stage_nibbles(const job *j, bo
         veci_all(_mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12));
     const veci nibble = V(set1_epi8)(15);
     const int64_t lines = RECORD / 8;
-    for (int64_t strip = j->first; strip < j->last; strip++) {
+    for (int64_t strip = j->p.first; strip < j->p.last; strip++) {
         const uint8_t *from = record + strip * lines * 64;
         uint8_t *at = to + strip * lines * 128;
         moei_cpu_ask_ahead(from, lines * 64);
         for (int64_t line = 0; line < lines; line++) {
-            const int64_t set = j->p.sets == 2 && line >= lines / HALVES ? 1 : 0;
+            const int64_t set = j->p.packed.sets == 2 && line >= lines / HALVES ? 1 : 0;
             UNROLL
             for (int64_t v = 0; v < VECTORS; v++) {
                 const veci codes = veci_load(from + line * 64 + v * VECTOR);
@@ -65,7 +65,7 @@ static const uint8_t *pair_nibbles(const job *j, const uint8_t *record, uint8_t 
 {
     const veci table_low = j->code_low;
     const veci table_high = j->code_high;
-    for (int64_t strip = j->first; strip < j->last; strip++) {
+    for (int64_t strip = j->p.first; strip < j->p.last; strip++) {
         const uint8_t *from = record + strip * STRIP * RECORD / 2;
         uint8_t *at = to + strip * STRIP * RECORD * 2;
         moei_cpu_ask_ahead(from, STRIP * RECORD / 2);
@@ -90,12 +90,12 @@ __attribute__((always_inline)) static inline void decode_nibbles(job *j, bool ze
 {
     const veci table_low = j->code_low;
     const veci table_high = j->code_high;
-    for (int64_t strip = j->first; strip < j->last; strip++) {
+    for (int64_t strip = j->p.first; strip < j->p.last; strip++) {
         const uint8_t *from = record + strip * STRIP * RECORD / 2;
         moei_cpu_ask_ahead(from, STRIP * RECORD / 2);
         for (int64_t i = 0; i < VECTORS * RECORD / 8; i++) { // a vector of eight k each
             const int64_t line = i / VECTORS;
-            const int64_t set = j->p.sets == 2 && line >= RECORD / 8 / HALVES ? 1 : 0;
+            const int64_t set = j->p.packed.sets == 2 && line >= RECORD / 8 / HALVES ? 1 : 0;
             const int64_t n = i % VECTORS * LANES;
             const vecf zero = V(load_ps)(&j->late_zero[set][strip * STRIP + n]);
             float(*to)[STRIP] = &j->w[strip][k + line * 8];

@@ -264,19 +264,19 @@ __attribute__((always_inline)) static inline void tiles(const job *j, const piec
                                                         code_form form, int64_t r0, int64_t rows)
 {
     const int64_t across = ACROSS(form, rows);
-    int64_t strip = j->first;
+    int64_t strip = j->p.first;
     if (across % VECTORS == 0) {
-        for (; strip + across / VECTORS <= j->last; strip += across / VECTORS) {
+        for (; strip + across / VECTORS <= j->p.last; strip += across / VECTORS) {
             pieces_of(j, p, num, form, r0, rows, strip, (tile_width){across, 0});
         }
     } else { // three strips to two tiles
-        for (; strip + across <= j->last; strip += across) {
+        for (; strip + across <= j->p.last; strip += across) {
             pieces_of(j, p, num, form, r0, rows, strip, (tile_width){across, 0});
             pieces_of(j, p, num, form, r0, rows, strip + across / VECTORS,
                       (tile_width){across, across % VECTORS});
         }
     }
-    for (; across > VECTORS && strip < j->last; strip++) {
+    for (; across > VECTORS && strip < j->p.last; strip++) {
         pieces_of(j, p, num, form, r0, rows, strip, (tile_width){VECTORS, 0});
     }
 }

@@ -9,8 +9,9 @@
 //
 // A vector holds 8 or 16 outputs, a lane each, as packed.h lays them: half a strip or a strip.
 //
-//   run         blocks of up to 32 rows; the way of x: digits, bytes or pairs
-//   run_rows    x prepared a chunk of k at a time (.h), four panels side by side, what follows sums
+//   packed_panels.h: blocks of up to 32 rows, four panels side by side, what follows the sums
+//   begin       the way of x: digits, bytes or pairs
+//   prepare     some records of x that way (.h)
 //   loop        records of a panel (_rows.h), which are added by digits (_digits.h), or by pairs or
 //               bytes (_pairs.h): those headers count operations
 //
@@ -23,107 +24,62 @@
 
 #include "backends/cpu/avx/ggemm_ints_packed_rows.h"
 
-static void want_strips(job *j, int64_t panel, int64_t n0, int64_t n1)
+static way way_of(const job *j)
 {
-    j->first = moei_i64_max(n0 - panel * PANEL, 0) / STRIP;
-    j->last = moei_i64_ceil_div(moei_i64_min(n1 - panel * PANEL, PANEL), STRIP);
-}
-
-// The integers of a chunk to those of the chunks before it. Each has fewer than WHOLE_TOP k.
-static void end_chunk(int64_t rows, float (*acc)[PANEL], int64_t (*total)[PANEL])
-{
-    for (int64_t r = 0; r < rows; r++) {
-        int32_t sums[PANEL];
-        memcpy(sums, acc[r], sizeof sums);
-        memset(acc[r], 0, sizeof acc[r]);
-        for (int64_t n = 0; n < PANEL; n++) {
-            total[r][n] += sums[n];
-        }
-    }
-}
-
-static void finish_panel(job *j, int64_t panel, int64_t i0, int64_t i1, int64_t n0, int64_t n1,
-                         float (*acc)[PANEL], int64_t (*total)[PANEL])
-{
-    const int64_t from = moei_i64_max(n0, panel * PANEL);
-    const int64_t to = moei_i64_min(n1, (panel + 1) * PANEL);
-    moei_cpu_load_columns(&j->args.w, j->e, from, to, &j->columns);
-    for (int64_t i = i0; i < i1; i++) {
-        float *sums = acc[i - i0];
-        if (j->splits) {
-            for (int64_t n = 0; n < PANEL; n++) {
-                sums[n] = (float)total[i - i0][n];
-            }
-        } else if (j->whole) {
-            for (int64_t n = 0; n < PANEL; n += LANES) {
-                V(store_ps)(sums + n, V(cvtepi32_ps)(veci_load(sums + n)));
-            }
-        }
-        moei_cpu_finish(&j->args, &j->columns, j->e, i, from, to, sums + from - panel * PANEL);
-    }
-}
-
-static void run_rows(job *j, int64_t i0, int64_t i1, int64_t n0, int64_t n1)
-{
-    const int64_t rows = i1 - i0;
-    const int64_t chunk = moei_i64_min(X_ROOM / (rows * j->cell), j->p.records);
-    const int64_t end = moei_i64_ceil_div(n1, PANEL);
-    loop_fn *loop = loop_of(j, rows);
-    int64_t prepared = -1;
-    for (int64_t panel0 = n0 / PANEL; panel0 < end; panel0 += SIDE) {
-        const int64_t panel1 = moei_i64_min(panel0 + SIDE, end);
-        for (int64_t panel = panel0; panel < panel1; panel++) {
-            memset(j->acc[panel - panel0], 0, (size_t)rows * sizeof j->acc[0][0]);
-            if (j->splits) {
-                memset(j->total[panel - panel0], 0, (size_t)rows * sizeof j->total[0][0]);
-            }
-        }
-        for (int64_t r = 0; r < j->p.records; r += chunk) {
-            const int64_t r1 = moei_i64_min(r + chunk, j->p.records);
-            if (prepared != r) {
-                prepare(j, i0, i1, r, r1);
-                prepared = r;
-            }
-            for (int64_t panel = panel0; panel < panel1; panel++) {
-                want_strips(j, panel, n0, n1);
-                loop(j, span_of(j, panel, i0, i1, r, r1), j->acc[panel - panel0]);
-                if (j->splits) {
-                    end_chunk(rows, j->acc[panel - panel0], j->total[panel - panel0]);
-                }
-            }
-        }
-        for (int64_t panel = panel0; panel < panel1; panel++) {
-            finish_panel(j, panel, i0, i1, n0, n1, j->acc[panel - panel0],
-                         j->total[panel - panel0]);
-        }
-    }
-}
-
-static way way_of(const job *j, int64_t i0, int64_t i1)
-{
-    if (j->p.unit_k == 4) {
+    if (j->p.packed.unit_k == 4) {
         return DOTS ? BYTES : PAIRS;
     }
     if (!j->int16) {
         return DIGITS8;
     }
-    return (DOTS || i1 - i0 <= FEW) && have_digits(&j->args, j->e, i0, i1) ? DIGITS16 : PAIRS;
+    return (DOTS || j->p.i1 - j->p.i0 <= FEW) && have_digits(&j->p) ? DIGITS16 : PAIRS;
 }
+
+// ---- panels ------------------------------------------------------------------------------------
+
+static void begin(void *arg)
+{
+    job *j = arg;
+    const int64_t rows = j->p.i1 - j->p.i0;
+    j->way = way_of(j);
+    j->cell =
+        j->way == DIGITS8 || j->way == BYTES ? (int64_t)sizeof(cell8) : (int64_t)sizeof(cell16);
+    j->p.side = SIDE;
+    j->p.depth = moei_i64_min(X_ROOM / (rows * j->cell), j->p.packed.records);
+    j->p.acc = j->acc;
+}
+
+static void multiply(void *arg, int64_t panel, int64_t r0, int64_t r1, int64_t at)
+{
+    job *j = arg;
+    const int64_t rows = j->p.i1 - j->p.i0;
+    loop_of(j, rows)(j, span_of(j, panel, r0, r1), j->acc + at);
+    if (j->splits) {
+        moei_cpu_whole_part(rows, r0 == 0, j->acc + at, j->total + at);
+    }
+}
+
+static void end(void *arg, int64_t at)
+{
+    job *j = arg;
+    if (j->whole) {
+        moei_cpu_whole_end(j->p.i1 - j->p.i0, j->acc + at, j->splits ? j->total + at : NULL);
+    }
+}
+
+static const moei_cpu_panels_ops ops = {MR, begin, prepare, multiply, end};
 
 static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, int64_t n0,
                 int64_t n1, bool halves, bool whole)
 {
     job j;
     const moei_format_info *format = args->w.format;
-    j.p = moei_cpu_packed_of(&args->w);
-    j.args = moei_cpu_packed_args(args, &j.p, e);
-    j.expert = args->w.values + (int64_t)e * args->w.value_e_stride;
-    j.e = e;
+    moei_cpu_panels_open(&j.p, args, e, n0, n1);
     j.e2m1 = format->elem == MOE_E2M1;
     j.int16 = args->x.dtype == MOE_I16;
     j.halves = halves;
     j.whole = whole;
-    j.splits = whole && args->w.k > WHOLE_TOP;
+    j.splits = whole && args->w.k > MOEI_CPU_WHOLE_TOP;
     j.rounds = false;
     for (int64_t s = 0; s < HALVES; s++) {
         for (int64_t n = 0; n < PANEL; n++) {
@@ -133,15 +89,7 @@ static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, 
                                                             : 0;
         }
     }
-    const int64_t blocks = moei_i64_ceil_div(i1 - i0, MR);
-    for (int64_t b = 0; b < blocks; b++) {
-        const int64_t first = i0 + (i1 - i0) * b / blocks;
-        const int64_t last = i0 + (i1 - i0) * (b + 1) / blocks;
-        j.way = way_of(&j, first, last);
-        j.cell =
-            j.way == DIGITS8 || j.way == BYTES ? (int64_t)sizeof(cell8) : (int64_t)sizeof(cell16);
-        run_rows(&j, first, last, n0, n1);
-    }
+    moei_cpu_panels_run(&j.p, &ops, &j, i0, i1);
 }
 
 #define INTS_KERNEL(name, halves, whole)                                                           \

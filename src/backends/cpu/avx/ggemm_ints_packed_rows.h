@@ -6,7 +6,7 @@
 
 #include "backends/cpu/avx/ggemm_ints_packed.h"
 
-/// Folds records into the sums of rows i0 .. i1 - 1.
+/// Folds records into the sums of the rows.
 typedef void loop_fn(job *j, span s, float (*acc)[PANEL]);
 
 __attribute__((always_inline)) static inline int64_t cell_bytes(int64_t digits)
@@ -206,7 +206,7 @@ static fold_fn *const *tiles_of(const job *j)
     }
 #if LANES == 16
     if (j->way == BYTES) {
-        return bytes_tiles[j->args.w.format->elem == MOE_I8][j->halves];
+        return bytes_tiles[j->p.args.w.format->elem == MOE_I8][j->halves];
     }
     if (j->way == DIGITS16) {
         return digits16_tiles[j->e2m1][j->halves];
@@ -219,7 +219,7 @@ static fold_fn *const *tiles_of(const job *j)
 static void decode_digits(job *j, const uint8_t *record)
 {
     const int64_t lines = RECORD / 8;
-    for (int64_t v = VECTORS * j->first; v < VECTORS * j->last; v++) {
+    for (int64_t v = VECTORS * j->p.first; v < VECTORS * j->p.last; v++) {
         const uint8_t *from = record + v / VECTORS * (STRIP * RECORD / 2) + v % VECTORS * VECTOR;
         uint8_t *to = j->w + v * LANES * RECORD;
         if (v % VECTORS == 0) {
@@ -238,7 +238,7 @@ static void decode_digits(job *j, const uint8_t *record)
 static const uint8_t *decode(job *j, const uint8_t *record)
 {
     if (j->way == PAIRS) {
-        decode_words(j->args.w.format->elem, j->halves, fold_to_of(j, NULL), record, j->w);
+        decode_words(j->p.args.w.format->elem, j->halves, fold_to_of(j, NULL), record, j->w);
         return j->w;
     }
     if (!DOTS) {
@@ -252,7 +252,7 @@ static const uint8_t *decode(job *j, const uint8_t *record)
 static void many_rows(job *j, span s, float (*acc)[PANEL])
 {
     fold_fn *const *folds = tiles_of(j);
-    const int64_t rows = s.i1 - s.i0;
+    const int64_t rows = j->p.i1 - j->p.i0;
     const int64_t tiles = moei_i64_ceil_div(rows, TILE);
     int64_t begin[MR / TILE + 1]; // as many rows in every tile, but for one
     for (int64_t t = 0; t <= tiles; t++) {
@@ -279,8 +279,8 @@ static loop_fn *loop_of(const job *j, int64_t rows)
     if (j->whole) {
         return few_bytes_whole[rows - 1];
     }
-    if (j->p.unit_k == 4) {
-        return few_bytes[j->args.w.format->elem == MOE_I8][j->halves][rows - 1];
+    if (j->p.packed.unit_k == 4) {
+        return few_bytes[j->p.args.w.format->elem == MOE_I8][j->halves][rows - 1];
     }
     if (j->way == PAIRS) {
         return many_rows;

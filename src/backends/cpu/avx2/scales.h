@@ -6,6 +6,7 @@
 #include <stdbool.h>
 
 #include "backends/cpu/avx/vector.h"
+#include "backends/cpu/packed.h"
 #include "quant/elements.h"
 
 // Eight e8m0 or e4m3 codes in the low half to floats.
@@ -71,6 +72,20 @@ static inline void load_scale_line(moe_dtype dtype, const uint8_t *from, int64_t
     default:
         memcpy(out, from, (size_t)count * sizeof(float));
         return;
+    }
+}
+
+// All scales of a group of a packed panel: [set][output].
+static inline void load_group_scales(const moei_cpu_packed *p, moe_dtype dtype, const uint8_t *head,
+                                     int64_t width, float (*out)[MOEI_CPU_PANEL])
+{
+    for (int64_t s = 0; s < p->sets; s++) {
+        const uint8_t *from = head + s * width * p->scale;
+        if (width == MOEI_CPU_PANEL) { // a constant
+            load_scale_line(dtype, from, MOEI_CPU_PANEL, out[s]);
+        } else {
+            load_scale_line(dtype, from, width, out[s]);
+        }
     }
 }
 

@@ -18,8 +18,7 @@
 #include "backends/cpu/avx/flush.h"
 #include "backends/cpu/avx/load_x.h"
 #include "backends/cpu/avx2/scales.h"
-#include "backends/cpu/packed_walk.h"
-#include "backends/cpu/product.h"
+#include "backends/cpu/packed_panels.h"
 #include "backends/cpu/unroll.h"
 
 #define MR     4   // rows that share a panel
@@ -34,7 +33,7 @@ typedef struct few {
     _Alignas(64) float acc[MR][PANEL];
     _Alignas(64) float sum[CHUNK / RECORD][MR][PANEL]; // of blocks that a scale is for
     _Alignas(64) float scale[PANEL];
-    moei_cpu_columns columns;
+    moei_cpu_panels p;
 } few;
 
 // `count` k from k0 on; up to whole records, zeros.
@@ -198,39 +197,39 @@ static void fold_chunk(few *f, int64_t rows, const uint8_t *from, int64_t width,
 
 // ---- panels ------------------------------------------------------------------------------------
 
+// Rows i0 .. i1 - 1, MR at most, of a panel.
+__attribute__((always_inline)) static inline void panel_of(few *f, int64_t i0, int64_t i1,
+                                                           int64_t panel, bool four_bits)
+{
+    const moei_cpu_packed *p = &f->p.packed;
+    const int64_t rows = i1 - i0;
+    const int64_t width = moei_cpu_panel_width(p, panel);
+    const int64_t record = width * (p->head + p->record);
+    const uint8_t *from = f->p.expert + moei_cpu_group_at(p, panel, width, 0);
+    memset(f->acc, 0, sizeof f->acc);
+    for (int64_t k0 = 0; k0 < f->p.args.w.k; k0 += CHUNK) {
+        const int64_t count = moei_i64_min(CHUNK, f->p.args.w.k - k0);
+        const int64_t records = moei_i64_ceil_div(count, RECORD);
+        for (int64_t r = 0; r < rows; r++) {
+            load_padded(moei_x_at(&f->p.args, f->p.e, i0 + r), k0, count, f->x[r]);
+        }
+        if (four_bits) {
+            fold_chunk(f, rows, from + k0 / RECORD * record, width, records);
+        } else {
+            add_chunk(f, rows, from + k0 / RECORD * record, width, records);
+        }
+    }
+    moei_cpu_panel_finish(&f->p, panel, i0, i1, f->acc);
+}
+
 static inline void panels(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1,
                           int64_t n0, int64_t n1, bool four_bits)
 {
     few f;
-    const moei_matrices *w = &args->w;
-    const moei_cpu_packed p = moei_cpu_packed_of(w);
-    const uint8_t *expert = w->values + (int64_t)e * w->value_e_stride;
+    moei_cpu_panels_open(&f.p, args, e, n0, n1);
     for (int64_t panel = n0 / PANEL; panel * PANEL < n1; panel++) {
-        const int64_t width = moei_cpu_panel_width(&p, panel);
-        const uint8_t *from = expert + moei_cpu_group_at(&p, panel, width, 0);
-        const int64_t first = moei_i64_max(panel * PANEL, n0);
-        const int64_t end = moei_i64_min(panel * PANEL + width, n1);
-        moei_cpu_load_columns(w, e, first, end, &f.columns);
         for (int64_t i = i0; i < i1; i += MR) {
-            const int64_t rows = moei_i64_min(MR, i1 - i);
-            memset(f.acc, 0, sizeof f.acc);
-            for (int64_t k0 = 0; k0 < w->k; k0 += CHUNK) {
-                const int64_t count = moei_i64_min(CHUNK, w->k - k0);
-                for (int64_t r = 0; r < rows; r++) {
-                    load_padded(moei_x_at(args, e, i + r), k0, count, f.x[r]);
-                }
-                const int64_t records = moei_i64_ceil_div(count, RECORD);
-                if (four_bits) {
-                    fold_chunk(&f, rows, from + k0 / RECORD * (width + width * RECORD / 2), width,
-                               records);
-                } else {
-                    add_chunk(&f, rows, from + 2 * width * k0, width, records);
-                }
-            }
-            for (int64_t r = 0; r < rows; r++) {
-                moei_cpu_finish(args, &f.columns, e, i + r, first, end,
-                                &f.acc[r][first - panel * PANEL]);
-            }
+            panel_of(&f, i, moei_i64_min(i + MR, i1), panel, four_bits);
         }
     }
 }

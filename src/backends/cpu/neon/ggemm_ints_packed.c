@@ -27,7 +27,7 @@
 #include <arm_neon.h>
 
 #include "backends/cpu/packed_ints.h"
-#include "backends/cpu/packed_walk.h"
+#include "backends/cpu/packed_panels.h"
 #include "backends/cpu/unroll.h"
 
 #if defined(__ARM_FEATURE_DOTPROD)
@@ -36,17 +36,16 @@
 #define NAME(x, variant) moek_ggemm_any_##x##_packed__neon_##variant
 #endif
 
-#define PANEL     MOEI_CPU_PANEL
-#define STRIP     MOEI_CPU_STRIP
-#define RECORD    MOEI_CPU_RECORD
-#define HALVES    2 // of a record, 16 k each: they may have scales of their own
-#define HALF      (RECORD / HALVES)
-#define LANES     4
-#define TILE      4                         // rows
-#define MR        32                        // rows that share prepared x
-#define SIDE      4                         // panels whose sums are kept at once
-#define X_ROOM    (80 << 10)                // bytes of prepared x
-#define WHOLE_TOP (INT32_MAX / (128 * 128)) // products of int8 whose sum has 32 bits
+#define PANEL  MOEI_CPU_PANEL
+#define STRIP  MOEI_CPU_STRIP
+#define RECORD MOEI_CPU_RECORD
+#define HALVES 2 // of a record, 16 k each: they may have scales of their own
+#define HALF   (RECORD / HALVES)
+#define LANES  4
+#define TILE   4          // rows
+#define MR     32         // rows that share prepared x
+#define SIDE   4          // panels whose sums are kept at once
+#define X_ROOM (80 << 10) // bytes of prepared x
 
 /// 32 k of a row. With weights of 4 bits, k lie in the order of their nibbles (packed.h).
 typedef struct cell {
@@ -59,24 +58,20 @@ typedef struct cell {
 typedef enum codes { E2M1, UINT4, INT8, UINT8, NUM_CODES } codes;
 
 typedef struct job {
-    _Alignas(64) cell x[X_ROOM / sizeof(cell)];  // [record][row] of the chunk
-    _Alignas(64) float acc[SIDE][MR][PANEL];     // class i32: int32_t
-    _Alignas(64) int64_t total[SIDE][MR][PANEL]; // of chunks: class i32 where k is above WHOLE_TOP
-    _Alignas(64) float scale[HALVES][PANEL];     // of the group
-    _Alignas(64) int32_t zero[HALVES][PANEL];    // zero points of the group
-    moei_cpu_columns columns;
-    moei_cpu_packed p;
-    moek_ggemm_args args; // moei_cpu_packed_args
-    const uint8_t *expert;
-    int32_t e;
-    codes kind;          // of the weights
-    bool int16;          // codes of x
-    bool whole;          // class i32
-    bool splits;         // its sums over chunks
-    bool halves;         // of a record have scales of their own
-    bool rounds;         // a zero point of the group is above MOEI_CPU_ZERO_TOP
-    int64_t first, last; // strips of the panel that are wanted
-    int64_t sets;        // folds of this record: 1, or 2 with halves
+    _Alignas(64) cell x[X_ROOM / sizeof(cell)]; // [record][row] of the chunk
+    _Alignas(64) float acc[SIDE * MR][PANEL];   // class i32: int32_t
+    _Alignas(64)
+        int64_t total[SIDE * MR][PANEL]; // of chunks: class i32 where k is above MOEI_CPU_WHOLE_TOP
+    _Alignas(64) float scale[HALVES][PANEL];  // of the group
+    _Alignas(64) int32_t zero[HALVES][PANEL]; // zero points of the group
+    moei_cpu_panels p;
+    codes kind;   // of the weights
+    bool int16;   // codes of x
+    bool whole;   // class i32
+    bool splits;  // its sums over chunks
+    bool halves;  // of a record have scales of their own
+    bool rounds;  // a zero point of the group is above MOEI_CPU_ZERO_TOP
+    int64_t sets; // folds of this record: 1, or 2 with halves
 } job;
 
 // ---- x -----------------------------------------------------------------------------------------
@@ -109,28 +104,26 @@ static void fill_cell(const job *j, const uint8_t *from, cell *c)
     }
 }
 
-// Records r0 .. r1 - 1 of rows i0 .. i1 - 1.
-static void prepare(job *j, int64_t i0, int64_t i1, int64_t r0, int64_t r1)
+// Records r0 .. r1 - 1 of the rows.
+static void prepare(void *arg, int64_t r0, int64_t r1)
 {
-    const moek_ggemm_args *a = &j->args;
+    job *j = arg;
+    const int64_t i0 = j->p.i0;
+    const int64_t i1 = j->p.i1;
+    const moek_ggemm_args *a = &j->p.args;
     const int64_t bytes = j->int16 ? 2 * RECORD : RECORD;
     const int64_t row_bytes = a->w.k * bytes / RECORD;
     const float part = j->kind == E2M1 ? 0.5f : 1.0f;
     for (int64_t i = i0; i < i1; i++) {
-        const uint8_t *row = moei_x_at(a, j->e, i);
+        const uint8_t *row = moei_x_at(a, j->p.e, i);
         moei_cpu_x_scales scales = {0};
         if (!j->whole) {
-            scales = moei_cpu_x_scales_of(a, j->e, i, r0);
+            scales = moei_cpu_x_scales_of(a, j->p.e, i, r0);
         }
         cell *to = j->x + (i - i0);
         for (int64_t r = r0; r < r1; r++, to += i1 - i0) {
-            uint8_t tail[2 * RECORD] = {0};
-            const uint8_t *from = row + r * bytes;
-            if ((r + 1) * bytes > row_bytes) {
-                memcpy(tail, from, (size_t)(row_bytes - r * bytes));
-                from = tail;
-            }
-            fill_cell(j, from, to);
+            uint8_t tail[2 * RECORD];
+            fill_cell(j, moei_cpu_x_record(row, row_bytes, r, bytes, tail), to);
             to->scale = j->whole ? 1.0f : moei_cpu_x_scales_next(&scales) * part;
         }
     }
@@ -207,7 +200,7 @@ __attribute__((always_inline)) static inline void fold(const job *j, int64_t row
 {
     const int64_t vectors = rows * digits <= 4 ? 4 : 2;
     const int64_t strip_bytes = STRIP * (kind <= UINT4 ? RECORD / 2 : RECORD);
-    for (int64_t at = j->first * 4; at < j->last * 4; at += vectors) { // vectors of the panel
+    for (int64_t at = j->p.first * 4; at < j->p.last * 4; at += vectors) { // vectors of the panel
         const uint8_t *strip = record + at / 4 * strip_bytes;
         const int64_t v0 = at % 4;
         int32x4_t sum[TILE][2][4];
@@ -301,43 +294,32 @@ static fold_fn *const folds_whole[TILE] = FOLD_NAMES(1, INT8, 1);
 
 // ---- records -----------------------------------------------------------------------------------
 
-// What is subtracted from the codes as they are multiplied, and whether sums may round.
-static void load_zeros(job *j, const uint8_t *zeros, int64_t width)
-{
-    const int32_t shift = j->kind == UINT8 ? 128 : 0;
-    uint8_t top = 0;
-    for (int64_t s = 0; s < j->p.sets; s++) {
-        for (int64_t n = 0; n < width; n++) {
-            const uint8_t zero = zeros[s * width + n];
-            j->zero[s][n] = zero - shift;
-            top = zero > top ? zero : top;
-        }
-    }
-    j->rounds = j->int16 && top > MOEI_CPU_ZERO_TOP;
-}
-
+// Scales of a group, what is subtracted from its codes as they are multiplied, and whether sums may
+// round.
 static void load_head(job *j, const uint8_t *head, int64_t width)
 {
-    const int64_t scales = width * j->p.scale;
-    for (int64_t s = 0; s < j->p.sets; s++) {
-        moei_load_f32(j->args.w.scale_dtype, head + s * scales, 0, width, j->scale[s]);
+    const moei_cpu_packed *p = &j->p.packed;
+    const uint8_t *zeros = moei_cpu_group_zeros(p, head, width);
+    for (int64_t s = 0; s < p->sets; s++) {
+        moei_load_f32(j->p.args.w.scale_dtype, head + s * width * p->scale, 0, width, j->scale[s]);
     }
-    if (j->p.head > j->p.sets * j->p.scale) {
-        load_zeros(j, head + j->p.sets * scales, width);
+    if (zeros != NULL) {
+        const int32_t less = j->kind == UINT8 ? 128 : 0;
+        const uint8_t top = moei_cpu_load_zeros(p, zeros, width, less, j->zero);
+        j->rounds = j->int16 && top > MOEI_CPU_ZERO_TOP;
     }
 }
 
-// Records r0 .. r1 - 1 of a panel into the sums of rows i0 .. i1 - 1.
-static void run_records(job *j, int64_t panel, int64_t i0, int64_t i1, int64_t r0, int64_t r1,
-                        float (*acc)[PANEL])
+// Records r0 .. r1 - 1 of a panel into the sums of the rows.
+static void run_records(job *j, int64_t panel, int64_t r0, int64_t r1, float (*acc)[PANEL])
 {
     fold_fn *const *fns = j->whole ? folds_whole : j->int16 ? folds16[j->kind] : folds8[j->kind];
-    const int64_t rows = i1 - i0;
+    const int64_t rows = j->p.i1 - j->p.i0;
     const int64_t tiles = moei_i64_ceil_div(rows, TILE);
     const cell *x = j->x;
     const uint8_t *loaded = NULL; // the head whose scales are there
     moei_cpu_walk walk;
-    const uint8_t *head = moei_cpu_walk_to(&walk, &j->p, j->expert, panel, r0);
+    const uint8_t *head = moei_cpu_walk_to(&walk, &j->p.packed, j->p.expert, panel, r0);
     for (int64_t r = r0; r < r1; r++, x += rows) {
         const uint8_t *record = moei_cpu_walk_on(&walk, &head);
         moei_cpu_ask_ahead(record, walk.width * walk.record);
@@ -345,10 +327,11 @@ static void run_records(job *j, int64_t panel, int64_t i0, int64_t i1, int64_t r
             load_head(j, head, walk.width);
             loaded = head;
         }
-        j->sets = j->halves && j->args.w.k - r * RECORD > HALF ? HALVES : 1;
+        j->sets = j->halves && j->p.args.w.k - r * RECORD > HALF ? HALVES : 1;
         if (j->rounds) {
-            moei_cpu_chain_record(&j->args, j->e, i0, i1, record, r, j->halves ? HALF : RECORD,
-                                  j->first * STRIP, j->last * STRIP, j->zero, j->scale, acc);
+            moei_cpu_chain_record(&j->p.args, j->p.e, j->p.i0, j->p.i1, record, r,
+                                  j->halves ? HALF : RECORD, j->p.first * STRIP, j->p.last * STRIP,
+                                  j->zero, j->scale, acc);
             continue;
         }
         for (int64_t t = 0; t < tiles; t++) { // as many rows in every tile, but for one
@@ -360,84 +343,33 @@ static void run_records(job *j, int64_t panel, int64_t i0, int64_t i1, int64_t r
 
 // ---- products ----------------------------------------------------------------------------------
 
-static void want_strips(job *j, int64_t panel, int64_t n0, int64_t n1)
+static void begin(void *arg)
 {
-    j->first = moei_i64_max(n0 - panel * PANEL, 0) / STRIP;
-    j->last = moei_i64_ceil_div(moei_i64_min(n1 - panel * PANEL, PANEL), STRIP);
+    job *j = arg;
+    const int64_t cells = X_ROOM / (int64_t)sizeof(cell);
+    j->p.side = SIDE;
+    j->p.depth = moei_i64_min(cells / (j->p.i1 - j->p.i0), j->p.packed.records);
+    j->p.acc = j->acc;
 }
 
-// Sums of a chunk of class i32 to those of all chunks.
-static void split_sums(job *j, int64_t side, int64_t rows)
+static void multiply(void *arg, int64_t panel, int64_t r0, int64_t r1, int64_t at)
 {
-    for (int64_t r = 0; r < rows; r++) {
-        const int32_t *sum = (const int32_t *)(const void *)j->acc[side][r];
-        for (int64_t n = 0; n < PANEL; n++) {
-            j->total[side][r][n] += sum[n];
-        }
-    }
-    memset(j->acc[side], 0, (size_t)rows * sizeof j->acc[0][0]);
-}
-
-// Sums of class i32, as they are or over chunks, to floats.
-static void convert_sums(job *j, int64_t side, int64_t rows)
-{
-    for (int64_t r = 0; r < rows; r++) {
-        const int32_t *sum = (const int32_t *)(const void *)j->acc[side][r];
-        for (int64_t n = 0; n < PANEL; n++) {
-            j->acc[side][r][n] = j->splits ? (float)j->total[side][r][n] : (float)sum[n];
-        }
+    job *j = arg;
+    run_records(j, panel, r0, r1, j->acc + at);
+    if (j->splits) {
+        moei_cpu_whole_part(j->p.i1 - j->p.i0, r0 == 0, j->acc + at, j->total + at);
     }
 }
 
-static void finish_panel(job *j, int64_t panel, int64_t i0, int64_t i1, int64_t n0, int64_t n1,
-                         float (*acc)[PANEL])
+static void end(void *arg, int64_t at)
 {
-    const int64_t from = moei_i64_max(n0, panel * PANEL);
-    const int64_t to = moei_i64_min(n1, (panel + 1) * PANEL);
-    moei_cpu_load_columns(&j->args.w, j->e, from, to, &j->columns);
-    for (int64_t i = i0; i < i1; i++) {
-        moei_cpu_finish(&j->args, &j->columns, j->e, i, from, to,
-                        &acc[i - i0][from - panel * PANEL]);
+    job *j = arg;
+    if (j->whole) {
+        moei_cpu_whole_end(j->p.i1 - j->p.i0, j->acc + at, j->splits ? j->total + at : NULL);
     }
 }
 
-static void run_rows(job *j, int64_t i0, int64_t i1, int64_t n0, int64_t n1)
-{
-    const int64_t rows = i1 - i0;
-    const int64_t chunk =
-        moei_i64_min((int64_t)(X_ROOM / sizeof(cell)) / rows, j->p.records); // of x at once
-    const int64_t end = moei_i64_ceil_div(n1, PANEL);
-    int64_t prepared = -1;
-    for (int64_t panel0 = n0 / PANEL; panel0 < end; panel0 += SIDE) {
-        const int64_t panel1 = moei_i64_min(panel0 + SIDE, end);
-        for (int64_t panel = panel0; panel < panel1; panel++) {
-            memset(j->acc[panel - panel0], 0, (size_t)rows * sizeof j->acc[0][0]);
-            if (j->splits) {
-                memset(j->total[panel - panel0], 0, (size_t)rows * sizeof j->total[0][0]);
-            }
-        }
-        for (int64_t r = 0; r < j->p.records; r += chunk) {
-            const int64_t r1 = moei_i64_min(r + chunk, j->p.records);
-            if (prepared != r) {
-                prepare(j, i0, i1, r, r1);
-                prepared = r;
-            }
-            for (int64_t panel = panel0; panel < panel1; panel++) {
-                want_strips(j, panel, n0, n1);
-                run_records(j, panel, i0, i1, r, r1, j->acc[panel - panel0]);
-                if (j->splits) {
-                    split_sums(j, panel - panel0, rows);
-                }
-            }
-        }
-        for (int64_t panel = panel0; panel < panel1; panel++) {
-            if (j->whole) {
-                convert_sums(j, panel - panel0, rows);
-            }
-            finish_panel(j, panel, i0, i1, n0, n1, j->acc[panel - panel0]);
-        }
-    }
-}
+static const moei_cpu_panels_ops ops = {MR, begin, prepare, multiply, end};
 
 static codes kind_of(moe_dtype elem)
 {
@@ -458,14 +390,11 @@ static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, 
 {
     job j;
     const moei_format_info *format = args->w.format;
-    j.p = moei_cpu_packed_of(&args->w);
-    j.args = moei_cpu_packed_args(args, &j.p, e);
-    j.expert = args->w.values + (int64_t)e * args->w.value_e_stride;
-    j.e = e;
+    moei_cpu_panels_open(&j.p, args, e, n0, n1);
     j.kind = kind_of(format->elem);
     j.int16 = args->x.dtype == MOE_I16;
     j.whole = whole;
-    j.splits = whole && args->w.k > WHOLE_TOP;
+    j.splits = whole && args->w.k > MOEI_CPU_WHOLE_TOP;
     j.halves = halves;
     j.rounds = false;
     for (int64_t s = 0; s < HALVES; s++) {
@@ -474,10 +403,7 @@ static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, 
             j.zero[s][n] = format->zero_point - (j.kind == UINT8 ? 128 : 0);
         }
     }
-    const int64_t blocks = moei_i64_ceil_div(i1 - i0, MR);
-    for (int64_t b = 0; b < blocks; b++) {
-        run_rows(&j, i0 + (i1 - i0) * b / blocks, i0 + (i1 - i0) * (b + 1) / blocks, n0, n1);
-    }
+    moei_cpu_panels_run(&j.p, &ops, &j, i0, i1);
 }
 
 #define INTS_KERNEL(x, variant, halves, whole)                                                     \
