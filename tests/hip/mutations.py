@@ -24,8 +24,8 @@ DECODE = "src/backends/hip/cdna/decode.cuh"
 PACKED = "src/backends/hip/packed.c"
 QUANTIZE = "src/backends/gpu/quantize.cuh"
 
-BF16 = ("ggemm_bf16", "gfx942", ["moek_mfma_row_bf16"], ["moek_ggemm_bf16_*", "--quick"])
-MANY = ("ggemm_bf16", "gfx942", ["moek_mfma_row_bf16", "moek_mfma_row_bf16_many"], ["moek_ggemm_bf16_*"])
+BF16 = ("ggemm_bf16", "gfx942", ["moek_mfma_row_bf16"], ["moek_ggemm_bf16_*", "--quick", "--repeat", "4"])
+MANY = ("ggemm_bf16", "gfx942", ["moek_mfma_row_bf16", "moek_mfma_row_bf16_many"], ["moek_ggemm_bf16_*", "--repeat", "4"])
 
 
 def packed(source, arch, kernel, fmt, every):
