@@ -13,7 +13,8 @@
 #include "quant/formats.h"
 #include "quant/specs.h"
 
-#define POISON 0xA5
+#define POISON         0xA5
+#define FLOATS_AT_ONCE 256
 
 // ---- data --------------------------------------------------------------------------------------
 
@@ -87,16 +88,22 @@ static moe_tensor floats(layer_case *c, const char *name, moe_dtype dtype, int n
     const moe_tensor t = tensor(c, dtype, ndim, shape);
     const uint64_t seed = seed_of(name);
     const int64_t n = elems(ndim, shape);
-    for (int64_t i = 0; i < n; i++) {
-        const float value = draw_float(seed, i, low, high);
-        uint8_t *at = (uint8_t *)t.data;
-        if (dtype == MOE_E8M0) {
-            at[i] = (uint8_t)(120 + draw(seed, i) % 4);
-        } else if (dtype == MOE_E4M3FN) {
-            at[i] = (uint8_t)(0x28 + draw(seed, i) % 16);
-        } else {
-            moei_store_f32(dtype, at + i * moe_dtype_bits(dtype) / 8, 1, &value);
+    uint8_t *at = (uint8_t *)t.data;
+    if (dtype == MOE_E8M0 || dtype == MOE_E4M3FN) {
+        const uint64_t first = dtype == MOE_E8M0 ? 120 : 0x28;
+        const uint64_t count = dtype == MOE_E8M0 ? 4 : 16;
+        for (int64_t i = 0; i < n; i++) {
+            at[i] = (uint8_t)(first + draw(seed, i) % count);
         }
+        return t;
+    }
+    float values[FLOATS_AT_ONCE];
+    for (int64_t begin = 0; begin < n; begin += FLOATS_AT_ONCE) {
+        const int64_t count = n - begin < FLOATS_AT_ONCE ? n - begin : FLOATS_AT_ONCE;
+        for (int64_t i = 0; i < count; i++) {
+            values[i] = draw_float(seed, begin + i, low, high);
+        }
+        moei_store_f32(dtype, at + begin * moe_dtype_bits(dtype) / 8, count, values);
     }
     return t;
 }

@@ -419,6 +419,13 @@ static const char *skip_value(const char *c)
 
 typedef moe_status text_fn(const moe_plan *, char *, size_t, size_t *);
 
+// Few on the way, then those around the end.
+static size_t next_capacity(size_t capacity, size_t needed)
+{
+    const size_t next = capacity + 1 + capacity / 2;
+    return capacity >= needed ? capacity + 1 : next < needed ? next : needed;
+}
+
 // The whole text, after checks of what a shorter buffer gets.
 static char *whole_text(text_fn *fn, const moe_plan *plan, const char *name)
 {
@@ -433,7 +440,7 @@ static char *whole_text(text_fn *fn, const moe_plan *plan, const char *name)
     CHECK(fn(plan, whole, needed + 1, &again) == MOE_OK && again == needed &&
               strlen(whole) == needed,
           "%s: needs %zu, then %zu, is %zu long", name, needed, again, strlen(whole));
-    for (size_t capacity = 1; capacity <= needed + 2; capacity += 1 + capacity / 16) {
+    for (size_t capacity = 1; capacity <= needed + 2; capacity = next_capacity(capacity, needed)) {
         memset(part, '#', needed + 3);
         CHECK(fn(plan, part, capacity, &again) == MOE_OK && again == needed,
               "%s, %zu bytes: needs %zu, not %zu", name, capacity, again, needed);

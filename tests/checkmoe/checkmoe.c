@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include "checkmoe/checkmoe.h"
 
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -216,20 +217,80 @@ bool moec_glob(const char *pattern, const char *text)
     return *text == '\0';
 }
 
+// Mappings of buffers that were freed, for others of as many pages: the kernel stops every thread
+// of the process to take one back.
+#define MAX_KEPT       128
+#define MAX_KEPT_BYTES ((size_t)1 << 18) // of one
+
+static struct {
+    void *map; // NULL: none
+    size_t bytes;
+} kept[MAX_KEPT];
+static size_t kept_next; // which is replaced
+static pthread_mutex_t kept_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void *take_kept(size_t bytes)
+{
+    void *map = NULL;
+    (void)pthread_mutex_lock(&kept_lock);
+    for (size_t i = 0; i < MAX_KEPT && map == NULL; i++) {
+        if (kept[i].map != NULL && kept[i].bytes == bytes) {
+            map = kept[i].map;
+            kept[i].map = NULL;
+        }
+    }
+    (void)pthread_mutex_unlock(&kept_lock);
+    return map;
+}
+
+static void keep(void *map, size_t bytes)
+{
+    void *old = map;
+    size_t old_bytes = bytes;
+    if (bytes <= MAX_KEPT_BYTES) {
+        (void)pthread_mutex_lock(&kept_lock);
+        old = kept[kept_next].map;
+        old_bytes = kept[kept_next].bytes;
+        kept[kept_next].map = map;
+        kept[kept_next].bytes = bytes;
+        kept_next = (kept_next + 1) % MAX_KEPT;
+        (void)pthread_mutex_unlock(&kept_lock);
+    }
+    if (old != NULL) {
+        (void)munmap(old, old_bytes);
+    }
+}
+
+// `inside` bytes that may be used, zero, between two pages that may not. NULL: the system refuses.
+static void *map_guarded(size_t page, size_t inside)
+{
+    const size_t bytes = inside + 2 * page;
+    void *map = take_kept(bytes);
+    if (map != NULL) {
+        memset((unsigned char *)map + page, 0, inside);
+        return map;
+    }
+    map = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (map == MAP_FAILED) {
+        return NULL;
+    }
+    if (inside > 0 && mprotect((unsigned char *)map + page, inside, PROT_READ | PROT_WRITE) != 0) {
+        (void)munmap(map, bytes);
+        return NULL;
+    }
+    return map;
+}
+
 bool moec_guard_alloc(moec_guard *guard, size_t bytes, bool at_end)
 {
     const size_t page = (size_t)sysconf(_SC_PAGESIZE);
     const size_t inside = (bytes + page - 1) / page * page;
     guard->map_bytes = inside + 2 * page;
-    guard->map = mmap(NULL, guard->map_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (guard->map == MAP_FAILED) {
+    guard->map = map_guarded(page, inside);
+    if (guard->map == NULL) {
         return false;
     }
     unsigned char *begin = (unsigned char *)guard->map + page;
-    if (inside > 0 && mprotect(begin, inside, PROT_READ | PROT_WRITE) != 0) {
-        (void)munmap(guard->map, guard->map_bytes);
-        return false;
-    }
     guard->data = at_end ? begin + inside - bytes : begin;
     guard->bytes = bytes;
     return true;
@@ -238,7 +299,7 @@ bool moec_guard_alloc(moec_guard *guard, size_t bytes, bool at_end)
 void moec_guard_free(moec_guard *guard)
 {
     if (guard->map != NULL) {
-        (void)munmap(guard->map, guard->map_bytes);
+        keep(guard->map, guard->map_bytes);
         memset(guard, 0, sizeof *guard);
     }
 }
@@ -247,7 +308,14 @@ uint64_t moec_hash(const void *bytes, size_t size)
 {
     const unsigned char *p = bytes;
     uint64_t hash = 0xCBF29CE484222325u;
-    for (size_t i = 0; i < size; i++) {
+    size_t i = 0;
+    for (; i + sizeof hash <= size; i += sizeof hash) {
+        uint64_t word;
+        memcpy(&word, p + i, sizeof word);
+        hash = (hash ^ word) * 0x9E3779B97F4A7C15u;
+        hash ^= hash >> 32; // else low bits would know nothing of high ones
+    }
+    for (; i < size; i++) {
         hash = (hash ^ p[i]) * 0x100000001B3u;
     }
     return hash;

@@ -173,21 +173,35 @@ EMU_INLINE void multiply_chain(int m, int k, float a[MAX_K][MAX_M], float b[MAX_
     }
 }
 
-static void multiply_fours(int m, int k, float a[MAX_K][MAX_M], float b[MAX_K][MAX_M],
-                           float acc[MAX_M][MAX_M])
+EMU_INLINE void multiply_fours(int m, int k, float a[MAX_K][MAX_M], float b[MAX_K][MAX_M],
+                               float acc[MAX_M][MAX_M])
 {
     for (int i = 0; i < m; i++) {
         for (int j = 0; j < m; j++) {
-            float sum = flushed(acc[i][j]);
-            for (int x = 0; x < k; x += 4) {
-                double four = 0;
-                for (int y = x; y < x + 4 && y < k; y++) {
-                    four += (double)a[y][i] * (double)b[y][j];
-                }
-                sum = flushed((float)((double)sum + four));
-            }
-            acc[i][j] = sum;
+            acc[i][j] = flushed(acc[i][j]);
         }
+        for (int x = 0; x < k; x += 4) {
+            double four[MAX_M] = {0};
+            for (int y = x; y < x + 4 && y < k; y++) {
+                const double f = (double)a[y][i];
+                for (int j = 0; j < m; j++) {
+                    four[j] += f * (double)b[y][j];
+                }
+            }
+            for (int j = 0; j < m; j++) {
+                acc[i][j] = flushed((float)((double)acc[i][j] + four[j]));
+            }
+        }
+    }
+}
+
+EMU_INLINE void multiply(bool fours, int m, int k, float a[MAX_K][MAX_M], float b[MAX_K][MAX_M],
+                         float acc[MAX_M][MAX_M])
+{
+    if (fours) {
+        multiply_fours(m, k, a, b, acc);
+    } else {
+        multiply_chain(m, k, a, b, acc);
     }
 }
 
@@ -213,12 +227,10 @@ static void run_floats(emu_wave *w, const emu_inst *in)
             acc[i][j] = emu_float(taken(w, &in->o[3], m, i, j));
         }
     }
-    if (w->group->launch->sum) {
-        multiply_fours(m, s.k, A, B, acc);
-    } else if (m == 16) {
-        multiply_chain(16, s.k, A, B, acc);
+    if (m == 16) {
+        multiply(w->group->launch->sum != 0, 16, s.k, A, B, acc);
     } else {
-        multiply_chain(32, s.k, A, B, acc);
+        multiply(w->group->launch->sum != 0, 32, s.k, A, B, acc);
     }
     give(w, &in->o[0], m, acc);
 }

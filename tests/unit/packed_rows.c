@@ -51,10 +51,31 @@ static size_t packed_bytes(const moei_kernel *kernel, const moei_matrices *m)
 static uint64_t sum_of(const uint8_t *bytes, size_t n)
 {
     uint64_t sum = 1469598103934665603u;
-    for (size_t i = 0; i < n; i++) {
+    size_t i = 0;
+    for (; i + sizeof sum <= n; i += sizeof sum) {
+        uint64_t word;
+        memcpy(&word, bytes + i, sizeof word);
+        sum = (sum ^ word) * 1099511628211u;
+    }
+    for (; i < n; i++) {
         sum = (sum ^ bytes[i]) * 1099511628211u;
     }
     return sum;
+}
+
+// n bytes in reverse, eight at a time: sanitizers look at each access.
+static void reverse(const uint8_t *from, size_t n, uint8_t *to)
+{
+    size_t i = 0;
+    for (; i + sizeof(uint64_t) <= n; i += sizeof(uint64_t)) {
+        uint64_t word;
+        memcpy(&word, from + i, sizeof word);
+        word = __builtin_bswap64(word);
+        memcpy(to + n - i - sizeof word, &word, sizeof word);
+    }
+    for (; i < n; i++) {
+        to[n - i - 1] = from[i];
+    }
 }
 
 static moe_status pack(const moei_kernel *kernel, const moei_matrices *from, uint8_t *to)
@@ -73,9 +94,8 @@ static moe_status pack(const moei_kernel *kernel, const moei_matrices *from, uin
                 "packed: scale [%zu] has code %d, 2..252 are kept", i, (int)parts[1][i]);
     }
     for (int p = 0; p < 3; p++) {
-        for (size_t i = 0; i < s.part[p]; i++) {
-            *--end = parts[p][i];
-        }
+        end -= s.part[p];
+        reverse(parts[p], s.part[p], end);
     }
     const uint64_t sum = sum_of(to + HEADER, s.all);
     memcpy(to, &sum, sizeof sum);
@@ -88,9 +108,8 @@ static void take_out(const uint8_t *from, const sizes *s, uint8_t *const parts[3
 {
     const uint8_t *end = from + HEADER + s->all;
     for (int p = 0; p < 3; p++) {
-        for (size_t i = 0; i < s->part[p]; i++) {
-            parts[p][i] = *--end;
-        }
+        end -= s->part[p];
+        reverse(end, s->part[p], parts[p]);
     }
 }
 

@@ -53,14 +53,14 @@ refuses() { # exit code, text, arguments
 }
 
 # -- The same text, ids, loads and bytes. Where nothing is said of activations, only a CPU's are quantised.
-same generate "$model" "It is a truth universally acknowledged, that" --max-tokens 40 --activation none
+same generate "$model" "It is a truth universally acknowledged, that" --max-tokens 16 --activation none
 judge "what runs where: $(cat "$dir/err")" grep -q "threads, experts on ext$" "$dir/err"
-same generate "$model" "It is a truth" "Call me" "It was the best of" --max-tokens 12 --json --activation none
-same generate "$model" "Once upon a time" --max-tokens 20 --temperature 0.8 --top-p 0.9 --seed 7 --threads 1 --activation none
+same generate "$model" "It is a truth" "Call me" "It was the best of" --max-tokens 6 --json --activation none
+same generate "$model" "Once upon a time" --max-tokens 12 --temperature 0.8 --top-p 0.9 --seed 7 --threads 1 --activation none
 same generate "$model" "Once upon a time" --max-tokens 8 --activation i8b32 --json
 same generate "$model" "Once upon a time" --max-tokens 8 --no-mmap --json --activation none
-head -c 900 "$model/val.txt" > "$dir/text"
-same stats "$model" --text "$dir/text" --json --window 150 --activation none
+head -c 500 "$model/val.txt" > "$dir/text" # more than one window
+same stats "$model" --text "$dir/text" --json --window 80 --activation none
 run() { # device, options of moe run
     local device=$1
     shift
@@ -82,7 +82,7 @@ export MOE_FAR_PACKED=1
 MOE_PLUGIN_PATH=$plugin judge "moe explain with packed rows" ends_with 0 explain "$model" --device ext
 judge "the products do not run packed rows: $(cat "$dir/out")" \
     [ "$(grep -cE '^ \* +moek_ggemm_.*_packed +runs$' "$dir/out")" = 2 ]
-same generate "$model" "It is a truth" "Call me" --max-tokens 12 --json --activation none
+same generate "$model" "It is a truth" "Call me" --max-tokens 6 --json --activation none
 same generate "$model" "Once upon a time" --max-tokens 8 --activation i8b32 --no-mmap --json
 judge "moe run with packed rows" run ext
 judge "moe run with packed rows: another output" cmp -s "$dir/y.cpu.own" "$dir/y.ext"

@@ -14,12 +14,19 @@
 
 #define PASSES      5                 // the median counts, as of the rows that are measured beside
 #define SECONDS     1                 // after which no pass begins
-#define READ_BYTES  ((size_t)1 << 26) // at least
 #define CHUNK_BYTES ((size_t)1 << 22) // of a task: many per thread, so that all end together
 #define LINE_WORDS  8
-#define AHEAD_WORDS 512    // that are asked for, as kernels do: a page
-#define PEAK_STEPS  200000 // of a task; about a millisecond
-#define PEAK_TASKS  16     // per thread
+#define AHEAD_WORDS 512 // that are asked for, as kernels do: a page
+#define PEAK_TASKS  16  // per thread
+#ifndef MOEI_CEILING_BRIEF
+#define READ_BYTES  ((size_t)1 << 26) // at least
+#define READ_CACHES 4                 // at least; a cache then serves next to nothing of it
+#define PEAK_STEPS  200000            // of a task; about a millisecond
+#else // a sanitizer looks at every access, and learns nothing from many
+#define READ_BYTES  (4 * CHUNK_BYTES)
+#define READ_CACHES 0
+#define PEAK_STEPS  10000
+#endif
 
 static double now(void)
 {
@@ -78,11 +85,10 @@ static void read_chunk(void *arg, size_t chunk)
     r->sums[chunk * LINE_WORDS] = sum[0];
 }
 
-// Four times the last-level cache, which then serves next to nothing of it.
 static size_t read_bytes(void)
 {
     const long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    const size_t bytes = cache > 0 ? 4 * (size_t)cache : 0;
+    const size_t bytes = cache > 0 ? READ_CACHES * (size_t)cache : 0;
     return (bytes > READ_BYTES ? bytes : READ_BYTES) / CHUNK_BYTES * CHUNK_BYTES;
 }
 

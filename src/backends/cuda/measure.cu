@@ -167,6 +167,7 @@ static __global__ void __launch_bounds__(MMA_THREADS, 1) matrix_multiply(float *
     }
     const uint64_t a = hopper_operand(hopper_smem(shared + threadIdx.x / 128 * 8192));
     const uint64_t b = hopper_operand(hopper_smem(shared + 16384));
+#pragma unroll 1 // a round takes hundreds of cycles; ptxas takes ten seconds for four of them
     for (int r = 0; r < MMA_ROUNDS; r++) {
         hopper_mma_begin();
 #pragma unroll
