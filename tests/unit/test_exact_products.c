@@ -387,6 +387,12 @@ static void compare(const product *p, const moei_kernel *kernel, const moek_ggem
     }
 }
 
+// Others take x in fixed point.
+static bool is_strict(const moei_kernel *kernel)
+{
+    return strstr(kernel->name, "_any_any_") != NULL || strstr(kernel->name, "_any_bf16_") != NULL;
+}
+
 static void test_rows(moe_format format, moei_arith arith, moe_dtype x_dtype)
 {
     const uint64_t isa = moei_isa_detect();
@@ -396,7 +402,7 @@ static void test_rows(moe_format format, moei_arith arith, moe_dtype x_dtype)
     for (size_t i = 0; i < moei_backend_cpu.num_kernels; i++) {
         const moei_kernel *kernel = &moei_backend_cpu.kernels[i];
         if (kernel->op != MOEI_OP_GGEMM || kernel->arith != arith ||
-            kernel->layout != MOEI_LAYOUT_PACKED || strstr(kernel->name, "_any_any_") == NULL) {
+            kernel->layout != MOEI_LAYOUT_PACKED || !is_strict(kernel)) {
             continue;
         }
         if ((kernel->isa & ~isa) != 0) {
@@ -432,5 +438,6 @@ int main(void)
         test_rows(MOE_FORMAT_MXFP4, MOEI_ARITH_FMA_B32, dtypes[d]);
         test_rows(MOE_FORMAT_NVFP4, MOEI_ARITH_FMA_B16, dtypes[d]);
     }
+    test_rows(MOE_FORMAT_MXFP4, MOEI_ARITH_AMX_BF16_B32, MOE_BF16);
     return test_summary();
 }

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "backends/cpu/cut.h"
 
-#define SHARES     4         // tasks per thread, at least; more would read ahead less well
-#define FEW_SHARES 2         // of a thread that is done within some microseconds: claiming counts
-#define FEW        (1 << 22) // multiply-adds that it has then
-#define ROWS_MIN   8         // fewer rows cost as much as these: reading the weights
+#define SHARES      4         // tasks per thread, at least; more would read ahead less well
+#define MANY        8         // threads, of which some always have a slower core than others
+#define MANY_SHARES 16        // of such a thread, so that nobody waits long for the last task
+#define FEW_SHARES  2         // of a thread that is done within some microseconds: claiming counts
+#define FEW         (1 << 22) // multiply-adds that it has then
+#define ROWS_MIN    8         // fewer rows cost as much as these: reading the weights
 
 void moei_cpu_cut_begin(moei_cpu_cut *cut, const moek_ggemm_args *args)
 {
@@ -37,7 +39,8 @@ static int64_t block_of(const moei_cpu_cut *cut, int64_t rows)
 static int64_t shares_of(const moei_cpu_cut *cut, int64_t rows, int64_t columns, int64_t threads)
 {
     const bool few = rows * columns / threads < FEW / moei_i64_max(cut->args->w.k, 1);
-    return threads == 1 ? 1 : threads * (few ? FEW_SHARES : SHARES);
+    const int64_t many = threads < MANY ? SHARES : MANY_SHARES;
+    return threads == 1 ? 1 : threads * (few ? FEW_SHARES : many);
 }
 
 // The largest task is to be a small part of a thread's share: else bands are narrower, down to what

@@ -10,6 +10,7 @@
 
 #include "backends/cpu/cpu.h"
 #include "backends/cpu/rescue.h"
+#include "backends/cpu/slots.h"
 #include "ops/combine.h"
 #include "ops/ggemm.h"
 #include "ops/glu.h"
@@ -153,20 +154,86 @@ static void product_columns(const moei_step *step, const moei_cpu_piece *p, int6
     ((moek_ggemm_fn *)step->kernel->fn)(&step->args.ggemm, p->expert, p->i0, p->i1, n0, n1);
 }
 
-void moei_cpu_mlp_first(const moei_cpu_mlp *m, const moei_cpu_piece *p)
+// Columns [n0, n1) to where row 0 has its first one, had it rows and columns from 0 on.
+static void product_to(const moei_step *step, const moei_cpu_piece *p, int64_t n0, int64_t n1,
+                       uint8_t *y, int64_t stride)
+{
+    moei_step to = *step;
+    to.args.ggemm.y = y;
+    to.args.ggemm.y_row_stride = stride;
+    product_columns(&to, p, n0, n1);
+}
+
+// ---- gate and up --------------------------------------------------------------------------------
+
+static bool is_gated(const moek_glu_args *glu)
+{
+    return moe_activation_gated(glu->act.activation) != 0;
+}
+
+// Gate and up of a piece to where the steps have them. Returns what takes them from there.
+static moek_glu_args gate_up_in_rows(const moei_cpu_mlp *m, const moei_cpu_piece *p)
 {
     const moek_glu_args *glu = &m->glu->args.glu;
-    const moek_glu_args band = glu_columns(glu, p->n0, p->n1);
-    const int32_t batch = m->first->args.ggemm.offsets == NULL ? p->expert : 0;
     if (glu->step == 2) {
         product_columns(m->first, p, 2 * p->n0, 2 * p->n1);
     } else {
         product_columns(m->first, p, glu->gate_offset + p->n0, glu->gate_offset + p->n1);
-        if (moe_activation_gated(glu->act.activation) != 0) {
+        if (is_gated(glu)) {
             product_columns(m->first, p, glu->up_offset + p->n0, glu->up_offset + p->n1);
         }
     }
-    ((moek_glu_fn *)m->glu->kernel->fn)(&band, batch, p->i0, p->i1);
+    return glu_columns(glu, p->n0, p->n1);
+}
+
+// A task alone wants its gate and up. Where there are many rows it has them in a slot at the end of
+// that memory, which a thread uses again and again: so they need not go to memory. A slot's rows
+// are reached by their numbers in all of the memory, from a base that does not lie before it.
+static void choose_slots(moei_cpu_slots *slots, const moei_cpu_mlp *m, const moei_cpu_cut *cut,
+                         int32_t threads)
+{
+    const moek_ggemm_args *a = &m->first->args.ggemm;
+    const int64_t all = a->rows * a->y_row_stride;
+    const int64_t stride = bytes_of(a->y_dtype, (is_gated(&m->glu->args.glu) ? 2 : 1) * cut->band);
+    const int64_t block = moei_i64_round_up(cut->block, cut->step);
+    const int64_t bytes = stride * moei_i64_min(cut->most_rows, block);
+    slots->count = 0;
+    if (a->offsets != NULL && threads <= MOEI_CPU_MOST_SLOTS &&
+        a->y_row_stride + a->rows * stride + threads * bytes <= all) {
+        moei_cpu_slots_begin(slots, threads, bytes, a->y + all - threads * bytes);
+    }
+}
+
+static moek_glu_args gate_up_in_slot(const moei_cpu_mlp *m, const moei_cpu_piece *p,
+                                     const moei_cpu_slots *slots, int32_t slot)
+{
+    const moe_dtype dtype = m->first->args.ggemm.y_dtype;
+    const int64_t width = p->n1 - p->n0;
+    moek_glu_args glu = glu_columns(&m->glu->args.glu, p->n0, p->n1);
+    const int64_t stride = bytes_of(dtype, (is_gated(&glu) ? 2 : 1) * width);
+    uint8_t *rows = slots->at + (slot * slots->bytes - p->i0 * stride);
+    if (glu.step == 2) {
+        product_to(m->first, p, 2 * p->n0, 2 * p->n1, rows - bytes_of(dtype, 2 * p->n0), stride);
+    } else {
+        const int64_t gate = glu.gate_offset + p->n0;
+        const int64_t up = glu.up_offset + p->n0;
+        product_to(m->first, p, gate, gate + width, rows - bytes_of(dtype, gate), stride);
+        if (is_gated(&glu)) {
+            product_to(m->first, p, up, up + width, rows - bytes_of(dtype, up - width), stride);
+        }
+        glu.gate_offset = 0;
+        glu.up_offset = width;
+    }
+    glu.x = rows;
+    glu.x_row_stride = stride;
+    return glu;
+}
+
+// From gate and up to h, or its codes.
+static void first_ends(const moei_cpu_mlp *m, const moei_cpu_piece *p, const moek_glu_args *band)
+{
+    const int32_t batch = m->first->args.ggemm.offsets == NULL ? p->expert : 0;
+    ((moek_glu_fn *)m->glu->kernel->fn)(band, batch, p->i0, p->i1);
     if (m->quantize != NULL && m->unit > 0) {
         const moek_quantize_args *whole = &m->quantize->args.quantize;
         const moek_quantize_args q = quantize_columns(whole, p->n0, p->n1);
@@ -174,6 +241,12 @@ void moei_cpu_mlp_first(const moei_cpu_mlp *m, const moei_cpu_piece *p)
             ((moek_quantize_fn *)m->quantize->kernel->fn)(&q, batch, p->i0, p->i1);
         }
     }
+}
+
+void moei_cpu_mlp_first(const moei_cpu_mlp *m, const moei_cpu_piece *p)
+{
+    const moek_glu_args band = gate_up_in_rows(m, p);
+    first_ends(m, p, &band);
 }
 
 void moei_cpu_mlp_second(const moei_cpu_mlp *m, const moei_cpu_piece *p)
@@ -195,14 +268,22 @@ void moei_cpu_mlp_sum(const moei_cpu_mlp *m, int64_t n0, int64_t n1)
 typedef struct stage {
     const moei_cpu_mlp *mlp;
     moei_cpu_cut cut;
+    moei_cpu_slots gate_up;      // none: in rows
     atomic_int left[MOST_BANDS]; // tasks of each band of outputs that have not ended
 } stage;
 
 static void first_task(void *arg, size_t index)
 {
-    const stage *s = arg;
+    stage *s = arg;
     const moei_cpu_piece p = moei_cpu_cut_at(&s->cut, (int64_t)index);
-    moei_cpu_mlp_first(s->mlp, &p);
+    if (s->gate_up.count == 0) {
+        moei_cpu_mlp_first(s->mlp, &p);
+        return;
+    }
+    const int32_t slot = moei_cpu_slot_take(&s->gate_up);
+    const moek_glu_args band = gate_up_in_slot(s->mlp, &p, &s->gate_up, slot);
+    first_ends(s->mlp, &p, &band);
+    moei_cpu_slot_give(&s->gate_up, slot);
 }
 
 static void second_task(void *arg, size_t index)
@@ -279,6 +360,7 @@ moe_status moei_cpu_mlp_run(const moei_exec *exec, const moei_cpu_mlp *mlp)
     moei_cpu_cut_begin(&s.cut, &first->args.ggemm);
     moei_cpu_cut_choose(&s.cut, mlp->glu->args.glu.inter, &limits);
     if (!moei_cpu_rescue_first(exec, mlp, &s.cut)) {
+        choose_slots(&s.gate_up, mlp, &s.cut, exec->ctx->num_threads);
         moei_parallel_for(&exec->ctx->pool, (size_t)s.cut.tasks, first_task, &s);
     }
     if (mlp->quantize != NULL && mlp->unit == 0) {

@@ -351,7 +351,7 @@ static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, 
 static bool is_for_avx2(const moek_ggemm_args *args, int64_t rows)
 {
     const moe_dtype elem = args->w.format->elem;
-    const bool halves = elem == MOE_F16 || elem == MOE_E4M3FN || elem == MOE_E5M2;
+    const bool halves = elem == MOE_F16 || elem == MOE_E5M2;
     return LANES == 16 && halves && rows <= FEW_HALVES;
 }
 

@@ -24,6 +24,9 @@
 #define STAGED  (PANEL * RECORD * 2 + 192) // bytes; what lies 4 KiB apart is mistaken for the same
 #define BEFORE  64                         // bytes before a staged record, where loads may begin
 
+#define CODE8_FACTOR 0x1p120f // e4m3 by the floats that codes become
+#define HALF8_FACTOR 0x1p8f   // by halves
+
 #define PERMUTES (LANES == 16)          // 16 floats, as many as there are 4-bit codes
 #define TILE     (LANES == 16 ? 12 : 6) // rows
 
@@ -32,6 +35,7 @@ typedef enum code_form {
     FLOATS,
     PAIRS,
     HALVES_OF_K,
+    CODES8,
     BYTES,
     BYTES_LESS, // zero points
     NIBBLES,
@@ -144,11 +148,26 @@ static void find_exact(job *j, int64_t k)
     }
 }
 
+// The form of e4m3: codes where one tile takes them as they lie.
+static void choose_e4m3(job *j, bool lies)
+{
+    j->lies = lies;
+    j->form = lies ? CODES8 : HALVES_OF_K;
+    j->factor = lies ? CODE8_FACTOR : HALF8_FACTOR;
+}
+
 // Elements k0 .. k1 - 1 of the rows, and their scales.
 static void load_x_of(job *j, int64_t k0, int64_t k1)
 {
     j->chains = moei_i64_ceil_div(k1 - k0, j->length);
+    if (j->elem == MOE_E4M3FN) {
+        choose_e4m3(j, LANES == 16 && j->rows <= TILE);
+    }
     j->x_scaled = j->factor == 1.0f || load_rows(j, k0, k1, true);
+    if (!j->x_scaled && j->form == CODES8) { // an x of 256 and more
+        choose_e4m3(j, false);
+        j->x_scaled = load_rows(j, k0, k1, true);
+    }
     if (j->factor == 1.0f || !j->x_scaled) {
         (void)load_rows(j, k0, k1, false);
     }

@@ -5,6 +5,7 @@
 //   floats   of one k side by side                                     k in the order of rows
 //   pairs    two bf16 of a lane: shift, or mask                         bf16
 //   halves   f16 of one k side by side: convert                         f16; 8-bit floats, staged
+//   codes8   AVX-512: two codes of a word: to a lane, shift, mask       e4m3 for one tile of rows
 //   bytes    four signed bytes of a lane: one to the top, convert       int8; uint8, staged
 //   nibbles  AVX-512: eight codes of a lane: shift, permute 16 floats   4 bits
 //            AVX2: bytes in another order of k                          4 bits, staged
@@ -12,9 +13,9 @@
 // Bytes and nibbles also less zero points, where the form does not have them: one operation more.
 //
 // Staged: a record is rewritten in that form, 2 or 4 KiB of L1. A byte at the top of a word is 2^24
-// times its value, and 8-bit floats are 2^-8 of theirs in f16; so x is multiplied by the inverse
-// where it is loaded. A power of two changes no product, and no bit of a sum, as long as x times it
-// is exact; where one x is not (it would be subnormal), weights are multiplied instead.
+// times its value, e4m3 is 2^-8 of its own in f16 and 2^-120 in f32; so x is multiplied by the
+// inverse where it is loaded. A power of two changes no product, and no bit of a sum, as long as x
+// times it is exact; where one x is not (it would be subnormal), weights are multiplied instead.
 #ifndef MOEI_BACKENDS_CPU_AVX_GGEMM_ANY_PACKED_FORMS_H
 #define MOEI_BACKENDS_CPU_AVX_GGEMM_ANY_PACKED_FORMS_H
 
@@ -38,8 +39,7 @@ static void choose_form(job *j)
         j->factor = 1.0f;
         break;
     case MOE_E4M3FN:
-        j->form = HALVES_OF_K;
-        j->factor = 0x1p8f;
+        choose_e4m3(j, false); // as far as x does not say otherwise: prepare
         break;
     case MOE_I8:
     case MOE_U8:
@@ -84,7 +84,7 @@ __attribute__((always_inline)) static inline int64_t eight_bytes(code_form form)
 // Of a strip: one of its vectors.
 __attribute__((always_inline)) static inline int64_t vector_bytes(code_form form)
 {
-    return form == HALVES_OF_K ? VECTOR / 2 : VECTOR;
+    return form == HALVES_OF_K || form == CODES8 ? VECTOR / 2 : VECTOR;
 }
 
 // Of what holds all strips, from one to the next.
@@ -129,6 +129,32 @@ __attribute__((always_inline)) static inline vecf nibble_of(const uint8_t *from,
 #endif
 }
 
+// e4m3 of element k of eight, times 2^-120: sign, exponent and fraction where a float has them. A
+// NaN becomes 480.
+__attribute__((always_inline)) static inline vecf code8_of(const uint8_t *from, int64_t k)
+{
+    const veci two = V(cvtepi16_epi32)(halfi_load(from + k / 2 * STRIP * 2));
+    const veci placed = k % 2 == 0 ? V(srai_epi32)(V(slli_epi32)(two, 24), 4)
+                                   : V(slli_epi32)(two, 12); // its sign stands above it
+    return as_floats(veci_and(placed, V(set1_epi32)((int)0x87F00000u)));
+}
+
+// The same where one may be NaN, to which one more carries out of the exponent.
+static inline vecf code8_or_nan(const uint8_t *from, int64_t k)
+{
+    const veci bits = as_ints(code8_of(from, k));
+    const veci carry = V(add_epi32)(V(slli_epi32)(bits, 4), V(set1_epi32)(0x01000000));
+    const veci nan = veci_and(V(srai_epi32)(carry, 31), V(set1_epi32)(0x7FC00000));
+    return as_floats(veci_or(bits, nan));
+}
+
+// Codes that are NaN, to which one more carries into the sign: in the top bits of `seen`.
+__attribute__((always_inline)) static inline veci see_nan(veci seen, const uint8_t *codes)
+{
+    const veci v = veci_load(codes);
+    return veci_or_xor(seen, v, V(add_epi8)(v, V(set1_epi8)(1)));
+}
+
 // A vector of a strip, at element k of eight whose form begins at `from`. values: of 4-bit codes.
 __attribute__((always_inline)) static inline vecf weight_of(code_form form, const uint8_t *from,
                                                             int64_t k, vecf values)
@@ -142,6 +168,8 @@ __attribute__((always_inline)) static inline vecf weight_of(code_form form, cons
                           : high_of(veci_load(from + k / 2 * unit));
     case HALVES_OF_K:
         return V(cvtph_ps)(halfi_load(from + k * STRIP * 2));
+    case CODES8:
+        return code8_of(from, k);
     case BYTES:
     case BYTES_LESS:
         return byte_of(from + k / 4 * unit, k % 4, false);
@@ -233,10 +261,10 @@ static const uint8_t *stage(const job *j, const uint8_t *record, uint8_t *to)
 
 // The form of a record to floats at k .. k + RECORD - 1 of the slice. times: they are multiplied by
 // what x was not.
-__attribute__((always_inline)) static inline void decode_form(job *j, code_form form, bool times,
-                                                              const uint8_t *record, int64_t k)
+__attribute__((always_inline)) static inline void
+decode_form(job *j, code_form form, bool times, float by, const uint8_t *record, int64_t k)
 {
-    const vecf factor = V(set1_ps)(j->factor);
+    const vecf factor = V(set1_ps)(by);
     const vecf values = V(load_ps)(j->value);
     for (int64_t strip = j->p.first; strip < j->p.last; strip++) {
         const uint8_t *from = record + strip * strip_bytes(form);
@@ -272,25 +300,30 @@ static void decode(job *j, const uint8_t *record, int64_t k)
         }
         return;
     }
+    if (j->form == CODES8) { // the end of K
+        (void)stage_floats(j, false, true, record, j->staged + BEFORE);
+        decode_form(j, HALVES_OF_K, true, HALF8_FACTOR / CODE8_FACTOR, j->staged + BEFORE, k);
+        return;
+    }
     const uint8_t *formed = stage(j, record, j->staged + BEFORE);
     switch (form_of(j)) {
     case PAIRS:
-        decode_form(j, PAIRS, false, formed, k);
+        decode_form(j, PAIRS, false, j->factor, formed, k);
         break;
     case HALVES_OF_K:
-        decode_form(j, HALVES_OF_K, times, formed, k);
+        decode_form(j, HALVES_OF_K, times, j->factor, formed, k);
         break;
     case BYTES:
-        decode_form(j, BYTES, times, formed, k);
+        decode_form(j, BYTES, times, j->factor, formed, k);
         break;
     case BYTES_LESS:
-        decode_form(j, BYTES_LESS, times, formed, k);
+        decode_form(j, BYTES_LESS, times, j->factor, formed, k);
         break;
     case NIBBLES:
-        decode_form(j, NIBBLES, !PERMUTES, formed, k);
+        decode_form(j, NIBBLES, !PERMUTES, j->factor, formed, k);
         break;
     default:
-        decode_form(j, NIBBLES_LESS, !PERMUTES, formed, k);
+        decode_form(j, NIBBLES_LESS, !PERMUTES, j->factor, formed, k);
         break;
     }
 }

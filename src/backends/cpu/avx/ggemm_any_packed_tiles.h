@@ -169,6 +169,8 @@ __attribute__((always_inline)) static inline int64_t step_of(code_form form, int
     case PAIRS:
     case HALVES_OF_K:
         return rows < 3 ? 8 : 2;
+    case CODES8:
+        return rows < 3 ? 8 : 4;
     default:
         return 8;
     }
@@ -182,6 +184,40 @@ __attribute__((always_inline)) static inline void ask_for_step(code_form form, i
     for (int64_t v = n.skip; v < n.skip + n.vectors; v++) {
         if (v % VECTORS == 0) {
             moei_cpu_ask_ahead(w + v / VECTORS * strip_bytes(form), by * eight_bytes(form) / 8);
+        }
+    }
+}
+
+// Codes of a step that are NaN: see_nan.
+__attribute__((always_inline)) static inline veci see_nan_of_step(veci seen, int64_t by,
+                                                                  tile_width n, const uint8_t *w)
+{
+    UNROLL
+    for (int64_t v = n.skip; v < n.skip + n.vectors; v++) {
+        UNROLL
+        for (int64_t b = 0; b < by * STRIP; b += VECTOR) {
+            seen = see_nan(seen, w + v * strip_bytes(CODES8) + b);
+        }
+    }
+    return seen;
+}
+
+// The sums of a tile that has met one, once more.
+__attribute__((noinline)) static void sums_with_nan(const piece *p, int64_t r0, int64_t rows,
+                                                    int64_t strip, int64_t vectors,
+                                                    float (*sums)[MOST_ACROSS][LANES])
+{
+    const int64_t n0 = strip * STRIP;
+    for (int64_t r = 0; r < rows; r++) {
+        const float *x = p->x + (r0 + r) * X_ROW;
+        for (int64_t v = 0; v < vectors; v++) {
+            vecf sum = p->begins ? V(setzero_ps)() : V(load_ps)(&p->sum[r0 + r][n0 + v * LANES]);
+            for (int64_t k = 0; k < p->count; k++) {
+                const uint8_t *w = p->w + k / RECORD * p->apart +
+                                   (strip + v) * strip_bytes(CODES8) + k % RECORD / 8 * 8 * STRIP;
+                multiply_add(&sum, V(set1_ps)(x[k]), code8_or_nan(w, k % 8));
+            }
+            V(store_ps)(sums[r][v], sum);
         }
     }
 }
@@ -209,6 +245,7 @@ __attribute__((always_inline)) static inline void tile(const job *j, const piece
         }
     }
     vecf s[TILE][MOST_ACROSS];
+    veci seen = V(set1_epi32)(0);
     open_sums(p.begins, &p.sum[r0][n0], rows, n.vectors, s);
     for (int64_t left = p.count; left > 0; left -= part, record += p.apart) {
         const uint8_t *w = record;
@@ -216,9 +253,23 @@ __attribute__((always_inline)) static inline void tile(const job *j, const piece
             if (asks) {
                 ask_for_step(form, by, n, w);
             }
+            if (form == CODES8) {
+                seen = see_nan_of_step(seen, by, n, w);
+            }
             UNROLL
             for (int64_t i = 0; i < by; i++) {
                 step(&d, rows, n, x, w, i, s);
+            }
+        }
+    }
+    if (form == CODES8 && any_top_bit(seen)) {
+        _Alignas(64) float again[TILE][MOST_ACROSS][LANES];
+        sums_with_nan(&p, r0, rows, strip, n.vectors, again);
+        UNROLL
+        for (int64_t r = 0; r < rows; r++) {
+            UNROLL
+            for (int64_t v = 0; v < n.vectors; v++) {
+                s[r][v] = V(load_ps)(again[r][v]);
             }
         }
     }
@@ -296,9 +347,14 @@ typedef void tiles_fn(const job *j, const piece *p, int64_t num, int64_t r0);
 #define EACH_ROWS(what, form)                                                                      \
     what(form, 1) what(form, 2) what(form, 3) what(form, 4) what(form, 5) what(form, 6)
 #endif
+#if LANES == 16
+#define IF_CODES8(what) what(CODES8)
+#else
+#define IF_CODES8(what)
+#endif
 #define EACH_FORM(what)                                                                            \
-    what(FLOATS) what(PAIRS) what(HALVES_OF_K) what(BYTES) what(BYTES_LESS) what(NIBBLES)          \
-        what(NIBBLES_LESS)
+    what(FLOATS) what(PAIRS) what(HALVES_OF_K) IF_CODES8(what) what(BYTES) what(BYTES_LESS)        \
+        what(NIBBLES) what(NIBBLES_LESS)
 #define ALL_TILES(form)       EACH_ROWS(TILES, form)
 #define TILE_NAME(form, rows) form##_##rows,
 #define TILE_NAMES(form)      [form] = {EACH_ROWS(TILE_NAME, form)},

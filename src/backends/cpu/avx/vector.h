@@ -115,12 +115,30 @@ static inline veci shift_left(veci v, int by)
 #endif
 }
 
+static inline veci veci_or_xor(veci a, veci b, veci c) // a | (b ^ c)
+{
+#if LANES == 16
+    return _mm512_ternarylogic_epi32(a, b, c, 0xF6);
+#else
+    return veci_or(a, veci_xor(b, c));
+#endif
+}
+
 static inline veci shift_right(veci v, int by)
 {
 #if LANES == 16
     return _mm512_srli_epi32(v, (unsigned)by);
 #else
     return _mm256_srli_epi32(v, by);
+#endif
+}
+
+static inline veci as_ints(vecf v)
+{
+#if LANES == 16
+    return _mm512_castps_si512(v);
+#else
+    return _mm256_castps_si256(v);
 #endif
 }
 
@@ -169,6 +187,16 @@ static inline bool any_differ(vecf a, vecf b)
     return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_OQ) != 0;
 #else
     return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NEQ_OQ)) != 0;
+#endif
+}
+
+/// True if the top bit of a byte is set.
+static inline bool any_top_bit(veci v)
+{
+#if LANES == 16
+    return _mm512_movepi8_mask(v) != 0;
+#else
+    return _mm256_movemask_epi8(v) != 0;
 #endif
 }
 
