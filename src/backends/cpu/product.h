@@ -24,6 +24,16 @@ static inline float moei_cpu_zero_point(const moei_matrices *w, int32_t e, int64
     return (float)moei_zero_point(w, e, n, k / w->block_k);
 }
 
+/// The value of each 4-bit code, in bytes of bf16, which two look-ups make of it.
+static inline void moei_cpu_code_bytes(const float value[16], uint8_t low[16], uint8_t high[16])
+{
+    for (int code = 0; code < 16; code++) {
+        const uint16_t bits = moei_f32_to_bf16(value[code]);
+        low[code] = (uint8_t)bits;
+        high[code] = (uint8_t)(bits >> 8);
+    }
+}
+
 /// Scale of x for row i of expert e at element k.
 static inline float moei_cpu_operand_scale(const moek_ggemm_args *a, int32_t e, int64_t i,
                                            int64_t k)

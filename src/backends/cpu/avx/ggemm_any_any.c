@@ -130,8 +130,9 @@ static void tile(panel *p, int64_t r, int64_t rows, int64_t k0, int64_t k, int64
 }
 
 // As many rows in every tile, but for one.
-static void all_rows(panel *p, int64_t rows, int64_t k0, int64_t k, int64_t count, bool begin)
+static void all_rows(panel *p, int64_t k0, int64_t k, int64_t count, bool begin)
 {
+    const int64_t rows = p->c.rows;
     const int64_t tiles = moei_i64_ceil_div(rows, 6);
     for (int64_t t = 0; t < tiles; t++) {
         const int64_t r = rows * t / tiles;
@@ -151,8 +152,9 @@ static void half_tile(const panel *p, int64_t r, int64_t rows, int64_t k0, int64
 }
 
 // Sums of 32 k, even + odd, to `sum`; or added to acc.
-static void add_pairs(panel *p, int64_t rows, int64_t k0, int64_t k, bool add)
+static void add_pairs(panel *p, int64_t k0, int64_t k, bool add)
 {
+    const int64_t rows = p->c.rows;
     const int64_t tiles = moei_i64_ceil_div(rows, 6);
     const uint32_t modes = moei_cpu_flush_begin();
     for (int64_t t = 0; t < tiles; t++) {
@@ -175,10 +177,10 @@ static void add_pairs(panel *p, int64_t rows, int64_t k0, int64_t k, bool add)
 }
 
 // Blocks are whole: what lies past K is 0, and its products count.
-static void pad_block(panel *p, int64_t rows, int64_t k0, int64_t count)
+static void pad_block(panel *p, int64_t k0, int64_t count)
 {
     const int64_t end = moei_i64_round_up(count, 2 * PAIRS);
-    for (int64_t r = 0; r < rows; r++) {
+    for (int64_t r = 0; r < p->c.rows; r++) {
         memset(&p->x[r][k0 + count], 0, (size_t)(end - count) * sizeof p->x[0][0]);
     }
     memset(p->w[count], 0, (size_t)(end - count) * sizeof p->w[0]);
@@ -267,25 +269,26 @@ __attribute__((always_inline)) static inline void direct(panel *p, bool four_bit
 // each is copied, whole lines one after the other, to where they do not.
 static void bring_near(panel *p, int64_t k0, int64_t count)
 {
-    const int64_t at = moei_elem_bytes(p->m->format->elem, k0);
-    const int64_t bytes = moei_elem_bytes(p->m->format->elem, count);
+    const int64_t at = moei_elem_bytes(p->c.args->w.format->elem, k0);
+    const int64_t bytes = moei_elem_bytes(p->c.args->w.format->elem, count);
     p->near_at = 0;
-    memcpy(p->near_row, p->row, sizeof p->row);
-    if (p->m->value_n_stride % MEETING != 0 || p->width > NEAR_ROWS || p->decode != decode_bf16) {
+    memcpy(p->near_row, p->c.row, sizeof p->c.row);
+    if (p->c.args->w.value_n_stride % MEETING != 0 || p->width > NEAR_ROWS ||
+        p->decode != decode_bf16) {
         return;
     }
     for (int64_t r = 0; r < p->width; r++) {
-        memcpy(p->near[r], p->row[r] + at, (size_t)bytes);
+        memcpy(p->near[r], p->c.row[r] + at, (size_t)bytes);
         p->near_row[r] = p->near[r];
     }
     p->near_at = at;
 }
 
-// Whether that is how `rows` rows and `count` k meet, in chains of `length`.
-static inline bool is_direct(const panel *p, int64_t rows, int64_t count, int64_t length)
+// Whether that is how the rows and `count` k meet, in chains of `chain`.
+static inline bool is_direct(const panel *p, int64_t count, int64_t chain)
 {
-    return rows <= MOST_DIRECT && count % 32 == 0 && length % 32 == 0 && p->width >= 32 &&
-           p->m->value_k_stride == 0 && !p->subtracts_zeros &&
+    return !p->paired && p->c.rows <= MOST_DIRECT && count % 32 == 0 && chain % 32 == 0 &&
+           p->width >= 32 && p->c.args->w.value_k_stride == 0 && !p->c.subtracts_zeros &&
            (p->decode == decode_bf16 || p->decode == decode_4bits);
 }
 
@@ -318,179 +321,147 @@ __attribute__((always_inline)) static inline void direct_rows_of(panel *p, bool 
     }
 }
 
-static void direct_rows(panel *p, int64_t rows, int64_t k0, int64_t count, int64_t x0, bool begin)
+static void direct_rows(panel *p, int64_t k0, int64_t count, int64_t x0, bool begin)
 {
     if (p->decode == decode_bf16) {
-        direct_rows_of(p, false, rows, k0, count, x0, begin);
+        direct_rows_of(p, false, p->c.rows, k0, count, x0, begin);
     } else {
-        direct_rows_of(p, true, rows, k0, count, x0, begin);
+        direct_rows_of(p, true, p->c.rows, k0, count, x0, begin);
     }
 }
 
-// Adds the sums of a chunk: as they are, or folded with the scales of x and W.
-static inline void add_sums(float *restrict acc, const float *restrict sum, bool fold,
-                            const float *restrict scale, float x_scale, int64_t width)
-{
-    for (int64_t n = 0; n < width; n += LANES) {
-        const vecf s = V(load_ps)(sum + n);
-        const vecf a = V(load_ps)(acc + n);
-        const vecf scaled = V(mul_ps)(s, V(set1_ps)(x_scale));
-        const vecf to = fold ? V(fmadd_ps)(scaled, V(load_ps)(scale + n), a) : V(add_ps)(a, s);
-        V(store_ps)(acc + n, to);
-    }
-}
+// ---- the walk of canonical.h -------------------------------------------------------------------
 
-// What becomes of the k of a chunk.
-typedef enum chunk_form {
-    PLAIN,  // a chain, which is added
-    FOLDED, // a chain, to which the chunk's scales are applied
-    PAIRED, // two chains, of class amx_bf16
-    PAIRED_FOLDED
-} chunk_form;
-
-// Rows i0 .. i1 - 1 over the outputs of the panel. chunk: k of a chain.
-static inline void block(panel *p, const moek_ggemm_args *a, int32_t e, int64_t i0, int64_t i1,
-                         int64_t n0, int64_t chunk, chunk_form form)
+static void open_panel(void *arg)
 {
-    const bool fold = form == FOLDED || form == PAIRED_FOLDED;
-    const bool paired = form == PAIRED || form == PAIRED_FOLDED;
-    const moei_matrices *m = p->m;
-    const int64_t rows = i1 - i0;
-    const bool fold_w = fold && m->scales != NULL && m->block_k > 0;
-    const bool fold_x = fold && a->x.scales != NULL && a->x.group > 0;
-    const int64_t length = chunk < SLICE ? chunk : SLICE;
-    memset(p->acc, 0, (size_t)rows * sizeof p->acc[0]);
-    for (int64_t k0 = 0; k0 < m->k; k0 += CHUNK) {
-        const int64_t kc = moei_i64_min(CHUNK, m->k - k0);
-        for (int64_t r = 0; r < rows; r++) {
-            load_x(a->x.dtype, moei_x_at(a, e, i0 + r), k0, kc, p->x[r]);
-        }
-        if (!paired && is_direct(p, rows, SLICE, length)) {
-            bring_near(p, k0, kc);
-        }
-        if (fold_w) {
-            load_scales(p, k0, kc, chunk);
-        }
-        for (int64_t s = 0; s < kc; s += SLICE) {
-            const int64_t sc = moei_i64_min(SLICE, kc - s);
-            const bool at_once = !paired && is_direct(p, rows, sc, length);
-            if (at_once) {
-                // below
-            } else if (m->value_k_stride == 0) {
-                decode_rows(p, k0 + s, sc);
-            } else {
-                decode_columns(p, e, n0, k0 + s, sc);
-            }
-            if (p->subtracts_zeros) {
-                subtract_zeros(p, e, n0, k0 + s, sc);
-            }
-            if (paired) {
-                pad_block(p, rows, s, sc);
-            }
-            for (int64_t k = 0; paired && k < sc; k += chunk) {
-                add_pairs(p, rows, s, k, !fold);
-                for (int64_t r = 0; fold && r < rows; r++) {
-                    add_sums(p->acc[r], p->sum[r], true, p->scale[(s + k) / chunk], 1.0f, p->width);
-                }
-            }
-            if (paired) {
-                continue;
-            }
-            for (int64_t k = 0; k < sc; k += length) {
-                const int64_t count = moei_i64_min(length, sc - k);
-                const int64_t at = s + k;
-                if (at_once) {
-                    direct_rows(p, rows, k0 + at, count, at, at % chunk == 0);
-                } else {
-                    all_rows(p, rows, s, k, count, at % chunk == 0);
-                }
-                if ((at + count) % chunk != 0 && at + count < kc) {
-                    continue; // the chain goes on in the next slice
-                }
-                const int64_t first = at / chunk * chunk;
-                for (int64_t r = 0; r < rows; r++) {
-                    const float x_scale =
-                        fold_x ? moei_cpu_operand_scale(a, e, i0 + r, k0 + first) : 1.0f;
-                    add_sums(p->acc[r], p->sum[r], fold, p->scale[first / chunk], x_scale,
-                             p->width);
-                }
-            }
-        }
+    panel *p = arg;
+    const moei_matrices *m = &p->c.args->w;
+    const int64_t end = p->c.n0 + p->c.outputs;
+    for (int64_t n = 0; m->scales != NULL && n < NR; n++) {
+        p->scale_row[n] = moei_w_scale_at(m, p->c.e, moei_i64_min(p->c.n0 + n, end - 1), 0);
     }
-    for (int64_t r = 0; r < rows; r++) {
-        moei_cpu_finish(a, &p->columns, e, i0 + r, n0, n0 + p->outputs, p->acc[r]);
-    }
-}
-
-static void open_panel(panel *p, const moek_ggemm_args *a, int32_t e, int64_t n0, int64_t n1)
-{
-    const moei_matrices *m = p->m;
-    p->outputs = n1 - n0;
-    for (int64_t n = 0; n < NR; n++) {
-        const int64_t row = moei_i64_min(n0 + n, n1 - 1);
-        p->row[n] = m->values + (int64_t)e * m->value_e_stride + row * m->value_n_stride;
-        p->scale_row[n] = m->scales != NULL ? moei_w_scale_at(m, e, row, 0) : 0;
-    }
-    if (p->outputs < p->width) { // sums of what is not there are run, and dropped
+    if (p->c.outputs < p->width) { // sums of what is not there are run, and dropped
         memset(p->w, 0, sizeof p->w);
     }
-    moei_cpu_load_columns(&a->w, e, n0, n1, &p->columns);
+    ask_for(p, p->c.n0 + p->width, moei_i64_min(p->c.n0 + 2 * p->width, p->end));
 }
 
-static inline void blocks(const moek_ggemm_args *a, int32_t e, int64_t i0, int64_t i1, int64_t n0,
-                          int64_t n1, int64_t chunk, chunk_form form)
+static void load_chunk(void *arg, int64_t k0, int64_t count, int64_t chain, bool scales)
+{
+    panel *p = arg;
+    const moek_ggemm_args *a = p->c.args;
+    for (int64_t r = 0; r < p->c.rows; r++) {
+        load_x(a->x.dtype, moei_x_at(a, p->c.e, p->c.i0 + r), k0, count, p->x[r]);
+    }
+    if (is_direct(p, SLICE, chain)) {
+        bring_near(p, k0, count);
+    }
+    if (scales) {
+        load_scales(p, k0, count, chain);
+    }
+}
+
+static void decode_slice(void *arg, moei_cpu_part slice, int64_t chain)
+{
+    panel *p = arg;
+    const int64_t k0 = slice.k0 + slice.slice;
+    p->direct = is_direct(p, slice.count, chain);
+    if (p->direct) {
+        return;
+    }
+    if (p->c.args->w.value_k_stride == 0) {
+        decode_rows(p, k0, slice.count);
+    } else {
+        moei_cpu_load_transposed(&p->c, k0, slice.count, p->w);
+    }
+    if (p->c.subtracts_zeros) {
+        moei_cpu_subtract_zeros(&p->c, k0, slice.count, p->w);
+    }
+    if (p->paired) {
+        pad_block(p, slice.slice, slice.count);
+    }
+}
+
+static void multiply(void *arg, moei_cpu_part part, bool begins)
+{
+    panel *p = arg;
+    if (p->direct) {
+        const int64_t at = part.slice + part.k;
+        direct_rows(p, part.k0 + at, part.count, at, begins);
+    } else {
+        all_rows(p, part.slice, part.k, part.count, begins);
+    }
+}
+
+static void add_sums(void *arg, int64_t r, bool fold, int64_t b, float x_scale)
+{
+    panel *p = arg;
+    for (int64_t n = 0; n < p->width; n += LANES) {
+        const vecf s = V(load_ps)(&p->sum[r][n]);
+        const vecf a = V(load_ps)(&p->acc[r][n]);
+        const vecf scaled = V(mul_ps)(s, V(set1_ps)(x_scale));
+        const vecf scale = V(load_ps)(&p->scale[b][n]);
+        V(store_ps)(&p->acc[r][n], fold ? V(fmadd_ps)(scaled, scale, a) : V(add_ps)(a, s));
+    }
+}
+
+// Class amx_bf16: a chain is a block of pairs, which ends as it begins.
+static void multiply_pairs(void *arg, moei_cpu_part part, bool begins)
+{
+    (void)begins;
+    add_pairs(arg, part.slice, part.k, false);
+}
+
+// The same where sums are added as they are: flushed, as the pairs are.
+static void multiply_and_add_pairs(void *arg, moei_cpu_part part, bool begins)
+{
+    (void)begins;
+    add_pairs(arg, part.slice, part.k, true);
+}
+
+static const moei_cpu_canonical_ops plain = {open_panel, load_chunk, decode_slice, multiply,
+                                             add_sums};
+static const moei_cpu_canonical_ops paired = {open_panel, load_chunk, decode_slice,
+                                              multiply_and_add_pairs, NULL};
+static const moei_cpu_canonical_ops paired_folded = {open_panel, load_chunk, decode_slice,
+                                                     multiply_pairs, add_sums};
+
+__attribute__((always_inline)) static inline void run(const moek_ggemm_args *args, int32_t e,
+                                                      int64_t i0, int64_t i1, int64_t n0,
+                                                      int64_t n1, const moei_cpu_canonical_ops *ops,
+                                                      int64_t chain, bool fold)
 {
     panel p;
-    const moei_matrices *m = &a->w;
-    const moe_dtype elem = m->format->elem;
-    const bool table = moe_dtype_bits(elem) == 4 && m->value_k_stride == 0;
-    p.m = m;
-    p.decode = decoder(elem);
-    p.row_bytes = moei_elem_bytes(elem, m->k);
-    p.width = p.row_bytes * 64 <= PANEL_BYTES ? 64 : p.row_bytes * 32 <= PANEL_BYTES ? 32 : 16;
-    p.ask_each = moei_i64_ceil_div(moei_elem_bytes(elem, SLICE) * GROUP, LINE);
-    p.subtracts_zeros = m->format->zero_point >= 0 && (m->zeros != NULL || !table);
-    make_tables(&p);
-    for (int64_t b = 0; b < CHUNK / FINE;
-         b++) { // where x alone has scales, or an output is not there
-        for (int64_t n = 0; n < NR; n++) {
-            p.scale[b][n] = 1.0f;
-        }
-    }
-    if (m->value_k_stride == 0) { // the first panel comes late
-        ask_for(&p, e, n0, moei_i64_min(n0 + p.width, n1));
+    begin_panels(&p, args, e, n1);
+    p.paired = ops != &plain;
+    if (args->w.value_k_stride == 0) { // the first panel comes late
+        ask_for(&p, n0, moei_i64_min(n0 + p.width, n1));
         ask_ahead(&p, INT64_MAX);
     }
-    for (int64_t n = n0; n < n1; n += p.width) {
-        open_panel(&p, a, e, n, moei_i64_min(n + p.width, n1));
-        ask_for(&p, e, n + p.width, moei_i64_min(n + 2 * p.width, n1));
-        for (int64_t i = i0; i < i1; i += MR) {
-            block(&p, a, e, i, moei_i64_min(i + MR, i1), n, chunk, form);
-        }
-    }
+    moei_cpu_canonical_run(&p.c, ops, &p, MR, p.width, i0, i1, n0, n1, chain, fold);
 }
 
-#define CHAIN_KERNEL(name, chunk, form)                                                            \
+#define CHAIN_KERNEL(name, ops, chain, fold)                                                       \
     moek_ggemm_fn moek_ggemm_##name;                                                               \
     void moek_ggemm_##name(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1,         \
                            int64_t n0, int64_t n1)                                                 \
     {                                                                                              \
-        blocks(args, e, i0, i1, n0, n1, chunk, form);                                              \
+        run(args, e, i0, i1, n0, n1, &(ops), chain, fold);                                         \
     }
 #if LANES == 16
-CHAIN_KERNEL(any_any_any__avx512_c256, 256, PLAIN)
-CHAIN_KERNEL(any_any_any__avx512_b16, 16, FOLDED)
-CHAIN_KERNEL(any_any_any__avx512_b32, 32, FOLDED)
-CHAIN_KERNEL(any_any_any__avx512_b64, 64, FOLDED)
-CHAIN_KERNEL(any_any_any__avx512_b128, 128, FOLDED)
-CHAIN_KERNEL(any_any_any__avx512_amx, 32, PAIRED)
-CHAIN_KERNEL(any_any_any__avx512_amx_b32, 32, PAIRED_FOLDED)
+CHAIN_KERNEL(any_any_any__avx512_c256, plain, 256, false)
+CHAIN_KERNEL(any_any_any__avx512_b16, plain, 16, true)
+CHAIN_KERNEL(any_any_any__avx512_b32, plain, 32, true)
+CHAIN_KERNEL(any_any_any__avx512_b64, plain, 64, true)
+CHAIN_KERNEL(any_any_any__avx512_b128, plain, 128, true)
+CHAIN_KERNEL(any_any_any__avx512_amx, paired, 32, false)
+CHAIN_KERNEL(any_any_any__avx512_amx_b32, paired_folded, 32, true)
 #else
-CHAIN_KERNEL(any_any_any__avx2_c256, 256, PLAIN)
-CHAIN_KERNEL(any_any_any__avx2_b16, 16, FOLDED)
-CHAIN_KERNEL(any_any_any__avx2_b32, 32, FOLDED)
-CHAIN_KERNEL(any_any_any__avx2_b64, 64, FOLDED)
-CHAIN_KERNEL(any_any_any__avx2_b128, 128, FOLDED)
-CHAIN_KERNEL(any_any_any__avx2_amx, 32, PAIRED)
-CHAIN_KERNEL(any_any_any__avx2_amx_b32, 32, PAIRED_FOLDED)
+CHAIN_KERNEL(any_any_any__avx2_c256, plain, 256, false)
+CHAIN_KERNEL(any_any_any__avx2_b16, plain, 16, true)
+CHAIN_KERNEL(any_any_any__avx2_b32, plain, 32, true)
+CHAIN_KERNEL(any_any_any__avx2_b64, plain, 64, true)
+CHAIN_KERNEL(any_any_any__avx2_b128, plain, 128, true)
+CHAIN_KERNEL(any_any_any__avx2_amx, paired, 32, false)
+CHAIN_KERNEL(any_any_any__avx2_amx_b32, paired_folded, 32, true)
 #endif

@@ -324,7 +324,7 @@ static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, 
     j.length_bits = __builtin_ctzll((uint64_t)length);
     j.folds = folds;
     j.folds_x = folds && args->x.scales != NULL && args->x.group > 0;
-    choose_form(&j);
+    choose_form(&j, i1 - i0);
     const int32_t zero = format->zero_point > 0 ? format->zero_point : 0;
     j.has_zeros = j.p.packed.head > j.p.packed.sets * j.p.packed.scale;
     j.late = j.elem == MOE_U8;

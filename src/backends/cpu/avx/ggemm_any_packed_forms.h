@@ -23,7 +23,8 @@
 
 #define BYTE_ZEROS 128 // the largest zero point that leaves a code in a byte
 
-static void choose_form(job *j)
+// Many rows take 4-bit codes as what they are, through tables, so their x is not multiplied.
+static void choose_form(job *j, int64_t rows)
 {
     const bool four_bits = j->elem == MOE_E2M1 || j->elem == MOE_UINT4;
     j->lies =
@@ -48,7 +49,7 @@ static void choose_form(job *j)
         break;
     default:
         j->form = NIBBLES;
-        j->factor = PERMUTES ? 1.0f : j->elem == MOE_E2M1 ? 0x1p-25f : 0x1p-24f;
+        j->factor = PERMUTES || rows > TILE ? 1.0f : j->elem == MOE_E2M1 ? 0x1p-25f : 0x1p-24f;
         break;
     }
 }

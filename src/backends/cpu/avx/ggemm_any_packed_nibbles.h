@@ -115,15 +115,15 @@ __attribute__((always_inline)) static inline void decode_nibbles(job *j, bool ze
 // Bytes of the bf16 that a 4-bit code is in `form`.
 static void make_tables(job *j)
 {
-    _Alignas(16) uint8_t low[16];
-    _Alignas(16) uint8_t high[16];
-    for (uint8_t code = 0; code < 16; code++) {
-        const uint16_t bits = moei_f32_to_bf16(j->value[code] / j->factor);
-        low[code] = (uint8_t)bits;
-        high[code] = (uint8_t)(bits >> 8);
+    float value[16];
+    uint8_t low[16];
+    uint8_t high[16];
+    for (int code = 0; code < 16; code++) {
+        value[code] = j->value[code] / j->factor;
     }
-    j->code_low = veci_all(_mm_load_si128((const __m128i *)(const void *)low));
-    j->code_high = veci_all(_mm_load_si128((const __m128i *)(const void *)high));
+    moei_cpu_code_bytes(value, low, high);
+    j->code_low = veci_all(load_16(low));
+    j->code_high = veci_all(load_16(high));
 }
 
 #endif

@@ -69,16 +69,6 @@ typedef struct fold_to {
 
 // ---- x -----------------------------------------------------------------------------------------
 
-static inline __m256i load_32(const void *from)
-{
-    return _mm256_loadu_si256((const __m256i *)from);
-}
-
-static inline void store_32(void *to, __m256i v)
-{
-    _mm256_storeu_si256((__m256i *)to, v);
-}
-
 // Bytes of 8 k in the order in which 4-bit codes lie: low nibbles, then high ones.
 static inline __m256i in_order(__m256i bytes)
 {

@@ -27,7 +27,7 @@ static inline void fill_pairs(bool int16, bool for_bytes, bool e2m1, bool halves
         _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
     __m256i sum[2];
     for (int i = 0; i < 2; i++) {
-        const __m128i narrow = _mm_loadu_si128((const __m128i *)(const void *)(codes + 16 * i));
+        const __m128i narrow = load_16(codes + 16 * i);
         const __m256i v = int16 ? load_32(codes + 32 * i) : _mm256_cvtepi8_epi16(narrow);
         store_32(c->code + 16 * i, for_bytes ? _mm256_shuffle_epi8(v, even_first) : v);
         sum[i] = _mm256_madd_epi16(v, _mm256_set1_epi16(1));

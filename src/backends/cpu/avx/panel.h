@@ -6,13 +6,13 @@
 
 #include "backends/cpu/avx/vector.h"
 #include "backends/cpu/avx2/scales.h"
-#include "backends/cpu/product.h"
+#include "backends/cpu/canonical.h"
 
 #define NR          MOEI_CPU_MAX_COLUMNS // outputs of a panel
 #define GROUP       LANES                // outputs that are turned together
 #define MR          36                   // rows that share a turned panel: six tiles of six
-#define SLICE       64                   // k that are turned at once
-#define CHUNK       256                  // k whose scales and rows of x are decoded at once
+#define SLICE       MOEI_CPU_SLICE       // k that are turned at once
+#define CHUNK       MOEI_CPU_CHUNK       // k whose scales and rows of x are decoded at once
 #define BYTES       8                    // outputs whose scales are turned together
 #define STEP        16                   // bytes of a row that are turned at once
 #define LINE        64
@@ -39,20 +39,19 @@ struct panel {
     _Alignas(64) float acc[MR][NR];
     _Alignas(64) float scale[CHUNK / FINE][NR];
     _Alignas(64) uint8_t tail[GROUP][SLICE * sizeof(float)];
-    moei_cpu_columns columns;
-    const uint8_t *near_row[NR]; // `row`, or copies that begin at byte near_at
+    moei_cpu_canonical c;
+    const uint8_t *near_row[NR]; // c.row, or copies that begin at byte near_at
     int64_t near_at;
-    const uint8_t *row[NR];   // past the last output: that one again
-    int64_t scale_row[NR];    // element of w.scales at k = 0
+    int64_t scale_row[NR];    // element of w.scales at k = 0; past the last output: its again
     veci code_low, code_high; // of 4 bits: bytes of the bf16 that a code is
-    const moei_matrices *m;
     decode_fn *decode;
-    int64_t outputs; // of NR that there are
-    int64_t width;   // that chains are run for: 16, 32 or 64
+    int64_t width; // that chains are run for: 16, 32 or 64
     int64_t row_bytes;
     const uint8_t *ask_row, *ask_end; // see ask_ahead
     int64_t ask_at, ask_each;
-    bool subtracts_zeros; // after decoding
+    int64_t end; // of all outputs
+    bool paired; // class amx_bf16
+    bool direct; // the slice is not decoded: weights go from registers to their chains
 };
 
 // ---- weights -----------------------------------------------------------------------------------
@@ -226,7 +225,7 @@ static void decode_f16(const panel *p, const uint8_t *const rows[GROUP], int64_t
         _Alignas(32) float line[GROUP][8];
         const uint8_t *lines[GROUP];
         for (int r = 0; r < GROUP; r++) {
-            const __m128i half = _mm_loadu_si128((const __m128i *)(const void *)(rows[r] + 2 * k));
+            const __m128i half = load_16(rows[r] + 2 * k);
             _mm256_store_ps(line[r], _mm256_cvtph_ps(half));
             lines[r] = (const uint8_t *)line[r];
         }
@@ -240,7 +239,7 @@ static void decode_any(const panel *p, const uint8_t *const rows[GROUP], int64_t
     _Alignas(32) float line[GROUP][SLICE];
     const uint8_t *lines[GROUP];
     for (int r = 0; r < GROUP; r++) {
-        moei_load_f32(p->m->format->elem, rows[r], 0, count, line[r]);
+        moei_load_f32(p->c.args->w.format->elem, rows[r], 0, count, line[r]);
         for (int64_t k = count; k < moei_i64_round_up(count, 4); k++) {
             line[r][k] = 0.0f;
         }
@@ -251,46 +250,21 @@ static void decode_any(const panel *p, const uint8_t *const rows[GROUP], int64_t
 
 static decode_fn *decoder(moe_dtype elem)
 {
-    switch (elem) {
-    case MOE_F32:
-        return decode_f32;
-    case MOE_BF16:
-        return decode_bf16;
-    case MOE_F16:
-        return decode_f16;
-    case MOE_E4M3FN:
-        return decode_e4m3;
-    case MOE_E5M2:
-        return decode_e5m2;
-    case MOE_I8:
-        return decode_i8;
-    case MOE_U8:
-        return decode_u8;
-    case MOE_E2M1:
-    case MOE_UINT4:
-        return decode_4bits;
-    default:
-        return decode_any;
-    }
+    static decode_fn *const of[] = {
+        [MOE_F32] = decode_f32,     [MOE_BF16] = decode_bf16,  [MOE_F16] = decode_f16,
+        [MOE_E4M3FN] = decode_e4m3, [MOE_E5M2] = decode_e5m2,  [MOE_I8] = decode_i8,
+        [MOE_U8] = decode_u8,       [MOE_E2M1] = decode_4bits, [MOE_UINT4] = decode_4bits};
+    const bool known = (size_t)elem < sizeof of / sizeof of[0] && of[elem] != NULL;
+    return known ? of[elem] : decode_any;
 }
 
-// Of a 4-bit code, less the zero point that all of them have: at most four bits, exact in bf16.
 static void make_tables(panel *p)
 {
-    _Alignas(16) uint8_t low[16];
-    _Alignas(16) uint8_t high[16];
-    const float zero = p->m->format->zero_point >= 0 && !p->subtracts_zeros
-                           ? (float)p->m->format->zero_point
-                           : 0.0f;
-    for (uint8_t code = 0; code < 16; code++) {
-        const float value =
-            p->m->format->elem == MOE_E2M1 ? moei_e2m1_to_f32(code) : (float)code - zero;
-        const uint16_t bits = moei_f32_to_bf16(value);
-        low[code] = (uint8_t)bits;
-        high[code] = (uint8_t)(bits >> 8);
-    }
-    p->code_low = veci_all(_mm_load_si128((const __m128i *)(const void *)low));
-    p->code_high = veci_all(_mm_load_si128((const __m128i *)(const void *)high));
+    uint8_t low[16];
+    uint8_t high[16];
+    moei_cpu_canonical_bytes(&p->c, low, high);
+    p->code_low = veci_all(load_16(low));
+    p->code_high = veci_all(load_16(high));
 }
 
 // Asks for as many lines of the next panel as a group reads of this one, row after row: memory is
@@ -302,64 +276,32 @@ static inline void ask_ahead(panel *p, int64_t lines)
         p->ask_at += LINE;
         if (p->ask_at >= p->row_bytes) {
             p->ask_at = 0;
-            p->ask_row += p->m->value_n_stride;
+            p->ask_row += p->c.args->w.value_n_stride;
         }
     }
 }
 
 // From now on, lines of outputs n0 .. n1 - 1 are asked for.
-static void ask_for(panel *p, int32_t e, int64_t n0, int64_t n1)
+static void ask_for(panel *p, int64_t n0, int64_t n1)
 {
-    const uint8_t *base = p->m->values + (int64_t)e * p->m->value_e_stride;
+    const uint8_t *base = p->c.args->w.values + (int64_t)p->c.e * p->c.args->w.value_e_stride;
     p->ask_at = 0;
-    p->ask_row = base + n0 * p->m->value_n_stride;
-    p->ask_end = base + moei_i64_max(n1, n0) * p->m->value_n_stride;
+    p->ask_row = base + n0 * p->c.args->w.value_n_stride;
+    p->ask_end = base + moei_i64_max(n1, n0) * p->c.args->w.value_n_stride;
 }
 
 static void decode_rows(panel *p, int64_t k0, int64_t count)
 {
-    const moe_dtype elem = p->m->format->elem;
+    const moe_dtype elem = p->c.args->w.format->elem;
     const int64_t at = moei_elem_bytes(elem, k0);
     const int64_t bytes = moei_elem_bytes(elem, count);
-    for (int64_t g = 0; g < p->outputs; g += GROUP) {
+    for (int64_t g = 0; g < p->c.outputs; g += GROUP) {
         const uint8_t *rows[GROUP];
         ask_ahead(p, p->ask_each);
         for (int r = 0; r < GROUP; r++) {
-            rows[r] = p->row[g + r] + at;
-            if (bytes % STEP != 0) { // whole steps would read past the row
-                memcpy(p->tail[r], rows[r], (size_t)bytes);
-                memset(p->tail[r] + bytes, 0, (size_t)(STEP - bytes % STEP));
-                rows[r] = p->tail[r];
-            }
+            rows[r] = moei_cpu_whole_steps(p->c.row[g + r] + at, bytes, STEP, p->tail[r]);
         }
         p->decode(p, rows, count, (float(*)[NR])(void *)&p->w[0][g]);
-    }
-}
-
-// Rows of n lie packed: they need not be turned.
-static void decode_columns(panel *p, int32_t e, int64_t n0, int64_t k0, int64_t count)
-{
-    const uint8_t *base = p->m->values + (int64_t)e * p->m->value_e_stride;
-    for (int64_t k = 0; k < count; k++) {
-        moei_load_f32(p->m->format->elem, base + (k0 + k) * p->m->value_k_stride, n0, p->outputs,
-                      p->w[k]);
-    }
-}
-
-static void subtract_zeros(panel *p, int32_t e, int64_t n0, int64_t k0, int64_t count)
-{
-    const moei_matrices *m = p->m;
-    const int64_t block = m->zeros != NULL ? moei_i64_min(m->block_k, SLICE) : SLICE;
-    for (int64_t k = 0; k < count; k += block) {
-        float zero[NR];
-        for (int64_t n = 0; n < p->outputs; n++) {
-            zero[n] = moei_cpu_zero_point(m, e, n0 + n, k0 + k);
-        }
-        for (int64_t kk = k; kk < moei_i64_min(k + block, count); kk++) {
-            for (int64_t n = 0; n < p->outputs; n++) {
-                p->w[kk][n] -= zero[n];
-            }
-        }
     }
 }
 
@@ -371,7 +313,7 @@ static inline void load_byte_scales(const panel *p, int64_t g, int64_t at, int64
 {
     __m128i a[BYTES];
     for (int r = 0; r < BYTES; r++) {
-        const uint8_t *from = (const uint8_t *)p->m->scales + p->scale_row[g + r] + at;
+        const uint8_t *from = (const uint8_t *)p->c.args->w.scales + p->scale_row[g + r] + at;
         uint64_t bytes = 0;
         if (count == 8) {
             memcpy(&bytes, from, 8);
@@ -392,26 +334,26 @@ static inline void load_byte_scales(const panel *p, int64_t g, int64_t at, int64
                           _mm_unpacklo_epi32(c1, c3), _mm_unpackhi_epi32(c1, c3)};
     for (int64_t b = 0; b < count; b++) {
         const __m128i codes = b % 2 == 0 ? d[b / 2] : _mm_srli_si128(d[b / 2], 8);
-        _mm256_store_ps(&out[b][g], byte_scales(p->m->scale_dtype, codes));
+        _mm256_store_ps(&out[b][g], byte_scales(p->c.args->w.scale_dtype, codes));
     }
 }
 
 // scale[b][n] of the blocks of `chunk` k in [k0, k0 + count).
 static void load_scales(panel *p, int64_t k0, int64_t count, int64_t chunk)
 {
-    const moei_matrices *m = p->m;
+    const moei_matrices *m = &p->c.args->w;
     const int64_t blocks = moei_i64_ceil_div(count, chunk);
     const int64_t bits = moe_dtype_bits(m->scale_dtype);
     const bool along_k = m->block_k == chunk && m->scale_k_stride == 1;
     if (along_k && (m->scale_dtype == MOE_E8M0 || m->scale_dtype == MOE_E4M3FN)) {
-        for (int64_t g = 0; g < p->outputs; g += BYTES) {
+        for (int64_t g = 0; g < p->c.outputs; g += BYTES) {
             for (int64_t b = 0; b < blocks; b += 8) {
                 load_byte_scales(p, g, k0 / chunk + b, moei_i64_min(blocks - b, 8), &p->scale[b]);
             }
         }
         return;
     }
-    for (int64_t n = 0; n < p->outputs; n++) {
+    for (int64_t n = 0; n < p->c.outputs; n++) {
         if (n > 0 && p->scale_row[n] == p->scale_row[n - 1]) {
             for (int64_t b = 0; b < blocks; b++) {
                 p->scale[b][n] = p->scale[b][n - 1];
@@ -429,6 +371,26 @@ static void load_scales(panel *p, int64_t k0, int64_t count, int64_t chunk)
                                  : moei_load_one(m->scale_dtype, m->scales,
                                                  p->scale_row[n] + (k0 + b * chunk) / m->block_k *
                                                                        m->scale_k_stride);
+        }
+    }
+}
+
+// Outputs go on to n1.
+static void begin_panels(panel *p, const moek_ggemm_args *args, int32_t e, int64_t n1)
+{
+    const moe_dtype elem = args->w.format->elem;
+    moei_cpu_canonical_begin(&p->c, args, e);
+    p->c.acc = p->acc;
+    p->end = n1;
+    p->decode = decoder(elem);
+    p->row_bytes = moei_elem_bytes(elem, args->w.k);
+    p->width = p->row_bytes * 64 <= PANEL_BYTES ? 64 : p->row_bytes * 32 <= PANEL_BYTES ? 32 : 16;
+    p->ask_each = moei_i64_ceil_div(moei_elem_bytes(elem, SLICE) * GROUP, LINE);
+    make_tables(p);
+    // Where x alone has scales, or an output is not there.
+    for (int64_t b = 0; b < CHUNK / FINE; b++) {
+        for (int64_t n = 0; n < NR; n++) {
+            p->scale[b][n] = 1.0f;
         }
     }
 }

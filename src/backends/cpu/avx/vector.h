@@ -23,12 +23,32 @@ typedef __m256i veci;
 typedef __m128i halfi;
 #endif
 
+static inline __m128i load_8(const void *from) // in the low half
+{
+    return _mm_loadl_epi64((const __m128i *)from);
+}
+
+static inline __m128i load_16(const void *from)
+{
+    return _mm_loadu_si128((const __m128i *)from);
+}
+
+static inline __m256i load_32(const void *from)
+{
+    return _mm256_loadu_si256((const __m256i *)from);
+}
+
+static inline void store_32(void *to, __m256i v)
+{
+    _mm256_storeu_si256((__m256i *)to, v);
+}
+
 static inline halfi halfi_load(const void *from)
 {
 #if LANES == 16
-    return _mm256_loadu_si256((const __m256i *)from);
+    return load_32(from);
 #else
-    return _mm_loadu_si128((const __m128i *)from);
+    return load_16(from);
 #endif
 }
 
@@ -156,7 +176,7 @@ static inline veci veci_load(const void *from)
 #if LANES == 16
     return _mm512_loadu_si512(from);
 #else
-    return _mm256_loadu_si256((const __m256i *)from);
+    return load_32(from);
 #endif
 }
 
@@ -165,7 +185,7 @@ static inline void veci_store(void *to, veci v)
 #if LANES == 16
     _mm512_storeu_si512(to, v);
 #else
-    _mm256_storeu_si256((__m256i *)to, v);
+    store_32(to, v);
 #endif
 }
 
@@ -213,15 +233,11 @@ static inline bool any_byte_full(veci v)
 /// 16 bytes each of rows 0, 4 and so on.
 static inline veci load_each_fourth(const uint8_t *const *rows, int64_t at)
 {
-    __m256i v =
-        _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)(rows[0] + at)));
-    v = _mm256_inserti128_si256(v, _mm_loadu_si128((const __m128i *)(const void *)(rows[4] + at)),
-                                1);
+    __m256i v = _mm256_castsi128_si256(load_16(rows[0] + at));
+    v = _mm256_inserti128_si256(v, load_16(rows[4] + at), 1);
 #if LANES == 16
-    __m256i w =
-        _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)(rows[8] + at)));
-    w = _mm256_inserti128_si256(w, _mm_loadu_si128((const __m128i *)(const void *)(rows[12] + at)),
-                                1);
+    __m256i w = _mm256_castsi128_si256(load_16(rows[8] + at));
+    w = _mm256_inserti128_si256(w, load_16(rows[12] + at), 1);
     return _mm512_inserti64x4(_mm512_castsi256_si512(v), w, 1);
 #else
     return v;

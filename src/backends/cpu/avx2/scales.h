@@ -29,7 +29,7 @@ static inline bool all_exponents(const uint8_t *codes, int64_t count)
 {
     __m128i least = _mm_set1_epi8(2);
     for (int64_t n = 0; n < count; n += 16) {
-        const __m128i v = _mm_loadu_si128((const __m128i *)(const void *)(codes + n));
+        const __m128i v = load_16(codes + n);
         least = _mm_min_epu8(least, _mm_add_epi8(v, _mm_set1_epi8(1)));
     }
     return _mm_movemask_epi8(_mm_cmpeq_epi8(least, _mm_set1_epi8(2))) == 0xFFFF;
@@ -43,27 +43,27 @@ static inline void load_scale_line(moe_dtype dtype, const uint8_t *from, int64_t
     case MOE_E8M0:
         if (all_exponents(from, count)) {
             for (int64_t n = 0; n < count; n += 8) {
-                const __m128i codes = _mm_loadl_epi64((const __m128i *)(const void *)(from + n));
+                const __m128i codes = load_8(from + n);
                 const __m256i bits = _mm256_slli_epi32(_mm256_cvtepu8_epi32(codes), 23);
                 _mm256_store_ps(out + n, _mm256_castsi256_ps(bits));
             }
             return;
         }
         for (int64_t n = 0; n < count; n += 8) {
-            const __m128i codes = _mm_loadl_epi64((const __m128i *)(const void *)(from + n));
+            const __m128i codes = load_8(from + n);
             _mm256_store_ps(out + n, byte_scales(MOE_E8M0, codes));
         }
         return;
     case MOE_E4M3FN:
         for (int64_t n = 0; n < count; n += 8) {
-            const __m128i codes = _mm_loadl_epi64((const __m128i *)(const void *)(from + n));
+            const __m128i codes = load_8(from + n);
             _mm256_store_ps(out + n, byte_scales(MOE_E4M3FN, codes));
         }
         return;
     case MOE_BF16:
     case MOE_F16:
         for (int64_t n = 0; n < count; n += 8) {
-            const __m128i half = _mm_loadu_si128((const __m128i *)(const void *)(from + 2 * n));
+            const __m128i half = load_16(from + 2 * n);
             const __m256i word = _mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16);
             _mm256_store_ps(out + n,
                             dtype == MOE_BF16 ? _mm256_castsi256_ps(word) : _mm256_cvtph_ps(half));

@@ -109,8 +109,9 @@ static void tile(panel *p, int64_t r, int64_t rows, int64_t k0, int64_t k, int64
 }
 
 // As many rows in every tile, but for one.
-static void all_rows(panel *p, int64_t rows, int64_t k0, int64_t k, int64_t count, bool begin)
+static void all_rows(panel *p, int64_t k0, int64_t k, int64_t count, bool begin)
 {
+    const int64_t rows = p->c.rows;
     const int64_t tiles = moei_i64_ceil_div(rows, TILE);
     for (int64_t t = 0; t < tiles; t++) {
         const int64_t r = rows * t / tiles;
@@ -118,79 +119,79 @@ static void all_rows(panel *p, int64_t rows, int64_t k0, int64_t k, int64_t coun
     }
 }
 
-// Adds the sums of a chunk: as they are, or folded with the scales of x and W.
-static inline void add_sums(float *restrict acc, const float *restrict sum, bool fold,
-                            const float *restrict scale, float x_scale, int64_t width)
+// ---- the walk of canonical.h -------------------------------------------------------------------
+
+static void open_panel(void *arg)
 {
-    for (int64_t n = 0; n < width; n += LANES) {
-        const float32x4_t s = vld1q_f32(sum + n);
-        const float32x4_t a = vld1q_f32(acc + n);
-        vst1q_f32(acc + n, fold ? vfmaq_f32(a, vmulq_n_f32(s, x_scale), vld1q_f32(scale + n))
-                                : vaddq_f32(a, s));
+    panel *p = arg;
+    p->width = moei_i64_round_up(p->c.outputs, 16);
+    if (p->c.outputs < p->width) { // sums of what is not there are run, and dropped
+        memset(p->w, 0, sizeof p->w);
     }
 }
 
-// Rows i0 .. i1 - 1 over the outputs of the panel. chunk: k of a chain; fold: a chunk's scales are
-// applied to its sum.
-static inline void block(panel *p, const moek_ggemm_args *a, int64_t i0, int64_t i1, int64_t chunk,
-                         bool fold)
+static void load_chunk(void *arg, int64_t k0, int64_t count, int64_t chain, bool scales)
 {
-    const moei_matrices *m = p->m;
-    const int64_t rows = i1 - i0;
-    const bool fold_w = fold && m->scales != NULL && m->block_k > 0;
-    const bool fold_x = fold && a->x.scales != NULL && a->x.group > 0;
-    const int64_t length = chunk < SLICE ? chunk : SLICE;
-    memset(p->acc, 0, (size_t)rows * sizeof p->acc[0]);
-    for (int64_t k0 = 0; k0 < m->k; k0 += CHUNK) {
-        const int64_t kc = moei_i64_min(CHUNK, m->k - k0);
-        for (int64_t r = 0; r < rows; r++) {
-            moei_load_f32(a->x.dtype, moei_x_at(a, p->e, i0 + r), k0, kc, p->x[r]);
-        }
-        if (fold_w) {
-            load_scales(p, k0, kc, chunk);
-        }
-        for (int64_t at = 0; at < kc; at += length) {
-            const int64_t s = at / SLICE * SLICE;
-            const int64_t count = moei_i64_min(length, kc - at);
-            if (at == s) {
-                decode_slice(p, k0 + s, moei_i64_min(SLICE, kc - s));
-            }
-            all_rows(p, rows, s, at - s, count, at % chunk == 0);
-            if ((at + count) % chunk != 0 && at + count < kc) {
-                continue; // the chain goes on in the next slice
-            }
-            const int64_t first = at / chunk * chunk;
-            for (int64_t r = 0; r < rows; r++) {
-                const float x_scale =
-                    fold_x ? moei_cpu_operand_scale(a, p->e, i0 + r, k0 + first) : 1.0f;
-                add_sums(p->acc[r], p->sum[r], fold, p->scale[first / chunk], x_scale, p->width);
-            }
-        }
+    panel *p = arg;
+    const moek_ggemm_args *a = p->c.args;
+    for (int64_t r = 0; r < p->c.rows; r++) {
+        moei_load_f32(a->x.dtype, moei_x_at(a, p->c.e, p->c.i0 + r), k0, count, p->x[r]);
     }
-    for (int64_t r = 0; r < rows; r++) {
-        moei_cpu_finish(a, &p->columns, p->e, i0 + r, p->n0, p->n0 + p->outputs, p->acc[r]);
+    if (scales) {
+        load_scales(p, k0, count, chain);
     }
 }
 
-static inline void blocks(const moek_ggemm_args *a, int32_t e, int64_t i0, int64_t i1, int64_t n0,
-                          int64_t n1, int64_t chunk, bool fold)
+static void decode_slice(void *arg, moei_cpu_part slice, int64_t chain)
+{
+    panel *p = arg;
+    (void)chain;
+    const int64_t k0 = slice.k0 + slice.slice;
+    if (p->c.args->w.value_k_stride == 0) {
+        decode_rows(p, k0, slice.count);
+    } else {
+        moei_cpu_load_transposed(&p->c, k0, slice.count, p->w);
+    }
+    if (p->c.subtracts_zeros) {
+        moei_cpu_subtract_zeros(&p->c, k0, slice.count, p->w);
+    }
+}
+
+static void multiply(void *arg, moei_cpu_part part, bool begins)
+{
+    all_rows(arg, part.slice, part.k, part.count, begins);
+}
+
+static void add_sums(void *arg, int64_t r, bool fold, int64_t b, float x_scale)
+{
+    panel *p = arg;
+    for (int64_t n = 0; n < p->width; n += LANES) {
+        const float32x4_t s = vld1q_f32(&p->sum[r][n]);
+        const float32x4_t a = vld1q_f32(&p->acc[r][n]);
+        const float32x4_t scale = vld1q_f32(&p->scale[b][n]);
+        vst1q_f32(&p->acc[r][n],
+                  fold ? vfmaq_f32(a, vmulq_n_f32(s, x_scale), scale) : vaddq_f32(a, s));
+    }
+}
+
+static const moei_cpu_canonical_ops ops = {open_panel, load_chunk, decode_slice, multiply,
+                                           add_sums};
+
+__attribute__((always_inline)) static inline void run(const moek_ggemm_args *args, int32_t e,
+                                                      int64_t i0, int64_t i1, int64_t n0,
+                                                      int64_t n1, int64_t chain, bool fold)
 {
     panel p;
-    begin_panels(&p, &a->w, e);
-    for (int64_t n = n0; n < n1; n += NR) {
-        open_panel(&p, n, moei_i64_min(n + NR, n1));
-        for (int64_t i = i0; i < i1; i += MR) {
-            block(&p, a, i, moei_i64_min(i + MR, i1), chunk, fold);
-        }
-    }
+    begin_panels(&p, args, e);
+    moei_cpu_canonical_run(&p.c, &ops, &p, MR, NR, i0, i1, n0, n1, chain, fold);
 }
 
-#define CHAIN_KERNEL(variant, chunk, fold)                                                         \
+#define CHAIN_KERNEL(variant, chain, fold)                                                         \
     moek_ggemm_fn moek_ggemm_any_any_any__neon_##variant;                                          \
     void moek_ggemm_any_any_any__neon_##variant(const moek_ggemm_args *args, int32_t e,            \
                                                 int64_t i0, int64_t i1, int64_t n0, int64_t n1)    \
     {                                                                                              \
-        blocks(args, e, i0, i1, n0, n1, chunk, fold);                                              \
+        run(args, e, i0, i1, n0, n1, chain, fold);                                                 \
     }
 CHAIN_KERNEL(c256, 256, false)
 CHAIN_KERNEL(b16, 16, true)

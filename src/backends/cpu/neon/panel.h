@@ -15,8 +15,8 @@
 #define NR    MOEI_CPU_MAX_COLUMNS // outputs of a panel
 #define LANES 4                    // of a vector: outputs that are turned together
 #define MR    32                   // rows that share a decoded slice: eight tiles of four
-#define SLICE 64                   // k that are decoded at once
-#define CHUNK 256                  // k whose scales and rows of x are decoded at once
+#define SLICE MOEI_CPU_SLICE       // k that are decoded at once
+#define CHUNK MOEI_CPU_CHUNK       // k whose scales and rows of x are decoded at once
 #define STEP  16                   // bytes of a row that are turned at once
 #define FINE  16                   // the fewest k that share a scale
 
@@ -34,16 +34,10 @@ struct panel {
     _Alignas(64) float acc[MR][NR];
     _Alignas(64) float scale[CHUNK / FINE][NR];
     _Alignas(64) uint8_t tail[LANES][SLICE * sizeof(float)];
-    moei_cpu_columns columns;
-    const uint8_t *row[NR];         // past the last output: that one again
+    moei_cpu_canonical c;
     uint8x16_t code_low, code_high; // of 4 bits: bytes of the bf16 that a code is
-    const moei_matrices *m;
     decode_fn *decode;
-    int32_t e;
-    int64_t n0;           // its first output
-    int64_t outputs;      // of NR that there are
-    int64_t width;        // that chains are run for: outputs, in sixteens
-    bool subtracts_zeros; // after decoding
+    int64_t width; // that chains are run for: outputs, in sixteens
 };
 
 // ---- decoders ----------------------------------------------------------------------------------
@@ -203,7 +197,7 @@ static void decode_any(const panel *p, const uint8_t *const rows[LANES], int64_t
     float line[LANES][SLICE] = {{0.0f}};
     const uint8_t *lines[LANES];
     for (int r = 0; r < LANES; r++) {
-        moei_load_f32(p->m->format->elem, rows[r], 0, count, line[r]);
+        moei_load_f32(p->c.args->w.format->elem, rows[r], 0, count, line[r]);
         lines[r] = (const uint8_t *)line[r];
     }
     decode_f32(p, lines, count, out);
@@ -211,44 +205,19 @@ static void decode_any(const panel *p, const uint8_t *const rows[LANES], int64_t
 
 static decode_fn *decoder(moe_dtype elem)
 {
-    switch (elem) {
-    case MOE_F32:
-        return decode_f32;
-    case MOE_BF16:
-        return decode_bf16;
-    case MOE_F16:
-        return decode_f16;
-    case MOE_E4M3FN:
-        return decode_e4m3;
-    case MOE_E5M2:
-        return decode_e5m2;
-    case MOE_I8:
-        return decode_i8;
-    case MOE_U8:
-        return decode_u8;
-    case MOE_E2M1:
-    case MOE_UINT4:
-        return decode_4bits;
-    default:
-        return decode_any;
-    }
+    static decode_fn *const of[] = {
+        [MOE_F32] = decode_f32,     [MOE_BF16] = decode_bf16,  [MOE_F16] = decode_f16,
+        [MOE_E4M3FN] = decode_e4m3, [MOE_E5M2] = decode_e5m2,  [MOE_I8] = decode_i8,
+        [MOE_U8] = decode_u8,       [MOE_E2M1] = decode_4bits, [MOE_UINT4] = decode_4bits};
+    const bool known = (size_t)elem < sizeof of / sizeof of[0] && of[elem] != NULL;
+    return known ? of[elem] : decode_any;
 }
 
-// Of a 4-bit code, less the zero point that all of them have: at most four bits, exact in bf16.
 static void make_tables(panel *p)
 {
     uint8_t low[16];
     uint8_t high[16];
-    const float zero = p->m->format->zero_point >= 0 && !p->subtracts_zeros
-                           ? (float)p->m->format->zero_point
-                           : 0.0f;
-    for (uint8_t code = 0; code < 16; code++) {
-        const float value =
-            p->m->format->elem == MOE_E2M1 ? moei_e2m1_to_f32(code) : (float)code - zero;
-        const uint16_t bits = moei_f32_to_bf16(value);
-        low[code] = (uint8_t)bits;
-        high[code] = (uint8_t)(bits >> 8);
-    }
+    moei_cpu_canonical_bytes(&p->c, low, high);
     p->code_low = vld1q_u8(low);
     p->code_high = vld1q_u8(high);
 }
@@ -257,77 +226,40 @@ static void make_tables(panel *p)
 
 static void decode_rows(panel *p, int64_t k0, int64_t count)
 {
-    const moe_dtype elem = p->m->format->elem;
+    const moe_dtype elem = p->c.args->w.format->elem;
     const int64_t at = moei_elem_bytes(elem, k0);
     const int64_t bytes = moei_elem_bytes(elem, count);
-    for (int64_t g = 0; g < p->outputs; g += LANES) {
+    for (int64_t g = 0; g < p->c.outputs; g += LANES) {
         const uint8_t *rows[LANES];
         for (int r = 0; r < LANES; r++) {
-            rows[r] = p->row[g + r] + at;
-            if (bytes % STEP != 0) { // whole steps would read past the row
-                memcpy(p->tail[r], rows[r], (size_t)bytes);
-                memset(p->tail[r] + bytes, 0, (size_t)(STEP - bytes % STEP));
-                rows[r] = p->tail[r];
-            }
+            rows[r] = moei_cpu_whole_steps(p->c.row[g + r] + at, bytes, STEP, p->tail[r]);
         }
         p->decode(p, rows, count, (float(*)[NR])(void *)&p->w[0][g]);
-    }
-}
-
-// w[k - k0][n] = code less its zero point.
-static void decode_slice(panel *p, int64_t k0, int64_t count)
-{
-    const moei_matrices *m = p->m;
-    if (m->value_k_stride == 0) {
-        decode_rows(p, k0, count);
-    } else {
-        moei_cpu_load_transposed(m, p->e, p->n0, p->outputs, k0, count, p->w);
-    }
-    if (p->subtracts_zeros) {
-        const int64_t block = m->zeros != NULL ? moei_i64_min(m->block_k, SLICE) : SLICE;
-        moei_cpu_subtract_zeros(m, p->e, p->n0, p->outputs, k0, count, block, p->w);
     }
 }
 
 // scale[b][n] of the blocks of `chunk` k in [k0, k0 + count).
 static void load_scales(panel *p, int64_t k0, int64_t count, int64_t chunk)
 {
-    for (int64_t n = 0; n < p->outputs; n++) {
+    for (int64_t n = 0; n < p->c.outputs; n++) {
         for (int64_t b = 0; b * chunk < count; b++) {
-            p->scale[b][n] = moei_cpu_weight_scale(p->m, p->e, p->n0 + n, k0 + b * chunk);
+            p->scale[b][n] =
+                moei_cpu_weight_scale(&p->c.args->w, p->c.e, p->c.n0 + n, k0 + b * chunk);
         }
     }
 }
 
-static void begin_panels(panel *p, const moei_matrices *m, int32_t e)
+static void begin_panels(panel *p, const moek_ggemm_args *args, int32_t e)
 {
-    const bool table = moe_dtype_bits(m->format->elem) == 4 && m->value_k_stride == 0;
-    p->m = m;
-    p->e = e;
-    p->decode = decoder(m->format->elem);
-    p->subtracts_zeros = m->format->zero_point >= 0 && (m->zeros != NULL || !table);
+    moei_cpu_canonical_begin(&p->c, args, e);
+    p->c.acc = p->acc;
+    p->decode = decoder(args->w.format->elem);
     make_tables(p);
     for (int64_t b = 0; b < CHUNK / FINE; b++) { // where x alone has scales
         for (int64_t n = 0; n < NR; n++) {
             p->scale[b][n] = 1.0f;
         }
     }
-}
-
-static void open_panel(panel *p, int64_t n0, int64_t n1)
-{
-    const moei_matrices *m = p->m;
-    p->n0 = n0;
-    p->outputs = n1 - n0;
-    p->width = moei_i64_round_up(p->outputs, 16);
-    for (int64_t n = 0; n < NR; n++) {
-        const int64_t row = moei_i64_min(n0 + n, n1 - 1);
-        p->row[n] = m->values + (int64_t)p->e * m->value_e_stride + row * m->value_n_stride;
-    }
-    if (p->outputs < p->width) { // sums of what is not there are run, and dropped
-        memset(p->w, 0, sizeof p->w);
-    }
-    moei_cpu_load_columns(m, p->e, n0, n1, &p->columns);
 }
 
 #endif
