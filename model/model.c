@@ -351,13 +351,31 @@ static moe_status load_layer(const moem_model *m, bool packs, moem_layer *l)
     return status;
 }
 
+// Experts in files: their pages are to stay in memory, too.
+static moe_status weigh_mapped(const moem_model *m, uint64_t *total)
+{
+    moe_status status = MOE_OK;
+    for (int64_t i = 0; status == MOE_OK && i < m->config.layers; i++) {
+        const moem_layer *l = &m->layers[i];
+        size_t bytes = 0;
+        size_t align = 0;
+        if (l->weights.memory == NULL) {
+            status = moe_weights_bytes(l->plan, &bytes, &align);
+        }
+        *total += bytes;
+    }
+    return status;
+}
+
 // Packed where what the experts have left suffices, unless another place is asked for.
 static moe_status load_linears(moem_model *m, const moem_options *options)
 {
     uint64_t bytes = 0;
+    uint64_t mapped = 0;
     moe_status status = options->placing == MOEM_PLACE_MAPPED ? MOE_OK : weigh_linears(m, &bytes);
+    status = status ? status : weigh_mapped(m, &mapped);
     const bool packs = bytes > 0 && (options->placing == MOEM_PLACE_PACKED ||
-                                     bytes <= moem_memory_available() / 10 * 9);
+                                     bytes + mapped <= moem_memory_available() / 10 * 9);
     if (status == MOE_OK && packs) {
         status = moem_linear_pack(m->ctx, &m->output);
     }

@@ -48,12 +48,12 @@ moe_status moem_config_parse(const char *text, size_t size, const char *label, m
 /// Source: Su et al., RoFormer, 2021; Peng et al., YaRN, 2023, §3.2.
 void moem_rope_frequencies(const moem_config *config, float *out);
 
-/// Where the weights of the experts lie. The bits are the same.
+/// Where the weights of the experts lie, and the matrices beside them. The bits are the same.
 typedef enum moem_placing {
     /// As the kernels want them, in memory, where it suffices for all layers; else in the
     /// checkpoint's file where they can be used there. Kernels that read canonical rows gain
-    /// nothing
-    /// by a copy: for them in the file if they can.
+    /// nothing by a copy: for them in the file if they can. Matrices beside the experts are packed
+    /// where memory then holds them, and the pages of experts in a file.
     MOEM_PLACE_AUTO,
     MOEM_PLACE_PACKED, ///< as the kernels want them, in memory
     MOEM_PLACE_MAPPED  ///< in the checkpoint's file; UNSUPPORTED where they cannot

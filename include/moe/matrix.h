@@ -4,7 +4,8 @@
 ///
 /// moe_ggemm multiplies by tensors where they lie, in rows. Kernels of a CPU read a layout of their
 /// own faster, most of all for few tokens: at the speed of memory. A matrix is packed once, then it
-/// is an argument of moe_ggemm. Its products have the bits that the same call has over the tensors.
+/// is an argument of moe_ggemm. At the default level of determinism its products have the bits that
+/// the same call has over the tensors.
 #ifndef MOE_MATRIX_H
 #define MOE_MATRIX_H
 

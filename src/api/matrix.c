@@ -283,6 +283,9 @@ moe_status moe_matrix_layout_name(const moe_context *ctx, const moe_matrix_desc 
     size_t bytes = 0;
     MOE_REQUIRE(buffer != NULL || capacity == 0, MOE_E_ARGUMENT,
                 "%s: buffer is NULL with a capacity of %zu", call, capacity);
+    if (capacity > 0) {
+        buffer[0] = '\0';
+    }
     MOE_TRY(describe(ctx, desc, call, &d));
     MOE_TRY(measure(ctx, &d, call, &bytes));
     const named n = {ctx, &d};
