@@ -29,6 +29,7 @@
 #include <unistd.h>
 
 #include "core/check.h"
+#include "core/fp_env.h"
 #include "core/safemath.h"
 
 #define OPEN        0x80000000u
@@ -171,6 +172,7 @@ static void leave_job(job *j)
 static void *worker(void *argument)
 {
     moei_pool *pool = argument;
+    (void)moei_fp_begin(); // a thread begins with its creator's
     const unsigned thread = 1 + atomic_fetch_add_explicit(&pool->numbered, 1, memory_order_relaxed);
     unsigned seen = 0;
     for (;;) {
@@ -280,6 +282,29 @@ static void pool_parallel_for(void *self, size_t n, moe_task_fn task, void *arg)
     close_job(j);
     wait_empty(j);
     give_back(pool);
+}
+
+typedef struct call {
+    moe_task_fn task;
+    void *arg;
+} call;
+
+static void task_in_env(void *self, size_t index)
+{
+    const call *c = self;
+    const uint64_t env = moei_fp_begin();
+    c->task(c->arg, index);
+    moei_fp_end(env);
+}
+
+void moei_parallel_for(const moe_thread_pool *pool, size_t n, moe_task_fn task, void *arg)
+{
+    call c = {task, arg};
+    if (n == 1) {
+        task_in_env(&c, 0);
+    } else if (n > 1) {
+        pool->parallel_for(pool->self, n, task_in_env, &c);
+    }
 }
 
 int moei_pool_take(moei_pool *pool)

@@ -47,16 +47,9 @@ void moei_pool_drain(moei_pool *pool);
 
 // ---- any pool ----------------------------------------------------------------------------------
 
-/// Runs task(arg, i) for i in [0, n) and returns when all have run. Nested calls run inline, and
-/// so does a call while another run holds the pool, or in a child process after fork.
-static inline void moei_parallel_for(const moe_thread_pool *pool, size_t n, moe_task_fn task,
-                                     void *arg)
-{
-    if (n == 1) {
-        task(arg, 0);
-    } else if (n > 1) {
-        pool->parallel_for(pool->self, n, task, arg);
-    }
-}
+/// Runs task(arg, i) for i in [0, n) and returns when all have run, each in the floating-point
+/// environment of fp_env.h, whatever that of its thread. Nested calls run inline, and so does a
+/// call while another run holds the pool, or in a child process after fork.
+void moei_parallel_for(const moe_thread_pool *pool, size_t n, moe_task_fn task, void *arg);
 
 #endif

@@ -57,6 +57,22 @@ static void write_packed(const moem_options *options, int64_t without)
     moem_model_close(model);
 }
 
+static int reads_packed_bf16(void *self, const moe_kernel_info *info)
+{
+    (void)self;
+    return info->available != 0 && strncmp(info->name, "moek_ggemm_any_any_packed__", 27) == 0;
+}
+
+// The matrices beside the experts are packed unless all is to stay in the file.
+static void check_beside(const moem_model *model, const moem_options *options)
+{
+    const int packed = strstr(moem_model_placing(model), "beside the experts packed") != NULL;
+    const int want = options->placing != MOEM_PLACE_MAPPED &&
+                     moe_context_visit_kernels(moem_model_context(model), reads_packed_bf16, NULL);
+    CHECK(packed == want || options->placing == MOEM_PLACE_AUTO, "\"%s\"",
+          moem_model_placing(model)); // AUTO: where memory suffices
+}
+
 static void check_model(const moem_options *options, const char *says, float **logits)
 {
     moem_model *model = NULL;
@@ -69,6 +85,7 @@ static void check_model(const moem_options *options, const char *says, float **l
     float *out = calloc(count, sizeof *out);
     CHECK(strstr(moem_model_placing(model), says) != NULL, "\"%s\", expected \"%s\"",
           moem_model_placing(model), says);
+    check_beside(model, options);
     CHECK(out != NULL && moem_session_create(model, 1, 8, &session) == MOE_OK &&
               moem_forward(session, tokens, TOKENS, out) == MOE_OK,
           "%s: %s", says, moe_last_error());

@@ -3,6 +3,7 @@
 // runs twice over them: the largest magnitude first (a maximum has no order, so threads cannot
 // change it), then the codes.
 #include "backends/cpu/cpu.h"
+#include "core/fp_env.h"
 #include "core/safemath.h"
 #include "ops/quantize.h"
 
@@ -47,7 +48,9 @@ moe_status moei_cpu_quantize(const moei_exec *exec, const moei_kernel *kernel,
         first.stage = MOEK_QUANTIZE_AMAX;
         run(exec, fn, &first);
         first.stage = MOEK_QUANTIZE_SCALE;
+        const uint64_t env = moei_fp_begin();
         fn(&first, 0, 0, 0);
+        moei_fp_end(env);
     }
     run(exec, fn, args);
     return MOE_OK;

@@ -8,6 +8,7 @@
 #include "backends/cpu/cpu.h"
 #include "backends/cpu/mlp.h"
 #include "backends/cpu/sort.h"
+#include "core/fp_env.h"
 #include "ops/place.h"
 #include "ops/quantize.h"
 #include "ops/route.h"
@@ -99,7 +100,7 @@ static void run_prologue(const moei_exec *exec, const prologue *p)
 
 // ---- the layer ----------------------------------------------------------------------------------
 
-moe_status moei_cpu_run_steps(const moei_exec *exec, const moei_step *steps, int32_t count)
+static moe_status run_steps(const moei_exec *exec, const moei_step *steps, int32_t count)
 {
     for (int32_t i = 0; i < count;) {
         prologue p;
@@ -116,4 +117,13 @@ moe_status moei_cpu_run_steps(const moei_exec *exec, const moei_step *steps, int
         i += matched;
     }
     return MOE_OK;
+}
+
+// Some parts are done by the caller, outside of tasks.
+moe_status moei_cpu_run_steps(const moei_exec *exec, const moei_step *steps, int32_t count)
+{
+    const uint64_t env = moei_fp_begin();
+    const moe_status status = run_steps(exec, steps, count);
+    moei_fp_end(env);
+    return status;
 }
