@@ -173,6 +173,7 @@ static inline fold_to fold_to_of(const job *j, float (*acc)[PANEL])
     return (fold_to){.first = j->p.first,
                      .last = j->p.last,
                      .sets = j->sets,
+                     .codes = NULL,
                      .scale = j->scale,
                      .zero = j->zero,
                      .acc = acc};

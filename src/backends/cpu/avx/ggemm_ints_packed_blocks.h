@@ -127,7 +127,7 @@ end_block(source from, const fold_to *to, veci sum, const uint8_t *cell, int64_t
     if (from != WORDS && (from != INT8 || DOTS)) {
         sum = V(sub_epi32)(sum, V(mullo_epi32)(dword_of(total), veci_load(&to->zero[0][n])));
     }
-    fold_one(sum, (const float *)(const void *)scale, &to->scale[0][n], &acc[n]);
+    fold_one(sum, (const float *)(const void *)scale, V(load_ps)(&to->scale[0][n]), &acc[n]);
 }
 
 // Outputs from n on, as many as the shape has.

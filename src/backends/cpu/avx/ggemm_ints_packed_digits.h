@@ -3,10 +3,14 @@
 // v = 256 high + low); weights in unsigned bytes, 2 w + 12 by a table (e2m1) or as they are
 // (uint4). vpmaddubsw makes pairs, of which four add up in 16 bits: 4 * 2 * 24 * 128 = 24576;
 // vpmaddwd makes them 32 bits and puts the digit in its place. VNNI's vpdpbusd does all that at
-// once. Then 12, or the zero point, times the sum of x is subtracted.
+// once. 12, or the zero point, times the sum of x is subtracted: of e2m1 with int8 before the first
+// product. A lane of 16 bits then holds all 16 products of a record: of what has been added it has
+// the sum of w x, of the rest -12 times that of x, so 16 * 12 * 128 = 24576 at most (uint4: 16 * 15
+// * 128 = 30720).
 //
-// Per 8 outputs x 32 k, vector operations without loads: 20 for weights and 22 for each row of
-// int8, 42 of int16; VNNI, per 16 outputs: 20, 12, 22.
+// Per 8 outputs x 32 k, vector operations without loads: 20 for weights and 20 for each row of
+// int8 (uint4 21), 42 of int16; VNNI, per 16 outputs: 20, 11 (uint4 12), 22. Scales of e8m0 are 2
+// more.
 #ifndef MOEI_BACKENDS_CPU_AVX_GGEMM_INTS_PACKED_DIGITS_H
 #define MOEI_BACKENDS_CPU_AVX_GGEMM_INTS_PACKED_DIGITS_H
 
@@ -32,10 +36,11 @@
 #define DOTS 0
 #endif
 
-/// 32 k of a row. The sums of x are multiplied by 12 for e2m1; the scale is halved for it.
+/// 32 k of a row. For e2m1 the sums of x are multiplied by 12, and the scale is halved.
 typedef struct cell8 {
     int8_t digit[1][RECORD];
-    int32_t sum[HALVES]; // of either half, if they have scales of their own; else sum[0] of both
+    int32_t sum[HALVES]; // of either half, if they have scales of their own; else sum[0] of both.
+                         // e2m1: with what a lane begins, see store_starts
     float scale;
     int32_t unused;
 } cell8;
@@ -60,8 +65,9 @@ typedef struct cell16_rest {
 
 /// Outputs of a panel, and what folds a record into them: [half][output].
 typedef struct fold_to {
-    int64_t first, last; // strips
-    int64_t sets;        // folds of this record: 1, or 2 with halves
+    int64_t first, last;  // strips
+    int64_t sets;         // folds of this record: 1, or 2 with halves
+    const uint8_t *codes; // of scales, for digit_shape.codes; else:
     const float (*scale)[PANEL];
     const int32_t (*zero)[PANEL];
     float (*acc)[PANEL]; // of each row
@@ -100,14 +106,35 @@ static inline void store_half_sums(bool e2m1, bool halves, const __m256i v[2], i
     store_sums(e2m1, halves, _mm256_permute4x64_epi64(both, 0xD8), sum);
 }
 
+// Sums of e2m1 begin with -12 times the sum of x. pairs: sums of two bytes in the order of codes,
+// so that those of a lane's lower 16 bits alternate with those of its upper ones.
+static inline void store_starts(bool halves, __m256i pairs, int32_t sum[HALVES])
+{
+    __m128i low = _mm256_castsi256_si128(pairs);
+    __m128i high = _mm256_extracti128_si256(pairs, 1);
+    low = halves ? low : _mm_add_epi16(low, high);
+    // Lanes 0, 2 and 1, 3 of both; the end of either is in its lane 0.
+    __m128i both = _mm_add_epi16(_mm_unpacklo_epi32(low, high), _mm_unpackhi_epi32(low, high));
+    both = _mm_add_epi16(both, _mm_srli_si128(both, 8));
+    both = _mm_mullo_epi16(both, _mm_set1_epi16(-12));
+    if (DOTS) {
+        both = _mm_madd_epi16(both, _mm_set1_epi16(1));
+    }
+    _mm_storel_epi64((__m128i *)(void *)sum, both);
+}
+
 // in_bytes: for weights of 8 bits, as they lie.
 static inline void fill_digits8(bool e2m1, bool halves, bool in_bytes, const uint8_t *codes,
                                 cell8 *c)
 {
-    const __m256i v = load_32(codes);
+    const __m256i v = in_bytes ? load_32(codes) : in_order(load_32(codes));
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), v);
-    store_32(c->digit[0], in_bytes ? v : in_order(v));
-    store_sums(e2m1, halves, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)), c->sum);
+    store_32(c->digit[0], v);
+    if (e2m1) {
+        store_starts(halves, pairs, c->sum);
+    } else {
+        store_sums(false, halves, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)), c->sum);
+    }
 }
 
 // v: 32 codes, none above DIGIT_TOP.
@@ -203,10 +230,10 @@ static inline veci sum_of_rest(veci sum)
 #endif
 
 // acc = fma(sum * s_x, s_w, acc) of a vector of outputs.
-static inline void fold_one(veci sum, const float *x_scale, const float *scale, float *acc)
+static inline void fold_one(veci sum, const float *x_scale, vecf scale, float *acc)
 {
     const vecf scaled = V(mul_ps)(V(cvtepi32_ps)(sum), V(set1_ps)(*x_scale));
-    V(store_ps)(acc, V(fmadd_ps)(scaled, V(load_ps)(scale), V(load_ps)(acc)));
+    V(store_ps)(acc, V(fmadd_ps)(scaled, scale, V(load_ps)(acc)));
 }
 
 /// What is constant wherever sums of digits are called.
@@ -217,6 +244,7 @@ typedef struct digit_shape {
     int64_t rests;   // lines that have a rest, of cells that have room for one: the first ones
     int64_t cell;    // bytes
     bool e2m1, halves;
+    bool codes;   // of scales, e8m0 that are exponents of floats: all_exponents
     bool decoded; // weights are bytes: [vector][line][low, high nibbles][lane]
 } digit_shape;
 
@@ -235,6 +263,34 @@ __attribute__((always_inline)) static inline int64_t sum_at(digit_shape shape)
 __attribute__((always_inline)) static inline int64_t scale_at(digit_shape shape)
 {
     return shape.cell - (int64_t)(sizeof(cell8) - offsetof(cell8, scale));
+}
+
+// Sums begin with what is to be subtracted.
+__attribute__((always_inline)) static inline bool starts(digit_shape shape)
+{
+    return shape.e2m1 && shape.cell == (int64_t)sizeof(cell8);
+}
+
+// Sums end with every half of a record, not with the record.
+__attribute__((always_inline)) static inline bool by_halves(digit_shape shape)
+{
+    return shape.halves || !(DOTS || shape.cell == (int64_t)sizeof(cell8));
+}
+
+__attribute__((always_inline)) static inline vecf scales_of(digit_shape shape, fold_to to,
+                                                            int64_t set, int64_t n)
+{
+    if (!shape.codes) {
+        return V(load_ps)(&to.scale[set][n]);
+    }
+#if LANES == 16
+    const veci codes =
+        _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(to.codes + n)));
+#else
+    const veci codes =
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(to.codes + n)));
+#endif
+    return as_floats(shift_left(codes, 23));
 }
 
 // A line is 8 k of a strip, whose bytes of x are at 8 u. begins: the sums of digits; with u == 0
@@ -257,13 +313,18 @@ __attribute__((always_inline)) static inline void add_line(digit_shape shape, bo
     }
     UNROLL
     for (int64_t r = 0; r < shape.rows; r++) {
-        const uint8_t *digits = cells + r * shape.cell + u * 8;
+        const uint8_t *c = cells + r * shape.cell;
+        const uint8_t *digits = c + u * 8;
+        const int64_t set = shape.halves ? u / (RECORD / 8 / HALVES) : 0;
         UNROLL
         for (int64_t d = 0; d < shape.digits; d++) {
             UNROLL
             for (int64_t v = 0; v < shape.vectors; v++) {
                 veci *sum = &s->sums[r][v][d];
-                *sum = add_bytes(begins, *sum, bytes[v], digits + d * RECORD);
+                if (begins && starts(shape)) {
+                    *sum = dword_of(c + sum_at(shape) + set * 4);
+                }
+                *sum = add_bytes(begins && !starts(shape), *sum, bytes[v], digits + d * RECORD);
             }
         }
         if (u >= shape.rests) {
@@ -290,7 +351,7 @@ end_half(digit_shape shape, fold_to to, int64_t h, int64_t n, const uint8_t *cel
         for (int64_t v = 0; v < shape.vectors; v++) {
             const int64_t at = n + v * LANES;
             const veci sum = sum_of_digits(shape.digits, s->sums[r][v]);
-            const bool begins = shape.halves || h == 0 || DOTS;
+            const bool begins = shape.halves || h == 0 || !by_halves(shape);
             s->total[r][v] = begins ? sum : V(add_epi32)(s->total[r][v], sum);
             if (!shape.halves && h == 0) {
                 continue;
@@ -300,13 +361,15 @@ end_half(digit_shape shape, fold_to to, int64_t h, int64_t n, const uint8_t *cel
                 s->total[r][v] =
                     V(add_epi32)(V(sll_epi32)(s->total[r][v], shift), sum_of_rest(s->rest[r][v]));
             }
-            veci excess = dword_of(c + sum_at(shape) + set * 4);
-            if (!shape.e2m1) {
-                excess = V(mullo_epi32)(excess, veci_load(&to.zero[set][at]));
+            if (!starts(shape)) {
+                veci excess = dword_of(c + sum_at(shape) + set * 4);
+                if (!shape.e2m1) {
+                    excess = V(mullo_epi32)(excess, veci_load(&to.zero[set][at]));
+                }
+                s->total[r][v] = V(sub_epi32)(s->total[r][v], excess);
             }
-            fold_one(V(sub_epi32)(s->total[r][v], excess),
-                     (const float *)(const void *)(c + scale_at(shape)), &to.scale[set][at],
-                     &to.acc[r][at]);
+            fold_one(s->total[r][v], (const float *)(const void *)(c + scale_at(shape)),
+                     scales_of(shape, to, set, at), &to.acc[r][at]);
         }
     }
 }
@@ -338,10 +401,10 @@ __attribute__((always_inline)) static inline void fold_digits(digit_shape shape,
                 UNROLL
                 for (int64_t i = 0; i < lines; i++) {
                     const int64_t u = h * lines + i;
-                    const bool begins = i == 0 && (shape.halves || h == 0 || !DOTS);
+                    const bool begins = i == 0 && (h == 0 || by_halves(shape));
                     add_line(shape, begins, from, v0, line[u], u, cells, &s);
                 }
-                if (shape.halves || h > 0 || !DOTS) {
+                if (h > 0 || by_halves(shape)) {
                     end_half(shape, to, h, strip * STRIP + v0 * LANES, cells, &s);
                 }
             }

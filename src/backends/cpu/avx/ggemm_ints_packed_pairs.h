@@ -138,7 +138,7 @@ static inline void end_sum(bool whole, veci sum, const float *x_scale, const flo
     if (whole) {
         veci_store(acc, V(add_epi32)(veci_load(acc), sum));
     } else {
-        fold_one(sum, x_scale, scale, acc);
+        fold_one(sum, x_scale, V(load_ps)(scale), acc);
     }
 }
 

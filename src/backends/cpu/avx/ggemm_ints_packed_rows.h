@@ -14,18 +14,44 @@ __attribute__((always_inline)) static inline int64_t cell_bytes(int64_t digits)
     return (int64_t)(digits == 1 ? sizeof(cell8) : sizeof(cell16));
 }
 
+// A record whose scales are e8m0 becomes floats where they are used, if they are exponents. Returns
+// false if they are not.
+__attribute__((always_inline)) static inline bool fold_codes(job *j, digit_shape shape, span *s,
+                                                             float (*acc)[PANEL])
+{
+    const uint8_t *head = s->walk.left > 0 ? s->head : s->walk.at;
+    const int64_t width = s->walk.width;
+    const bool fits = width == PANEL ? all_exponents(head, PANEL) : all_exponents(head, width);
+    if (!fits) {
+        return false;
+    }
+    const uint8_t *w = moei_cpu_walk_on(&s->walk, &s->head);
+    moei_cpu_ask_ahead(head, width);
+    fold_to to = fold_to_of(j, acc);
+    to.sets = 1;
+    to.codes = head;
+    shape.codes = true;
+    fold_digits(shape, to, w, s->x, NULL);
+    return true;
+}
+
 // Few rows: weights are decoded in registers. As many vectors side by side as registers hold sums
 // for: loads of x are shared by them.
 __attribute__((always_inline)) static inline void
 few_rows(job *j, span s, int64_t rows, int64_t digits, bool e2m1, bool halves, float (*acc)[PANEL])
 {
     const digit_shape shape = {.rows = rows,
-                               .vectors = rows * digits <= 2 ? VECTORS : 1,
+                               .vectors = digits == 1 || rows == 1 ? VECTORS : 1,
                                .digits = digits,
                                .cell = cell_bytes(digits),
                                .e2m1 = e2m1,
                                .halves = halves};
+    const bool codes =
+        e2m1 && !halves && j->p.args.w.scale_dtype == MOE_E8M0 && j->p.packed.sets > 0;
     for (; s.r < s.end; s.r++, s.x += rows * shape.cell) {
+        if (codes && fold_codes(j, shape, &s, acc)) {
+            continue;
+        }
         const uint8_t *w = next_record(j, &s, halves);
         if (digits == 2 && !e2m1 && j->rounds) {
             chain_as_written(j, w, &s, acc);
