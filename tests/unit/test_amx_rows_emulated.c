@@ -171,9 +171,8 @@ static void release(product *p)
 }
 
 // In three bands.
-static float *run(const product *p, moek_ggemm_fn *fn, bool packed)
+static float *run_args(moek_ggemm_args a, moek_ggemm_fn *fn)
 {
-    moek_ggemm_args a = packed ? p->packed : p->args;
     const int64_t n = a.w.n;
     const int64_t bands[] = {0, n / 3, n - n / 5, n};
     float *y = take(4 * n * a.rows);
@@ -185,10 +184,13 @@ static float *run(const product *p, moek_ggemm_fn *fn, bool packed)
     return y;
 }
 
-static void compare(const product *p, const float *want, moek_ggemm_fn *fn, bool packed,
-                    const char *name)
+static float *run(const product *p, moek_ggemm_fn *fn, bool packed)
 {
-    float *y = run(p, fn, packed);
+    return run_args(packed ? p->packed : p->args, fn);
+}
+
+static void compare_y(const product *p, const float *want, float *y, const char *name)
+{
     const int64_t n = p->args.w.n;
     int64_t first = 0;
     while (first < p->args.rows * n && memcmp(&y[first], &want[first], sizeof *y) == 0) {
@@ -199,6 +201,34 @@ static void compare(const product *p, const float *want, moek_ggemm_fn *fn, bool
           (int)p->args.rows, (int)n, (int)p->args.w.k, (int)(first % n), (int)(first / n),
           (double)y[first], (double)want[first]);
     free(y);
+}
+
+static void compare(const product *p, const float *want, moek_ggemm_fn *fn, bool packed,
+                    const char *name)
+{
+    compare_y(p, want, run(p, fn, packed), name);
+}
+
+// x is tiles already, which two tasks made.
+static void compare_tiled(const product *p, const float *want)
+{
+    moek_ggemm_args a = p->packed;
+    const int64_t count = moei_i64_ceil_div(a.rows, MOEI_CPU_TILE_ROWS);
+    const int64_t k = a.w.k;
+    const int64_t half = k / 2 / MOEI_CPU_RECORD * MOEI_CPU_RECORD;
+    moei_cpu_x_tiles x = {.k = k, .bytes = moei_cpu_x_tiles_bytes(k)};
+    x.at = take(count * x.bytes);
+    memset(x.at, 0xEE, (size_t)(count * x.bytes));
+    for (int64_t t = 0; t < count; t++) {
+        moei_cpu_x_tiles_begin(&x, t);
+    }
+    moei_cpu_x_tiles_fill(&x, 0, &a, 0, 0, a.rows, 0, half);
+    moei_cpu_x_tiles_fill(&x, 0, &a, 0, 0, a.rows, half, k);
+    a.x.data = x.at;
+    a.x.row_stride = MOEI_CPU_TILED;
+    a.row_index = NULL;
+    compare_y(p, want, run_args(a, emulated_row), "emulated tiles, x as tiles");
+    free(x.at);
 }
 
 static uint64_t isa;
@@ -223,6 +253,10 @@ static void test_rows(const product *p, const float *want)
               tiles.faults);
         CHECK((tiles.begun > 0) == (p->args.rows > FEW), "%d rows: tiles are set up %d times",
               (int)p->args.rows, tiles.begun);
+        compare_tiled(p, want);
+        CHECK(tiles.begun == tiles.ended && tiles.faults == 0,
+              "x as tiles: %d set up, %d released; %d faults", tiles.begun, tiles.ended,
+              tiles.faults);
     }
 }
 

@@ -188,6 +188,7 @@ static bool faults(const void *x)
 static moe_status quantize(const moei_exec *exec, const moei_kernel *kernel,
                            const moek_quantize_args *args)
 {
+    MOE_REQUIRE(!lost || told == RECOVERS, MOE_E_DEVICE, "device: a kernel faulted");
     return faults(args->x) ? MOE_OK : sound.quantize(exec, kernel, args);
 }
 
@@ -195,6 +196,7 @@ static moe_status ggemm(const moei_exec *exec, const moei_kernel *kernel,
                         const moek_ggemm_args *args)
 {
     moek_ggemm_args a = *args;
+    MOE_REQUIRE(!lost || told == RECOVERS, MOE_E_DEVICE, "device: a kernel faulted");
     a.w.value_e_stride /= told == WRAPS ? 2 : 1;
     return faults(args->x.data) ? MOE_OK : sound.ggemm(exec, kernel, &a);
 }

@@ -138,9 +138,10 @@ static moe_status measure_f32(const moe_context *ctx, double *per_second)
 {
     peak p = {.loop = moei_cpu_peak__ref};
 #ifdef MOE_HAVE_REF_FMA
-    p.loop = (ctx->isa & MOEI_ISA_AVX512) != 0     ? moei_cpu_peak__avx512
-             : (ctx->isa & MOEI_ISA_AVX2_FMA) != 0 ? moei_cpu_peak__ref_fma
-                                                   : moei_cpu_peak__ref;
+    p.loop = (ctx->isa & MOEI_ISA_AVX2_FMA) != 0 ? moei_cpu_peak__ref_fma : p.loop;
+#endif
+#ifdef MOE_HAVE_AVX512
+    p.loop = (ctx->isa & MOEI_ISA_AVX512) != 0 ? moei_cpu_peak__avx512 : p.loop;
 #endif
     measure_peak(ctx, &p, per_second);
     return MOE_OK;
@@ -164,9 +165,10 @@ static moe_status measure_i8(const moe_context *ctx, double *per_second)
 {
     peak p = {.loop = NULL};
 #ifdef MOE_HAVE_AVX2
-    p.loop = (ctx->isa & MOEI_ISA_AVX512_VNNI) != 0 ? moei_cpu_peak_i8__avx512_vnni
-             : (ctx->isa & MOEI_ISA_AVX2_FMA) != 0  ? moei_cpu_peak_i8__avx2
-                                                    : NULL;
+    p.loop = (ctx->isa & MOEI_ISA_AVX2_FMA) != 0 ? moei_cpu_peak_i8__avx2 : p.loop;
+#endif
+#ifdef MOE_HAVE_AVX512
+    p.loop = (ctx->isa & MOEI_ISA_AVX512_VNNI) != 0 ? moei_cpu_peak_i8__avx512_vnni : p.loop;
 #endif
     MOE_REQUIRE(p.loop != NULL, MOE_E_UNSUPPORTED,
                 "cpu: no ceiling of 8-bit integers is measured without AVX2");

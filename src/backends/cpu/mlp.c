@@ -11,6 +11,7 @@
 #include "backends/cpu/cpu.h"
 #include "backends/cpu/rescue.h"
 #include "backends/cpu/slots.h"
+#include "backends/cpu/x_tiles.h"
 #include "ops/combine.h"
 #include "ops/ggemm.h"
 #include "ops/glu.h"
@@ -19,6 +20,7 @@
 #define FEW_TOKENS  64        // up to here one thread sums a band's slots
 #define MOST_BANDS  256       // that count their tasks
 #define BLOCK_ROWS  256       // rows that share a band's weights while those are in a cache
+#define MANY_ROWS   48        // of an expert, on average, whose x is worth a job that makes tiles
 #define GATE_UP_MAX (1 << 16) // rows times columns of h: 512 KiB of gate and up
 
 // ---- which steps --------------------------------------------------------------------------------
@@ -186,49 +188,6 @@ static moek_glu_args gate_up_in_rows(const moei_cpu_mlp *m, const moei_cpu_piece
     return glu_columns(glu, p->n0, p->n1);
 }
 
-// A task alone wants its gate and up. Where there are many rows it has them in a slot at the end of
-// that memory, which a thread uses again and again: so they need not go to memory. A slot's rows
-// are reached by their numbers in all of the memory, from a base that does not lie before it.
-static void choose_slots(moei_cpu_slots *slots, const moei_cpu_mlp *m, const moei_cpu_cut *cut,
-                         int32_t threads)
-{
-    const moek_ggemm_args *a = &m->first->args.ggemm;
-    const int64_t all = a->rows * a->y_row_stride;
-    const int64_t stride = bytes_of(a->y_dtype, (is_gated(&m->glu->args.glu) ? 2 : 1) * cut->band);
-    const int64_t block = moei_i64_round_up(cut->block, cut->step);
-    const int64_t bytes = stride * moei_i64_min(cut->most_rows, block);
-    slots->count = 0;
-    if (a->offsets != NULL && threads <= MOEI_CPU_MOST_SLOTS &&
-        a->y_row_stride + a->rows * stride + threads * bytes <= all) {
-        moei_cpu_slots_begin(slots, threads, bytes, a->y + all - threads * bytes);
-    }
-}
-
-static moek_glu_args gate_up_in_slot(const moei_cpu_mlp *m, const moei_cpu_piece *p,
-                                     const moei_cpu_slots *slots, int32_t slot)
-{
-    const moe_dtype dtype = m->first->args.ggemm.y_dtype;
-    const int64_t width = p->n1 - p->n0;
-    moek_glu_args glu = glu_columns(&m->glu->args.glu, p->n0, p->n1);
-    const int64_t stride = bytes_of(dtype, (is_gated(&glu) ? 2 : 1) * width);
-    uint8_t *rows = slots->at + (slot * slots->bytes - p->i0 * stride);
-    if (glu.step == 2) {
-        product_to(m->first, p, 2 * p->n0, 2 * p->n1, rows - bytes_of(dtype, 2 * p->n0), stride);
-    } else {
-        const int64_t gate = glu.gate_offset + p->n0;
-        const int64_t up = glu.up_offset + p->n0;
-        product_to(m->first, p, gate, gate + width, rows - bytes_of(dtype, gate), stride);
-        if (is_gated(&glu)) {
-            product_to(m->first, p, up, up + width, rows - bytes_of(dtype, up - width), stride);
-        }
-        glu.gate_offset = 0;
-        glu.up_offset = width;
-    }
-    glu.x = rows;
-    glu.x_row_stride = stride;
-    return glu;
-}
-
 // From gate and up to h, or its codes.
 static void first_ends(const moei_cpu_mlp *m, const moei_cpu_piece *p, const moek_glu_args *band)
 {
@@ -263,14 +222,157 @@ void moei_cpu_mlp_sum(const moei_cpu_mlp *m, int64_t n0, int64_t n1)
     }
 }
 
-// ---- stages -------------------------------------------------------------------------------------
+// ---- a layer's products
+// --------------------------------------------------------------------------
 
 typedef struct stage {
     const moei_cpu_mlp *mlp;
     moei_cpu_cut cut;
-    moei_cpu_slots gate_up;      // none: in rows
-    atomic_int left[MOST_BANDS]; // tasks of each band of outputs that have not ended
+    moei_cpu_slots gate_up; // none: in rows
+    int64_t h_in_slot;      // where h of a task is, behind its gate and up
+    bool tiled;             // x of both products is tiles
+    moei_cpu_x_tiles x, h;
+    int64_t tile[MOEI_SORT_MAX_EXPERTS]; // the first of each expert
+    atomic_int left[MOST_BANDS];         // tasks of each band of outputs that have not ended
 } stage;
+
+// ---- slots --------------------------------------------------------------------------------------
+
+// A task alone wants its gate and up. Where there are many rows it has them in a slot at the end of
+// that memory, which a thread uses again and again: so they need not go to memory. A slot's rows
+// are reached by their numbers in all of the memory, from a base that does not lie before it.
+// `used`: bytes at its beginning that are others'.
+static bool choose_slots(stage *s, int32_t threads, int64_t used)
+{
+    const moek_ggemm_args *a = &s->mlp->first->args.ggemm;
+    const moek_glu_args *glu = &s->mlp->glu->args.glu;
+    const moei_cpu_cut *cut = &s->cut;
+    const int64_t all = a->rows * a->y_row_stride;
+    const int64_t rows = moei_i64_min(cut->most_rows, moei_i64_round_up(cut->block, cut->step));
+    const int64_t stride = bytes_of(a->y_dtype, (is_gated(glu) ? 2 : 1) * cut->band);
+    const int64_t h = s->tiled ? bytes_of(glu->y_dtype, cut->band) : 0;
+    const int64_t slots = threads * rows * (stride + h);
+    s->gate_up.count = 0;
+    s->h_in_slot = rows * stride;
+    if (a->offsets == NULL || threads > MOEI_CPU_MOST_SLOTS ||
+        a->y_row_stride + a->rows * stride + slots > all || used + slots > all) {
+        return false;
+    }
+    moei_cpu_slots_begin(&s->gate_up, threads, rows * (stride + h), a->y + all - slots);
+    return true;
+}
+
+static moek_glu_args gate_up_in_slot(const moei_cpu_mlp *m, const moei_cpu_piece *p, uint8_t *slot)
+{
+    const moe_dtype dtype = m->first->args.ggemm.y_dtype;
+    const int64_t width = p->n1 - p->n0;
+    moek_glu_args glu = glu_columns(&m->glu->args.glu, p->n0, p->n1);
+    const int64_t stride = bytes_of(dtype, (is_gated(&glu) ? 2 : 1) * width);
+    uint8_t *rows = slot - p->i0 * stride;
+    if (glu.step == 2) {
+        product_to(m->first, p, 2 * p->n0, 2 * p->n1, rows - bytes_of(dtype, 2 * p->n0), stride);
+    } else {
+        const int64_t gate = glu.gate_offset + p->n0;
+        const int64_t up = glu.up_offset + p->n0;
+        product_to(m->first, p, gate, gate + width, rows - bytes_of(dtype, gate), stride);
+        if (is_gated(&glu)) {
+            product_to(m->first, p, up, up + width, rows - bytes_of(dtype, up - width), stride);
+        }
+        glu.gate_offset = 0;
+        glu.up_offset = width;
+    }
+    glu.x = rows;
+    glu.x_row_stride = stride;
+    return glu;
+}
+
+// ---- x as tiles ---------------------------------------------------------------------------------
+
+// Where experts have many rows, each is copied to tiles once for all tasks: x by a job of its own,
+// h by the task that made it. They lie in the memory of gate and up that slots leave.
+static bool choose_tiles(stage *s, int32_t threads)
+{
+    const moek_ggemm_args *a = &s->mlp->first->args.ggemm;
+    const int64_t tiles = moei_cpu_x_tiles_first(&s->cut, s->tile);
+    s->tiled = s->mlp->quantize == NULL && a->offsets != NULL &&
+               s->mlp->glu->args.glu.y_dtype == MOE_BF16 &&
+               a->offsets[a->w.count] >= MANY_ROWS * s->cut.busy &&
+               moei_cpu_takes_tiles(s->mlp->first->kernel) &&
+               moei_cpu_takes_tiles(s->mlp->second->kernel);
+    if (!s->tiled) {
+        return false;
+    }
+    s->x = (moei_cpu_x_tiles){.k = a->w.k, .bytes = moei_cpu_x_tiles_bytes(a->w.k)};
+    s->h = (moei_cpu_x_tiles){.k = s->cut.columns, .bytes = moei_cpu_x_tiles_bytes(s->cut.columns)};
+    s->x.at =
+        a->y + (MOEI_CPU_TILE_LINE - (uintptr_t)a->y % MOEI_CPU_TILE_LINE) % MOEI_CPU_TILE_LINE;
+    s->h.at = s->x.at + tiles * s->x.bytes;
+    s->tiled = choose_slots(s, threads, MOEI_CPU_TILE_LINE + tiles * (s->x.bytes + s->h.bytes));
+    return s->tiled;
+}
+
+static int64_t tile_of(const stage *s, const moei_cpu_piece *p)
+{
+    int64_t i0;
+    (void)moei_cpu_rows_of(s->cut.args, p->expert, &i0);
+    return s->tile[p->expert] + (p->i0 - i0) / MOEI_CPU_TILE_ROWS;
+}
+
+// `step` with its x as tiles.
+static moei_step tiled_step(const stage *s, const moei_step *step, const moei_cpu_x_tiles *x,
+                            const moei_cpu_piece *p)
+{
+    moei_step tiled = *step;
+    tiled.args.ggemm.x.data = x->at + tile_of(s, p) * x->bytes;
+    tiled.args.ggemm.x.row_stride = MOEI_CPU_TILED;
+    return tiled;
+}
+
+// Rows of x to tiles.
+static void tile_task(void *arg, size_t index)
+{
+    const stage *s = arg;
+    int32_t b = 0;
+    while (b + 1 < s->cut.busy && s->tile[s->cut.expert[b + 1]] <= (int64_t)index) {
+        b++;
+    }
+    const int32_t e = s->cut.expert[b];
+    int64_t i0;
+    const int64_t end = moei_cpu_rows_of(s->cut.args, e, &i0);
+    i0 += ((int64_t)index - s->tile[e]) * MOEI_CPU_TILE_ROWS;
+    moei_cpu_x_tiles_begin(&s->x, (int64_t)index);
+    moei_cpu_x_tiles_begin(&s->h, (int64_t)index);
+    moei_cpu_x_tiles_fill(&s->x, (int64_t)index, s->cut.args, e, i0,
+                          moei_i64_min(i0 + MOEI_CPU_TILE_ROWS, end), 0, s->x.k);
+}
+
+// ---- stages -------------------------------------------------------------------------------------
+
+// h of a piece, which begins with row i0 at `from`, to tiles.
+static void tile_h(const stage *s, const moei_cpu_piece *p, const uint8_t *from, int64_t stride)
+{
+    moek_ggemm_args a = s->mlp->second->args.ggemm;
+    a.x.data = from - p->i0 * stride - bytes_of(MOE_BF16, p->n0);
+    a.x.row_stride = stride;
+    moei_cpu_x_tiles_fill(&s->h, tile_of(s, p), &a, p->expert, p->i0, p->i1, p->n0, p->n1);
+}
+
+static void first_in_slot(const stage *s, const moei_cpu_piece *p, uint8_t *slot)
+{
+    if (!s->tiled) {
+        const moek_glu_args band = gate_up_in_slot(s->mlp, p, slot);
+        first_ends(s->mlp, p, &band);
+        return;
+    }
+    const moei_step first = tiled_step(s, s->mlp->first, &s->x, p);
+    moei_cpu_mlp mlp = *s->mlp;
+    mlp.first = &first;
+    moek_glu_args band = gate_up_in_slot(&mlp, p, slot);
+    band.y_row_stride = bytes_of(MOE_BF16, p->n1 - p->n0);
+    band.y = slot + s->h_in_slot - p->i0 * band.y_row_stride;
+    first_ends(&mlp, p, &band);
+    tile_h(s, p, slot + s->h_in_slot, band.y_row_stride);
+}
 
 static void first_task(void *arg, size_t index)
 {
@@ -281,16 +383,25 @@ static void first_task(void *arg, size_t index)
         return;
     }
     const int32_t slot = moei_cpu_slot_take(&s->gate_up);
-    const moek_glu_args band = gate_up_in_slot(s->mlp, &p, &s->gate_up, slot);
-    first_ends(s->mlp, &p, &band);
+    first_in_slot(s, &p, s->gate_up.at + slot * s->gate_up.bytes);
     moei_cpu_slot_give(&s->gate_up, slot);
+}
+
+static void second_piece(const stage *s, const moei_cpu_piece *p)
+{
+    if (!s->tiled) {
+        moei_cpu_mlp_second(s->mlp, p);
+        return;
+    }
+    const moei_step second = tiled_step(s, s->mlp->second, &s->h, p);
+    product_columns(&second, p, p->n0, p->n1);
 }
 
 static void second_task(void *arg, size_t index)
 {
     const stage *s = arg;
     const moei_cpu_piece p = moei_cpu_cut_at(&s->cut, (int64_t)index);
-    moei_cpu_mlp_second(s->mlp, &p);
+    second_piece(s, &p);
 }
 
 // Band by band, all rows of an expert in each.
@@ -302,7 +413,7 @@ static void second_and_sum_task(void *arg, size_t index)
                         .n0 = band * s->cut.band};
     p.i1 = moei_cpu_rows_of(s->cut.args, p.expert, &p.i0);
     p.n1 = moei_i64_min(p.n0 + s->cut.band, s->cut.columns);
-    moei_cpu_mlp_second(s->mlp, &p);
+    second_piece(s, &p);
     if (atomic_fetch_sub_explicit(&s->left[band], 1, memory_order_acq_rel) == 1) {
         moei_cpu_mlp_sum(s->mlp, p.n0, p.n1);
     }
@@ -328,7 +439,7 @@ static moe_status run_second(const moei_exec *exec, stage *s)
                                         .bands = MOST_BANDS,
                                         .threads = exec->ctx->num_threads};
     moei_cpu_cut_choose(&s->cut, step->args.ggemm.w.n, &limits);
-    if (!moei_cpu_rescue_second(exec, s->mlp, &s->cut)) {
+    if (s->tiled || !moei_cpu_rescue_second(exec, s->mlp, &s->cut)) {
         if (sums_bands(s)) {
             for (int64_t b = 0; b < s->cut.bands; b++) {
                 atomic_init(&s->left[b], s->cut.busy);
@@ -346,6 +457,18 @@ static moe_status run_second(const moei_exec *exec, stage *s)
     return MOE_OK;
 }
 
+// Chooses where gate and up of tasks lie, and x.
+static void run_tiles(const moei_exec *exec, stage *s)
+{
+    const int32_t threads = exec->ctx->num_threads;
+    if (choose_tiles(s, threads)) {
+        const size_t tiles = (size_t)((s->h.at - s->x.at) / s->x.bytes);
+        moei_parallel_for(&exec->ctx->pool, tiles, tile_task, s);
+    } else {
+        (void)choose_slots(s, threads, 0);
+    }
+}
+
 moe_status moei_cpu_mlp_run(const moei_exec *exec, const moei_cpu_mlp *mlp)
 {
     stage s;
@@ -357,10 +480,11 @@ moe_status moei_cpu_mlp_run(const moei_exec *exec, const moei_cpu_mlp *mlp)
                                         .bands = INT64_MAX,
                                         .threads = exec->ctx->num_threads};
     s.mlp = mlp;
+    s.tiled = false;
     moei_cpu_cut_begin(&s.cut, &first->args.ggemm);
     moei_cpu_cut_choose(&s.cut, mlp->glu->args.glu.inter, &limits);
     if (!moei_cpu_rescue_first(exec, mlp, &s.cut)) {
-        choose_slots(&s.gate_up, mlp, &s.cut, exec->ctx->num_threads);
+        run_tiles(exec, &s);
         moei_parallel_for(&exec->ctx->pool, (size_t)s.cut.tasks, first_task, &s);
     }
     if (mlp->quantize != NULL && mlp->unit == 0) {

@@ -21,6 +21,7 @@
 
 #include "backends/cpu/amx/tiles.h"
 #include "backends/cpu/packed_panels.h"
+#include "backends/cpu/x_tiles.h"
 
 #define PANEL        MOEI_CPU_PANEL
 #define RECORD       MOEI_CPU_RECORD
@@ -40,6 +41,9 @@ typedef struct amx_block {
     _Alignas(64) float acc[GROUP_PANELS][PANEL_STRIPS][BLOCK_TILES][ROWS][MOEI_CPU_STRIP];
     moei_cpu_columns columns[GROUP_PANELS];
     moei_cpu_panels p;
+    const uint8_t *tiles;         // x of the call as tiles; NULL: x is copied
+    const uint8_t *x_at;          // tiles of a step
+    int64_t x_step;               // from 16 rows of them to the next, in bytes
     int64_t depth;                // records of a step
     const uint8_t *ask, *ask_end; // weights that come next
     int64_t ask_each;             // bytes
@@ -142,6 +146,22 @@ copy_x(amx_block *b, const block_ops *ops, int64_t i0, int64_t i1, int64_t r0, i
     tiles_see(b->x);
 }
 
+static inline const uint8_t *x_tile(const amx_block *b, int64_t t)
+{
+    return b->x_at + t * b->x_step;
+}
+
+// x of rows i0 .. i1 - 1, records r0 .. r1 - 1, to x_tile.
+__attribute__((always_inline)) static inline void
+bring_x(amx_block *b, const block_ops *ops, int64_t i0, int64_t i1, int64_t r0, int64_t r1)
+{
+    if (b->tiles == NULL) {
+        copy_x(b, ops, i0, i1, r0, r1);
+        return;
+    }
+    b->x_at = b->tiles + (i0 - b->p.i0) / ROWS * b->x_step + r0 * TILE_BYTES;
+}
+
 // ---- products ----------------------------------------------------------------------------------
 
 // The sums of 16 or (two) 32 rows and two strips go on by `count` records. Strips that are to be
@@ -178,7 +198,7 @@ advance(amx_block *b, const block_ops *ops, bool decode, bool two, bool begin, c
         _tile_dpbf16ps(2, 4, 7);
         _tile_zero(4);
         if (two) {
-            _tile_loadd(5, x + (DEPTH + r) * TILE_BYTES, TILE_LINE);
+            _tile_loadd(5, x + b->x_step + r * TILE_BYTES, TILE_LINE);
             _tile_dpbf16ps(1, 5, 6);
             _tile_dpbf16ps(3, 5, 7);
             _tile_zero(5);
@@ -203,15 +223,15 @@ advance_rows(amx_block *b, const block_ops *ops, const w_pair *w, int64_t high, 
     const bool decode = ops->decode != NULL;
     int64_t t = 2;
     if (high == 1) {
-        advance(b, ops, decode, false, begin, w, b->x[0][0][0], count, first[0][0], second[0][0]);
+        advance(b, ops, decode, false, begin, w, x_tile(b, 0), count, first[0][0], second[0][0]);
     } else {
-        advance(b, ops, decode, true, begin, w, b->x[0][0][0], count, first[0][0], second[0][0]);
+        advance(b, ops, decode, true, begin, w, x_tile(b, 0), count, first[0][0], second[0][0]);
     }
     for (; t + 1 < high; t += 2) {
-        advance(b, ops, false, true, begin, w, b->x[t][0][0], count, first[t][0], second[t][0]);
+        advance(b, ops, false, true, begin, w, x_tile(b, t), count, first[t][0], second[t][0]);
     }
     if (t < high) {
-        advance(b, ops, false, false, begin, w, b->x[t][0][0], count, first[t][0], second[t][0]);
+        advance(b, ops, false, false, begin, w, x_tile(b, t), count, first[t][0], second[t][0]);
     }
 }
 
@@ -225,7 +245,7 @@ __attribute__((always_inline)) static inline void block_sums(amx_block *b, const
     const int64_t high = moei_i64_ceil_div(i1 - i0, ROWS);
     for (int64_t r0 = 0; r0 < records; r0 += b->depth) {
         const int64_t r1 = moei_i64_min(r0 + b->depth, records);
-        copy_x(b, ops, i0, i1, r0, r1);
+        bring_x(b, ops, i0, i1, r0, r1);
         for (int64_t p = 0; p < panels; p++) {
             const int64_t strips = moei_cpu_panel_width(&b->p.packed, panel + p) / MOEI_CPU_STRIP;
             const int64_t times = (r1 - r0) * ((high + 1) / 2) * ((strips + 1) / 2);
@@ -275,11 +295,16 @@ static inline void block_finish(amx_block *b, int64_t i0, int64_t i1, int64_t pa
     }
 }
 
-static inline void block_open(amx_block *b, const moek_ggemm_args *args, int32_t e, int64_t n0,
-                              int64_t n1)
+static inline void block_open(amx_block *b, const moek_ggemm_args *args, int32_t e, int64_t i0,
+                              int64_t n0, int64_t n1)
 {
     moei_cpu_panels_open(&b->p, args, e, n0, n1);
+    const bool tiled = args->x.row_stride == MOEI_CPU_TILED;
     const int64_t steps = moei_i64_ceil_div(b->p.packed.records, DEPTH);
+    b->p.i0 = i0;
+    b->tiles = tiled ? args->x.data : NULL;
+    b->x_at = b->x[0][0][0];
+    b->x_step = tiled ? moei_cpu_x_tiles_bytes(args->w.k) : (int64_t)sizeof b->x[0];
     b->depth = moei_i64_ceil_div(b->p.packed.records, steps);
     tiles_begin();
 }
@@ -301,8 +326,9 @@ __attribute__((always_inline)) static inline void each_group(amx_block *b,
 {
     const int64_t step = block_rows(i1 - i0);
     const int64_t end = moei_i64_ceil_div(n1, PANEL);
-    block_open(b, args, e, n0, n1);
-    ask_for(b, n0 / PANEL, 0, moei_i64_min(step, i1 - i0));
+    block_open(b, args, e, i0, n0, n1);
+    ask_for(b, n0 / PANEL, 0, b->tiles != NULL ? 1 : moei_i64_min(step, i1 - i0));
+    ask_next(b);
     for (int64_t i = i0; i < i1; i += step) {
         for (int64_t panel = n0 / PANEL; panel < end; panel += GROUP_PANELS) {
             const int64_t panels = moei_i64_min(GROUP_PANELS, end - panel);

@@ -28,7 +28,7 @@ moek_ggemm_fn moek_ggemm_any_bf16_packed__amx;
 void moek_ggemm_any_bf16_packed__amx(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1,
                                      int64_t n0, int64_t n1)
 {
-    if (i1 - i0 <= FEW) {
+    if (i1 - i0 <= FEW && args->x.row_stride != MOEI_CPU_TILED) {
         moek_ggemm_any_bf16_packed__avx512_amx(args, e, i0, i1, n0, n1);
         return;
     }

@@ -22,9 +22,9 @@ moek_ggemm_fn moek_ggemm_any_bf16_packed__avx512_amx_b32;
 
 #define CODES       (RECORD / 8) // words of an output in a record
 #define CODE_BYTES  (MOEI_CPU_STRIP * RECORD / 2)
-#define FOLD_TILES  2          // of rows that share a decoded record
-#define X_LEAST     (127 - 77) // exponents of x, as bf16 has them
-#define X_MOST      (127 + 60)
+#define FOLD_TILES  2 // of rows that share a decoded record
+#define X_LEAST     MOEI_CPU_TILED_LEAST
+#define X_MOST      MOEI_CPU_TILED_MOST
 #define SCALE_LEAST (127 - 40)
 #define SCALE_MOST  (127 + 40)
 
@@ -187,13 +187,13 @@ static void folded_sums(decoder *d, int64_t i0, int64_t i1, int64_t panel, foldi
     memset(f->acc, 0, sizeof f->acc);
     for (int64_t r0 = 0; r0 < b->p.packed.records; r0 += b->depth) {
         const int64_t r1 = moei_i64_min(r0 + b->depth, b->p.packed.records);
-        copy_x(b, &ops, i0, i1, r0, r1);
+        bring_x(b, &ops, i0, i1, r0, r1);
         for (int64_t r = r0; r < r1; r++) {
             const uint8_t *record = record_at(b, panel, r);
             load_scale_line(MOE_E8M0, record, width, f->scale);
             decode_plain(d, record + width, width / MOEI_CPU_STRIP, f);
             for (int64_t t = 0; t < high; t++) {
-                multiply(f, b->x[t][r - r0][0]);
+                multiply(f, x_tile(b, t) + (r - r0) * TILE_BYTES);
                 fold(f, width, f->acc + t * ROWS);
             }
         }
@@ -217,6 +217,10 @@ static void coded_group(amx_block *b, int64_t i0, int64_t i1, int64_t panel, int
     static const block_ops ops = {scaled_pair, decode_pair, look_at_x};
     decoder *d = decoder_of(b);
     d->beyond = 0;
+    for (int64_t i = i0; b->tiles != NULL && i < i1; i += ROWS) {
+        d->beyond |=
+            moei_cpu_x_tiles_beyond(b->tiles + (i - b->p.i0) / ROWS * b->x_step, b->p.args.w.k);
+    }
     block_sums(b, &ops, i0, i1, panel, panels);
     if (d->beyond == 0) {
         block_finish(b, i0, i1, panel, panels);
@@ -231,7 +235,7 @@ moek_ggemm_fn moek_ggemm_any_bf16_packed__amx_b32;
 void moek_ggemm_any_bf16_packed__amx_b32(const moek_ggemm_args *args, int32_t e, int64_t i0,
                                          int64_t i1, int64_t n0, int64_t n1)
 {
-    if (i1 - i0 <= FEW) {
+    if (i1 - i0 <= FEW && args->x.row_stride != MOEI_CPU_TILED) {
         moek_ggemm_any_bf16_packed__avx512_amx_b32(args, e, i0, i1, n0, n1);
         return;
     }
