@@ -90,17 +90,35 @@ static inline void moei_cpu_canonical_open(moei_cpu_canonical *c, int64_t n0, in
     moei_cpu_load_columns(m, c->e, n0, n1, &c->columns);
 }
 
-/// Part of a row of which `bytes` are there, for loads of whole steps: itself, or a copy in `tail`
-/// with zeros behind it.
-static inline const uint8_t *moei_cpu_whole_steps(const uint8_t *row, int64_t bytes, int64_t step,
-                                                  uint8_t *tail)
+/// Outputs that a vector holds at most, so that they are turned together.
+#define MOEI_CPU_MAX_GROUP 16
+
+/// Turns `count` k of `group` rows that begin at the addresses given, and decodes them as outputs g
+/// .. g + group - 1 of the panel. Reads whole steps.
+typedef void moei_cpu_turn_fn(void *panel, const uint8_t *const *rows, int64_t g, int64_t count);
+
+/// `count` k from k0 on, `group` rows at a time. tail: where the ends of rows lie that are no whole
+/// steps of bytes, with zeros behind them.
+__attribute__((always_inline)) static inline void
+moei_cpu_turn_rows(const moei_cpu_canonical *c, void *panel, moei_cpu_turn_fn *turn, int64_t group,
+                   int64_t step, uint8_t (*tail)[MOEI_CPU_SLICE * sizeof(float)], int64_t k0,
+                   int64_t count)
 {
-    if (bytes % step == 0) {
-        return row;
+    const moe_dtype elem = c->args->w.format->elem;
+    const int64_t at = moei_elem_bytes(elem, k0);
+    const int64_t bytes = moei_elem_bytes(elem, count);
+    for (int64_t g = 0; g < c->outputs; g += group) {
+        const uint8_t *rows[MOEI_CPU_MAX_GROUP];
+        for (int64_t r = 0; r < group; r++) {
+            rows[r] = c->row[g + r] + at;
+            if (bytes % step != 0) { // whole steps would read past the row
+                memcpy(tail[r], rows[r], (size_t)bytes);
+                memset(tail[r] + bytes, 0, (size_t)(step - bytes % step));
+                rows[r] = tail[r];
+            }
+        }
+        turn(panel, rows, g, count);
     }
-    memcpy(tail, row, (size_t)bytes);
-    memset(tail + bytes, 0, (size_t)(step - bytes % step));
-    return tail;
 }
 
 /// Weights whose rows of n lie packed (transposed) need not be turned: `count` k from k0 on.

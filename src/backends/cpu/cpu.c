@@ -113,6 +113,7 @@ static bool integers_support(const moei_kernel *kernel, const moei_ggemm_problem
     const moe_dtype elem = int16 ? MOE_I16 : MOE_I8;
     const bool four_bits = format->elem == MOE_E2M1 || format->elem == MOE_UINT4;
     const bool bytes = format->elem == MOE_I8 || format->elem == MOE_U8;
+    const bool blocks = kernel->arith == MOEI_ARITH_FMA_B64 || kernel->arith == MOEI_ARITH_FMA_B128;
     moe_quant_desc act = gemm->act;
     moei_quant_resolve(&act);
     if (problem->x_dtype != elem) {
@@ -125,7 +126,7 @@ static bool integers_support(const moei_kernel *kernel, const moei_ggemm_problem
                              int16 ? MOE_QUANT_I16B32 : MOE_QUANT_I8B32};
         return false;
     }
-    if (!(four_bits || (bytes && !int16)) ||
+    if (!(four_bits || (bytes && !int16)) || (format->elem == MOE_E2M1 && blocks) ||
         !moei_cpu_packed_takes(format, moei_gemm_block_k(format, gemm))) {
         *why = (moei_whynot){MOEI_WHYNOT_WGT_FORMAT, gemm->weight_format, MOE_FORMAT_MXFP4};
         return false;

@@ -84,11 +84,19 @@ __attribute__((always_inline)) static inline void fold_sums(const float *x_scale
     save_sums(acc, rows, vectors, s);
 }
 
+// Whether each k multiplies the sums in one order. With eight lanes FMA of two k in turns take
+// longer; with sixteen short chains lose by it (docs/cpu-strict.md).
+#if LANES == 8
+#define IN_ORDER volatile
+#else
+#define IN_ORDER
+#endif
+
 // sum + x * w, where sum is: compilers that choose between the three orders of an FMA may move sums
 // about, and spill them.
 __attribute__((always_inline)) static inline void multiply_add(vecf *sum, vecf x, vecf w)
 {
-    __asm__("vfmadd231ps %2, %1, %0" : "+v"(*sum) : "v"(x), "v"(w));
+    __asm__ IN_ORDER("vfmadd231ps %2, %1, %0" : "+v"(*sum) : "v"(x), "v"(w));
 }
 
 // What floats are made of besides the form: values of 4-bit codes, zero points of the outputs.

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// ggemm of codes times codes: x of i8b32 or i16b32 with packed weights of integers, or of e2m1,
-// counted in halves. Integer instructions give the bits of the portable rows. One source for AVX2
-// and for AVX-512 with VNNI.
+// ggemm of codes times codes: x of i8b32, i8b128 or i16b32 with packed weights of integers, or
+// of e2m1, counted in halves. Integer instructions give the bits of the portable rows. One source
+// for AVX2 and for AVX-512 with VNNI.
 //
-// Why: in the chain of a block of 32 k, every sum is a multiple of 1/2 below 2^24 (docs/numerics.md
-// has the worst cases), so no step of it rounds, and any order of exact operations ends in the same
-// float. After it come the portable row's own steps, acc = fma(sum * s_x, s_w, acc).
+// Why: in the chain of a block (16 to 128 k that share scales) every sum is a multiple of 1/2 below
+// 2^24 (docs/numerics.md has the worst cases), so no step of it rounds, and any order of exact
+// operations ends in the same float. After it come the portable row's own steps, acc = fma(sum *
+// s_x, s_w, acc).
 //
 // A vector holds 8 or 16 outputs, a lane each, as packed.h lays them: half a strip or a strip.
 //
@@ -14,6 +15,7 @@
 //   prepare     some records of x that way (.h)
 //   loop        records of a panel (_rows.h), which are added by digits (_digits.h), or by pairs or
 //               bytes (_pairs.h): those headers count operations
+//   rows_of_blocks   the same where blocks are several records (_blocks.h)
 //
 // Class i32, int8 with int8 and no scales along k: bytes or pairs again, whose sums of 32 bits go
 // on over all of k, in 64 bits from chunk to chunk where k is long, and become floats at the end.
@@ -22,6 +24,7 @@
 // the 12 of VNNI).
 #include "backends/cpu/avx/ggemm_ints_packed.h"
 
+#include "backends/cpu/avx/ggemm_ints_packed_blocks.h"
 #include "backends/cpu/avx/ggemm_ints_packed_rows.h"
 
 static way way_of(const job *j)
@@ -45,7 +48,7 @@ static void begin(void *arg)
     j->cell =
         j->way == DIGITS8 || j->way == BYTES ? (int64_t)sizeof(cell8) : (int64_t)sizeof(cell16);
     j->p.side = SIDE;
-    j->p.depth = moei_i64_min(X_ROOM / (rows * j->cell), j->p.packed.records);
+    j->p.depth = moei_i64_min(X_ROOM / (rows * j->cell) / j->block * j->block, j->p.packed.records);
     j->p.acc = j->acc;
 }
 
@@ -53,7 +56,8 @@ static void multiply(void *arg, int64_t panel, int64_t r0, int64_t r1, int64_t a
 {
     job *j = arg;
     const int64_t rows = j->p.i1 - j->p.i0;
-    loop_of(j, rows)(j, span_of(j, panel, r0, r1), j->acc + at);
+    loop_fn *loop = j->block > 1 ? rows_of_blocks : loop_of(j, rows);
+    loop(j, span_of(j, panel, r0, r1), j->acc + at);
     if (j->splits) {
         moei_cpu_whole_part(rows, r0 == 0, j->acc + at, j->total + at);
     }
@@ -69,17 +73,19 @@ static void end(void *arg, int64_t at)
 
 static const moei_cpu_panels_ops ops = {MR, begin, prepare, multiply, end};
 
+// length: k of a block of the class; 0: all, as integers.
 static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, int64_t n0,
-                int64_t n1, bool halves, bool whole)
+                int64_t n1, int64_t length)
 {
     job j;
     const moei_format_info *format = args->w.format;
     moei_cpu_panels_open(&j.p, args, e, n0, n1);
     j.e2m1 = format->elem == MOE_E2M1;
     j.int16 = args->x.dtype == MOE_I16;
-    j.halves = halves;
-    j.whole = whole;
-    j.splits = whole && args->w.k > MOEI_CPU_WHOLE_TOP;
+    j.halves = length == RECORD / HALVES;
+    j.block = moei_i64_max(length / RECORD, 1);
+    j.whole = length == 0;
+    j.splits = j.whole && args->w.k > MOEI_CPU_WHOLE_TOP;
     j.rounds = false;
     for (int64_t s = 0; s < HALVES; s++) {
         for (int64_t n = 0; n < PANEL; n++) {
@@ -92,23 +98,27 @@ static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, 
     moei_cpu_panels_run(&j.p, &ops, &j, i0, i1);
 }
 
-#define INTS_KERNEL(name, halves, whole)                                                           \
+#define INTS_KERNEL(name, length)                                                                  \
     moek_ggemm_fn moek_ggemm_##name;                                                               \
     void moek_ggemm_##name(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1,         \
                            int64_t n0, int64_t n1)                                                 \
     {                                                                                              \
-        run(args, e, i0, i1, n0, n1, halves, whole);                                               \
+        run(args, e, i0, i1, n0, n1, length);                                                      \
     }
 #if LANES == 16
-INTS_KERNEL(any_i8_packed__avx512_b16, true, false)
-INTS_KERNEL(any_i8_packed__avx512_b32, false, false)
-INTS_KERNEL(any_i8_packed__avx512_i32, false, true)
-INTS_KERNEL(any_i16_packed__avx512_b16, true, false)
-INTS_KERNEL(any_i16_packed__avx512_b32, false, false)
+INTS_KERNEL(any_i8_packed__avx512_b16, 16)
+INTS_KERNEL(any_i8_packed__avx512_b32, 32)
+INTS_KERNEL(any_i8_packed__avx512_b64, 64)
+INTS_KERNEL(any_i8_packed__avx512_b128, 128)
+INTS_KERNEL(any_i8_packed__avx512_i32, 0)
+INTS_KERNEL(any_i16_packed__avx512_b16, 16)
+INTS_KERNEL(any_i16_packed__avx512_b32, 32)
 #else
-INTS_KERNEL(any_i8_packed__avx2_b16, true, false)
-INTS_KERNEL(any_i8_packed__avx2_b32, false, false)
-INTS_KERNEL(any_i8_packed__avx2_i32, false, true)
-INTS_KERNEL(any_i16_packed__avx2_b16, true, false)
-INTS_KERNEL(any_i16_packed__avx2_b32, false, false)
+INTS_KERNEL(any_i8_packed__avx2_b16, 16)
+INTS_KERNEL(any_i8_packed__avx2_b32, 32)
+INTS_KERNEL(any_i8_packed__avx2_b64, 64)
+INTS_KERNEL(any_i8_packed__avx2_b128, 128)
+INTS_KERNEL(any_i8_packed__avx2_i32, 0)
+INTS_KERNEL(any_i16_packed__avx2_b16, 16)
+INTS_KERNEL(any_i16_packed__avx2_b32, 32)
 #endif

@@ -13,14 +13,18 @@
 #define MR     32         // rows that share a decoded record
 #define SIDE   4          // panels whose sums are kept at once
 #define X_ROOM (80 << 10) // bytes of prepared x
+#define BLOCK  4          // records of a block, at most
+
+#define WORD_BYTES                                                                                 \
+    (PANEL * RECORD * (int64_t)sizeof(int16_t)) // of a record that is decoded to words
 
 typedef enum way { DIGITS8, DIGITS16, BYTES, PAIRS } way;
 
 typedef struct job job;
 
 struct job {
-    _Alignas(64) uint8_t x[X_ROOM];                           // cells [record][row] of the chunk
-    _Alignas(64) uint8_t w[PANEL * RECORD * sizeof(int16_t)]; // [vector][step][lane]
+    _Alignas(64) uint8_t x[X_ROOM];             // cells [record][row] of the chunk
+    _Alignas(64) uint8_t w[BLOCK * WORD_BYTES]; // of a record or a block: [vector][step][lane]
     _Alignas(64) float acc[SIDE * MR][PANEL];
     _Alignas(64)
         int64_t total[SIDE * MR][PANEL]; // of chunks: class i32 where k is above MOEI_CPU_WHOLE_TOP
@@ -29,16 +33,28 @@ struct job {
     moei_cpu_panels p;
     way way;
     bool e2m1;
-    bool int16;   // codes of x
-    bool halves;  // of a record have scales of their own
-    bool whole;   // class i32: `acc` holds integers
-    bool splits;  // the sums of class i32 over chunks
-    bool rounds;  // a zero point of the group is above MOEI_CPU_ZERO_TOP
-    int64_t cell; // bytes
-    int64_t sets; // folds of this record: 1, or 2 with halves
+    bool int16;    // codes of x
+    bool halves;   // of a record have scales of their own
+    bool whole;    // class i32: `acc` holds integers
+    bool splits;   // the sums of class i32 over chunks
+    bool rounds;   // a zero point of the group is above MOEI_CPU_ZERO_TOP
+    int64_t block; // records whose sums become a float at once: 1, 2 or 4
+    int64_t cell;  // bytes
+    int64_t sets;  // folds of this record: 1, or 2 with halves
 };
 
 // ---- x -----------------------------------------------------------------------------------------
+
+// The sum of x of a record's cell becomes that of the block so far.
+static inline void add_sum_before(const job *j, int64_t r, int32_t *sum)
+{
+    if ((r & (j->block - 1)) > 0) {
+        const int64_t apart = (j->p.i1 - j->p.i0) * j->cell;
+        int32_t before;
+        memcpy(&before, (const uint8_t *)sum - apart, sizeof before);
+        *sum += before;
+    }
+}
 
 // Records r0 .. r1 - 1 of the rows.
 static void prepare(void *arg, int64_t r0, int64_t r1)
@@ -64,6 +80,7 @@ static void prepare(void *arg, int64_t r0, int64_t r1)
             if (j->way == DIGITS8 || j->way == BYTES) {
                 cell8 *c = (cell8 *)(void *)to;
                 fill_digits8(j->e2m1, j->halves, j->way == BYTES, codes, c);
+                add_sum_before(j, r, &c->sum[0]);
                 c->scale = scale;
                 continue;
             }
@@ -73,6 +90,7 @@ static void prepare(void *arg, int64_t r0, int64_t r1)
                 fill_digits16(j->e2m1, j->halves, v, c->digit, c->sum);
             } else {
                 fill_pairs(j->int16, j->p.packed.unit_k == 4, j->e2m1, j->halves, codes, c);
+                add_sum_before(j, r, &c->sum[0]);
             }
             c->scale = scale;
         }

@@ -143,13 +143,28 @@ static inline void end_sum(bool whole, veci sum, const float *x_scale, const flo
 }
 
 #if LANES == 16
-// A record of weights of 8 bits, as they lie but for `flip`, which makes int8 unsigned.
+// A line of a strip is 4 k of weights of 8 bits, as they lie but for `flip`, which makes int8
+// unsigned. x: cells of 8 bits.
+__attribute__((always_inline)) static inline void add_line_of_bytes(int64_t rows, bool is_signed,
+                                                                    const uint8_t *strip,
+                                                                    int64_t line, const void *x,
+                                                                    veci sum[TILE][VECTORS])
+{
+    const cell8 *cells = x;
+    const veci flip = _mm512_set1_epi8(is_signed ? -128 : 0);
+    const veci bytes = _mm512_xor_si512(veci_load(strip + line * VECTOR), flip);
+    UNROLL
+    for (int64_t r = 0; r < rows; r++) {
+        sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], bytes, dword_of(&cells[r].digit[0][4 * line]));
+    }
+}
+
+// A record of weights of 8 bits.
 __attribute__((always_inline)) static inline void fold_bytes(int64_t rows, bool is_signed,
                                                              bool halves, bool whole, fold_to to,
                                                              const uint8_t *w, const void *x)
 {
     const cell8 *cells = x;
-    const veci flip = _mm512_set1_epi8(is_signed ? -128 : 0);
     const int64_t lines = RECORD / 4;
     for (int64_t strip = to.first; strip < to.last; strip++) {
         const uint8_t *from = w + strip * STRIP * RECORD;
@@ -157,33 +172,49 @@ __attribute__((always_inline)) static inline void fold_bytes(int64_t rows, bool 
         moei_cpu_ask_ahead(from, STRIP * RECORD);
         for (int64_t h = 0; h < (halves ? to.sets : 1); h++) {
             const int64_t count = halves ? lines / HALVES : lines;
-            veci sum[TILE];
+            veci sum[TILE][VECTORS];
             UNROLL
             for (int64_t r = 0; r < rows; r++) {
-                sum[r] = _mm512_setzero_si512();
+                sum[r][0] = _mm512_setzero_si512();
             }
             UNROLL
             for (int64_t u = 0; u < count; u++) {
-                const int64_t line = h * count + u;
-                const veci bytes = _mm512_xor_si512(veci_load(from + line * VECTOR), flip);
-                UNROLL
-                for (int64_t r = 0; r < rows; r++) {
-                    const veci digits = dword_of(&cells[r].digit[0][4 * line]);
-                    sum[r] = _mm512_dpbusd_epi32(sum[r], bytes, digits);
-                }
+                add_line_of_bytes(rows, is_signed, from, h * count + u, x, sum);
             }
             UNROLL
             for (int64_t r = 0; r < rows; r++) {
                 const veci excess = _mm512_mullo_epi32(_mm512_set1_epi32(cells[r].sum[h]),
                                                        veci_load(&to.zero[h][n]));
-                end_sum(whole, _mm512_sub_epi32(sum[r], excess), &cells[r].scale, &to.scale[h][n],
-                        &to.acc[r][n]);
+                end_sum(whole, _mm512_sub_epi32(sum[r][0], excess), &cells[r].scale,
+                        &to.scale[h][n], &to.acc[r][n]);
             }
         }
     }
 }
 #else
-// A record of weights of 8 bits, as they lie, and x in pairs.
+// A line of a strip is 4 k of weights of 8 bits, as they lie. x: cells of pairs.
+__attribute__((always_inline)) static inline void add_line_of_bytes(int64_t rows, bool is_signed,
+                                                                    const uint8_t *strip,
+                                                                    int64_t line, const void *x,
+                                                                    veci sum[TILE][VECTORS])
+{
+    const cell16 *cells = x;
+    UNROLL
+    for (int64_t v = 0; v < VECTORS; v++) {
+        veci words[2];
+        words_of_bytes(is_signed, veci_load(strip + line * 64 + v * VECTOR), words);
+        UNROLL
+        for (int64_t r = 0; r < rows; r++) {
+            const veci even = dword_of(&cells[r].code[4 * line]);
+            const veci odd = dword_of(&cells[r].code[4 * line + 2]);
+            const veci both = _mm256_add_epi32(_mm256_madd_epi16(words[0], even),
+                                               _mm256_madd_epi16(words[1], odd));
+            sum[r][v] = pinned(_mm256_add_epi32(sum[r][v], both));
+        }
+    }
+}
+
+// A record of weights of 8 bits.
 __attribute__((always_inline)) static inline void fold_bytes(int64_t rows, bool is_signed,
                                                              bool halves, bool whole, fold_to to,
                                                              const uint8_t *w, const void *x)
@@ -201,19 +232,7 @@ __attribute__((always_inline)) static inline void fold_bytes(int64_t rows, bool 
                 sum[r][0] = sum[r][1] = _mm256_setzero_si256();
             }
             for (int64_t line = h * count; line < (h + 1) * count; line++) {
-                UNROLL
-                for (int64_t v = 0; v < 2; v++) {
-                    veci words[2];
-                    words_of_bytes(is_signed, veci_load(from + line * 64 + v * 32), words);
-                    UNROLL
-                    for (int64_t r = 0; r < rows; r++) {
-                        const veci even = dword_of(&cells[r].code[4 * line]);
-                        const veci odd = dword_of(&cells[r].code[4 * line + 2]);
-                        const veci both = _mm256_add_epi32(_mm256_madd_epi16(words[0], even),
-                                                           _mm256_madd_epi16(words[1], odd));
-                        sum[r][v] = pinned(_mm256_add_epi32(sum[r][v], both));
-                    }
-                }
+                add_line_of_bytes(rows, is_signed, from, line, x, sum);
             }
             UNROLL
             for (int64_t r = 0; r < rows; r++) {
@@ -231,7 +250,29 @@ __attribute__((always_inline)) static inline void fold_bytes(int64_t rows, bool 
 }
 #endif
 
-// The same of weights in 16 bits, decoded.
+// A step of a strip is 2 k of weights in 16 bits, decoded.
+__attribute__((always_inline)) static inline void add_step_of_words(int64_t rows,
+                                                                    const uint8_t *strip,
+                                                                    int64_t step, const void *x,
+                                                                    veci sum[TILE][VECTORS])
+{
+    const cell16 *cells = x;
+    veci words[VECTORS];
+    UNROLL
+    for (int64_t v = 0; v < VECTORS; v++) {
+        words[v] = veci_load(strip + (v * (RECORD / 2) + step) * VECTOR);
+    }
+    UNROLL
+    for (int64_t r = 0; r < rows; r++) {
+        const veci xs = dword_of(&cells[r].code[2 * step]);
+        UNROLL
+        for (int64_t v = 0; v < VECTORS; v++) {
+            sum[r][v] = add_words(sum[r][v], words[v], xs);
+        }
+    }
+}
+
+// A record of them.
 __attribute__((always_inline)) static inline void
 fold_pairs(int64_t rows, bool halves, bool whole, fold_to to, const uint8_t *w, const void *x)
 {
@@ -250,19 +291,7 @@ fold_pairs(int64_t rows, bool halves, bool whole, fold_to to, const uint8_t *w, 
                 }
             }
             for (int64_t s = h * count; s < (h + 1) * count; s++) {
-                veci words[VECTORS];
-                UNROLL
-                for (int64_t v = 0; v < VECTORS; v++) {
-                    words[v] = veci_load(from + (v * steps + s) * VECTOR);
-                }
-                UNROLL
-                for (int64_t r = 0; r < rows; r++) {
-                    const veci xs = dword_of(&cells[r].code[2 * s]);
-                    UNROLL
-                    for (int64_t v = 0; v < VECTORS; v++) {
-                        sum[r][v] = add_words(sum[r][v], words[v], xs);
-                    }
-                }
+                add_step_of_words(rows, from, s, x, sum);
             }
             UNROLL
             for (int64_t r = 0; r < rows; r++) {

@@ -290,19 +290,16 @@ static void ask_for(panel *p, int64_t n0, int64_t n1)
     p->ask_end = base + moei_i64_max(n1, n0) * p->c.args->w.value_n_stride;
 }
 
+static void turn_rows(void *arg, const uint8_t *const *rows, int64_t g, int64_t count)
+{
+    panel *p = arg;
+    ask_ahead(p, p->ask_each);
+    p->decode(p, rows, count, (float(*)[NR])(void *)&p->w[0][g]);
+}
+
 static void decode_rows(panel *p, int64_t k0, int64_t count)
 {
-    const moe_dtype elem = p->c.args->w.format->elem;
-    const int64_t at = moei_elem_bytes(elem, k0);
-    const int64_t bytes = moei_elem_bytes(elem, count);
-    for (int64_t g = 0; g < p->c.outputs; g += GROUP) {
-        const uint8_t *rows[GROUP];
-        ask_ahead(p, p->ask_each);
-        for (int r = 0; r < GROUP; r++) {
-            rows[r] = moei_cpu_whole_steps(p->c.row[g + r] + at, bytes, STEP, p->tail[r]);
-        }
-        p->decode(p, rows, count, (float(*)[NR])(void *)&p->w[0][g]);
-    }
+    moei_cpu_turn_rows(&p->c, p, turn_rows, GROUP, STEP, p->tail, k0, count);
 }
 
 // ---- scales ------------------------------------------------------------------------------------

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// ggemm with NEON of codes times codes: x of i8b32 or i16b32 with packed weights of integers, or of
-// e2m1, counted in halves. Integer instructions give the bits of the portable rows: in the chain of
-// a block of 32 k every sum is a multiple of 1/2 below 2^24 (docs/numerics.md), so no step of it
-// rounds, and any order of exact operations ends in the same float. After it come the portable
-// row's own steps, acc = fma(sum * s_x, s_w, acc). Class i32, int8 with int8 and no scales along k,
-// sums integers over all of k.
+// ggemm with NEON of codes times codes: x of i8b32, i8b128 or i16b32 with packed weights of
+// integers, or of e2m1, counted in halves. Integer instructions give the bits of the portable rows:
+// in the chain of a block (16 to 128 k that share scales) every sum is a multiple of 1/2 below 2^24
+// (docs/numerics.md), so no step of it rounds, and any order of exact operations ends in the same
+// float. After it come the portable row's own steps, acc = fma(sum * s_x, s_w, acc). Class i32,
+// int8 with int8 and no scales along k, sums integers over all of k.
 //
 // A vector holds four outputs x 4 k of bytes, as packed.h lays them, and sdot adds their products
 // with 4 k of x, a lane of a vector of 16 k: one instruction for 16 products. Everything is a
@@ -65,14 +65,23 @@ typedef struct job {
     _Alignas(64) float scale[HALVES][PANEL];  // of the group
     _Alignas(64) int32_t zero[HALVES][PANEL]; // zero points of the group
     moei_cpu_panels p;
-    codes kind;   // of the weights
-    bool int16;   // codes of x
-    bool whole;   // class i32
-    bool splits;  // its sums over chunks
-    bool halves;  // of a record have scales of their own
-    bool rounds;  // a zero point of the group is above MOEI_CPU_ZERO_TOP
-    int64_t sets; // folds of this record: 1, or 2 with halves
+    codes kind;    // of the weights
+    bool int16;    // codes of x
+    bool whole;    // class i32
+    bool splits;   // its sums over chunks
+    bool halves;   // of a record have scales of their own
+    bool rounds;   // a zero point of the group is above MOEI_CPU_ZERO_TOP
+    int64_t sets;  // folds of this record: 1, or 2 with halves
+    int64_t block; // records whose sums become a float at once: 1, 2 or 4
 } job;
+
+/// Records whose sums become a float at once. Bytes from one to the next; their cells lie `rows`
+/// from each other.
+typedef struct block {
+    int64_t records;
+    const uint8_t *w;
+    int64_t w_apart, rows;
+} block;
 
 // ---- x -----------------------------------------------------------------------------------------
 
@@ -124,6 +133,9 @@ static void prepare(void *arg, int64_t r0, int64_t r1)
         for (int64_t r = r0; r < r1; r++, to += i1 - i0) {
             uint8_t tail[2 * RECORD];
             fill_cell(j, moei_cpu_x_record(row, row_bytes, r, bytes, tail), to);
+            if ((r & (j->block - 1)) > 0) { // the sum of the block so far
+                to->sum[0] += to[i0 - i1].sum[0];
+            }
             to->scale = j->whole ? 1.0f : moei_cpu_x_scales_next(&scales) * part;
         }
     }
@@ -191,84 +203,113 @@ static inline void add_one(int32x4_t sum, float *acc)
     vst1q_s32(to, vaddq_s32(vld1q_s32(to), sum));
 }
 
-// A record into the sums of a tile. Rows, digits of x, the kind and `whole` are constant wherever
-// this is called.
-__attribute__((always_inline)) static inline void fold(const job *j, int64_t rows, int64_t digits,
-                                                       codes kind, bool whole,
-                                                       const uint8_t *record, const cell *x,
-                                                       float (*acc)[PANEL])
+// Half h of a record into sums of a strip, vectors v0 and after it.
+__attribute__((always_inline)) static inline void
+add_half(int64_t rows, int64_t digits, codes kind, int64_t vectors, const uint8_t *strip,
+         int64_t v0, int64_t h, const cell *x, int32x4_t sum[TILE][2][4], int32x4_t ones[4])
 {
-    const int64_t vectors = rows * digits <= 4 ? 4 : 2;
-    const int64_t strip_bytes = STRIP * (kind <= UINT4 ? RECORD / 2 : RECORD);
-    for (int64_t at = j->p.first * 4; at < j->p.last * 4; at += vectors) { // vectors of the panel
-        const uint8_t *strip = record + at / 4 * strip_bytes;
-        const int64_t v0 = at % 4;
-        int32x4_t sum[TILE][2][4];
-        int32x4_t ones[4];
+    int8x16_t xh[TILE][2];
+    UNROLL
+    for (int64_t r = 0; r < rows; r++) {
         UNROLL
-        for (int64_t h = 0; h < HALVES; h++) {
-            int8x16_t xh[TILE][2];
-            if (h == j->sets && j->halves) {
-                break;
+        for (int64_t d = 0; d < digits; d++) {
+            xh[r][d] = vld1q_s8(x[r].digit[d] + h * HALF);
+        }
+    }
+    STEP_OF(0);
+    STEP_OF(1);
+    STEP_OF(2);
+    STEP_OF(3);
+}
+
+__attribute__((always_inline)) static inline void
+begin_sums(int64_t rows, int64_t vectors, int32x4_t sum[TILE][2][4], int32x4_t ones[4])
+{
+    UNROLL
+    for (int64_t v = 0; v < vectors; v++) {
+        ones[v] = vdupq_n_s32(0);
+        UNROLL
+        for (int64_t r = 0; r < rows; r++) {
+            sum[r][0][v] = vdupq_n_s32(0);
+            sum[r][1][v] = vdupq_n_s32(0);
+        }
+    }
+}
+
+// Sums of outputs from n on, with the scales and sums of x of a set, into acc.
+__attribute__((always_inline)) static inline void end_sums(const job *j, int64_t rows,
+                                                           int64_t digits, codes kind, bool whole,
+                                                           int64_t vectors, int64_t set, int64_t n0,
+                                                           const cell *x, int32x4_t sum[TILE][2][4],
+                                                           int32x4_t ones[4], float (*acc)[PANEL])
+{
+    UNROLL
+    for (int64_t v = 0; v < vectors; v++) {
+        const int64_t n = n0 + LANES * v;
+        UNROLL
+        for (int64_t r = 0; r < rows; r++) {
+            int32x4_t total = sum[r][0][v];
+            if (digits == 2) {
+                total = vaddq_s32(total, vshlq_n_s32(sum[r][1][v], 8));
+                total = vaddq_s32(total, vshlq_n_s32(ones[v], 7));
             }
-            UNROLL
-            for (int64_t v = 0; v < vectors; v++) {
-                if (h > 0 && !j->halves) {
-                    break;
-                }
-                ones[v] = vdupq_n_s32(0);
-                UNROLL
-                for (int64_t r = 0; r < rows; r++) {
-                    sum[r][0][v] = vdupq_n_s32(0);
-                    sum[r][1][v] = vdupq_n_s32(0);
-                }
+            if (kind == UINT4 || kind == UINT8) {
+                total = vmlsq_n_s32(total, vld1q_s32(&j->zero[set][n]), x[r].sum[set]);
             }
-            UNROLL
-            for (int64_t r = 0; r < rows; r++) {
-                UNROLL
-                for (int64_t d = 0; d < digits; d++) {
-                    xh[r][d] = vld1q_s8(x[r].digit[d] + h * HALF);
-                }
-            }
-            STEP_OF(0);
-            STEP_OF(1);
-            STEP_OF(2);
-            STEP_OF(3);
-            if (h == 0 && !j->halves) {
-                continue;
-            }
-            const int64_t set = j->halves ? h : 0;
-            UNROLL
-            for (int64_t v = 0; v < vectors; v++) {
-                const int64_t n = LANES * (at + v);
-                UNROLL
-                for (int64_t r = 0; r < rows; r++) {
-                    int32x4_t total = sum[r][0][v];
-                    if (digits == 2) {
-                        total = vaddq_s32(total, vshlq_n_s32(sum[r][1][v], 8));
-                        total = vaddq_s32(total, vshlq_n_s32(ones[v], 7));
-                    }
-                    if (kind == UINT4 || kind == UINT8) {
-                        total = vmlsq_n_s32(total, vld1q_s32(&j->zero[set][n]), x[r].sum[set]);
-                    }
-                    if (whole) {
-                        add_one(total, &acc[r][n]);
-                    } else {
-                        fold_one(total, x[r].scale, &j->scale[set][n], &acc[r][n]);
-                    }
-                }
+            if (whole) {
+                add_one(total, &acc[r][n]);
+            } else {
+                fold_one(total, x[r].scale, &j->scale[set][n], &acc[r][n]);
             }
         }
     }
 }
 
-typedef void fold_fn(const job *j, const uint8_t *record, const cell *x, float (*acc)[PANEL]);
+// A block into the sums of a tile. Rows, digits of x, the kind and `whole` are constant wherever
+// this is called.
+__attribute__((always_inline)) static inline void fold(const job *j, int64_t rows, int64_t digits,
+                                                       codes kind, bool whole, const block *b,
+                                                       const cell *x, float (*acc)[PANEL])
+{
+    const int64_t vectors = rows * digits <= 4 ? 4 : 2;
+    const int64_t strip_bytes = STRIP * (kind <= UINT4 ? RECORD / 2 : RECORD);
+    for (int64_t at = j->p.first * 4; at < j->p.last * 4; at += vectors) { // vectors of the panel
+        const uint8_t *strip = b->w + at / 4 * strip_bytes;
+        const int64_t v0 = at % 4;
+        int32x4_t sum[TILE][2][4];
+        int32x4_t ones[4];
+        if (j->halves) {
+            UNROLL
+            for (int64_t h = 0; h < HALVES; h++) {
+                if (h == j->sets) {
+                    break;
+                }
+                begin_sums(rows, vectors, sum, ones);
+                add_half(rows, digits, kind, vectors, strip, v0, h, x, sum, ones);
+                end_sums(j, rows, digits, kind, whole, vectors, h, LANES * at, x, sum, ones, acc);
+            }
+            continue;
+        }
+        begin_sums(rows, vectors, sum, ones);
+        for (int64_t q = 0; q < b->records; q++) {
+            UNROLL
+            for (int64_t h = 0; h < HALVES; h++) {
+                add_half(rows, digits, kind, vectors, strip + q * b->w_apart, v0, h,
+                         x + q * b->rows, sum, ones);
+            }
+        }
+        end_sums(j, rows, digits, kind, whole, vectors, 0, LANES * at,
+                 x + (b->records - 1) * b->rows, sum, ones, acc);
+    }
+}
+
+typedef void fold_fn(const job *j, const block *b, const cell *x, float (*acc)[PANEL]);
 
 #define FOLD_FN(rows, digits, kind, whole)                                                         \
-    static void fold_##rows##_##digits##_##kind##_##whole(const job *j, const uint8_t *record,     \
+    static void fold_##rows##_##digits##_##kind##_##whole(const job *j, const block *b,            \
                                                           const cell *x, float(*acc)[PANEL])       \
     {                                                                                              \
-        fold(j, rows, digits, kind, whole, record, x, acc);                                        \
+        fold(j, rows, digits, kind, whole, b, x, acc);                                             \
     }
 #define FOLD_FNS(digits, kind, whole)                                                              \
     FOLD_FN(1, digits, kind, whole)                                                                \
@@ -320,9 +361,14 @@ static void run_records(job *j, int64_t panel, int64_t r0, int64_t r1, float (*a
     const uint8_t *loaded = NULL; // the head whose scales are there
     moei_cpu_walk walk;
     const uint8_t *head = moei_cpu_walk_to(&walk, &j->p.packed, j->p.expert, panel, r0);
-    for (int64_t r = r0; r < r1; r++, x += rows) {
+    for (int64_t r = r0; r < r1; r += j->block, x += j->block * rows) {
         const uint8_t *record = moei_cpu_walk_on(&walk, &head);
-        moei_cpu_ask_ahead(record, walk.width * walk.record);
+        const int64_t apart = walk.width * walk.record;
+        const block b = {moei_i64_min(j->block, r1 - r), record, apart, rows};
+        for (int64_t q = 1; q < b.records; q++) {
+            (void)moei_cpu_walk_on(&walk, &head); // of the same group
+        }
+        moei_cpu_ask_ahead(record, b.records * apart);
         if (head != loaded) {
             load_head(j, head, walk.width);
             loaded = head;
@@ -336,7 +382,7 @@ static void run_records(job *j, int64_t panel, int64_t r0, int64_t r1, float (*a
         }
         for (int64_t t = 0; t < tiles; t++) { // as many rows in every tile, but for one
             const int64_t from = rows * t / tiles;
-            fns[rows * (t + 1) / tiles - from - 1](j, record, x + from, acc + from);
+            fns[rows * (t + 1) / tiles - from - 1](j, &b, x + from, acc + from);
         }
     }
 }
@@ -348,7 +394,8 @@ static void begin(void *arg)
     job *j = arg;
     const int64_t cells = X_ROOM / (int64_t)sizeof(cell);
     j->p.side = SIDE;
-    j->p.depth = moei_i64_min(cells / (j->p.i1 - j->p.i0), j->p.packed.records);
+    const int64_t depth = cells / (j->p.i1 - j->p.i0) / j->block * j->block; // whole blocks
+    j->p.depth = moei_i64_min(depth, j->p.packed.records);
     j->p.acc = j->acc;
 }
 
@@ -385,17 +432,19 @@ static codes kind_of(moe_dtype elem)
     }
 }
 
+// length: k of a block of the class; 0: all, as integers.
 static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, int64_t n0,
-                int64_t n1, bool halves, bool whole)
+                int64_t n1, int64_t length)
 {
     job j;
     const moei_format_info *format = args->w.format;
     moei_cpu_panels_open(&j.p, args, e, n0, n1);
     j.kind = kind_of(format->elem);
     j.int16 = args->x.dtype == MOE_I16;
-    j.whole = whole;
-    j.splits = whole && args->w.k > MOEI_CPU_WHOLE_TOP;
-    j.halves = halves;
+    j.whole = length == 0;
+    j.splits = j.whole && args->w.k > MOEI_CPU_WHOLE_TOP;
+    j.halves = length == HALF;
+    j.block = moei_i64_max(length / RECORD, 1);
     j.rounds = false;
     for (int64_t s = 0; s < HALVES; s++) {
         for (int64_t n = 0; n < PANEL; n++) {
@@ -406,15 +455,17 @@ static void run(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1, 
     moei_cpu_panels_run(&j.p, &ops, &j, i0, i1);
 }
 
-#define INTS_KERNEL(x, variant, halves, whole)                                                     \
+#define INTS_KERNEL(x, variant, length)                                                            \
     moek_ggemm_fn NAME(x, variant);                                                                \
     void NAME(x, variant)(const moek_ggemm_args *args, int32_t e, int64_t i0, int64_t i1,          \
                           int64_t n0, int64_t n1)                                                  \
     {                                                                                              \
-        run(args, e, i0, i1, n0, n1, halves, whole);                                               \
+        run(args, e, i0, i1, n0, n1, length);                                                      \
     }
-INTS_KERNEL(i8, b16, true, false)
-INTS_KERNEL(i8, b32, false, false)
-INTS_KERNEL(i8, i32, false, true)
-INTS_KERNEL(i16, b16, true, false)
-INTS_KERNEL(i16, b32, false, false)
+INTS_KERNEL(i8, b16, 16)
+INTS_KERNEL(i8, b32, 32)
+INTS_KERNEL(i8, b64, 64)
+INTS_KERNEL(i8, b128, 128)
+INTS_KERNEL(i8, i32, 0)
+INTS_KERNEL(i16, b16, 16)
+INTS_KERNEL(i16, b32, 32)

@@ -224,18 +224,15 @@ static void make_tables(panel *p)
 
 // ---- a panel -----------------------------------------------------------------------------------
 
+static void turn_rows(void *arg, const uint8_t *const *rows, int64_t g, int64_t count)
+{
+    panel *p = arg;
+    p->decode(p, rows, count, (float(*)[NR])(void *)&p->w[0][g]);
+}
+
 static void decode_rows(panel *p, int64_t k0, int64_t count)
 {
-    const moe_dtype elem = p->c.args->w.format->elem;
-    const int64_t at = moei_elem_bytes(elem, k0);
-    const int64_t bytes = moei_elem_bytes(elem, count);
-    for (int64_t g = 0; g < p->c.outputs; g += LANES) {
-        const uint8_t *rows[LANES];
-        for (int r = 0; r < LANES; r++) {
-            rows[r] = moei_cpu_whole_steps(p->c.row[g + r] + at, bytes, STEP, p->tail[r]);
-        }
-        p->decode(p, rows, count, (float(*)[NR])(void *)&p->w[0][g]);
-    }
+    moei_cpu_turn_rows(&p->c, p, turn_rows, LANES, STEP, p->tail, k0, count);
 }
 
 // scale[b][n] of the blocks of `chunk` k in [k0, k0 + count).
