@@ -42,10 +42,11 @@ typedef struct moe_ggemm_args {
 /// with bias, a latent transform. Accumulates in f32, rounds to nearest even; error bound in
 /// docs/numerics.md#ggemm. Errors: SHAPE, DTYPE, OVERLAP, UNSUPPORTED, NO_KERNEL; STATE (a matrix
 /// of which an expert has not been packed); on a device ALIGNMENT (its kernel needs aligned
-/// weights) and DEVICE. Determinism: KERNEL on the CPU; on a device that of the class which a plan
-/// of level BATCH takes, at least BATCH; of a matrix the level that its descriptor asks for, at
-/// least. Workspace: none. Thread safety: reentrant. Since 0.1. Source: Gale et al., MegaBlocks,
-/// MLSys 2023, §4 (grouped products without padding).
+/// weights) and DEVICE. Determinism: KERNEL on the CPU (BATCH for bf16 x by bf16 or MXFP4 where it
+/// has matrix units, whose class a plan of level BATCH has, too); on a device that of the class
+/// which a plan of level BATCH takes, at least BATCH; of a matrix the level that its descriptor
+/// asks for, at least. Workspace: none. Thread safety: reentrant. Since 0.1. Source: Gale et al.,
+/// MegaBlocks, MLSys 2023, §4 (grouped products without padding).
 MOE_API moe_status moe_ggemm(const moe_context *ctx, const moe_ggemm_args *args, void *stream);
 
 /// Arguments of moe_glu.

@@ -358,14 +358,39 @@ static void check_routing(moec_layer_checks *k, const moec_layer_case *c, const 
     free(values);
 }
 
-// Ops by themselves have weights as the caller does: what rows of packed layouts alone can do, in
-// other classes, they do in those of the CPU.
-static bool ops_sum_alike(const moe_plan *plan)
+// Weights of a step of the plan as an op has them, which knows the type of those of a linear map.
+static moe_format op_format(const moec_layer_case *c, const moei_plan_step *step)
 {
-    for (int g = 0; g < 2; g++) {
-        if (!moei_arith_get(plan->routed.kernel[g]->arith)->consistent ||
-            (plan->shared.count > 0 &&
-             !moei_arith_get(plan->shared.kernel[g]->arith)->consistent)) {
+    if (step->slot < 4) {
+        return step->problem.gemm->weight_format;
+    }
+    const moec_linear *const maps[] = {[MOEI_LINEAR_LATENT_IN] = &c->latent_in,
+                                       [MOEI_LINEAR_LATENT_OUT] = &c->latent_out,
+                                       [MOEI_LINEAR_SHARED_GATE] = &c->shared_gate};
+    const moe_dtype dtype = maps[step->slot - 4]->dtype;
+    return dtype == MOE_F32 ? MOE_FORMAT_F32 : dtype == MOE_BF16 ? MOE_FORMAT_BF16 : MOE_FORMAT_F16;
+}
+
+// Ops by themselves have weights as the caller does, and level BATCH: what a plan has in a class
+// that rows of packed layouts alone have, or in a strict one where the CPU has matrix units (at
+// level KERNEL, or because the type of a linear map is not known before the run), ops sum
+// otherwise.
+static bool ops_sum_alike(const moe_plan *plan, const moec_layer_case *c)
+{
+    moei_plan_step steps[MOEI_PLAN_STEPS];
+    const int count = moei_plan_steps(plan, steps);
+    for (int i = 0; i < count; i++) {
+        const moei_arith arith = moei_plan_kernel(plan, &steps[i])->arith;
+        moe_gemm_desc gemm = *steps[i].problem.gemm;
+        moei_ggemm_problem problem = steps[i].problem;
+        const moei_kernel *op;
+        gemm.weight_format = op_format(c, &steps[i]);
+        problem.gemm = &gemm;
+        problem.level = MOE_DET_DEFAULT;
+        problem.canonical = true;
+        if (!moei_arith_get(arith)->consistent ||
+            moei_ggemm_select(plan->ctx, &problem, "moe check", steps[i].name, &op) != MOE_OK ||
+            op->arith != arith) {
             return false;
         }
     }
@@ -422,7 +447,7 @@ static bool check_base(moec_layer_checks *k, const moec_layer_case *c, const moe
         moec_list_bits(&k->run, c->name, moec_hash(results, bytes), c->text);
         check_routing(k, c, &batch, &routing);
         judge(k, c, made, items, &routing, results);
-        if (k->host == k->ctx[MOEC_CTX_MAIN] && ops_sum_alike(made->plan)) {
+        if (k->host == k->ctx[MOEC_CTX_MAIN] && ops_sum_alike(made->plan, c)) {
             compare_composition(k, c, items, results, other);
         }
         ok = execute(k, c, made, &batch, "second run");
