@@ -39,7 +39,8 @@ static int64_t block_of(const moei_cpu_cut *cut, int64_t rows)
 static int64_t shares_of(const moei_cpu_cut *cut, int64_t rows, int64_t columns, int64_t threads)
 {
     const bool few = rows * columns / threads < FEW / moei_i64_max(cut->args->w.k, 1);
-    const int64_t many = threads < MANY ? SHARES : MANY_SHARES;
+    // Each task prepares x for itself, which counts where experts have a row each.
+    const int64_t many = threads < MANY || cut->most_rows == 1 ? SHARES : MANY_SHARES;
     return threads == 1 ? 1 : threads * (few ? FEW_SHARES : many);
 }
 
