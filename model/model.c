@@ -307,8 +307,7 @@ static moe_status load_experts(moem_model *m, const moem_options *options)
     return status;
 }
 
-// ---- where the linear layers beside them lie
-// -----------------------------------------------------
+// ---- where the linear layers beside them lie ----------------------------------------------------
 
 #define MOST_JOINED ((size_t)4 << 20) // bytes; reading more takes longer than a wait for threads
 

@@ -76,8 +76,7 @@ moe_status moei_scales_check(const moe_context *ctx, const moei_matrices *m, moe
     return MOE_OK;
 }
 
-// ---- the activation scale
-// ------------------------------------------------------------------------
+// ---- the activation scale -----------------------------------------------------------------------
 
 moe_status moei_act_scale_agree(const moe_context *ctx, const moei_matrices *from, float *packed,
                                 uint32_t *agreed, bool set, const char *call, const char *name,

@@ -222,8 +222,7 @@ void moei_cpu_mlp_sum(const moei_cpu_mlp *m, int64_t n0, int64_t n1)
     }
 }
 
-// ---- a layer's products
-// --------------------------------------------------------------------------
+// ---- a layer's products -------------------------------------------------------------------------
 
 typedef struct stage {
     const moei_cpu_mlp *mlp;
