@@ -28,7 +28,8 @@ typedef struct moec_layer_checks {
     moei_backend steps;             // of MOEC_CTX_STEPS
     atomic_ulong allocations;       // of MOEC_CTX_MAIN
     unsigned long cases, judged, elements, unsure, marginal;
-    double worst; // error / bound
+    unsigned long unlike; // cases whose ops have other classes than the plan
+    double worst;         // error / bound
     char worst_case[32];
 } moec_layer_checks;
 
