@@ -11,7 +11,8 @@
 // A worker that the system puts aside in the middle of a task holds it for a whole time slice. In a
 // job of attempts the caller does not wait for that: it does the task again itself, and returns as
 // soon as each task has been done once. The worker may still be inside then, so such a job leaves
-// its slot to it and the next job takes the other one.
+// its slot to it and the next job takes the other one. A task may need earlier ones of its job:
+// those have been claimed, so it waits, or does them again, too.
 #define _GNU_SOURCE
 #include "core/pool.h"
 
@@ -41,11 +42,11 @@
 // Written by the caller before OPEN is set, read by workers after they have joined.
 typedef struct job {
     _Alignas(64) atomic_uint state; // OPEN | workers inside
-    moe_task_fn task;               // or
-    moei_attempt_fn *attempt;
+    moe_task_fn task;               // NULL: attempts
     void *arg;
-    atomic_uint *done; // of attempts: 1 + the thread that did a task, 0 at first
     size_t n;
+    moei_attempts attempts;
+    int64_t begun;      // of attempts: when
     atomic_uint asleep; // callers that wait for workers to leave
     _Alignas(64) atomic_size_t next;
 } job;
@@ -69,6 +70,7 @@ struct moei_pool {
 static atomic_uint fork_generation;
 static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
 static _Thread_local const struct job *inside; // the job of the task that this thread does
+static _Thread_local int64_t claimed;          // its tasks that this thread has done
 
 static void after_fork_in_child(void)
 {
@@ -127,10 +129,11 @@ static int64_t now_ns(void)
 // thread that counts.
 static void attempt(job *j, size_t i, unsigned thread)
 {
+    const moei_attempts *a = &j->attempts;
     unsigned none = 0;
-    if (atomic_load_explicit(&j->done[i], memory_order_relaxed) == 0) {
-        j->attempt(j->arg, i, (int)thread);
-        (void)atomic_compare_exchange_strong_explicit(&j->done[i], &none, thread + 1,
+    if (atomic_load_explicit(&a->done[i], memory_order_relaxed) == 0) {
+        a->fn(a->arg, i, (int)thread);
+        (void)atomic_compare_exchange_strong_explicit(&a->done[i], &none, thread + 1,
                                                       memory_order_release, memory_order_relaxed);
     }
 }
@@ -139,14 +142,38 @@ static void claim(job *j, unsigned thread)
 {
     size_t i;
     inside = j;
+    claimed = 0;
     while ((i = atomic_fetch_add_explicit(&j->next, 1, memory_order_relaxed)) < j->n) {
         if (j->task != NULL) {
             j->task(j->arg, i);
         } else {
             attempt(j, i, thread);
         }
+        claimed++;
     }
     inside = NULL;
+}
+
+// 1 + the thread whose result of task i counts. If that takes too long, does it again: a task that
+// is being done takes as long as those that this thread did. *since: when waiting began, 0 before.
+static unsigned wait_done(job *j, size_t i, unsigned thread, int64_t *since)
+{
+    atomic_uint *word = &j->attempts.done[i];
+    unsigned done = atomic_load_explicit(word, memory_order_acquire);
+    while (done == 0) {
+        const int64_t now = now_ns();
+        *since = *since == 0 ? now : *since;
+        const int64_t each = (*since - j->begun) / moei_i64_max(claimed, 1);
+        if (now - *since >= moei_i64_max(2 * each, PATIENCE_NS)) {
+            attempt(j, i, thread);
+        }
+        done = atomic_load_explicit(word, memory_order_acquire);
+        for (int spin = 0; done == 0 && spin < LOOK_EACH; spin++) {
+            relax();
+            done = atomic_load_explicit(word, memory_order_acquire);
+        }
+    }
+    return done;
 }
 
 static bool join_job(job *j)
@@ -319,48 +346,32 @@ int moei_pool_take(moei_pool *pool)
     return slot;
 }
 
-// Waits for each task, and does those again that take too long: a task that is being done takes as
-// long as the others did.
-static void do_late_ones(job *j, int64_t patience)
-{
-    const int64_t since = now_ns();
-    for (size_t i = 0; i < j->n;) {
-        unsigned done = atomic_load_explicit(&j->done[i], memory_order_acquire);
-        for (int spin = 0; done == 0 && spin < LOOK_EACH; spin++) {
-            relax();
-            done = atomic_load_explicit(&j->done[i], memory_order_acquire);
-        }
-        if (done != 0) {
-            i++;
-        } else if (now_ns() - since >= patience) {
-            inside = j;
-            attempt(j, i, 0);
-            inside = NULL;
-        }
-    }
-}
-
-void moei_pool_attempts(moei_pool *pool, int slot, size_t n, moei_attempt_fn *fn, void *arg,
-                        atomic_uint *done)
+void moei_pool_attempts(moei_pool *pool, int slot, const moei_attempts *attempts)
 {
     job *j = &pool->jobs[slot];
-    const int64_t begin = now_ns();
     j->task = NULL;
-    j->attempt = fn;
-    j->arg = arg;
-    j->done = done;
-    for (size_t i = 0; i < n; i++) {
-        atomic_store_explicit(&done[i], 0, memory_order_relaxed);
+    j->attempts = *attempts;
+    j->begun = now_ns();
+    for (size_t i = 0; i < attempts->n; i++) {
+        atomic_store_explicit(&attempts->done[i], 0, memory_order_relaxed);
     }
-    open_job(pool, slot, n);
+    open_job(pool, slot, attempts->n);
     claim(j, 0);
-    int64_t own = 0;
-    for (size_t i = 0; i < n; i++) {
-        own += atomic_load_explicit(&done[i], memory_order_relaxed) == 1;
+    int64_t since = 0;
+    inside = j;
+    for (size_t i = 0; i < attempts->n; i++) {
+        attempts->keep(attempts->arg, i, (int)wait_done(j, i, 0, &since) - 1);
     }
-    const int64_t each = own > 0 ? (now_ns() - begin) / own : 0;
-    do_late_ones(j, moei_i64_max(2 * each, PATIENCE_NS));
+    inside = NULL;
     close_job(j);
+}
+
+void moei_pool_need(moei_pool *pool, int slot, size_t first, size_t end, int thread)
+{
+    int64_t since = 0;
+    for (size_t i = first; i < end; i++) {
+        (void)wait_done(&pool->jobs[slot], i, (unsigned)thread, &since);
+    }
 }
 
 void moei_pool_give_back(moei_pool *pool)

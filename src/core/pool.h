@@ -31,13 +31,25 @@ moe_thread_pool moei_pool_view(moei_pool *pool);
 /// `thread` (0: the caller; workers 1 ..).
 typedef void moei_attempt_fn(void *arg, size_t i, int thread);
 
+/// Tasks, claimed in their order.
+typedef struct moei_attempts {
+    size_t n;            // > 0
+    moei_attempt_fn *fn; // does one
+    moei_attempt_fn
+        *keep; // the caller calls it once for each, in their order: `thread`'s result counts
+    void *arg;
+    atomic_uint *done; // [n], the job's own: 0, then 1 + the thread whose result counts
+} moei_attempts;
+
 /// Takes the pool: the slot of a job, or -1 where the caller must do with moei_parallel_for.
 int moei_pool_take(moei_pool *pool);
 
-/// Runs the job of a slot that was taken; n > 0. done[i], of n that are the job's own, becomes 1 +
-/// the thread whose result of task i counts.
-void moei_pool_attempts(moei_pool *pool, int slot, size_t n, moei_attempt_fn *fn, void *arg,
-                        atomic_uint *done);
+/// Runs a job in the slot that was taken.
+void moei_pool_attempts(moei_pool *pool, int slot, const moei_attempts *job);
+
+/// Returns when tasks [first, end) have results that count, which a task whose number is `end` or
+/// higher may then read. Does those again that are late, on `thread`, that of the task that calls.
+void moei_pool_need(moei_pool *pool, int slot, size_t first, size_t end, int thread);
 
 /// After moei_pool_take, and after results have been read.
 void moei_pool_give_back(moei_pool *pool);
