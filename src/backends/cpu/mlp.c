@@ -493,7 +493,7 @@ moe_status moei_cpu_mlp_run(const moei_exec *exec, const moei_cpu_mlp *mlp)
     s.mlp = mlp;
     s.tiled = false;
     moei_cpu_cut_begin(&s.cut, &mlp->first->args.ggemm);
-    if (moei_cpu_rescue_run(exec, mlp, &s.cut, &first, &second)) {
+    if (moei_cpu_rescue_run(exec, mlp, &s.cut, first, second)) {
         return run_sums(exec, mlp);
     }
     moei_cpu_cut_choose(&s.cut, mlp->glu->args.glu.inter, &first);

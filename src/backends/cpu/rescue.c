@@ -258,6 +258,10 @@ static const outputs *winner(const inputs *in, size_t i)
 static void gather_h(const inputs *in, const task *t, int thread)
 {
     outputs *out = &in->owner->outputs[thread];
+    const moek_glu_args *glu = &in->glu.args.glu;
+    moek_quantize_args q = in->quantize.args.quantize;
+    q.q = out->x.h;
+    q.scales = out->x.scales;
     moei_pool_need(in->owner->pool, in->slot, t->need, t->need_end, thread);
     if (out->x_expert[in->slot] == t->piece.expert) {
         return;
@@ -265,13 +269,9 @@ static void gather_h(const inputs *in, const task *t, int thread)
     for (size_t i = t->need; i < t->need_end; i++) {
         const made *from = &winner(in, i)->made[in->slot];
         if (in->mlp.quantize != NULL) {
-            moek_quantize_args to = in->quantize.args.quantize;
-            to.q = out->x.h;
-            to.scales = out->x.scales;
-            copy_codes(&to, from, &in->tasks[i].piece);
+            copy_codes(&q, from, &in->tasks[i].piece);
         } else {
-            copy_piece(out->x.h, from->h, &in->tasks[i].piece, in->glu.args.glu.y_dtype,
-                       in->glu.args.glu.y_row_stride);
+            copy_piece(out->x.h, from->h, &in->tasks[i].piece, glu->y_dtype, glu->y_row_stride);
         }
     }
     out->x_expert[in->slot] = t->piece.expert;
@@ -333,35 +333,36 @@ static bool fits(const moei_cpu_rescue *r, const moei_cpu_mlp *m)
            b->y_row_stride <= r->row_y;
 }
 
-// Stage 1, expert by expert.
-static bool list_first(inputs *in, const moei_cpu_cut *cut)
+// Tasks of stage 1 that are of the same expert as t: those that it needs, as they lie expert by
+// expert.
+static void find_needs(const inputs *in, task *t)
 {
-    in->split = in->count = (size_t)cut->tasks;
-    for (int64_t i = 0; i < cut->tasks && cut->tasks <= MOST_TASKS; i++) {
-        in->tasks[i] = (task){.piece = moei_cpu_cut_at(cut, i)};
+    while (in->tasks[t->need].piece.expert != t->piece.expert) {
+        t->need++;
     }
-    return cut->tasks > 0 && cut->tasks <= MOST_TASKS;
+    for (t->need_end = t->need; t->need_end < in->split; t->need_end++) {
+        if (in->tasks[t->need_end].piece.expert != t->piece.expert) {
+            return;
+        }
+    }
 }
 
-// Stage 2, expert by expert, so that the h that a task needs has been made for some time. The last
-// tasks of all are small.
-static bool list_second(inputs *in, const moei_cpu_cut *cut, int64_t threads)
+// Tasks of a stage, of which the last one of each thread is small where all wait for its end. False
+// where there is no room.
+static bool list_stage(inputs *in, const moei_cpu_cut *cut, const moei_cpu_cut_limits *limits,
+                       bool all_wait)
 {
+    const bool second = in->split > 0;
     task t = {.need = 0};
     for (int64_t i = 0; i < cut->tasks; i++) {
         t.piece = moei_cpu_cut_at(cut, i);
-        while (in->tasks[t.need].piece.expert != t.piece.expert) {
-            t.need++;
-        }
-        for (t.need_end = t.need; t.need_end < in->split; t.need_end++) {
-            if (in->tasks[t.need_end].piece.expert != t.piece.expert) {
-                break;
-            }
+        if (second) {
+            find_needs(in, &t);
         }
         const int64_t end = t.piece.n1;
-        const int64_t parts = i < cut->tasks - threads ? 1 : LAST_PARTS;
-        const int64_t width =
-            moei_i64_round_up(moei_i64_ceil_div(end - t.piece.n0, parts), MOEI_CPU_PANEL);
+        const int64_t parts = all_wait && i >= cut->tasks - limits->threads ? LAST_PARTS : 1;
+        const int64_t part = moei_i64_ceil_div(end - t.piece.n0, parts);
+        const int64_t width = moei_i64_round_up(part, limits->unit);
         for (; t.piece.n0 < end; t.piece.n0 = t.piece.n1) {
             t.piece.n1 = moei_i64_min(t.piece.n0 + width, end);
             if (in->count == MOST_TASKS) {
@@ -373,15 +374,19 @@ static bool list_second(inputs *in, const moei_cpu_cut *cut, int64_t threads)
     return true;
 }
 
+// Both stages expert by expert, so that the h that a task of stage 2 needs was made some time ago,
+// unless all experts are one.
 static bool list(inputs *in, moei_cpu_cut *cut, const moei_cpu_mlp *mlp,
                  const moei_cpu_cut_limits *first, const moei_cpu_cut_limits *second)
 {
+    in->split = in->count = 0;
     moei_cpu_cut_choose(cut, mlp->glu->args.glu.inter, first);
-    if (!list_first(in, cut)) {
+    if (!list_stage(in, cut, first, cut->busy == 1) || in->count == 0) {
         return false;
     }
+    in->split = in->count;
     moei_cpu_cut_choose(cut, mlp->second->args.ggemm.w.n, second);
-    return list_second(in, cut, second->threads);
+    return list_stage(in, cut, second, true);
 }
 
 // Everything that tasks read to the memory of the job.
@@ -418,7 +423,7 @@ static void copy_inputs(inputs *in, const moei_cpu_mlp *mlp)
 }
 
 bool moei_cpu_rescue_run(const moei_exec *exec, const moei_cpu_mlp *mlp, moei_cpu_cut *cut,
-                         const moei_cpu_cut_limits *first, const moei_cpu_cut_limits *second)
+                         moei_cpu_cut_limits first, moei_cpu_cut_limits second)
 {
     moei_cpu_rescue *r = exec->plan;
     const int slot = r != NULL && fits(r, mlp) ? moei_pool_take(r->pool) : -1;
@@ -426,7 +431,8 @@ bool moei_cpu_rescue_run(const moei_exec *exec, const moei_cpu_mlp *mlp, moei_cp
         return false;
     }
     inputs *in = &r->inputs[slot];
-    const bool listed = list(in, cut, mlp, first, second);
+    first.joined = second.joined = true;
+    const bool listed = list(in, cut, mlp, &first, &second);
     if (listed) {
         copy_inputs(in, mlp);
         const moei_attempts job = {in->count, attempt_task, keep_task, in, in->done};

@@ -19,6 +19,6 @@ void moei_cpu_plan_release(const moei_exec *exec, void *plan);
 /// Runs both stages, without the sums; `cut` has been begun. False, and nothing done, where they do
 /// not fit the plan's memory, or the pool is in use.
 bool moei_cpu_rescue_run(const moei_exec *exec, const moei_cpu_mlp *mlp, moei_cpu_cut *cut,
-                         const moei_cpu_cut_limits *first, const moei_cpu_cut_limits *second);
+                         moei_cpu_cut_limits first, moei_cpu_cut_limits second);
 
 #endif
