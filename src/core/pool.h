@@ -33,10 +33,10 @@ typedef void moei_attempt_fn(void *arg, size_t i, int thread);
 
 /// Tasks, claimed in their order.
 typedef struct moei_attempts {
-    size_t n;            // > 0
-    moei_attempt_fn *fn; // does one
+    size_t n; // 1 .. 16383
+    moei_attempt_fn *fn;
     moei_attempt_fn
-        *keep; // the caller calls it once for each, in their order: `thread`'s result counts
+        *keep; // the caller, once for each task, in order: the result of `thread` counts
     void *arg;
     atomic_uint *done; // [n], the job's own: 0, then 1 + the thread whose result counts
 } moei_attempts;
@@ -47,9 +47,9 @@ int moei_pool_take(moei_pool *pool);
 /// Runs a job in the slot that was taken.
 void moei_pool_attempts(moei_pool *pool, int slot, const moei_attempts *job);
 
-/// Returns when tasks [first, end) have results that count, which a task whose number is `end` or
-/// higher may then read. Does those again that are late, on `thread`, that of the task that calls.
-void moei_pool_need(moei_pool *pool, int slot, size_t first, size_t end, int thread);
+/// Called by an attempt at a task behind these: returns when tasks [first, end) have results that
+/// count, which it may then read. Does those again that are late.
+void moei_pool_need(size_t first, size_t end);
 
 /// After moei_pool_take, and after results have been read.
 void moei_pool_give_back(moei_pool *pool);

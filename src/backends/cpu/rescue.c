@@ -262,7 +262,7 @@ static void gather_h(const inputs *in, const task *t, int thread)
     moek_quantize_args q = in->quantize.args.quantize;
     q.q = out->x.h;
     q.scales = out->x.scales;
-    moei_pool_need(in->owner->pool, in->slot, t->need, t->need_end, thread);
+    moei_pool_need(t->need, t->need_end);
     if (out->x_expert[in->slot] == t->piece.expert) {
         return;
     }
