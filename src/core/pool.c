@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// The default thread pool: workers claim indices from one counter, spin a few microseconds for the
-// next job, then sleep on a futex. Where there are more of them than CPUs, they sleep at once: who
-// spins then keeps a CPU from one that works.
+// The default thread pool. A job is told in one line, which workers poll; they spin a few
+// microseconds for the next one, then sleep on a futex. Where there are more of them than CPUs,
+// they sleep at once: who spins then keeps a CPU from one that works.
 //
-// A job is open while the OPEN bit of its slot's `state` is set; the low bits count the workers
-// inside it. A worker that sleeps through a job never joins it and never delays it: the caller
-// waits only for workers inside. After fork the child has no workers, and every job runs on the
-// caller.
+// Thread t of T has part t of a job's tasks; who has claimed all of its own goes on with those of
+// others. So a thread mostly does what it did in the last job of this kind, whose data its caches
+// may still hold, and threads that keep pace write no line that another writes: between cores whose
+// caches are far apart each such line costs a quarter of a microsecond.
+//
+// A job has ended when the counts of its tasks that threads have ended add up. A worker that sleeps
+// through a job never delays it. Who comes late finds nothing to claim, for claims bear the job's
+// number; only a claim makes it sure that the job, and what it points to, is still there. After
+// fork the child has no workers, and every job runs on the caller.
 //
 // A worker that the system puts aside in the middle of a task holds it for a whole time slice. In a
 // job of attempts the caller does not wait for that: it does the task again itself, and returns as
@@ -32,23 +37,56 @@
 #include "core/fp_env.h"
 #include "core/safemath.h"
 
-#define OPEN        0x80000000u
+#define LINE        64
 #define SPINS       2000 // tens of microseconds; a futex wake costs as much
 #define MAX_THREADS 1024
 #define PATIENCE_NS 20000 // before a task is done again: so long at least
 #define LOOK_EACH   64    // pauses between two looks at the clock
+#define COUNT_BITS  14    // of a word that holds a job's number, too: that lasts for decades
+#define MOST_TASKS  ((1u << COUNT_BITS) - 1)
 
-// Written by the caller before OPEN is set, read by workers after they have joined.
+/// A job, as each thread that takes part has it.
 typedef struct job {
-    _Alignas(64) atomic_uint state; // OPEN | workers inside
-    moe_task_fn task;               // or
+    uint64_t number; // from 1 on
+    int slot;
+    size_t base, n;   // tasks base .. base + n - 1
+    moe_task_fn task; // or
     moei_attempt_fn *attempt;
     void *arg;
     atomic_uint *done; // of attempts: 1 + the thread that did a task, 0 at first
-    size_t n;
-    atomic_uint asleep; // callers that wait for workers to leave
-    _Alignas(64) atomic_size_t next;
 } job;
+
+/// The latest job, as the caller tells it.
+typedef struct notice {
+    _Alignas(LINE) _Atomic uint64_t number; // 0 while the rest is being written
+    atomic_int slot;
+    atomic_size_t base, n;
+    _Atomic(moe_task_fn) task;
+    _Atomic(moei_attempt_fn *) attempt;
+    _Atomic(void *) arg;
+    _Atomic(atomic_uint *) done;
+} notice;
+
+/// What a thread has to do with the last job of a slot that anyone claimed tasks of. Each word is
+/// the job's number and a count.
+typedef struct tally {
+    _Alignas(LINE) _Atomic uint64_t claimed; // tasks of its part, by whomever
+    _Atomic uint64_t ended;                  // tasks of any part, by it
+} tally;
+
+/// Those who wait, and no longer spin, for what another thread writes.
+typedef struct bell {
+    _Alignas(LINE) atomic_uint asleep; // or about to be
+    atomic_uint rings;                 // futex
+} bell;
+
+/// Where a job is that may still be going on when the next one begins.
+typedef struct stage {
+    _Alignas(LINE) _Atomic uint64_t number; // of its last job
+    atomic_size_t n;
+    bool late; // that may not have ended
+    bell end;
+} stage;
 
 struct moei_pool {
     const moe_allocator *allocator;
@@ -57,18 +95,19 @@ struct moei_pool {
     int spins;
     unsigned born;        // fork generation
     atomic_uint numbered; // workers that have taken their number
-    atomic_uint busy;
     atomic_bool stop;
-    atomic_uint generation; // futex: workers sleep on it
-    atomic_uint asleep;     // workers that do, or are about to
-    atomic_uint current;    // slot of the job of this generation
-    job jobs[MOEI_POOL_SLOTS];
+    tally *tallies;                  // [MOEI_POOL_SLOTS, threads]
+    _Alignas(LINE) atomic_uint busy; // and of who holds it:
+    uint64_t last;                   // job's number
+    stage slots[MOEI_POOL_SLOTS];
+    notice notice;
+    bell next; // job
     pthread_t threads[];
 };
 
 static atomic_uint fork_generation;
 static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
-static _Thread_local const struct job *inside; // the job of the task that this thread does
+static _Thread_local const stage *inside; // of the task that this thread does
 
 static void after_fork_in_child(void)
 {
@@ -90,20 +129,26 @@ static void futex_wake_all(atomic_uint *word)
     (void)syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 0x7FFFFFFF, NULL, NULL, 0);
 }
 
-// Sleeps while *word is `expected`, and is counted meanwhile, for waking nobody costs a system
-// call. Who changes the word and then finds no sleeper counted has changed it before the sleeper
-// looks: all four accesses are sequentially consistent.
-static void sleep_on(atomic_uint *sleepers, atomic_uint *word, unsigned expected)
+// Who is going to sleep counts itself, looks again, and sleeps if what it waits for has not come.
+// Who writes that rings: waking nobody costs a system call. All of these accesses are sequentially
+// consistent, so that one of the two sees what the other has written.
+static unsigned bell_begin(bell *b)
 {
-    atomic_fetch_add(sleepers, 1);
-    futex_wait(word, expected);
-    atomic_fetch_sub(sleepers, 1);
+    const unsigned rings = atomic_load(&b->rings);
+    atomic_fetch_add(&b->asleep, 1);
+    return rings;
 }
 
-static void wake_sleepers(atomic_uint *sleepers, atomic_uint *word)
+static void bell_end(bell *b)
 {
-    if (atomic_load(sleepers) > 0) {
-        futex_wake_all(word);
+    atomic_fetch_sub(&b->asleep, 1);
+}
+
+static void bell_ring(bell *b)
+{
+    if (atomic_load(&b->asleep) > 0) {
+        atomic_fetch_add(&b->rings, 1);
+        futex_wake_all(&b->rings);
     }
 }
 
@@ -123,93 +168,174 @@ static int64_t now_ns(void)
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-// Does a task that nobody has done yet. What it wrote is seen by whoever reads the number of the
-// thread that counts.
-static void attempt(job *j, size_t i, unsigned thread)
+// ---- tasks -------------------------------------------------------------------------------------
+
+static uint64_t word_of(uint64_t number, size_t count)
 {
-    unsigned none = 0;
-    if (atomic_load_explicit(&j->done[i], memory_order_relaxed) == 0) {
-        j->attempt(j->arg, i, (int)thread);
-        (void)atomic_compare_exchange_strong_explicit(&j->done[i], &none, thread + 1,
-                                                      memory_order_release, memory_order_relaxed);
-    }
+    return number << COUNT_BITS | count;
 }
 
-static void claim(job *j, unsigned thread)
+static size_t count_in(uint64_t word, uint64_t number)
 {
-    size_t i;
-    inside = j;
-    while ((i = atomic_fetch_add_explicit(&j->next, 1, memory_order_relaxed)) < j->n) {
-        if (j->task != NULL) {
-            j->task(j->arg, i);
-        } else {
-            attempt(j, i, thread);
+    return word >> COUNT_BITS == number ? (size_t)(word & MOST_TASKS) : 0;
+}
+
+static tally *tally_of(const moei_pool *pool, int slot, size_t thread)
+{
+    return &pool->tallies[(size_t)slot * ((size_t)pool->workers + 1) + thread];
+}
+
+// Claims a task of the part of thread t. The word may be of another job: of an older one, then the
+// part is whole; of a newer one, then this job has ended.
+static bool claim(const moei_pool *pool, const job *j, size_t t, size_t *i)
+{
+    const size_t threads = (size_t)pool->workers + 1;
+    const size_t first = j->n * t / threads;
+    const size_t count = j->n * (t + 1) / threads - first;
+    _Atomic uint64_t *claimed = &tally_of(pool, j->slot, t)->claimed;
+    uint64_t word = atomic_load_explicit(claimed, memory_order_relaxed);
+    for (;;) {
+        const size_t before = count_in(word, j->number);
+        if (before >= count || word >> COUNT_BITS > j->number) {
+            return false;
         }
-    }
-    inside = NULL;
-}
-
-static bool join_job(job *j)
-{
-    unsigned state = atomic_load_explicit(&j->state, memory_order_relaxed);
-    while ((state & OPEN) != 0) {
-        if (atomic_compare_exchange_weak_explicit(&j->state, &state, state + 1,
+        if (atomic_compare_exchange_weak_explicit(claimed, &word, word_of(j->number, before + 1),
                                                   memory_order_acq_rel, memory_order_relaxed)) {
+            *i = j->base + first + before;
             return true;
         }
     }
-    return false;
 }
 
-static void leave_job(job *j)
+// Does a task. What it wrote is seen by whoever reads the number of the thread that counts.
+static void attempt(const job *j, size_t i, unsigned thread)
 {
-    // The last one out of a closed job wakes those who wait on `state`.
-    if (atomic_fetch_sub(&j->state, 1) == 1) {
-        wake_sleepers(&j->asleep, &j->state);
+    unsigned none = 0;
+    j->attempt(j->arg, i, (int)thread);
+    (void)atomic_compare_exchange_strong_explicit(&j->done[i], &none, thread + 1,
+                                                  memory_order_release, memory_order_relaxed);
+}
+
+static void do_task(const job *j, size_t i, unsigned thread)
+{
+    if (j->task != NULL) {
+        j->task(j->arg, i);
+    } else {
+        attempt(j, i, thread);
     }
+}
+
+// Does the thread's own part of a job, then what is left of others. Returns how many tasks.
+static size_t take_part(moei_pool *pool, const job *j, unsigned thread)
+{
+    const size_t threads = (size_t)pool->workers + 1;
+    size_t ended = 0;
+    size_t i;
+    inside = &pool->slots[j->slot];
+    for (size_t t = thread; t < thread + threads; t++) {
+        while (claim(pool, j, t < threads ? t : t - threads, &i)) {
+            do_task(j, i, thread);
+            ended++;
+        }
+    }
+    inside = NULL;
+    if (ended > 0) {
+        atomic_store(&tally_of(pool, j->slot, thread)->ended, word_of(j->number, ended));
+    }
+    return ended;
+}
+
+// ---- the end of a job --------------------------------------------------------------------------
+
+// Whether all tasks of the job of a slot have ended that had this number: where the slot has the
+// next one, they have.
+static bool has_ended(const moei_pool *pool, int s, uint64_t number)
+{
+    const stage *at = &pool->slots[s];
+    const size_t n = atomic_load_explicit(&at->n, memory_order_relaxed);
+    size_t ended = 0;
+    for (size_t t = 0; t <= (size_t)pool->workers; t++) {
+        ended += count_in(atomic_load(&tally_of(pool, s, t)->ended), number);
+    }
+    return ended == n || atomic_load_explicit(&at->number, memory_order_acquire) != number;
+}
+
+static void wait_end(moei_pool *pool, int s)
+{
+    stage *at = &pool->slots[s];
+    const uint64_t number = atomic_load_explicit(&at->number, memory_order_acquire);
+    for (int spin = 0; !has_ended(pool, s, number); spin++) {
+        if (spin < SPINS) {
+            relax();
+            continue;
+        }
+        const unsigned rings = bell_begin(&at->end);
+        if (!has_ended(pool, s, number)) {
+            futex_wait(&at->end.rings, rings);
+        }
+        bell_end(&at->end);
+    }
+}
+
+// ---- workers -----------------------------------------------------------------------------------
+
+// The job that has this number; false where the notice is already another one's.
+static bool read_notice(const notice *from, uint64_t number, job *to)
+{
+    to->number = number;
+    to->slot = atomic_load_explicit(&from->slot, memory_order_acquire);
+    to->base = atomic_load_explicit(&from->base, memory_order_acquire);
+    to->n = atomic_load_explicit(&from->n, memory_order_acquire);
+    to->task = atomic_load_explicit(&from->task, memory_order_acquire);
+    to->attempt = atomic_load_explicit(&from->attempt, memory_order_acquire);
+    to->arg = atomic_load_explicit(&from->arg, memory_order_acquire);
+    to->done = atomic_load_explicit(&from->done, memory_order_acquire);
+    return atomic_load_explicit(&from->number, memory_order_relaxed) == number;
+}
+
+// The number of a job that is not `seen`; 0: none came while it slept.
+static uint64_t next_number(moei_pool *pool, uint64_t seen)
+{
+    _Atomic uint64_t *number = &pool->notice.number;
+    uint64_t now = atomic_load_explicit(number, memory_order_acquire);
+    for (int spin = 0; (now == seen || now == 0) && spin < pool->spins; spin++) {
+        relax();
+        now = atomic_load_explicit(number, memory_order_acquire);
+    }
+    if (now != seen) {
+        return now;
+    }
+    const unsigned rings = bell_begin(&pool->next);
+    if (atomic_load(number) == seen) {
+        futex_wait(&pool->next.rings, rings);
+    }
+    bell_end(&pool->next);
+    return 0;
 }
 
 static void *worker(void *argument)
 {
     moei_pool *pool = argument;
-    (void)moei_fp_begin(); // a thread begins with its creator's
     const unsigned thread = 1 + atomic_fetch_add_explicit(&pool->numbered, 1, memory_order_relaxed);
-    unsigned seen = 0;
+    uint64_t seen = 0;
     for (;;) {
-        unsigned now = atomic_load_explicit(&pool->generation, memory_order_acquire);
-        for (int spin = 0; now == seen && spin < pool->spins; spin++) {
-            relax();
-            now = atomic_load_explicit(&pool->generation, memory_order_acquire);
-        }
-        if (now == seen) {
-            sleep_on(&pool->asleep, &pool->generation, seen);
-            continue;
-        }
-        seen = now;
+        const uint64_t number = next_number(pool, seen);
         if (atomic_load_explicit(&pool->stop, memory_order_acquire)) {
             return NULL;
         }
-        job *j = &pool->jobs[atomic_load_explicit(&pool->current, memory_order_relaxed)];
-        if (join_job(j)) {
-            claim(j, thread);
-            leave_job(j);
+        job j;
+        if (number == 0 || !read_notice(&pool->notice, number, &j)) {
+            continue;
+        }
+        seen = number;
+        (void)moei_fp_begin(); // a thread begins with its creator's, and a task may change it
+        if (take_part(pool, &j, thread) > 0) {
+            bell_ring(&pool->slots[j.slot].end);
         }
     }
 }
 
-// Waits until no worker is inside a job that is closed.
-static void wait_empty(job *j)
-{
-    unsigned state = atomic_load_explicit(&j->state, memory_order_acquire);
-    for (int spin = 0; state != 0 && (state & OPEN) == 0; spin++) {
-        if (spin >= SPINS) {
-            sleep_on(&j->asleep, &j->state, state);
-        } else {
-            relax();
-        }
-        state = atomic_load_explicit(&j->state, memory_order_acquire);
-    }
-}
+// ---- jobs --------------------------------------------------------------------------------------
 
 static void run_inline(size_t n, moe_task_fn task, void *arg)
 {
@@ -235,31 +361,38 @@ static void give_back(moei_pool *pool)
     atomic_store_explicit(&pool->busy, 0, memory_order_release);
 }
 
-// A slot without workers; -1: each has a late one.
+// A slot whose job has ended; -1: each has a late worker.
 static int free_slot(moei_pool *pool)
 {
     for (int s = 0; s < MOEI_POOL_SLOTS; s++) {
-        if (atomic_load_explicit(&pool->jobs[s].state, memory_order_acquire) == 0) {
+        stage *at = &pool->slots[s];
+        const uint64_t number = atomic_load_explicit(&at->number, memory_order_relaxed);
+        if (!at->late || has_ended(pool, s, number)) {
             return s;
         }
     }
     return -1;
 }
 
-static void open_job(moei_pool *pool, int slot, size_t n)
+// Tells the workers. Each store is a release, so that none overtakes that of 0.
+static void open_job(moei_pool *pool, job *j)
 {
-    job *j = &pool->jobs[slot];
-    j->n = n;
-    atomic_store_explicit(&j->next, 0, memory_order_relaxed);
-    atomic_store_explicit(&j->state, OPEN, memory_order_release);
-    atomic_store_explicit(&pool->current, (unsigned)slot, memory_order_relaxed);
-    atomic_fetch_add(&pool->generation, 1);
-    wake_sleepers(&pool->asleep, &pool->generation);
-}
-
-static void close_job(job *j)
-{
-    (void)atomic_fetch_and_explicit(&j->state, ~OPEN, memory_order_acq_rel);
+    stage *at = &pool->slots[j->slot];
+    notice *to = &pool->notice;
+    j->number = ++pool->last;
+    at->late = true;
+    atomic_store_explicit(&at->n, j->n, memory_order_relaxed);
+    atomic_store_explicit(&at->number, j->number, memory_order_release);
+    atomic_store_explicit(&to->number, 0, memory_order_relaxed);
+    atomic_store_explicit(&to->slot, j->slot, memory_order_release);
+    atomic_store_explicit(&to->base, j->base, memory_order_release);
+    atomic_store_explicit(&to->n, j->n, memory_order_release);
+    atomic_store_explicit(&to->task, j->task, memory_order_release);
+    atomic_store_explicit(&to->attempt, j->attempt, memory_order_release);
+    atomic_store_explicit(&to->arg, j->arg, memory_order_release);
+    atomic_store_explicit(&to->done, j->done, memory_order_release);
+    atomic_store(&to->number, j->number);
+    bell_ring(&pool->next);
 }
 
 static void pool_parallel_for(void *self, size_t n, moe_task_fn task, void *arg)
@@ -269,18 +402,21 @@ static void pool_parallel_for(void *self, size_t n, moe_task_fn task, void *arg)
         run_inline(n, task, arg);
         return;
     }
-    int slot = free_slot(pool);
-    if (slot < 0) {
-        slot = 0;
-        wait_empty(&pool->jobs[slot]);
+    for (size_t base = 0; base < n; base += MOST_TASKS) {
+        job j = {.slot = free_slot(pool),
+                 .base = base,
+                 .n = n - base < MOST_TASKS ? n - base : MOST_TASKS,
+                 .task = task,
+                 .arg = arg};
+        if (j.slot < 0) {
+            j.slot = 0;
+            wait_end(pool, 0);
+        }
+        open_job(pool, &j);
+        (void)take_part(pool, &j, 0);
+        wait_end(pool, j.slot);
+        pool->slots[j.slot].late = false;
     }
-    job *j = &pool->jobs[slot];
-    j->task = task;
-    j->arg = arg;
-    open_job(pool, slot, n);
-    claim(j, 0);
-    close_job(j);
-    wait_empty(j);
     give_back(pool);
 }
 
@@ -297,14 +433,21 @@ static void task_in_env(void *self, size_t index)
     moei_fp_end(env);
 }
 
+// Workers of our own have the environment; those of others get it task by task.
 void moei_parallel_for(const moe_thread_pool *pool, size_t n, moe_task_fn task, void *arg)
 {
     call c = {task, arg};
-    if (n == 1) {
-        task_in_env(&c, 0);
-    } else if (n > 1) {
+    if (n > 1 && pool->parallel_for != pool_parallel_for) {
         pool->parallel_for(pool->self, n, task_in_env, &c);
+        return;
     }
+    const uint64_t env = moei_fp_begin();
+    if (n > 1) {
+        pool_parallel_for(pool->self, n, task, arg);
+    } else {
+        run_inline(n, task, arg);
+    }
+    moei_fp_end(env);
 }
 
 int moei_pool_take(moei_pool *pool)
@@ -319,48 +462,38 @@ int moei_pool_take(moei_pool *pool)
     return slot;
 }
 
-// Waits for each task, and does those again that take too long: a task that is being done takes as
-// long as the others did.
-static void do_late_ones(job *j, int64_t patience)
+// Waits for the tasks of others, and does those again that take too long: a task that is being done
+// takes as long as the caller's did.
+static void do_late_ones(moei_pool *pool, const job *j, int64_t patience)
 {
     const int64_t since = now_ns();
-    for (size_t i = 0; i < j->n;) {
-        unsigned done = atomic_load_explicit(&j->done[i], memory_order_acquire);
-        for (int spin = 0; done == 0 && spin < LOOK_EACH; spin++) {
-            relax();
-            done = atomic_load_explicit(&j->done[i], memory_order_acquire);
-        }
-        if (done != 0) {
-            i++;
-        } else if (now_ns() - since >= patience) {
-            inside = j;
+    bool late = !has_ended(pool, j->slot, j->number);
+    for (int spin = 1; late && (spin % LOOK_EACH != 0 || now_ns() - since < patience); spin++) {
+        relax();
+        late = !has_ended(pool, j->slot, j->number);
+    }
+    for (size_t i = 0; late && i < j->n; i++) {
+        if (atomic_load_explicit(&j->done[i], memory_order_acquire) == 0) {
+            inside = &pool->slots[j->slot];
             attempt(j, i, 0);
             inside = NULL;
         }
     }
+    pool->slots[j->slot].late = late;
 }
 
 void moei_pool_attempts(moei_pool *pool, int slot, size_t n, moei_attempt_fn *fn, void *arg,
                         atomic_uint *done)
 {
-    job *j = &pool->jobs[slot];
+    job j = {.slot = slot, .n = n, .attempt = fn, .arg = arg, .done = done};
     const int64_t begin = now_ns();
-    j->task = NULL;
-    j->attempt = fn;
-    j->arg = arg;
-    j->done = done;
     for (size_t i = 0; i < n; i++) {
         atomic_store_explicit(&done[i], 0, memory_order_relaxed);
     }
-    open_job(pool, slot, n);
-    claim(j, 0);
-    int64_t own = 0;
-    for (size_t i = 0; i < n; i++) {
-        own += atomic_load_explicit(&done[i], memory_order_relaxed) == 1;
-    }
-    const int64_t each = own > 0 ? (now_ns() - begin) / own : 0;
-    do_late_ones(j, moei_i64_max(2 * each, PATIENCE_NS));
-    close_job(j);
+    open_job(pool, &j);
+    const size_t own = take_part(pool, &j, 0);
+    const int64_t each = own > 0 ? (now_ns() - begin) / (int64_t)own : 0;
+    do_late_ones(pool, &j, moei_i64_max(2 * each, PATIENCE_NS));
 }
 
 void moei_pool_give_back(moei_pool *pool)
@@ -371,8 +504,8 @@ void moei_pool_give_back(moei_pool *pool)
 void moei_pool_drain(moei_pool *pool)
 {
     for (int s = 0; pool != NULL && !has_forked(pool) && s < MOEI_POOL_SLOTS; s++) {
-        if (&pool->jobs[s] != inside) { // a task would wait for itself
-            wait_empty(&pool->jobs[s]);
+        if (&pool->slots[s] != inside) { // a task would wait for itself
+            wait_end(pool, s);
         }
     }
 }
@@ -394,15 +527,17 @@ moe_status moei_pool_create(const moe_allocator *allocator, int threads, moei_po
     MOE_REQUIRE(threads >= 1 && threads <= MAX_THREADS, MOE_E_ARGUMENT,
                 "moe_context_create: num_threads = %d, must be 1..%d", threads, MAX_THREADS);
     (void)pthread_once(&fork_once, register_fork_handler);
-    const size_t bytes = moei_size_align(
+    const size_t head = moei_size_align(
         sizeof(moei_pool) + (size_t)(threads - 1) * sizeof(pthread_t), _Alignof(moei_pool));
-    moei_pool *pool = allocator->alloc(allocator->self, bytes, 64);
+    const size_t bytes = head + MOEI_POOL_SLOTS * (size_t)threads * sizeof(tally);
+    moei_pool *pool = allocator->alloc(allocator->self, bytes, _Alignof(moei_pool));
     MOE_REQUIRE(pool != NULL, MOE_E_NO_MEMORY,
                 "moe_context_create: no memory for a pool of %d threads (%zu bytes)", threads,
                 bytes);
     memset(pool, 0, bytes);
     pool->allocator = allocator;
     pool->bytes = bytes;
+    pool->tallies = (tally *)(void *)((unsigned char *)pool + head);
     pool->spins = threads <= moei_cpu_count() ? SPINS : 0;
     pool->born = atomic_load_explicit(&fork_generation, memory_order_relaxed);
     for (int i = 0; i < threads - 1; i++) {
@@ -425,8 +560,8 @@ void moei_pool_destroy(moei_pool *pool)
     }
     if (!has_forked(pool)) {
         atomic_store_explicit(&pool->stop, true, memory_order_release);
-        atomic_fetch_add_explicit(&pool->generation, 1, memory_order_release);
-        futex_wake_all(&pool->generation);
+        atomic_store(&pool->notice.number, ++pool->last);
+        bell_ring(&pool->next);
         for (int i = 0; i < pool->workers; i++) {
             (void)pthread_join(pool->threads[i], NULL);
         }

@@ -34,8 +34,8 @@ typedef void moei_attempt_fn(void *arg, size_t i, int thread);
 /// Takes the pool: the slot of a job, or -1 where the caller must do with moei_parallel_for.
 int moei_pool_take(moei_pool *pool);
 
-/// Runs the job of a slot that was taken; n > 0. done[i], of n that are the job's own, becomes 1 +
-/// the thread whose result of task i counts.
+/// Runs the job of a slot that was taken; 0 < n <= 16383. done[i], of n that are the job's own,
+/// becomes 1 + the thread whose result of task i counts.
 void moei_pool_attempts(moei_pool *pool, int slot, size_t n, moei_attempt_fn *fn, void *arg,
                         atomic_uint *done);
 

@@ -79,6 +79,28 @@ static void test_every_index_once(const moe_thread_pool *pool, job *j)
     }
 }
 
+#define LARGE_N 40000 // tasks: more than a job of the pool takes at once
+
+static void count_one(void *arg, size_t i)
+{
+    atomic_uchar *hits = arg;
+    atomic_fetch_add(&hits[i], 1);
+}
+
+static void test_large_job(const moe_thread_pool *pool)
+{
+    atomic_uchar *hits = calloc(LARGE_N, sizeof *hits);
+    size_t once = 0;
+    if (CHECK(hits != NULL, "memory is short")) {
+        moei_parallel_for(pool, LARGE_N, count_one, hits);
+        for (size_t i = 0; i < LARGE_N; i++) {
+            once += atomic_load(&hits[i]) == 1;
+        }
+        CHECK(once == LARGE_N, "%zu of %d indices ran once", once, LARGE_N);
+    }
+    free(hits);
+}
+
 static void *caller(void *arg)
 {
     const moe_thread_pool *pool = arg;
@@ -288,6 +310,7 @@ int main(void)
               threads[t]);
         j->pool = &view;
         test_every_index_once(&view, j);
+        test_large_job(&view);
         memset(j->hits, 0, sizeof j->hits);
         atomic_store(&j->nested, 0);
         moei_parallel_for(&view, 20, outer, j);

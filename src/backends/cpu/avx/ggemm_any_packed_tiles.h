@@ -102,25 +102,25 @@ __attribute__((always_inline)) static inline void multiply_add(vecf *sum, vecf x
 // What floats are made of besides the form: values of 4-bit codes, zero points of the outputs.
 typedef struct decoder {
     code_form form;
+    bool full; // sums leave four registers: three of x or w, one of the other, none for a mask
     vecf values;
     vecf zero[MOST_ACROSS];
 } decoder;
 
-// The second bf16 of each lane. Three vectors leave no register for the mask, which stays in
-// memory.
-__attribute__((always_inline)) static inline vecf second_of(const uint8_t *pair, int64_t vectors)
+// The second bf16 of each lane. full: the mask stays in memory.
+__attribute__((always_inline)) static inline vecf second_of(const uint8_t *pair, bool full)
 {
 #if LANES == 8
     static const _Alignas(32)
         uint32_t mask[8] = {0xFFFF0000u, 0xFFFF0000u, 0xFFFF0000u, 0xFFFF0000u,
                             0xFFFF0000u, 0xFFFF0000u, 0xFFFF0000u, 0xFFFF0000u};
-    if (vectors == 3) {
+    if (full) {
         veci v = veci_load(pair);
         __asm__("vpand %1, %0, %0" : "+x"(v) : "m"(*(const veci *)(const void *)mask));
         return as_floats(v);
     }
 #endif
-    (void)vectors;
+    (void)full;
     return high_of(veci_load(pair));
 }
 
@@ -131,7 +131,7 @@ __attribute__((always_inline)) static inline vecf decoded(const decoder *d, cons
     const int64_t strip = (n.skip + v) / VECTORS * strip_bytes(d->form);
     const int64_t vector = (n.skip + v) % VECTORS * vector_bytes(d->form);
     if (d->form == PAIRS && i % 2 == 1) {
-        return second_of(w + strip + vector + i / 2 * STRIP * 4, n.vectors);
+        return second_of(w + strip + vector + i / 2 * STRIP * 4, d->full);
     }
     const vecf weight = weight_of(d->form, w + strip + vector, i, d->values);
     return is_less_zeros(d->form) ? V(sub_ps)(weight, d->zero[v]) : weight;
@@ -148,7 +148,12 @@ __attribute__((always_inline)) static inline void step(const decoder *d, int64_t
             const vecf wk = decoded(d, w, n, v, i);
             UNROLL
             for (int64_t r = 0; r < rows; r++) {
-                s[r][v] = V(fmadd_ps)(V(set1_ps)(x[r * X_ROW + i]), wk, s[r][v]);
+                const vecf xk = V(set1_ps)(x[r * X_ROW + i]);
+                if (d->full) { // compilers else read x again, or spill
+                    multiply_add(&s[r][v], xk, wk);
+                } else {
+                    s[r][v] = V(fmadd_ps)(xk, wk, s[r][v]);
+                }
             }
         }
         return;
@@ -242,7 +247,7 @@ __attribute__((always_inline)) static inline void tile(const job *j, const piece
     const float *x = p.x + r0 * X_ROW;
     const uint8_t *record = p.w + strip * strip_bytes(form);
     const bool asks = j->rows <= TILE && form != FLOATS && j->lies;
-    decoder d = {.form = form};
+    decoder d = {.form = form, .full = LANES == 8 && n.vectors > 2 && rows * n.vectors == 12};
     if (form == NIBBLES || form == NIBBLES_LESS) {
         d.values = V(load_ps)(j->value);
     }
@@ -369,12 +374,21 @@ typedef void tiles_fn(const job *j, const piece *p, int64_t num, int64_t r0);
 EACH_FORM(ALL_TILES)
 static tiles_fn *const tile_fns[NUM_FORMS][TILE] = {EACH_FORM(TILE_NAMES)};
 
-// All rows over all pieces; as many rows in every tile, but for one.
+// Rows of the next tile, of those that are left. Eight lanes: six if what remains then is none or
+// three at least; with sixteen as many rows in every tile, but for one.
+static inline int64_t rows_of_tile(int64_t left)
+{
+    if (LANES == 16) {
+        return left / moei_i64_ceil_div(left, TILE);
+    }
+    return left <= TILE ? left : left < TILE + 3 ? left / 2 : TILE;
+}
+
+// All rows over all pieces.
 static void all_rows(const job *j, const piece *p, int64_t num, code_form form)
 {
-    int64_t left = moei_i64_ceil_div(j->rows, TILE);
-    for (int64_t r0 = 0, rows; r0 < j->rows; r0 += rows, left--) {
-        rows = left == 1 ? j->rows - r0 : (j->rows - r0) / left;
+    for (int64_t r0 = 0, rows; r0 < j->rows; r0 += rows) {
+        rows = rows_of_tile(j->rows - r0);
         tile_fns[form][rows - 1](j, p, num, r0);
     }
 }
