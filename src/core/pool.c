@@ -35,6 +35,7 @@
 
 #include "core/check.h"
 #include "core/fp_env.h"
+#include "core/lines.h"
 #include "core/safemath.h"
 
 #define LINE        64
@@ -42,6 +43,7 @@
 #define MAX_THREADS 1024
 #define PATIENCE_NS 20000 // before a task is done again: so long at least
 #define LOOK_EACH   64    // pauses between two looks at the clock
+#define RECLAIM     32    // pauses until a worker has its tally again
 #define COUNT_BITS  14    // of a word that holds a job's number, too: that lasts for decades
 #define MOST_TASKS  ((1u << COUNT_BITS) - 1)
 
@@ -225,23 +227,36 @@ static void do_task(const job *j, size_t i, unsigned thread)
     }
 }
 
-// Does the thread's own part of a job, then what is left of others. Returns how many tasks.
+// Does what is left of the part of thread t; returns how many tasks.
+static size_t take_part_of(moei_pool *pool, const job *j, size_t t, unsigned thread)
+{
+    size_t count = 0;
+    size_t i;
+    while (claim(pool, j, t, &i)) {
+        do_task(j, i, thread);
+        count++;
+    }
+    return count;
+}
+
+// Does the thread's own part of a job, then what is left of others. Others wait for what it has
+// ended: so it says that before it looks for more, which takes as long as a line from another core.
+// Returns how many tasks.
 static size_t take_part(moei_pool *pool, const job *j, unsigned thread)
 {
     const size_t threads = (size_t)pool->workers + 1;
+    tally *own = tally_of(pool, j->slot, thread);
     size_t ended = 0;
-    size_t i;
     inside = &pool->slots[j->slot];
     for (size_t t = thread; t < thread + threads; t++) {
-        while (claim(pool, j, t < threads ? t : t - threads, &i)) {
-            do_task(j, i, thread);
-            ended++;
+        const size_t count = take_part_of(pool, j, t < threads ? t : t - threads, thread);
+        ended += count;
+        if (count > 0) {
+            atomic_store(&own->ended, word_of(j->number, ended));
+            bell_ring(&pool->slots[j->slot].end);
         }
     }
     inside = NULL;
-    if (ended > 0) {
-        atomic_store(&tally_of(pool, j->slot, thread)->ended, word_of(j->number, ended));
-    }
     return ended;
 }
 
@@ -294,12 +309,15 @@ static bool read_notice(const notice *from, uint64_t number, job *to)
 }
 
 // The number of a job that is not `seen`; 0: none came while it slept.
-static uint64_t next_number(moei_pool *pool, uint64_t seen)
+static uint64_t next_number(moei_pool *pool, uint64_t seen, unsigned thread)
 {
     _Atomic uint64_t *number = &pool->notice.number;
     uint64_t now = atomic_load_explicit(number, memory_order_acquire);
     for (int spin = 0; (now == seen || now == 0) && spin < pool->spins; spin++) {
         relax();
+        if (spin % RECLAIM == RECLAIM - 1) { // what others have looked at, for the next claim
+            moei_ask_to_write(tally_of(pool, 0, thread), sizeof(tally));
+        }
         now = atomic_load_explicit(number, memory_order_acquire);
     }
     if (now != seen) {
@@ -319,7 +337,7 @@ static void *worker(void *argument)
     const unsigned thread = 1 + atomic_fetch_add_explicit(&pool->numbered, 1, memory_order_relaxed);
     uint64_t seen = 0;
     for (;;) {
-        const uint64_t number = next_number(pool, seen);
+        const uint64_t number = next_number(pool, seen, thread);
         if (atomic_load_explicit(&pool->stop, memory_order_acquire)) {
             return NULL;
         }
@@ -329,9 +347,7 @@ static void *worker(void *argument)
         }
         seen = number;
         (void)moei_fp_begin(); // a thread begins with its creator's, and a task may change it
-        if (take_part(pool, &j, thread) > 0) {
-            bell_ring(&pool->slots[j.slot].end);
-        }
+        (void)take_part(pool, &j, thread);
     }
 }
 
@@ -379,6 +395,7 @@ static void open_job(moei_pool *pool, job *j)
 {
     stage *at = &pool->slots[j->slot];
     notice *to = &pool->notice;
+    moei_ask_to_write(tally_of(pool, j->slot, 0), sizeof(tally));
     j->number = ++pool->last;
     at->late = true;
     atomic_store_explicit(&at->n, j->n, memory_order_relaxed);
