@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CPU's integer products on packed weights against the portable rows on canonical ones, bit by
 // bit: every format whose codes are integers, groups with and without zero points, the largest
-// codes, the whole range of int8 and int16, scales that overflow, vanish or are NaN, odd numbers of
-// k and outputs, bands that begin anywhere, rows of x around each tile.
+// codes, the whole range of int8 and int16, scales that overflow, vanish, are NaN or at the edge of
+// a range, odd numbers of k and outputs, bands that begin anywhere, rows of x around each tile.
 #include <stdlib.h>
 #include <string.h>
 
@@ -51,12 +51,14 @@ static const moei_kernel *row_of(const char *name)
 
 /// How a case is drawn.
 typedef enum flavour {
-    PLAIN,  // scales around 1
-    TOP,    // every code is the largest, or its negative
-    EXTREME // any scale code, the largest and NaN too
+    PLAIN,   // scales around 1
+    TOP,     // every code is the largest, or its negative
+    EXTREME, // any scale code, the largest and NaN too
+    EDGE     // codes at the ends of the half of them that has a way of its own, some beyond
 } flavour;
 
-static const char *const flavour_names[] = {"plain", "largest codes", "extreme scales"};
+static const char *const flavour_names[] = {"plain", "largest codes", "extreme scales",
+                                            "scales at an edge"};
 
 typedef struct form {
     moe_format format;
@@ -74,13 +76,26 @@ typedef struct product {
     const char *what;
 } product;
 
+static uint8_t draw_e8m0(flavour f)
+{
+    if (f == EDGE) {
+        const uint32_t kind = draw() % 256;
+        return (uint8_t)(kind == 0   ? draw()
+                         : kind == 1 ? 63
+                         : kind == 2 ? 192
+                         : kind < 8  ? 191
+                                     : 64 + kind % 2);
+    }
+    return (uint8_t)(f == EXTREME ? draw() : 110 + draw() % 30);
+}
+
 static void draw_scales(moe_dtype dtype, flavour f, int64_t count, uint8_t *to)
 {
     for (int64_t i = 0; i < count; i++) {
         const float value = (float)(1 + draw() % 1000) / 512.0f * (draw() % 8 == 0 ? -1.0f : 1.0f);
         switch (dtype) {
         case MOE_E8M0:
-            to[i] = (uint8_t)(f == EXTREME ? draw() : 110 + draw() % 30);
+            to[i] = draw_e8m0(f);
             break;
         case MOE_E4M3FN:
             to[i] = (uint8_t)(f == EXTREME ? draw() : 0x20 + draw() % 0x30);
@@ -89,6 +104,26 @@ static void draw_scales(moe_dtype dtype, flavour f, int64_t count, uint8_t *to)
             moei_store_f32(dtype, to + i * moe_dtype_bits(dtype) / 8, 1, &value);
             break;
         }
+    }
+}
+
+// Scales of x at one edge, and blocks of zeros with the least scale; in some products, one beyond.
+static void draw_x_edges(product *p, int64_t group, int64_t rows, int64_t scale_bytes)
+{
+    const int64_t k = p->args.w.k;
+    const uint8_t edge = draw() % 2 == 0 ? 65 : 190;
+    for (int64_t i = 0; i < rows * scale_bytes; i++) {
+        p->x_scales[i] = (uint8_t)(edge + draw() % 2);
+        const int64_t k0 = i % scale_bytes * group;
+        if (draw() % 8 == 0 && k0 < k) {
+            p->x_scales[i] = 1;
+            const int64_t bytes = moe_dtype_bits(p->args.x.dtype) / 8;
+            memset(p->x + (i / scale_bytes * k + k0) * bytes, 0,
+                   (size_t)(moei_i64_min(group, k - k0) * bytes));
+        }
+    }
+    if (draw() % 3 == 0) {
+        p->x_scales[(int64_t)draw() % (rows * scale_bytes)] = edge == 65 ? 64 : 192;
     }
 }
 
@@ -125,6 +160,9 @@ static void draw_x(product *p, moe_dtype dtype, int64_t group, flavour f, bool w
                         .packed = packed,
                         .scale_row_stride = packed ? scale_bytes / 4 : scale_bytes,
                         .scale_k_stride = 1};
+    if (f == EDGE) {
+        draw_x_edges(p, group, rows, scale_bytes);
+    }
 }
 
 static void draw_weights(product *p, const form *how, flavour f, int64_t n, int64_t k)
@@ -171,7 +209,7 @@ static void draw_weights(product *p, const form *how, flavour f, int64_t n, int6
     for (int64_t i = 0; i < n; i++) {
         p->bias[i] = (float)(int32_t)draw() * 0x1p-31f;
     }
-    m->bias = p->bias;
+    m->bias = f == EDGE ? NULL : p->bias; // beside which small sums would vanish
     m->bias_dtype = MOE_F32;
 }
 
@@ -331,6 +369,16 @@ static void test_form(const form *how)
     }
 }
 
+// Panels that are whole, so that scales decide which way a record goes.
+static void test_edges(const form *how)
+{
+    for (int64_t rows = 1; rows < 14; rows++) {
+        for (int turn = 0; turn < 6; turn++) {
+            test_case(how, MOE_I8, turn % 2 == 0 ? 32 : 128, EDGE, false, 150, 335, rows);
+        }
+    }
+}
+
 int main(void)
 {
     static const form forms[] = {
@@ -369,5 +417,6 @@ int main(void)
     test_case(&forms[8], MOE_I8, 128, PLAIN, false, 330, 4000, 27);
     test_case(&forms[4], MOE_I16, 32, PLAIN, false, 330, 2100, 40);
     test_longest(&forms[8]);
+    test_edges(&forms[0]);
     return test_summary();
 }

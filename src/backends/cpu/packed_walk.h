@@ -25,7 +25,7 @@ typedef struct moei_cpu_walk {
 static inline const uint8_t *moei_cpu_walk_to(moei_cpu_walk *w, const moei_cpu_packed *p,
                                               const uint8_t *expert, int64_t panel, int64_t r)
 {
-    const int64_t g = r / p->group_records;
+    const int64_t g = r == 0 ? 0 : r / p->group_records; // most walks begin at 0
     const int64_t skip = r - g * p->group_records;
     w->width = moei_cpu_panel_width(p, panel);
     w->head = p->head;

@@ -55,11 +55,13 @@ typedef struct moei_cpu_columns {
 static inline void moei_cpu_load_columns(const moei_matrices *w, int32_t e, int64_t n0, int64_t n1,
                                          moei_cpu_columns *out)
 {
-    for (int64_t n = n0; n < n1; n++) {
-        if (w->scales != NULL && w->block_k == 0) {
+    if (w->scales != NULL && w->block_k == 0) {
+        for (int64_t n = n0; n < n1; n++) {
             out->scale[n - n0] = moei_cpu_weight_scale(w, e, n, 0);
         }
-        if (w->scale2 != NULL) {
+    }
+    if (w->scale2 != NULL) {
+        for (int64_t n = n0; n < n1; n++) {
             out->scale2[n - n0] = moei_w_scale2(w, e, n);
         }
     }
@@ -109,6 +111,13 @@ static inline void moei_cpu_finish(const moek_ggemm_args *a, const moei_cpu_colu
         }
     }
     uint8_t *y = moei_y_at(a, e, i) + n0 * moe_dtype_bits(a->y_dtype) / 8;
+    if (a->y_dtype == MOE_F32) { // in vectors, where compilers know that y and acc do not overlap
+        for (int64_t n = 0; n < count; n++) {
+            acc[n] = moei_canonical_nan(acc[n]);
+        }
+        memcpy(y, acc, (size_t)count * sizeof *acc);
+        return;
+    }
     moei_store_f32(a->y_dtype, y, count, acc);
 }
 

@@ -50,6 +50,8 @@ static void begin(void *arg)
     j->p.side = SIDE;
     j->p.depth = moei_i64_min(X_ROOM / (rows * j->cell) / j->block * j->block, j->p.packed.records);
     j->p.acc = j->acc;
+    // Nothing else asks for what is read first; x is prepared meanwhile.
+    moei_cpu_ask(moei_cpu_panel_record(&j->p, j->p.n0 / PANEL, 0), MOEI_CPU_AHEAD);
 }
 
 static void multiply(void *arg, int64_t panel, int64_t r0, int64_t r1, int64_t at)

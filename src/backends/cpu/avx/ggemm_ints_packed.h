@@ -13,6 +13,7 @@
 #define MR     32         // rows that share a decoded record
 #define SIDE   4          // panels whose sums are kept at once
 #define X_ROOM (80 << 10) // bytes of prepared x
+#define MIDDLE 127        // the exponent of 1
 #define BLOCK  4          // records of a block, at most
 
 #define WORD_BYTES                                                                                 \
@@ -38,6 +39,7 @@ struct job {
     bool whole;    // class i32: `acc` holds integers
     bool splits;   // the sums of class i32 over chunks
     bool rounds;   // a zero point of the group is above MOEI_CPU_ZERO_TOP
+    bool middle;   // exponents of all scales of prepared x: MIDDLE - 63 .. MIDDLE + 63
     int64_t block; // records whose sums become a float at once: 1, 2 or 4
     int64_t cell;  // bytes
     int64_t sets;  // folds of this record: 1, or 2 with halves
@@ -56,6 +58,22 @@ static inline void add_sum_before(const job *j, int64_t r, int32_t *sum)
     }
 }
 
+// The exponent of a cell's scale. The scale of zeros is as good as any: it becomes 1.
+static inline void set_exponent(job *j, cell8 *c)
+{
+    static const cell8 zeros;
+    c->exponent = (int32_t)(moei_f32_bits(c->scale) >> 23);
+    if (c->exponent >= MIDDLE - 63 && c->exponent <= MIDDLE + 63) {
+        return;
+    }
+    if (memcmp(c->digit, zeros.digit, sizeof zeros.digit) == 0) {
+        c->scale = 1.0f;
+        c->exponent = MIDDLE;
+        return;
+    }
+    j->middle = false;
+}
+
 // Records r0 .. r1 - 1 of the rows.
 static void prepare(void *arg, int64_t r0, int64_t r1)
 {
@@ -66,6 +84,7 @@ static void prepare(void *arg, int64_t r0, int64_t r1)
     const int64_t bytes = j->int16 ? 2 * RECORD : RECORD;
     const int64_t row_bytes = a->w.k * bytes / RECORD;
     const float part = j->e2m1 ? 0.5f : 1.0f;
+    j->middle = true;
     for (int64_t i = i0; i < i1; i++) {
         const uint8_t *row = moei_x_at(a, j->p.e, i);
         moei_cpu_x_scales scales = {.at = NULL};
@@ -82,6 +101,9 @@ static void prepare(void *arg, int64_t r0, int64_t r1)
                 fill_digits8(j->e2m1, j->halves, j->way == BYTES, codes, c);
                 add_sum_before(j, r, &c->sum[0]);
                 c->scale = scale;
+                if (j->e2m1 && j->block == 1) {
+                    set_exponent(j, c);
+                }
                 continue;
             }
             cell16 *c = (cell16 *)(void *)to;

@@ -42,7 +42,7 @@ typedef struct cell8 {
     int32_t sum[HALVES]; // of either half, if they have scales of their own; else sum[0] of both.
                          // e2m1: with what a lane begins, see store_starts
     float scale;
-    int32_t unused;
+    int32_t exponent; // of `scale`, as its bits have it
 } cell8;
 
 typedef struct cell16 {

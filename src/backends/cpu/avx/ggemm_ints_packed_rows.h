@@ -5,6 +5,7 @@
 #define MOEI_BACKENDS_CPU_AVX_GGEMM_INTS_PACKED_ROWS_H
 
 #include "backends/cpu/avx/ggemm_ints_packed.h"
+#include "backends/cpu/avx/ggemm_ints_packed_mxfp4.h"
 
 /// Folds records into the sums of the rows.
 typedef void loop_fn(job *j, span s, float (*acc)[PANEL]);
@@ -49,6 +50,12 @@ few_rows(job *j, span s, int64_t rows, int64_t digits, bool e2m1, bool halves, f
     const bool codes =
         e2m1 && !halves && j->p.args.w.scale_dtype == MOE_E8M0 && j->p.packed.sets > 0;
     for (; s.r < s.end; s.r++, s.x += rows * shape.cell) {
+        if (codes && digits == 1) {
+            rows_of_mxfp4(j, rows, &s, acc);
+            if (s.r == s.end) {
+                return;
+            }
+        }
         if (codes && fold_codes(j, shape, &s, acc)) {
             continue;
         }
