@@ -6,7 +6,8 @@
 //     panels side by side, as many as have sums
 //       some records, as many as prepared x has room    prepare   once, where that is all of k
 //         each of these panels                          multiply
-//       each of these panels: results                   end       sums to floats, if they are not
+//       each of these panels                            end       sums to floats, if they are not
+//       16 rows, each of these panels: results
 //
 // Static inline, as product.h is.
 #ifndef MOEI_BACKENDS_CPU_PACKED_PANELS_H
@@ -14,6 +15,8 @@
 
 #include "backends/cpu/packed_walk.h"
 #include "backends/cpu/product.h"
+
+#define MOEI_CPU_FINISH_ROWS 16 // whose results are written together
 
 /// An expert and the outputs of it that are wanted; the block of rows under way.
 typedef struct moei_cpu_panels {
@@ -93,6 +96,19 @@ static inline void moei_cpu_panel_finish(moei_cpu_panels *p, int64_t panel, int6
     }
 }
 
+/// The same of panels side by side. Some rows at a time, each of which is then written in one
+/// stream, not in two lines here and there.
+static inline void moei_cpu_panels_finish(moei_cpu_panels *p, int64_t begin, int64_t end)
+{
+    for (int64_t i0 = p->i0, i1; i0 < p->i1; i0 = i1) {
+        i1 = moei_i64_min(i0 + MOEI_CPU_FINISH_ROWS, p->i1);
+        for (int64_t panel = begin; panel < end; panel++) {
+            const int64_t at = (panel - begin) * (p->i1 - p->i0) + i0 - p->i0;
+            moei_cpu_panel_finish(p, panel, i0, i1, p->acc + at);
+        }
+    }
+}
+
 static inline void moei_cpu_panel_want(moei_cpu_panels *p, int64_t panel)
 {
     int64_t first;
@@ -150,13 +166,10 @@ static inline void moei_cpu_panels_run(moei_cpu_panels *p, const moei_cpu_panels
         for (int64_t begin = p->n0 / MOEI_CPU_PANEL, end; begin < last; begin = end) {
             end = moei_i64_min(begin + p->side, last);
             prepared = moei_cpu_panels_sums(p, ops, job, begin, end, prepared);
-            for (int64_t panel = begin; panel < end; panel++) {
-                const int64_t at = (panel - begin) * (p->i1 - p->i0);
-                if (ops->end != NULL) {
-                    ops->end(job, at);
-                }
-                moei_cpu_panel_finish(p, panel, p->i0, p->i1, p->acc + at);
+            for (int64_t panel = begin; ops->end != NULL && panel < end; panel++) {
+                ops->end(job, (panel - begin) * (p->i1 - p->i0));
             }
+            moei_cpu_panels_finish(p, begin, end);
         }
     }
 }

@@ -290,11 +290,14 @@ static void run_panel(job *j, int64_t panel, int64_t k0, int64_t k1, float (*acc
 
 // ---- panels ------------------------------------------------------------------------------------
 
+// As many panels side by side each time.
 static void begin(void *arg)
 {
     job *j = arg;
+    const int64_t panels = moei_i64_ceil_div(j->p.n1, PANEL) - j->p.n0 / PANEL;
     j->rows = j->p.i1 - j->p.i0;
     j->p.side = SUMS / j->rows;
+    j->p.side = moei_i64_ceil_div(panels, moei_i64_ceil_div(panels, j->p.side));
     j->p.depth = X_ROOM / (j->rows * X_ROW) * (CHUNK / RECORD);
     j->p.acc = j->acc;
 }
