@@ -34,19 +34,24 @@ void moem_cache_free(moem_cache *cache)
     *cache = (moem_cache){.rows = 0};
 }
 
+static void put_head(const moem_cache *cache, int64_t h, int64_t head_dim, int64_t position,
+                     const float *key, const float *value)
+{
+    const int64_t row = position % cache->rows;
+    float *to = cache->keys + (h * cache->rows + row / MOEM_LANES * MOEM_LANES) * head_dim +
+                row % MOEM_LANES;
+    for (int64_t d = 0; d < head_dim; d++) {
+        to[d * MOEM_LANES] = key[d];
+    }
+    memcpy(cache->values + (h * cache->rows + row) * round_up(head_dim), value,
+           (size_t)head_dim * sizeof *value);
+}
+
 void moem_cache_put(const moem_cache *cache, int64_t kv_heads, int64_t head_dim, int64_t position,
                     const float *key, const float *value)
 {
-    const int64_t row = position % cache->rows;
-    const int64_t width = round_up(head_dim);
     for (int64_t h = 0; h < kv_heads; h++) {
-        float *to = cache->keys + (h * cache->rows + row / MOEM_LANES * MOEM_LANES) * head_dim +
-                    row % MOEM_LANES;
-        for (int64_t d = 0; d < head_dim; d++) {
-            to[d * MOEM_LANES] = key[h * head_dim + d];
-        }
-        memcpy(cache->values + (h * cache->rows + row) * width, value + h * head_dim,
-               (size_t)head_dim * sizeof *value);
+        put_head(cache, h, head_dim, position, key + h * head_dim, value + h * head_dim);
     }
 }
 
@@ -57,7 +62,35 @@ typedef struct attention {
     moem_attention_args args;
     int64_t group; // query heads of a key head
     int64_t each;  // tokens of a task
+    bool places;   // as well
 } attention;
+
+#define PLACE_TOKENS 16 // of a task
+
+// Turns and puts what belongs to key head kv of tokens t0 .. t1 - 1.
+static void place(const attention *s, int64_t t0, int64_t t1, int64_t kv)
+{
+    const moem_attention_args *a = &s->args;
+    const int64_t dim = a->head_dim;
+    for (int64_t t = t0; t < t1; t++) {
+        float *q = a->q + t * a->q_stride;
+        float *k = q + (a->heads + kv) * dim;
+        moem_rotate(a->turns + t * dim, s->group, dim, q + kv * s->group * dim);
+        moem_rotate(a->turns + t * dim, 1, dim, k);
+        put_head(a->queries[t].cache, kv, dim, a->queries[t].position, k, k + a->kv_heads * dim);
+    }
+}
+
+static void place_task(void *arg, size_t index)
+{
+    const attention *s = arg;
+    const int64_t begin = (int64_t)index * PLACE_TOKENS;
+    const int64_t end =
+        begin + PLACE_TOKENS < s->args.tokens ? begin + PLACE_TOKENS : s->args.tokens;
+    for (int64_t kv = 0; kv < s->args.kv_heads; kv++) {
+        place(s, begin, end, kv);
+    }
+}
 
 // Query heads kv * group + h0 .. + heads - 1 of tokens t0 .. t1 - 1, which share a cache.
 static void attend(const attention *s, int64_t t0, int64_t t1, int64_t kv, int64_t h0,
@@ -94,6 +127,9 @@ static void attention_task(void *arg, size_t index)
     const int64_t kv = (int64_t)index % a->kv_heads;
     const int64_t begin = (int64_t)index / a->kv_heads * s->each;
     const int64_t end = begin + s->each < a->tokens ? begin + s->each : a->tokens;
+    if (s->places) {
+        place(s, begin, end, kv);
+    }
     for (int64_t t0 = begin, t1; t0 < end; t0 = t1) {
         for (t1 = t0 + 1; t1 < end && a->queries[t1].cache == a->queries[t0].cache;) {
             t1++;
@@ -110,6 +146,13 @@ void moem_attention(const moe_thread_pool *pool, const moem_attention_args *args
     attention s = {.args = *args, .group = args->heads / args->kv_heads};
     s.each = s.group < MOEM_ATTEND_ROWS ? MOEM_ATTEND_ROWS / s.group : 1;
     const int64_t tasks = (args->tokens + s.each - 1) / s.each * args->kv_heads;
+    // A task of all tokens needs nothing of another one: a thread that has a head each step keeps
+    // that head's cache in its own.
+    s.places = args->turns != NULL && args->tokens <= s.each;
+    if (args->turns != NULL && !s.places) {
+        pool->parallel_for(pool->self, (size_t)((args->tokens + PLACE_TOKENS - 1) / PLACE_TOKENS),
+                           place_task, &s);
+    }
     pool->parallel_for(pool->self, (size_t)tasks, attention_task, &s);
 }
 

@@ -32,10 +32,14 @@ typedef struct moem_attention_args {
     const moem_kernels *kernels;
     int64_t tokens, heads, kv_heads, head_dim, window;
     const moem_query *queries; ///< [tokens]
-    const float *q;            ///< [tokens, heads * head_dim], rotated
+    float *q;                  ///< [tokens, heads * head_dim], turned; or see turns
     int64_t q_stride;          ///< from one token's to the next one's
     const float *sinks;        ///< [heads]: a logit that takes weight and gives nothing
     float *out;                ///< [tokens, heads * head_dim]
+    /// NULL: the queries' keys and values are in their caches. Else those of a token lie behind its
+    /// queries, [kv_heads, head_dim] each, and all is as products left it: queries and keys are
+    /// turned in place by turns [tokens, head_dim], keys and values put into the caches.
+    const float *turns;
 } moem_attention_args;
 
 /// softmax over the keys and the sink, in float32, keys in ascending position; a running maximum

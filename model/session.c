@@ -213,31 +213,6 @@ static void norm(const moem_session *s, const float *branch, const float *weight
                                               .out = s->normed});
 }
 
-#define PLACE_TOKENS 16 // of a task
-
-/// A layer's queries, keys and values to where attention wants them.
-struct placing {
-    const moem_session *s;
-    int64_t count;
-};
-
-static void place_task(void *arg, size_t index)
-{
-    const struct placing *p = arg;
-    const moem_session *s = p->s;
-    const moem_config *c = &s->model->config;
-    const int64_t stride = (c->heads + 2 * c->kv_heads) * c->head_dim;
-    const int64_t begin = (int64_t)index * PLACE_TOKENS;
-    for (int64_t t = begin; t < p->count && t < begin + PLACE_TOKENS; t++) {
-        float *q = s->qkv + t * stride;
-        float *k = q + c->heads * c->head_dim;
-        const float *v = k + c->kv_heads * c->head_dim;
-        // Heads of keys lie behind those of queries, and turn with them.
-        moem_rotate(s->turns + t * c->head_dim, c->heads + c->kv_heads, c->head_dim, q);
-        moem_cache_put(s->queries[t].cache, c->kv_heads, c->head_dim, s->positions[t], k, v);
-    }
-}
-
 static moe_status attention_step(moem_session *s, const moem_input *tokens, int64_t count,
                                  int64_t layer)
 {
@@ -259,9 +234,6 @@ static moe_status attention_step(moem_session *s, const moem_input *tokens, int6
         s->queries[t].cache = &s->sequences[tokens[t].sequence].caches[layer];
         s->queries[t].position = s->positions[t];
     }
-    struct placing placing = {s, count};
-    m->pool.parallel_for(m->pool.self, (size_t)((count + PLACE_TOKENS - 1) / PLACE_TOKENS),
-                         place_task, &placing);
     moem_attention(&m->pool, &(moem_attention_args){
                                  .kernels = m->kernels,
                                  .tokens = count,
@@ -274,6 +246,7 @@ static moe_status attention_step(moem_session *s, const moem_input *tokens, int6
                                  .q_stride = stride,
                                  .sinks = l->sinks,
                                  .out = s->attention,
+                                 .turns = s->turns,
                              });
     return moem_linear_run(m->ctx, &l->o, s->attention, count, s->branch, c->hidden);
 }

@@ -38,6 +38,7 @@
 
 #include "core/check.h"
 #include "core/fp_env.h"
+#include "core/lines.h"
 #include "core/safemath.h"
 
 #define LINE        64
@@ -45,6 +46,7 @@
 #define MAX_THREADS 1024
 #define PATIENCE_NS 20000 // before a task is done again: so long at least
 #define LOOK_EACH   64    // pauses between two looks at the clock
+#define RECLAIM     32    // pauses until a worker has its tally again
 #define COUNT_BITS  14    // of a word that holds a job's number, too: that lasts for decades
 #define MOST_TASKS  ((1u << COUNT_BITS) - 1)
 
@@ -249,28 +251,37 @@ static void enter(const moei_pool *pool, const job *j, unsigned thread)
     inside.begun = j->attempt != NULL ? now_ns() : 0;
 }
 
-// Does the thread's own part of a job, then what is left of others. Returns how many tasks. The
-// thread is inside until it leaves.
-static size_t take_part(moei_pool *pool, const job *j, unsigned thread)
-{
-    const size_t threads = (size_t)pool->workers + 1;
-    size_t i;
-    enter(pool, j, thread);
-    for (size_t t = thread; t < thread + threads; t++) {
-        while (claim(pool, j, t < threads ? t : t - threads, &i)) {
-            do_task(j, i, thread);
-            inside.ended++;
-        }
-    }
-    if (inside.ended > 0) {
-        atomic_store(&tally_of(pool, j->slot, thread)->ended, word_of(j->number, inside.ended));
-    }
-    return inside.ended;
-}
-
 static void leave(void)
 {
     inside.stage = NULL;
+}
+
+// Does what is left of the part of thread t; false if that is nothing.
+static bool take_part_of(moei_pool *pool, const job *j, size_t t, unsigned thread)
+{
+    const size_t before = inside.ended;
+    size_t i;
+    while (claim(pool, j, t, &i)) {
+        do_task(j, i, thread);
+        inside.ended++;
+    }
+    return inside.ended > before;
+}
+
+// Does the thread's own part of a job, then what is left of others. Others wait for what it has
+// ended: so it says that before it looks for more, which takes as long as a line from another core.
+// The thread is inside until it leaves.
+static void take_part(moei_pool *pool, const job *j, unsigned thread)
+{
+    const size_t threads = (size_t)pool->workers + 1;
+    tally *own = tally_of(pool, j->slot, thread);
+    enter(pool, j, thread);
+    for (size_t t = thread; t < thread + threads; t++) {
+        if (take_part_of(pool, j, t < threads ? t : t - threads, thread)) {
+            atomic_store(&own->ended, word_of(j->number, inside.ended));
+            bell_ring(&pool->slots[j->slot].end);
+        }
+    }
 }
 
 // 1 + the thread whose result of task i counts. If that takes too long, does it again: a task that
@@ -351,12 +362,15 @@ static bool read_notice(const notice *from, uint64_t number, job *to)
 }
 
 // The number of a job that is not `seen`; 0: none came while it slept.
-static uint64_t next_number(moei_pool *pool, uint64_t seen)
+static uint64_t next_number(moei_pool *pool, uint64_t seen, unsigned thread)
 {
     _Atomic uint64_t *number = &pool->notice.number;
     uint64_t now = atomic_load_explicit(number, memory_order_acquire);
     for (int spin = 0; (now == seen || now == 0) && spin < pool->spins; spin++) {
         relax();
+        if (spin % RECLAIM == RECLAIM - 1) { // what others have looked at, for the next claim
+            moei_ask_to_write(tally_of(pool, 0, thread), sizeof(tally));
+        }
         now = atomic_load_explicit(number, memory_order_acquire);
     }
     if (now != seen) {
@@ -376,7 +390,7 @@ static void *worker(void *argument)
     const unsigned thread = 1 + atomic_fetch_add_explicit(&pool->numbered, 1, memory_order_relaxed);
     uint64_t seen = 0;
     for (;;) {
-        const uint64_t number = next_number(pool, seen);
+        const uint64_t number = next_number(pool, seen, thread);
         if (atomic_load_explicit(&pool->stop, memory_order_acquire)) {
             return NULL;
         }
@@ -386,11 +400,8 @@ static void *worker(void *argument)
         }
         seen = number;
         (void)moei_fp_begin(); // a thread begins with its creator's, and a task may change it
-        const size_t ended = take_part(pool, &j, thread);
+        take_part(pool, &j, thread);
         leave();
-        if (ended > 0) {
-            bell_ring(&pool->slots[j.slot].end);
-        }
     }
 }
 
@@ -438,6 +449,7 @@ static void open_job(moei_pool *pool, job *j)
 {
     stage *at = &pool->slots[j->slot];
     notice *to = &pool->notice;
+    moei_ask_to_write(tally_of(pool, j->slot, 0), sizeof(tally));
     j->number = ++pool->last;
     at->late = true;
     atomic_store_explicit(&at->n, j->n, memory_order_relaxed);
@@ -472,7 +484,7 @@ static void pool_parallel_for(void *self, size_t n, moe_task_fn task, void *arg)
             wait_end(pool, 0);
         }
         open_job(pool, &j);
-        (void)take_part(pool, &j, 0);
+        take_part(pool, &j, 0);
         leave();
         wait_end(pool, j.slot);
         pool->slots[j.slot].late = false;
@@ -534,7 +546,7 @@ void moei_pool_attempts(moei_pool *pool, int slot, const moei_attempts *attempts
         atomic_store_explicit(&j.done[i], 0, memory_order_relaxed);
     }
     open_job(pool, &j);
-    (void)take_part(pool, &j, 0);
+    take_part(pool, &j, 0);
     for (size_t i = 0; i < j.n; i++) {
         attempts->keep(j.arg, i, (int)wait_done(&j, i, &since) - 1);
     }

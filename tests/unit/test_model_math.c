@@ -298,15 +298,89 @@ static void test_attention_extremes(void)
     moem_cache_put(&cache, 1, 2, 1, keys + 2, values + 2);
     for (size_t i = 0; i < COUNT(cases); i++) {
         const moem_query query = {&cache, 1};
-        const float q[2] = {(float)cases[i].q, 0};
+        float q[2] = {(float)cases[i].q, 0};
         const float sink = (float)cases[i].sink;
         float out[2];
-        moem_attention(&pools[0],
-                       &(moem_attention_args){kernels, 1, 1, 1, 2, 8, &query, q, 2, &sink, out});
+        moem_attention(&pools[0], &(moem_attention_args){.kernels = kernels,
+                                                         .tokens = 1,
+                                                         .heads = 1,
+                                                         .kv_heads = 1,
+                                                         .head_dim = 2,
+                                                         .window = 8,
+                                                         .queries = &query,
+                                                         .q = q,
+                                                         .q_stride = 2,
+                                                         .sinks = &sink,
+                                                         .out = out});
         CHECK((double)out[0] == cases[i].expected && out[1] == out[0],
               "case %zu gives %g, expected %g", i, (double)out[0], cases[i].expected);
     }
     moem_cache_free(&cache);
+}
+
+#define PLACED_HEADS 4
+#define PLACED_KV    2
+#define PLACED_DIM   24
+#define PLACED_MOST  40 // tokens: in one task of a head, in several, in several of placing
+
+// Attention that turns and puts, and the same done before it: results and caches byte for byte.
+static void test_placing(void)
+{
+    static const int64_t counts[] = {1, 4, 5, PLACED_MOST};
+    const int64_t stride = (PLACED_HEADS + 2 * PLACED_KV) * PLACED_DIM;
+    const size_t bytes = sizeof(float) * PLACED_KV * 48 * PLACED_DIM; // of a cache's keys
+    moec_rng rng = {11};
+    float *sinks = normals(&rng, PLACED_HEADS, 1);
+    float *turns = normals(&rng, PLACED_MOST * PLACED_DIM, 1);
+    for (size_t i = 0; i < COUNT(counts) * 3; i++) {
+        const int64_t tokens = counts[i / 3];
+        moem_query queries[2][PLACED_MOST];
+        moem_cache caches[2] = {{.rows = 0}, {.rows = 0}};
+        float *q[2];
+        float *out[2];
+        q[0] = normals(&rng, tokens * stride, 1);
+        for (int way = 0; way < 2; way++) {
+            CHECK(moem_cache_create(48, PLACED_KV, PLACED_DIM, &caches[way]), "no memory");
+            memset(caches[way].keys, 0, bytes);
+            out[way] = normals(&rng, tokens * PLACED_HEADS * PLACED_DIM, 1);
+            for (int64_t t = 0; t < tokens; t++) {
+                queries[way][t] = (moem_query){&caches[way], t};
+            }
+        }
+        q[1] = malloc((size_t)(tokens * stride) * sizeof *q[1]);
+        memcpy(q[1], q[0], (size_t)(tokens * stride) * sizeof *q[1]);
+        for (int64_t t = 0; t < tokens; t++) {
+            float *k = q[0] + t * stride + PLACED_HEADS * PLACED_DIM;
+            moem_rotate(turns + t * PLACED_DIM, PLACED_HEADS + PLACED_KV, PLACED_DIM,
+                        q[0] + t * stride);
+            moem_cache_put(&caches[0], PLACED_KV, PLACED_DIM, t, k, k + PLACED_KV * PLACED_DIM);
+        }
+        for (int way = 0; way < 2; way++) {
+            moem_attention(&pools[i % 3], &(moem_attention_args){.kernels = kernels,
+                                                                 .tokens = tokens,
+                                                                 .heads = PLACED_HEADS,
+                                                                 .kv_heads = PLACED_KV,
+                                                                 .head_dim = PLACED_DIM,
+                                                                 .window = 30,
+                                                                 .queries = queries[way],
+                                                                 .q = q[way],
+                                                                 .q_stride = stride,
+                                                                 .sinks = sinks,
+                                                                 .out = out[way],
+                                                                 .turns = way ? turns : NULL});
+        }
+        const size_t size = (size_t)tokens * PLACED_HEADS * PLACED_DIM * sizeof(float);
+        CHECK(memcmp(out[0], out[1], size) == 0, "%d tokens: other results", (int)tokens);
+        CHECK(memcmp(caches[0].keys, caches[1].keys, bytes) == 0, "%d tokens: other keys",
+              (int)tokens);
+        for (int way = 0; way < 2; way++) {
+            moem_cache_free(&caches[way]);
+            free(q[way]);
+            free(out[way]);
+        }
+    }
+    free(sinks);
+    free(turns);
 }
 
 // -- Rotary embedding -----------------------------------------------------------------------------
@@ -622,6 +696,7 @@ int main(void)
     kernels = moem_kernels_of(contexts[0]);
     test_attention();
     test_attention_extremes();
+    test_placing();
     test_frequencies();
     test_rotate();
     test_norm();
