@@ -8,6 +8,9 @@
 // may still hold, and threads that keep pace write no line that another writes: between cores whose
 // caches are far apart each such line costs a quarter of a microsecond.
 //
+// Attempts are claimed in their order, all as part 0, so that a task may need earlier ones: those
+// have been claimed.
+//
 // A job has ended when the counts of its tasks that threads have ended add up. A worker that sleeps
 // through a job never delays it. Who comes late finds nothing to claim, for claims bear the job's
 // number; only a claim makes it sure that the job, and what it points to, is still there. After
@@ -109,7 +112,15 @@ struct moei_pool {
 
 static atomic_uint fork_generation;
 static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
-static _Thread_local const stage *inside; // of the task that this thread does
+
+/// What a thread is doing.
+static _Thread_local struct {
+    const stage *stage; // of the job, or NULL
+    const job *job;
+    unsigned thread;
+    size_t ended;  // tasks of the job that it has done
+    int64_t begun; // attempts: when it began with the job
+} inside;
 
 static void after_fork_in_child(void)
 {
@@ -192,13 +203,14 @@ static tally *tally_of(const moei_pool *pool, int slot, size_t thread)
 static bool claim(const moei_pool *pool, const job *j, size_t t, size_t *i)
 {
     const size_t threads = (size_t)pool->workers + 1;
-    const size_t first = j->n * t / threads;
-    const size_t count = j->n * (t + 1) / threads - first;
+    const bool ordered = j->attempt != NULL;
+    const size_t first = ordered ? 0 : j->n * t / threads;
+    const size_t end = !ordered ? j->n * (t + 1) / threads : t == 0 ? j->n : 0;
     _Atomic uint64_t *claimed = &tally_of(pool, j->slot, t)->claimed;
     uint64_t word = atomic_load_explicit(claimed, memory_order_relaxed);
     for (;;) {
         const size_t before = count_in(word, j->number);
-        if (before >= count || word >> COUNT_BITS > j->number) {
+        if (first + before >= end || word >> COUNT_BITS > j->number) {
             return false;
         }
         if (atomic_compare_exchange_weak_explicit(claimed, &word, word_of(j->number, before + 1),
@@ -209,13 +221,16 @@ static bool claim(const moei_pool *pool, const job *j, size_t t, size_t *i)
     }
 }
 
-// Does a task. What it wrote is seen by whoever reads the number of the thread that counts.
+// Does a task that nobody has done yet. What it wrote is seen by whoever reads the number of the
+// thread that counts.
 static void attempt(const job *j, size_t i, unsigned thread)
 {
     unsigned none = 0;
-    j->attempt(j->arg, i, (int)thread);
-    (void)atomic_compare_exchange_strong_explicit(&j->done[i], &none, thread + 1,
-                                                  memory_order_release, memory_order_relaxed);
+    if (atomic_load_explicit(&j->done[i], memory_order_relaxed) == 0) {
+        j->attempt(j->arg, i, (int)thread);
+        (void)atomic_compare_exchange_strong_explicit(&j->done[i], &none, thread + 1,
+                                                      memory_order_release, memory_order_relaxed);
+    }
 }
 
 static void do_task(const job *j, size_t i, unsigned thread)
@@ -227,37 +242,75 @@ static void do_task(const job *j, size_t i, unsigned thread)
     }
 }
 
-// Does what is left of the part of thread t; returns how many tasks.
-static size_t take_part_of(moei_pool *pool, const job *j, size_t t, unsigned thread)
+static void enter(const moei_pool *pool, const job *j, unsigned thread)
 {
-    size_t count = 0;
+    inside.stage = &pool->slots[j->slot];
+    inside.job = j;
+    inside.thread = thread;
+    inside.ended = 0;
+    inside.begun = j->attempt != NULL ? now_ns() : 0;
+}
+
+static void leave(void)
+{
+    inside.stage = NULL;
+}
+
+// Does what is left of the part of thread t; false if that is nothing.
+static bool take_part_of(moei_pool *pool, const job *j, size_t t, unsigned thread)
+{
+    const size_t before = inside.ended;
     size_t i;
     while (claim(pool, j, t, &i)) {
         do_task(j, i, thread);
-        count++;
+        inside.ended++;
     }
-    return count;
+    return inside.ended > before;
 }
 
 // Does the thread's own part of a job, then what is left of others. Others wait for what it has
 // ended: so it says that before it looks for more, which takes as long as a line from another core.
-// Returns how many tasks.
-static size_t take_part(moei_pool *pool, const job *j, unsigned thread)
+// The thread is inside until it leaves.
+static void take_part(moei_pool *pool, const job *j, unsigned thread)
 {
     const size_t threads = (size_t)pool->workers + 1;
     tally *own = tally_of(pool, j->slot, thread);
-    size_t ended = 0;
-    inside = &pool->slots[j->slot];
+    enter(pool, j, thread);
     for (size_t t = thread; t < thread + threads; t++) {
-        const size_t count = take_part_of(pool, j, t < threads ? t : t - threads, thread);
-        ended += count;
-        if (count > 0) {
-            atomic_store(&own->ended, word_of(j->number, ended));
+        if (take_part_of(pool, j, t < threads ? t : t - threads, thread)) {
+            atomic_store(&own->ended, word_of(j->number, inside.ended));
             bell_ring(&pool->slots[j->slot].end);
         }
     }
-    inside = NULL;
-    return ended;
+}
+
+// 1 + the thread whose result of task i counts. If that takes too long, does it again: a task that
+// is being done takes as long as those that this thread did. *since: when waiting began, 0 before.
+static unsigned wait_done(const job *j, size_t i, int64_t *since)
+{
+    unsigned done = atomic_load_explicit(&j->done[i], memory_order_acquire);
+    while (done == 0) {
+        const int64_t now = now_ns();
+        *since = *since == 0 ? now : *since;
+        const int64_t each = (*since - inside.begun) / (int64_t)(inside.ended + 1);
+        if (now - *since >= moei_i64_max(2 * each, PATIENCE_NS)) {
+            attempt(j, i, inside.thread);
+        }
+        done = atomic_load_explicit(&j->done[i], memory_order_acquire);
+        for (int spin = 0; done == 0 && spin < LOOK_EACH; spin++) {
+            relax();
+            done = atomic_load_explicit(&j->done[i], memory_order_acquire);
+        }
+    }
+    return done;
+}
+
+void moei_pool_need(size_t first, size_t end)
+{
+    int64_t since = 0;
+    for (size_t i = first; i < end; i++) {
+        (void)wait_done(inside.job, i, &since);
+    }
 }
 
 // ---- the end of a job --------------------------------------------------------------------------
@@ -347,7 +400,8 @@ static void *worker(void *argument)
         }
         seen = number;
         (void)moei_fp_begin(); // a thread begins with its creator's, and a task may change it
-        (void)take_part(pool, &j, thread);
+        take_part(pool, &j, thread);
+        leave();
     }
 }
 
@@ -368,7 +422,7 @@ static bool has_forked(const moei_pool *pool)
 // Takes the pool for a job; false where this thread must do without.
 static bool take(moei_pool *pool)
 {
-    return inside == NULL && pool->workers > 0 && !has_forked(pool) &&
+    return inside.stage == NULL && pool->workers > 0 && !has_forked(pool) &&
            atomic_exchange_explicit(&pool->busy, 1, memory_order_acquire) == 0;
 }
 
@@ -430,7 +484,8 @@ static void pool_parallel_for(void *self, size_t n, moe_task_fn task, void *arg)
             wait_end(pool, 0);
         }
         open_job(pool, &j);
-        (void)take_part(pool, &j, 0);
+        take_part(pool, &j, 0);
+        leave();
         wait_end(pool, j.slot);
         pool->slots[j.slot].late = false;
     }
@@ -479,38 +534,24 @@ int moei_pool_take(moei_pool *pool)
     return slot;
 }
 
-// Waits for the tasks of others, and does those again that take too long: a task that is being done
-// takes as long as the caller's did.
-static void do_late_ones(moei_pool *pool, const job *j, int64_t patience)
+void moei_pool_attempts(moei_pool *pool, int slot, const moei_attempts *attempts)
 {
-    const int64_t since = now_ns();
-    bool late = !has_ended(pool, j->slot, j->number);
-    for (int spin = 1; late && (spin % LOOK_EACH != 0 || now_ns() - since < patience); spin++) {
-        relax();
-        late = !has_ended(pool, j->slot, j->number);
-    }
-    for (size_t i = 0; late && i < j->n; i++) {
-        if (atomic_load_explicit(&j->done[i], memory_order_acquire) == 0) {
-            inside = &pool->slots[j->slot];
-            attempt(j, i, 0);
-            inside = NULL;
-        }
-    }
-    pool->slots[j->slot].late = late;
-}
-
-void moei_pool_attempts(moei_pool *pool, int slot, size_t n, moei_attempt_fn *fn, void *arg,
-                        atomic_uint *done)
-{
-    job j = {.slot = slot, .n = n, .attempt = fn, .arg = arg, .done = done};
-    const int64_t begin = now_ns();
-    for (size_t i = 0; i < n; i++) {
-        atomic_store_explicit(&done[i], 0, memory_order_relaxed);
+    job j = {.slot = slot,
+             .n = attempts->n,
+             .attempt = attempts->fn,
+             .arg = attempts->arg,
+             .done = attempts->done};
+    int64_t since = 0;
+    for (size_t i = 0; i < j.n; i++) {
+        atomic_store_explicit(&j.done[i], 0, memory_order_relaxed);
     }
     open_job(pool, &j);
-    const size_t own = take_part(pool, &j, 0);
-    const int64_t each = own > 0 ? (now_ns() - begin) / (int64_t)own : 0;
-    do_late_ones(pool, &j, moei_i64_max(2 * each, PATIENCE_NS));
+    take_part(pool, &j, 0);
+    for (size_t i = 0; i < j.n; i++) {
+        attempts->keep(j.arg, i, (int)wait_done(&j, i, &since) - 1);
+    }
+    leave();
+    pool->slots[slot].late = !has_ended(pool, slot, j.number);
 }
 
 void moei_pool_give_back(moei_pool *pool)
@@ -521,7 +562,7 @@ void moei_pool_give_back(moei_pool *pool)
 void moei_pool_drain(moei_pool *pool)
 {
     for (int s = 0; pool != NULL && !has_forked(pool) && s < MOEI_POOL_SLOTS; s++) {
-        if (&pool->slots[s] != inside) { // a task would wait for itself
+        if (&pool->slots[s] != inside.stage) { // a task would wait for itself
             wait_end(pool, s);
         }
     }

@@ -31,13 +31,25 @@ moe_thread_pool moei_pool_view(moei_pool *pool);
 /// `thread` (0: the caller; workers 1 ..).
 typedef void moei_attempt_fn(void *arg, size_t i, int thread);
 
+/// Tasks, claimed in their order.
+typedef struct moei_attempts {
+    size_t n; // 1 .. 16383
+    moei_attempt_fn *fn;
+    moei_attempt_fn
+        *keep; // the caller, once for each task, in order: the result of `thread` counts
+    void *arg;
+    atomic_uint *done; // [n], the job's own: 0, then 1 + the thread whose result counts
+} moei_attempts;
+
 /// Takes the pool: the slot of a job, or -1 where the caller must do with moei_parallel_for.
 int moei_pool_take(moei_pool *pool);
 
-/// Runs the job of a slot that was taken; 0 < n <= 16383. done[i], of n that are the job's own,
-/// becomes 1 + the thread whose result of task i counts.
-void moei_pool_attempts(moei_pool *pool, int slot, size_t n, moei_attempt_fn *fn, void *arg,
-                        atomic_uint *done);
+/// Runs a job in the slot that was taken.
+void moei_pool_attempts(moei_pool *pool, int slot, const moei_attempts *job);
+
+/// Called by an attempt at a task behind these: returns when tasks [first, end) have results that
+/// count, which it may then read. Does those again that are late.
+void moei_pool_need(size_t first, size_t end);
 
 /// After moei_pool_take, and after results have been read.
 void moei_pool_give_back(moei_pool *pool);

@@ -160,6 +160,7 @@ typedef struct attempts {
     atomic_int hits[ATTEMPTS];
     atomic_uint done[ATTEMPTS];
     int result[MAX_THREADS][ATTEMPTS]; // of each thread, as its attempts leave it
+    int kept[ATTEMPTS];                // what the caller was given of each
     atomic_int stopped;                // workers that have
     atomic_bool go;
     int stop; // workers that are to
@@ -181,6 +182,18 @@ static void try_one(void *arg, size_t i, int thread)
     a->result[thread][i] = (int)i + 1;
 }
 
+static void keep_one(void *arg, size_t i, int thread)
+{
+    attempts *a = arg;
+    a->kept[i] += a->result[thread][i];
+}
+
+static void run_attempts(moei_pool *pool, int slot, attempts *a)
+{
+    const moei_attempts run = {ATTEMPTS, try_one, keep_one, a, a->done};
+    moei_pool_attempts(pool, slot, &run);
+}
+
 static void begin_attempts(attempts *a, int stop)
 {
     memset(a, 0, sizeof *a);
@@ -195,6 +208,7 @@ static void check_attempts(const attempts *a, const char *what)
         const unsigned done = atomic_load(&a->done[i]);
         CHECK(done >= 1 && done <= MAX_THREADS && a->result[done - 1][i] == (int)i + 1,
               "%s: task %zu counts as done by %u", what, i, done);
+        CHECK(a->kept[i] == (int)i + 1, "%s: of task %zu, %d was kept", what, i, a->kept[i]);
     }
 }
 
@@ -220,7 +234,7 @@ static void test_late_tasks(moei_pool *pool, job *j, attempts a[2])
     }
     CHECK(slot >= 0, "the pool is not free");
     CHECK(moei_pool_take(pool) == -1, "the pool is taken twice");
-    moei_pool_attempts(pool, slot, ATTEMPTS, try_one, &a[0], a[0].done);
+    run_attempts(pool, slot, &a[0]);
     check_attempts(&a[0], "workers that stop");
     moei_pool_give_back(pool);
     CHECK(atomic_load(&a[0].stopped) == workers, "%d workers stopped", atomic_load(&a[0].stopped));
@@ -230,7 +244,7 @@ static void test_late_tasks(moei_pool *pool, job *j, attempts a[2])
     begin_attempts(&a[1], 0);
     const int other = moei_pool_take(pool);
     CHECK(other >= 0 && other != slot, "slot %d is given out while workers are in it", other);
-    moei_pool_attempts(pool, other, ATTEMPTS, try_one, &a[1], a[1].done);
+    run_attempts(pool, other, &a[1]);
     check_attempts(&a[1], "no worker left");
     moei_pool_give_back(pool);
     memset(j->hits, 0, sizeof j->hits);
@@ -254,13 +268,103 @@ static void test_attempts(moei_pool *pool, job *j)
         begin_attempts(&a[0], 0);
         const int slot = moei_pool_take(pool);
         if (slot >= 0) {
-            moei_pool_attempts(pool, slot, ATTEMPTS, try_one, &a[0], a[0].done);
+            run_attempts(pool, slot, &a[0]);
             check_attempts(&a[0], "nobody stops");
             moei_pool_give_back(pool);
             moei_pool_drain(pool);
         }
     }
     free(a);
+}
+
+// ---- attempts that need others -----------------------------------------------------------------
+
+#define MAKERS (ATTEMPTS / 2)
+
+// The first half of the tasks make a number each, the others add up some of those. Each worker
+// stops in the first task that it is given.
+typedef struct needs {
+    moei_pool *pool;
+    int slot;
+    atomic_uint done[ATTEMPTS];
+    int made[MAX_THREADS][ATTEMPTS];
+    int kept[ATTEMPTS];
+    bool has_stopped[MAX_THREADS];
+    atomic_int stopped;
+    atomic_bool go;
+    int stop;
+} needs;
+
+static int number_of(size_t i)
+{
+    return (int)(i * i) + 1;
+}
+
+static void need_others(void *arg, size_t i, int thread)
+{
+    needs *a = arg;
+    if (thread > 0 && !a->has_stopped[thread] && a->stop > 0) {
+        a->has_stopped[thread] = true;
+        atomic_fetch_add(&a->stopped, 1);
+        while (!atomic_load(&a->go)) {
+            sched_yield();
+        }
+    }
+    while (thread == 0 && atomic_load(&a->stopped) < a->stop) {
+        sched_yield();
+    }
+    if (i < MAKERS) {
+        a->made[thread][i] = number_of(i);
+        return;
+    }
+    const size_t end = i - MAKERS + 1;
+    int sum = 0;
+    moei_pool_need(end / 2, end);
+    for (size_t m = end / 2; m < end; m++) {
+        sum += a->made[atomic_load(&a->done[m]) - 1][m];
+    }
+    a->made[thread][i] = sum;
+}
+
+static void keep_need(void *arg, size_t i, int thread)
+{
+    needs *a = arg;
+    a->kept[i] = a->made[thread][i];
+}
+
+static void check_needs(const needs *a)
+{
+    for (size_t i = MAKERS; i < ATTEMPTS; i++) {
+        int want = 0;
+        for (size_t m = (i - MAKERS + 1) / 2; m < i - MAKERS + 1; m++) {
+            want += number_of(m);
+        }
+        CHECK(a->kept[i] == want, "task %zu of %d that stop: sum %d, want %d", i, a->stop,
+              a->kept[i], want);
+    }
+}
+
+// Whoever needs a task that a stopped worker holds does it again; also where nobody stops.
+static void test_needs(moei_pool *pool, int workers)
+{
+    for (int repeat = 0; workers > 0 && repeat < 40; repeat++) {
+        needs *a = calloc(1, sizeof *a);
+        if (!CHECK(a != NULL, "memory is short")) {
+            return;
+        }
+        a->pool = pool;
+        a->slot = moei_pool_take(pool);
+        a->stop = repeat % 2 == 0 ? workers : 0;
+        if (CHECK(a->slot >= 0, "the pool is not free")) {
+            const moei_attempts run = {ATTEMPTS, need_others, keep_need, a, a->done};
+            moei_pool_attempts(pool, a->slot, &run);
+            check_needs(a);
+            moei_pool_give_back(pool);
+            atomic_store(&a->go, true);
+            moei_pool_drain(pool);
+        }
+        free(a);
+    }
 }
 
 /// A job whose workers drain the pool after its caller has nothing left to do.
@@ -318,6 +422,7 @@ int main(void)
         CHECK(atomic_load(&j->nested) == 60, "%d nested runs, want 60", atomic_load(&j->nested));
         test_many_callers(&view);
         test_attempts(pool, j);
+        test_needs(pool, threads[t] - 1);
         test_drain_inside(pool, &view);
         test_fork(&view, j);
         moei_pool_destroy(pool);

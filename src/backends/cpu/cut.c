@@ -5,6 +5,7 @@
 #define MANY        8         // threads, of which some always have a slower core than others
 #define MANY_SHARES 16        // of such a thread, so that nobody waits long for the last task
 #define FEW_SHARES  2         // of a thread that is done within some microseconds: claiming counts
+#define JOINED      2         // of a thread that finds others next: preparing x for a task counts
 #define FEW         (1 << 22) // multiply-adds that it has then
 #define ROWS_MIN    8         // fewer rows cost as much as these: reading the weights
 
@@ -36,12 +37,17 @@ static int64_t block_of(const moei_cpu_cut *cut, int64_t rows)
 }
 
 // Tasks that all threads together are to get.
-static int64_t shares_of(const moei_cpu_cut *cut, int64_t rows, int64_t columns, int64_t threads)
+static int64_t shares_of(const moei_cpu_cut *cut, int64_t rows, int64_t columns,
+                         const moei_cpu_cut_limits *limits)
 {
+    const int64_t threads = limits->threads;
+    if (threads == 1 || limits->joined) {
+        return threads == 1 ? 1 : threads * JOINED;
+    }
     const bool few = rows * columns / threads < FEW / moei_i64_max(cut->args->w.k, 1);
     // Each task prepares x for itself, which counts where experts have a row each.
     const int64_t many = threads < MANY || cut->most_rows == 1 ? SHARES : MANY_SHARES;
-    return threads == 1 ? 1 : threads * (few ? FEW_SHARES : many);
+    return threads * (few ? FEW_SHARES : many);
 }
 
 // The largest task is to be a small part of a thread's share: else bands are narrower, down to what
@@ -56,7 +62,7 @@ void moei_cpu_cut_choose(moei_cpu_cut *cut, int64_t columns, const moei_cpu_cut_
         int64_t i0;
         total += moei_i64_max(rows_at(cut, b, &i0), ROWS_MIN);
     }
-    const int64_t shares = shares_of(cut, total, columns, limits->threads);
+    const int64_t shares = shares_of(cut, total, columns, limits);
     const int64_t fair = total * units / shares; // rows times units of a task
     const int64_t held = limits->area / limits->unit / rows;
     const int64_t band = moei_i64_max(moei_i64_min(moei_i64_min(fair / rows, held), units), fewest);

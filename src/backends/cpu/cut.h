@@ -40,6 +40,7 @@ typedef struct moei_cpu_cut_limits {
     int64_t area;    // rows times columns of a task, at most, but for one unit
     int64_t bands;   // at most
     int64_t threads; // that are to have an even share
+    bool joined; // with another cut in one job, so that nobody waits for the last task of this one
 } moei_cpu_cut_limits;
 
 /// Lists the experts that have rows, at most MOEI_SORT_MAX_EXPERTS.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Two stages, each one job of the pool:
+// Two stages, each one job of the pool, but for few rows, where they are one (rescue.c):
 //   1  task = expert x band of h x block of rows: gate columns, up columns, activation, codes
 //   2  task = expert x band of outputs x block of rows
 // Few tokens: the tasks of stage 2 lie band by band, and the one that ends a band sums the slots of
@@ -428,31 +428,48 @@ static bool sums_bands(const stage *s)
     return s->mlp->tails > 0 && tokens <= FEW_TOKENS && s->cut.busy > 0;
 }
 
-static moe_status run_second(const moei_exec *exec, stage *s)
+static moei_cpu_cut_limits first_limits(const moei_exec *exec, const moei_cpu_mlp *mlp)
 {
-    const moei_step *step = s->mlp->second;
-    const moei_cpu_cut_limits limits = {.unit = MOEI_CPU_PANEL,
-                                        .step = step->kernel->mr,
-                                        .block = BLOCK_ROWS,
-                                        .area = INT64_MAX,
-                                        .bands = MOST_BANDS,
-                                        .threads = exec->ctx->num_threads};
-    moei_cpu_cut_choose(&s->cut, step->args.ggemm.w.n, &limits);
-    if (s->tiled || !moei_cpu_rescue_second(exec, s->mlp, &s->cut)) {
-        if (sums_bands(s)) {
-            for (int64_t b = 0; b < s->cut.bands; b++) {
-                atomic_init(&s->left[b], s->cut.busy);
-            }
-            moei_parallel_for(&exec->ctx->pool, (size_t)(s->cut.bands * s->cut.busy),
-                              second_and_sum_task, s);
-            return MOE_OK;
-        }
-        moei_parallel_for(&exec->ctx->pool, (size_t)s->cut.tasks, second_task, s);
-    }
-    for (int32_t i = 0; i < s->mlp->tails; i++) {
-        const moei_step *sum = &s->mlp->tail[i];
+    return (moei_cpu_cut_limits){.unit = mlp->unit > 0 ? mlp->unit : MOEI_CPU_PANEL,
+                                 .step = mlp->first->kernel->mr,
+                                 .block = BLOCK_ROWS,
+                                 .area = GATE_UP_MAX,
+                                 .bands = INT64_MAX,
+                                 .threads = exec->ctx->num_threads};
+}
+
+static moei_cpu_cut_limits second_limits(const moei_exec *exec, const moei_cpu_mlp *mlp)
+{
+    return (moei_cpu_cut_limits){.unit = MOEI_CPU_PANEL,
+                                 .step = mlp->second->kernel->mr,
+                                 .block = BLOCK_ROWS,
+                                 .area = INT64_MAX,
+                                 .bands = MOST_BANDS,
+                                 .threads = exec->ctx->num_threads};
+}
+
+static moe_status run_sums(const moei_exec *exec, const moei_cpu_mlp *mlp)
+{
+    for (int32_t i = 0; i < mlp->tails; i++) {
+        const moei_step *sum = &mlp->tail[i];
         MOE_TRY(moei_cpu_combine(exec, sum->kernel, &sum->args.combine));
     }
+    return MOE_OK;
+}
+
+static moe_status run_second(const moei_exec *exec, stage *s)
+{
+    const moei_cpu_cut_limits limits = second_limits(exec, s->mlp);
+    moei_cpu_cut_choose(&s->cut, s->mlp->second->args.ggemm.w.n, &limits);
+    if (!sums_bands(s)) {
+        moei_parallel_for(&exec->ctx->pool, (size_t)s->cut.tasks, second_task, s);
+        return run_sums(exec, s->mlp);
+    }
+    for (int64_t b = 0; b < s->cut.bands; b++) {
+        atomic_init(&s->left[b], s->cut.busy);
+    }
+    moei_parallel_for(&exec->ctx->pool, (size_t)(s->cut.bands * s->cut.busy), second_and_sum_task,
+                      s);
     return MOE_OK;
 }
 
@@ -471,21 +488,17 @@ static void run_tiles(const moei_exec *exec, stage *s)
 moe_status moei_cpu_mlp_run(const moei_exec *exec, const moei_cpu_mlp *mlp)
 {
     stage s;
-    const moei_step *first = mlp->first;
-    const moei_cpu_cut_limits limits = {.unit = mlp->unit > 0 ? mlp->unit : MOEI_CPU_PANEL,
-                                        .step = first->kernel->mr,
-                                        .block = BLOCK_ROWS,
-                                        .area = GATE_UP_MAX,
-                                        .bands = INT64_MAX,
-                                        .threads = exec->ctx->num_threads};
+    const moei_cpu_cut_limits first = first_limits(exec, mlp);
+    const moei_cpu_cut_limits second = second_limits(exec, mlp);
     s.mlp = mlp;
     s.tiled = false;
-    moei_cpu_cut_begin(&s.cut, &first->args.ggemm);
-    moei_cpu_cut_choose(&s.cut, mlp->glu->args.glu.inter, &limits);
-    if (!moei_cpu_rescue_first(exec, mlp, &s.cut)) {
-        run_tiles(exec, &s);
-        moei_parallel_for(&exec->ctx->pool, (size_t)s.cut.tasks, first_task, &s);
+    moei_cpu_cut_begin(&s.cut, &mlp->first->args.ggemm);
+    if (moei_cpu_rescue_run(exec, mlp, &s.cut, first, second)) {
+        return run_sums(exec, mlp);
     }
+    moei_cpu_cut_choose(&s.cut, mlp->glu->args.glu.inter, &first);
+    run_tiles(exec, &s);
+    moei_parallel_for(&exec->ctx->pool, (size_t)s.cut.tasks, first_task, &s);
     if (mlp->quantize != NULL && mlp->unit == 0) {
         MOE_TRY(moei_cpu_quantize(exec, mlp->quantize->kernel, &mlp->quantize->args.quantize));
     }
