@@ -16,6 +16,7 @@
 //   loop        records of a panel (_rows.h), which are added by digits (_digits.h), or by pairs or
 //               bytes (_pairs.h): those headers count operations
 //   rows_of_blocks   the same where blocks are several records (_blocks.h)
+//   rows_of_mxfp4    the same of int8 with MXFP4, whose scales are powers of two (_mxfp4.h)
 //
 // Class i32, int8 with int8 and no scales along k: bytes or pairs again, whose sums of 32 bits go
 // on over all of k, in 64 bits from chunk to chunk where k is long, and become floats at the end.
@@ -25,6 +26,7 @@
 #include "backends/cpu/avx/ggemm_ints_packed.h"
 
 #include "backends/cpu/avx/ggemm_ints_packed_blocks.h"
+#include "backends/cpu/avx/ggemm_ints_packed_mxfp4.h"
 #include "backends/cpu/avx/ggemm_ints_packed_rows.h"
 
 static way way_of(const job *j)
@@ -59,7 +61,12 @@ static void multiply(void *arg, int64_t panel, int64_t r0, int64_t r1, int64_t a
     job *j = arg;
     const int64_t rows = j->p.i1 - j->p.i0;
     loop_fn *loop = j->block > 1 ? rows_of_blocks : loop_of(j, rows);
-    loop(j, span_of(j, panel, r0, r1), j->acc + at);
+    const span s = span_of(j, panel, r0, r1);
+    if (is_mxfp4(j, &s)) {
+        rows_of_mxfp4(j, loop, s, j->acc + at);
+    } else {
+        loop(j, s, j->acc + at);
+    }
     if (j->splits) {
         moei_cpu_whole_part(rows, r0 == 0, j->acc + at, j->total + at);
     }

@@ -209,4 +209,26 @@ static void chain_as_written(job *j, const uint8_t *record, const span *s, float
                           j->p.last * STRIP, j->zero, j->scale, acc);
 }
 
+// To unsigned bytes [vector][line][low, high nibbles][lane].
+static void decode_digits(job *j, const uint8_t *record)
+{
+    const int64_t lines = RECORD / 8;
+    for (int64_t v = VECTORS * j->p.first; v < VECTORS * j->p.last; v++) {
+        const uint8_t *from = record + v / VECTORS * (STRIP * RECORD / 2) + v % VECTORS * VECTOR;
+        uint8_t *to = j->w + v * LANES * RECORD;
+        if (v % VECTORS == 0) {
+            moei_cpu_ask_ahead(from, STRIP * RECORD / 2);
+        }
+        for (int64_t line = 0; line < lines; line++) {
+            veci bytes[2];
+            decode_bytes(j->e2m1, veci_load(from + line * 64), bytes);
+            veci_store(to + line * 2 * VECTOR, bytes[0]);
+            veci_store(to + line * 2 * VECTOR + VECTOR, bytes[1]);
+        }
+    }
+}
+
+/// Folds records into the sums of the rows.
+typedef void loop_fn(job *j, span s, float (*acc)[PANEL]);
+
 #endif

@@ -1,46 +1,88 @@
 // SPDX-License-Identifier: Apache-2.0
-// One to four rows of int8 times MXFP4, a whole panel. Scales of both are powers of two, so their
-// product is one, exactly, and acc = fma(sum, s_x s_w, acc) has the bits of fma(sum * s_x, s_w,
-// acc): sum * s_x does not round either. An exponent is the sum of two, taken from bytes: one
+// Int8 times MXFP4, whole panels. Scales of both are powers of two, so their product is one,
+// exactly, and acc = fma(sum, s_x s_w, acc) has the bits of fma(sum * s_x, s_w, acc): sum * s_x
+// does not round either. An exponent is the sum of two, in bytes (one row) or in words: one
 // multiplication less for each vector, and what ends a sum is shorter.
 //
 // Exponents must be in the middle of their range, 2^-63 to 2^63 or so, so that nothing is subnormal
 // or overflows; records where they are not go the way of all others (_rows.h).
 //
-// Per 16 outputs x 32 k of one row, AVX2: 82.5 vector operations, of 105 instructions.
+// Up to SHORT rows are one loop. More rows are tiles, record by record: tiles of up to TALL rows
+// decode weights in registers; without VNNI, more rows are tiles of SHORT whose weights are decoded
+// once.
+//
+// Per 16 outputs x 32 k, vector operations with AVX2: of one row 82.5, of more 44 and 40 for each
+// row.
 #ifndef MOEI_BACKENDS_CPU_AVX_GGEMM_INTS_PACKED_MXFP4_H
 #define MOEI_BACKENDS_CPU_AVX_GGEMM_INTS_PACKED_MXFP4_H
 
 #include "backends/cpu/avx/ggemm_ints_packed.h"
 
-#define WIDEST_LINE 4 // vectors side by side
+#define TALL    8 // rows of a tile
+#define SHORT   4 // of one whose weights are decoded
+#define ABREAST 4 // vectors of outputs side by side, at most
 
-/// [row][vector]: sums of bytes.
-typedef struct line_sums {
-    veci of[FEW][WIDEST_LINE];
-} line_sums;
+#define CODE_BYTES (STRIP * RECORD / 2) // of a strip
 
-// Vectors of outputs side by side, which share loads of x: as many as registers hold sums for.
-__attribute__((always_inline)) static inline int64_t side_by_side(int64_t rows)
+/// What is constant wherever a tile is multiplied.
+typedef struct mxfp4_shape {
+    int64_t rows;
+    bool decoded; // weights are bytes, as decode_digits leaves them
+} mxfp4_shape;
+
+/// [row][vector]
+typedef struct mxfp4_sums {
+    veci of[TALL][ABREAST];
+} mxfp4_sums;
+
+// Vectors side by side share loads of x: as many as registers hold sums for.
+__attribute__((always_inline)) static inline int64_t abreast(int64_t rows)
 {
-    return rows <= (LANES == 16 ? 2 : 1) ? WIDEST_LINE : WIDEST_LINE / 2;
-}
-
-// Codes less MIDDLE, plus an exponent of x, in bytes. Returns false if one of them is not in the
-// middle: MIDDLE - 63 .. MIDDLE + 64.
-static inline bool stage_codes(const uint8_t *codes, int32_t exponent, uint8_t staged[PANEL])
-{
-    const __m256i by = _mm256_set1_epi8((char)(exponent - MIDDLE));
-    __m256i all = _mm256_set1_epi8(-1);
-    for (int64_t n = 0; n < PANEL; n += 32) {
-        const __m256i v = load_32(codes + n);
-        store_32(staged + n, _mm256_add_epi8(v, by));
-        all = _mm256_and_si256(all, _mm256_add_epi8(v, _mm256_set1_epi8(64)));
+    if (LANES == 16) {
+        return rows <= 2 ? 4 : 2;
     }
-    return _mm256_movemask_epi8(all) == -1;
+    return rows == 1 ? 4 : rows <= SHORT ? 2 : 1;
 }
 
-// Staged codes to the bits of exponents; is_signed: those of many rows have none of x yet.
+// Bytes of 8 k of a vector of outputs.
+__attribute__((always_inline)) static inline void
+load_bytes(mxfp4_shape shape, const uint8_t *w, int64_t vector, int64_t line, veci bytes[2])
+{
+    if (shape.decoded) {
+        const uint8_t *at = w + vector * LANES * RECORD + line * 2 * VECTOR;
+        bytes[0] = veci_load(at);
+        bytes[1] = veci_load(at + VECTOR);
+        return;
+    }
+    const uint8_t *strip = w + vector / VECTORS * CODE_BYTES + line * MOEI_CPU_LINE;
+    if (vector % VECTORS == 0) {
+        moei_cpu_ask_ahead(strip, MOEI_CPU_LINE);
+    }
+    decode_bytes(true, veci_load(strip + vector % VECTORS * VECTOR), bytes);
+}
+
+// 8 k of vectors side by side. Sums begin with what is to be subtracted.
+__attribute__((always_inline)) static inline void add_mxfp4(mxfp4_shape shape, const uint8_t *w,
+                                                            int64_t vector, int64_t line,
+                                                            const cell8 *x, mxfp4_sums *sums)
+{
+    veci bytes[ABREAST][2];
+    UNROLL
+    for (int64_t v = 0; v < abreast(shape.rows); v++) {
+        load_bytes(shape, w, vector + v, line, bytes[v]);
+    }
+    UNROLL
+    for (int64_t r = 0; r < shape.rows; r++) {
+        const uint8_t *digits = (const uint8_t *)x[r].digit[0] + line * 8;
+        UNROLL
+        for (int64_t v = 0; v < abreast(shape.rows); v++) {
+            veci *sum = &sums->of[r][v];
+            *sum = add_bytes(false, line == 0 ? dword_of(&x[r].sum[0]) : *sum, bytes[v], digits);
+        }
+    }
+}
+
+// Bytes to the bits of exponents; is_signed: they are yet to meet those of x.
 __attribute__((always_inline)) static inline veci exponents_of(bool is_signed, const uint8_t *from)
 {
 #if LANES == 16
@@ -53,82 +95,173 @@ __attribute__((always_inline)) static inline veci exponents_of(bool is_signed, c
     return shift_left(wide, 23);
 }
 
-// 8 k of outputs side by side. begins: sums, with what is to be subtracted.
-__attribute__((always_inline)) static inline void add_wide_line(int64_t rows, bool begins,
-                                                                const uint8_t *from,
-                                                                const cell8 *cells, int64_t u,
-                                                                line_sums *sums)
-{
-    const int64_t vectors = side_by_side(rows);
-    veci bytes[WIDEST_LINE][2];
-    UNROLL
-    for (int64_t v = 0; v < vectors; v++) {
-        const int64_t strip = v / VECTORS * (STRIP * RECORD / 2);
-        moei_cpu_ask_ahead(from + strip, v % VECTORS == 0 ? MOEI_CPU_LINE : 0);
-        decode_bytes(true, veci_load(from + strip + v % VECTORS * VECTOR), bytes[v]);
-    }
-    UNROLL
-    for (int64_t r = 0; r < rows; r++) {
-        const uint8_t *x = (const uint8_t *)cells[r].digit[0] + u * 8;
-        UNROLL
-        for (int64_t v = 0; v < vectors; v++) {
-            veci *sum = &sums->of[r][v];
-            *sum = add_bytes(false, begins ? dword_of(&cells[r].sum[0]) : *sum, bytes[v], x);
-        }
-    }
-}
-
-// Sums of outputs from n on into acc.
 __attribute__((always_inline)) static inline void
-end_wide(int64_t rows, int64_t n, const uint8_t *staged, const cell8 *cells, const line_sums *sums,
-         float (*acc)[PANEL])
+end_mxfp4(mxfp4_shape shape, const uint8_t *exponents, int64_t vector, const cell8 *x,
+          const mxfp4_sums *sums, float (*acc)[PANEL])
 {
     UNROLL
-    for (int64_t v = 0; v < side_by_side(rows); v++) {
-        const int64_t at = n + v * LANES;
-        const veci exponents = exponents_of(rows > 1, staged + at);
+    for (int64_t v = 0; v < abreast(shape.rows); v++) {
+        const int64_t n = (vector + v) * LANES;
+        const veci of_w = exponents_of(shape.rows > 1, exponents + n);
         UNROLL
-        for (int64_t r = 0; r < rows; r++) {
-            const veci bits =
-                rows > 1 ? V(add_epi32)(exponents, dword_of(&cells[r].scale)) : exponents;
+        for (int64_t r = 0; r < shape.rows; r++) {
+            const veci scale = shape.rows > 1 ? V(add_epi32)(of_w, dword_of(&x[r].scale)) : of_w;
             const vecf sum = V(cvtepi32_ps)(sum_of_digits(1, &sums->of[r][v]));
-            V(store_ps)
-            (&acc[r][at], V(fmadd_ps)(sum, as_floats(bits), V(load_ps)(&acc[r][at])));
+            const vecf before = V(load_ps)(&acc[r][n]);
+            V(store_ps)(&acc[r][n], V(fmadd_ps)(sum, as_floats(scale), before));
         }
     }
 }
 
-// Records of a panel, as far as scales of weights allow.
-__attribute__((always_inline)) static inline void rows_of_mxfp4(const job *j, int64_t rows, span *s,
-                                                                float (*acc)[PANEL])
+// A record times some rows. exponents: see stage_exponents.
+__attribute__((always_inline)) static inline void fold_mxfp4(mxfp4_shape shape, const uint8_t *w,
+                                                             const uint8_t *exponents,
+                                                             const cell8 *x, float (*acc)[PANEL])
 {
-    const bool whole = s->walk.width == PANEL && j->p.last - j->p.first == PANEL / STRIP;
-    if (!j->middle || !whole || s->walk.group_records != 1) {
-        return;
+    UNROLL
+    for (int64_t vector = 0; vector < PANEL / LANES; vector += abreast(shape.rows)) {
+        mxfp4_sums sums;
+        UNROLL
+        for (int64_t line = 0; line < RECORD / 8; line++) {
+            add_mxfp4(shape, w, vector, line, x, &sums);
+        }
+        end_mxfp4(shape, exponents, vector, x, &sums, acc);
     }
-    _Alignas(32) uint8_t staged[PANEL];
+}
+
+typedef void mxfp4_fn(const uint8_t *w, const uint8_t *exponents, const cell8 *x,
+                      float (*acc)[PANEL]);
+
+#define MXFP4_FN(rows, decoded)                                                                    \
+    static void mxfp4_##rows##_##decoded(const uint8_t *w, const uint8_t *exponents,               \
+                                         const cell8 *x, float(*acc)[PANEL])                       \
+    {                                                                                              \
+        fold_mxfp4((mxfp4_shape){rows, decoded}, w, exponents, x, acc);                            \
+    }
+MXFP4_FN(5, 0)
+MXFP4_FN(6, 0)
+MXFP4_FN(7, 0)
+MXFP4_FN(8, 0)
+#if DOTS
+MXFP4_FN(4, 0)
+static mxfp4_fn *const mxfp4_tiles[TALL + 1] = {
+    [4] = mxfp4_4_0, mxfp4_5_0, mxfp4_6_0, mxfp4_7_0, mxfp4_8_0};
+#else
+MXFP4_FN(3, 1)
+MXFP4_FN(4, 1)
+static mxfp4_fn *const mxfp4_tiles[TALL + 1] = {[3] = mxfp4_3_1, mxfp4_4_1, mxfp4_5_0,
+                                                mxfp4_6_0,       mxfp4_7_0, mxfp4_8_0};
+#endif
+
+// Codes of scales less MIDDLE, plus an exponent of x, in bytes. Returns false if one of them is not
+// in the middle: MIDDLE - 63 .. MIDDLE + 64.
+static inline bool stage_exponents(const uint8_t *codes, int32_t of_x, uint8_t exponents[PANEL])
+{
+    const __m256i by = _mm256_set1_epi8((char)(of_x - MIDDLE));
+    __m256i all = _mm256_set1_epi8(-1);
+    for (int64_t n = 0; n < PANEL; n += 32) {
+        const __m256i v = load_32(codes + n);
+        store_32(exponents + n, _mm256_add_epi8(v, by));
+        all = _mm256_and_si256(all, _mm256_add_epi8(v, _mm256_set1_epi8(64)));
+    }
+    return _mm256_movemask_epi8(all) == -1;
+}
+
+/// How more than SHORT rows are cut: as many in each tile, but for one.
+typedef struct mxfp4_cut {
+    bool decoded;
+    int64_t tiles;
+    int64_t begin[MR / SHORT + 1];
+} mxfp4_cut;
+
+static mxfp4_cut cut_rows(int64_t rows)
+{
+    mxfp4_cut cut = {.decoded = !DOTS && rows > TALL};
+    cut.tiles = moei_i64_ceil_div(rows, cut.decoded ? SHORT : TALL);
+    for (int64_t t = 0; t <= cut.tiles; t++) {
+        cut.begin[t] = rows * t / cut.tiles;
+    }
+    return cut;
+}
+
+static void multiply_tiles(job *j, const mxfp4_cut *cut, const uint8_t *w, const uint8_t *exponents,
+                           const cell8 *x, float (*acc)[PANEL])
+{
+    if (cut->decoded) {
+        decode_digits(j, w);
+        w = j->w;
+    }
+    for (int64_t t = 0; t < cut->tiles; t++) {
+        const int64_t begin = cut->begin[t];
+        mxfp4_tiles[cut->begin[t + 1] - begin](w, exponents, x + begin, acc + begin);
+    }
+}
+
+// True where rows_of_mxfp4 takes the panel.
+static bool is_mxfp4(const job *j, const span *s)
+{
+    const bool codes = j->way == DIGITS8 && j->e2m1 && !j->halves && j->block == 1;
+    return codes && j->middle && j->p.args.w.scale_dtype == MOE_E8M0 &&
+           s->walk.group_records == 1 && s->walk.width == PANEL &&
+           j->p.last - j->p.first == PANEL / STRIP;
+}
+
+// Records of a panel, up to one whose scales are not in the middle, or to the end. few: a constant
+// number of rows, SHORT at most; 0: more.
+__attribute__((always_inline)) static inline void records_of_mxfp4(job *j, int64_t few, span *s,
+                                                                   float (*acc)[PANEL])
+{
+    _Alignas(32) uint8_t exponents[PANEL];
+    const int64_t rows = few > 0 ? few : j->p.i1 - j->p.i0;
+    const mxfp4_cut cut = cut_rows(rows);
     const uint8_t *at = s->walk.left > 0 ? s->head : s->walk.at;
     for (; s->r < s->end; s->r++, s->x += rows * (int64_t)sizeof(cell8)) {
-        const cell8 *cells = (const cell8 *)(const void *)s->x;
-        if (!stage_codes(at, rows > 1 ? 0 : cells->exponent, staged)) {
+        const cell8 *x = (const cell8 *)(const void *)s->x;
+        if (!stage_exponents(at, few == 1 ? x->exponent : 0, exponents)) {
             break;
         }
-        __asm__("" : "+m"(staged)); // bytes are loaded again, not cut from vectors
+        __asm__("" : "+m"(exponents)); // loaded again, not cut from vectors
         moei_cpu_ask_ahead(at, PANEL);
-        UNROLL
-        for (int64_t n = 0; n < PANEL; n += side_by_side(rows) * LANES) {
-            const uint8_t *from = at + PANEL + n / STRIP * (STRIP * RECORD / 2);
-            line_sums sums;
-            UNROLL
-            for (int64_t u = 0; u < RECORD / 8; u++) {
-                add_wide_line(rows, u == 0, from + u * MOEI_CPU_LINE, cells, u, &sums);
-            }
-            end_wide(rows, n, staged, cells, &sums, acc);
+        if (few > 0) {
+            fold_mxfp4((mxfp4_shape){few, false}, at + PANEL, exponents, x, acc);
+        } else {
+            multiply_tiles(j, &cut, at + PANEL, exponents, x, acc);
         }
-        at += PANEL * (1 + RECORD / 2);
+        at += PANEL + PANEL * RECORD / 2;
     }
     s->walk.at = at;
     s->walk.left = 0;
+}
+
+typedef void mxfp4_records_fn(job *j, span *s, float (*acc)[PANEL]);
+
+#define MXFP4_RECORDS_FN(few)                                                                      \
+    static void mxfp4_records_##few(job *j, span *s, float(*acc)[PANEL])                           \
+    {                                                                                              \
+        records_of_mxfp4(j, few, s, acc);                                                          \
+    }
+MXFP4_RECORDS_FN(0)
+MXFP4_RECORDS_FN(1)
+MXFP4_RECORDS_FN(2)
+MXFP4_RECORDS_FN(3)
+MXFP4_RECORDS_FN(4)
+static mxfp4_records_fn *const mxfp4_records[SHORT + 1] = {
+    mxfp4_records_0, mxfp4_records_1, mxfp4_records_2, mxfp4_records_3, mxfp4_records_4};
+
+// `loop` takes what scales do not allow.
+static void rows_of_mxfp4(job *j, loop_fn *loop, span s, float (*acc)[PANEL])
+{
+    const int64_t rows = j->p.i1 - j->p.i0;
+    while (s.r < s.end) {
+        mxfp4_records[rows > SHORT ? 0 : rows](j, &s, acc);
+        if (s.r < s.end) {
+            span one = s;
+            one.end = ++s.r;
+            loop(j, one, acc);
+            s.x += rows * j->cell;
+            (void)moei_cpu_walk_on(&s.walk, &s.head);
+        }
+    }
 }
 
 #endif

@@ -5,10 +5,6 @@
 #define MOEI_BACKENDS_CPU_AVX_GGEMM_INTS_PACKED_ROWS_H
 
 #include "backends/cpu/avx/ggemm_ints_packed.h"
-#include "backends/cpu/avx/ggemm_ints_packed_mxfp4.h"
-
-/// Folds records into the sums of the rows.
-typedef void loop_fn(job *j, span s, float (*acc)[PANEL]);
 
 __attribute__((always_inline)) static inline int64_t cell_bytes(int64_t digits)
 {
@@ -50,12 +46,6 @@ few_rows(job *j, span s, int64_t rows, int64_t digits, bool e2m1, bool halves, f
     const bool codes =
         e2m1 && !halves && j->p.args.w.scale_dtype == MOE_E8M0 && j->p.packed.sets > 0;
     for (; s.r < s.end; s.r++, s.x += rows * shape.cell) {
-        if (codes && digits == 1) {
-            rows_of_mxfp4(j, rows, &s, acc);
-            if (s.r == s.end) {
-                return;
-            }
-        }
         if (codes && fold_codes(j, shape, &s, acc)) {
             continue;
         }
@@ -246,25 +236,6 @@ static fold_fn *const *tiles_of(const job *j)
     }
 #endif
     return j->way == PAIRS ? pairs_tiles[j->halves] : digits8_tiles[j->e2m1][j->halves];
-}
-
-// To unsigned bytes [vector][line][low, high nibbles][lane].
-static void decode_digits(job *j, const uint8_t *record)
-{
-    const int64_t lines = RECORD / 8;
-    for (int64_t v = VECTORS * j->p.first; v < VECTORS * j->p.last; v++) {
-        const uint8_t *from = record + v / VECTORS * (STRIP * RECORD / 2) + v % VECTORS * VECTOR;
-        uint8_t *to = j->w + v * LANES * RECORD;
-        if (v % VECTORS == 0) {
-            moei_cpu_ask_ahead(from, STRIP * RECORD / 2);
-        }
-        for (int64_t line = 0; line < lines; line++) {
-            veci bytes[2];
-            decode_bytes(j->e2m1, veci_load(from + line * 64), bytes);
-            veci_store(to + line * 2 * VECTOR, bytes[0]);
-            veci_store(to + line * 2 * VECTOR + VECTOR, bytes[1]);
-        }
-    }
 }
 
 // What tiles read of a record.
