@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "bench.h"
+#include "core/cpus.h"
 #include "core/isa.h"
 #include "io/write_whole.h"
 #include "quant/formats.h"

@@ -11,6 +11,7 @@
 #include "backends/backends.h"
 #include "backends/plugins.h"
 #include "core/check.h"
+#include "core/cpus.h"
 #include "core/isa.h"
 #include "core/safemath.h"
 

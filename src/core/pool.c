@@ -24,10 +24,8 @@
 #include "core/pool.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <linux/futex.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -37,13 +35,13 @@
 #include <unistd.h>
 
 #include "core/check.h"
+#include "core/cpus.h"
 #include "core/fp_env.h"
 #include "core/lines.h"
 #include "core/safemath.h"
 
 #define LINE        64
-#define SPINS       2000 // tens of microseconds; a futex wake costs as much
-#define MAX_THREADS 1024
+#define SPINS       2000  // tens of microseconds; a futex wake costs as much
 #define PATIENCE_NS 20000 // before a task is done again: so long at least
 #define LOOK_EACH   64    // pauses between two looks at the clock
 #define RECLAIM     32    // pauses until a worker has its tally again
@@ -54,6 +52,7 @@
 typedef struct job {
     uint64_t number; // from 1 on
     int slot;
+    int threads;      // that take part: the first ones
     size_t base, n;   // tasks base .. base + n - 1
     moe_task_fn task; // or
     moei_attempt_fn *attempt;
@@ -64,7 +63,7 @@ typedef struct job {
 /// The latest job, as the caller tells it.
 typedef struct notice {
     _Alignas(LINE) _Atomic uint64_t number; // 0 while the rest is being written
-    atomic_int slot;
+    atomic_int slot, threads;
     atomic_size_t base, n;
     _Atomic(moe_task_fn) task;
     _Atomic(moei_attempt_fn *) attempt;
@@ -97,6 +96,7 @@ struct moei_pool {
     const moe_allocator *allocator;
     size_t bytes;
     int workers;
+    int cores; // that they and the caller have
     int spins;
     unsigned born;        // fork generation
     atomic_uint numbered; // workers that have taken their number
@@ -202,7 +202,7 @@ static tally *tally_of(const moei_pool *pool, int slot, size_t thread)
 // part is whole; of a newer one, then this job has ended.
 static bool claim(const moei_pool *pool, const job *j, size_t t, size_t *i)
 {
-    const size_t threads = (size_t)pool->workers + 1;
+    const size_t threads = (size_t)j->threads;
     const bool ordered = j->attempt != NULL;
     const size_t first = ordered ? 0 : j->n * t / threads;
     const size_t end = !ordered ? j->n * (t + 1) / threads : t == 0 ? j->n : 0;
@@ -273,7 +273,7 @@ static bool take_part_of(moei_pool *pool, const job *j, size_t t, unsigned threa
 // The thread is inside until it leaves.
 static void take_part(moei_pool *pool, const job *j, unsigned thread)
 {
-    const size_t threads = (size_t)pool->workers + 1;
+    const size_t threads = (size_t)j->threads;
     tally *own = tally_of(pool, j->slot, thread);
     enter(pool, j, thread);
     for (size_t t = thread; t < thread + threads; t++) {
@@ -352,6 +352,7 @@ static bool read_notice(const notice *from, uint64_t number, job *to)
 {
     to->number = number;
     to->slot = atomic_load_explicit(&from->slot, memory_order_acquire);
+    to->threads = atomic_load_explicit(&from->threads, memory_order_acquire);
     to->base = atomic_load_explicit(&from->base, memory_order_acquire);
     to->n = atomic_load_explicit(&from->n, memory_order_acquire);
     to->task = atomic_load_explicit(&from->task, memory_order_acquire);
@@ -400,8 +401,10 @@ static void *worker(void *argument)
         }
         seen = number;
         (void)moei_fp_begin(); // a thread begins with its creator's, and a task may change it
-        take_part(pool, &j, thread);
-        leave();
+        if ((int)thread < j.threads) {
+            take_part(pool, &j, thread);
+            leave();
+        }
     }
 }
 
@@ -456,6 +459,7 @@ static void open_job(moei_pool *pool, job *j)
     atomic_store_explicit(&at->number, j->number, memory_order_release);
     atomic_store_explicit(&to->number, 0, memory_order_relaxed);
     atomic_store_explicit(&to->slot, j->slot, memory_order_release);
+    atomic_store_explicit(&to->threads, j->threads, memory_order_release);
     atomic_store_explicit(&to->base, j->base, memory_order_release);
     atomic_store_explicit(&to->n, j->n, memory_order_release);
     atomic_store_explicit(&to->task, j->task, memory_order_release);
@@ -466,15 +470,15 @@ static void open_job(moei_pool *pool, job *j)
     bell_ring(&pool->next);
 }
 
-static void pool_parallel_for(void *self, size_t n, moe_task_fn task, void *arg)
+static void run(moei_pool *pool, int threads, size_t n, moe_task_fn task, void *arg)
 {
-    moei_pool *pool = self;
     if (n <= 1 || !take(pool)) {
         run_inline(n, task, arg);
         return;
     }
     for (size_t base = 0; base < n; base += MOST_TASKS) {
         job j = {.slot = free_slot(pool),
+                 .threads = threads,
                  .base = base,
                  .n = n - base < MOST_TASKS ? n - base : MOST_TASKS,
                  .task = task,
@@ -490,6 +494,17 @@ static void pool_parallel_for(void *self, size_t n, moe_task_fn task, void *arg)
         pool->slots[j.slot].late = false;
     }
     give_back(pool);
+}
+
+static size_t pool_size(void *self)
+{
+    const moei_pool *pool = self;
+    return (size_t)pool->workers + 1;
+}
+
+static void pool_parallel_for(void *self, size_t n, moe_task_fn task, void *arg)
+{
+    run(self, (int)pool_size(self), n, task, arg);
 }
 
 typedef struct call {
@@ -522,6 +537,18 @@ void moei_parallel_for(const moe_thread_pool *pool, size_t n, moe_task_fn task, 
     moei_fp_end(env);
 }
 
+void moei_parallel_for_cores(const moe_thread_pool *pool, size_t n, moe_task_fn task, void *arg)
+{
+    if (pool->parallel_for != pool_parallel_for) {
+        moei_parallel_for(pool, n, task, arg);
+        return;
+    }
+    moei_pool *own = pool->self;
+    const uint64_t env = moei_fp_begin();
+    run(own, own->cores, n, task, arg);
+    moei_fp_end(env);
+}
+
 int moei_pool_take(moei_pool *pool)
 {
     if (!take(pool)) {
@@ -537,6 +564,7 @@ int moei_pool_take(moei_pool *pool)
 void moei_pool_attempts(moei_pool *pool, int slot, const moei_attempts *attempts)
 {
     job j = {.slot = slot,
+             .threads = pool->workers + 1,
              .n = attempts->n,
              .attempt = attempts->fn,
              .arg = attempts->arg,
@@ -568,12 +596,6 @@ void moei_pool_drain(moei_pool *pool)
     }
 }
 
-static size_t pool_size(void *self)
-{
-    const moei_pool *pool = self;
-    return (size_t)pool->workers + 1;
-}
-
 moe_thread_pool moei_pool_view(moei_pool *pool)
 {
     const moe_thread_pool view = {pool, pool_size, pool_parallel_for};
@@ -582,8 +604,8 @@ moe_thread_pool moei_pool_view(moei_pool *pool)
 
 moe_status moei_pool_create(const moe_allocator *allocator, int threads, moei_pool **out)
 {
-    MOE_REQUIRE(threads >= 1 && threads <= MAX_THREADS, MOE_E_ARGUMENT,
-                "moe_context_create: num_threads = %d, must be 1..%d", threads, MAX_THREADS);
+    MOE_REQUIRE(threads >= 1 && threads <= MOEI_MOST_CPUS, MOE_E_ARGUMENT,
+                "moe_context_create: num_threads = %d, must be 1..%d", threads, MOEI_MOST_CPUS);
     (void)pthread_once(&fork_once, register_fork_handler);
     const size_t head = moei_size_align(
         sizeof(moei_pool) + (size_t)(threads - 1) * sizeof(pthread_t), _Alignof(moei_pool));
@@ -596,6 +618,7 @@ moe_status moei_pool_create(const moe_allocator *allocator, int threads, moei_po
     pool->allocator = allocator;
     pool->bytes = bytes;
     pool->tallies = (tally *)(void *)((unsigned char *)pool + head);
+    pool->cores = (int)moei_i64_min(moei_core_count(), threads);
     pool->spins = threads <= moei_cpu_count() ? SPINS : 0;
     pool->born = atomic_load_explicit(&fork_generation, memory_order_relaxed);
     for (int i = 0; i < threads - 1; i++) {
@@ -625,58 +648,4 @@ void moei_pool_destroy(moei_pool *pool)
         }
     }
     pool->allocator->free(pool->allocator->self, pool, pool->bytes);
-}
-
-// The first two whole numbers of a small file, without allocating; what is no number ("max") reads
-// as -1.
-static void read_numbers(const char *path, long long *first, long long *second)
-{
-    char text[64];
-    *first = -1;
-    *second = -1;
-    const int file = open(path, O_RDONLY | O_CLOEXEC);
-    if (file < 0) {
-        return;
-    }
-    const ssize_t bytes = read(file, text, sizeof text - 1);
-    (void)close(file);
-    text[bytes > 0 ? bytes : 0] = '\0';
-    char *end = text;
-    const long long number = strtoll(text, &end, 10);
-    if (end != text) {
-        *first = number;
-        *second = strtoll(end, NULL, 10);
-    }
-}
-
-// Whole CPUs that a cgroup quota allows (version 2, else 1), or `limit` if there is none.
-static int quota_limit(int limit)
-{
-    long long quota;
-    long long period;
-    long long unused;
-    read_numbers("/sys/fs/cgroup/cpu.max", &quota, &period);
-    if (quota < 0) {
-        read_numbers("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", &quota, &unused);
-        read_numbers("/sys/fs/cgroup/cpu/cpu.cfs_period_us", &period, &unused);
-    }
-    if (quota <= 0 || period <= 0) {
-        return limit;
-    }
-    const int64_t cpus = moei_i64_max(1, moei_i64_ceil_div(quota, period));
-    return cpus < limit ? (int)cpus : limit;
-}
-
-int moei_cpu_count(void)
-{
-    cpu_set_t set;
-    int count = 1;
-    if (sched_getaffinity(0, sizeof set, &set) == 0) {
-        count = CPU_COUNT(&set);
-    } else {
-        const long online = sysconf(_SC_NPROCESSORS_ONLN);
-        count = online > 0 && online < MAX_THREADS ? (int)online : 1;
-    }
-    count = count < 1 ? 1 : count > MAX_THREADS ? MAX_THREADS : count;
-    return quota_limit(count);
 }

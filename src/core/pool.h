@@ -10,9 +10,6 @@
 
 typedef struct moei_pool moei_pool;
 
-/// Number of CPUs that this process may use: affinity mask, limited by the cgroup's CPU quota.
-int moei_cpu_count(void);
-
 /// A pool of `threads` threads, the calling one included. Errors: NO_MEMORY, THREAD.
 moe_status moei_pool_create(const moe_allocator *allocator, int threads, moei_pool **out);
 void moei_pool_destroy(moei_pool *pool);
@@ -63,5 +60,9 @@ void moei_pool_drain(moei_pool *pool);
 /// environment of fp_env.h, whatever that of its thread. Nested calls run inline, and so does a
 /// call while another run holds the pool, or in a child process after fork.
 void moei_parallel_for(const moe_thread_pool *pool, size_t n, moe_task_fn task, void *arg);
+
+/// The same by one thread a core at most, where threads of a pool of our own share cores: for tasks
+/// of a unit that a core has one of.
+void moei_parallel_for_cores(const moe_thread_pool *pool, size_t n, moe_task_fn task, void *arg);
 
 #endif

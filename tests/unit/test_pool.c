@@ -12,6 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "core/cpus.h"
 #include "core/pool.h"
 #include "unit/test.h"
 
@@ -148,6 +149,45 @@ static void test_fork(const moe_thread_pool *pool, job *j)
     CHECK(waitpid(child, &status, 0) == child, "waitpid");
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the child's job failed: status %d",
           status);
+}
+
+// ---- a thread a core ---------------------------------------------------------------------------
+
+typedef struct by_core {
+    job *hits;
+    pthread_t caller;
+    atomic_int workers; // that did tasks
+} by_core;
+
+static _Thread_local const by_core *counted; // where this thread has been
+
+static void hit_by_core(void *arg, size_t i)
+{
+    by_core *c = arg;
+    hit(c->hits, i);
+    if (!pthread_equal(pthread_self(), c->caller) && counted != c) {
+        counted = c;
+        atomic_fetch_add(&c->workers, 1);
+    }
+    for (int spin = 0; spin < 100; spin++) { // so that others come, too
+        sched_yield();
+    }
+}
+
+static void test_cores(const moe_thread_pool *pool, job *j)
+{
+    static by_core rounds[20]; // each its own address
+    for (int r = 0; r < 20; r++) {
+        by_core *c = &rounds[r];
+        *c = (by_core){.hits = j, .caller = pthread_self()};
+        counted = NULL;
+        memset(j->hits, 0, sizeof j->hits);
+        moei_parallel_for_cores(pool, 40, hit_by_core, c);
+        check_hits(j, 40, "a thread a core");
+        CHECK(atomic_load(&c->workers) < moei_core_count(),
+              "%d workers beside the caller, %d cores", atomic_load(&c->workers),
+              moei_core_count());
+    }
 }
 
 // ---- attempts ----------------------------------------------------------------------------------
@@ -421,6 +461,7 @@ int main(void)
         check_hits(j, 20, "nested");
         CHECK(atomic_load(&j->nested) == 60, "%d nested runs, want 60", atomic_load(&j->nested));
         test_many_callers(&view);
+        test_cores(&view, j);
         test_attempts(pool, j);
         test_needs(pool, threads[t] - 1);
         test_drain_inside(pool, &view);

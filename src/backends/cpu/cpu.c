@@ -6,6 +6,7 @@
 
 #include "backends/cpu/packed.h"
 #include "backends/cpu/rescue.h"
+#include "core/cpus.h"
 #include "core/isa.h"
 #include "ops/combine.h"
 #include "ops/ggemm.h"

@@ -428,6 +428,16 @@ static bool sums_bands(const stage *s)
     return s->mlp->tails > 0 && tokens <= FEW_TOKENS && s->cut.busy > 0;
 }
 
+// The unit of tiles is a core's: a second thread of it would wait for the first.
+static void run_job(const moei_exec *exec, stage *s, size_t tasks, moe_task_fn task)
+{
+    if (s->tiled) {
+        moei_parallel_for_cores(&exec->ctx->pool, tasks, task, s);
+    } else {
+        moei_parallel_for(&exec->ctx->pool, tasks, task, s);
+    }
+}
+
 static moei_cpu_cut_limits first_limits(const moei_exec *exec, const moei_cpu_mlp *mlp)
 {
     return (moei_cpu_cut_limits){.unit = mlp->unit > 0 ? mlp->unit : MOEI_CPU_PANEL,
@@ -462,14 +472,13 @@ static moe_status run_second(const moei_exec *exec, stage *s)
     const moei_cpu_cut_limits limits = second_limits(exec, s->mlp);
     moei_cpu_cut_choose(&s->cut, s->mlp->second->args.ggemm.w.n, &limits);
     if (!sums_bands(s)) {
-        moei_parallel_for(&exec->ctx->pool, (size_t)s->cut.tasks, second_task, s);
+        run_job(exec, s, (size_t)s->cut.tasks, second_task);
         return run_sums(exec, s->mlp);
     }
     for (int64_t b = 0; b < s->cut.bands; b++) {
         atomic_init(&s->left[b], s->cut.busy);
     }
-    moei_parallel_for(&exec->ctx->pool, (size_t)(s->cut.bands * s->cut.busy), second_and_sum_task,
-                      s);
+    run_job(exec, s, (size_t)(s->cut.bands * s->cut.busy), second_and_sum_task);
     return MOE_OK;
 }
 
@@ -498,7 +507,7 @@ moe_status moei_cpu_mlp_run(const moei_exec *exec, const moei_cpu_mlp *mlp)
     }
     moei_cpu_cut_choose(&s.cut, mlp->glu->args.glu.inter, &first);
     run_tiles(exec, &s);
-    moei_parallel_for(&exec->ctx->pool, (size_t)s.cut.tasks, first_task, &s);
+    run_job(exec, &s, (size_t)s.cut.tasks, first_task);
     if (mlp->quantize != NULL && mlp->unit == 0) {
         MOE_TRY(moei_cpu_quantize(exec, mlp->quantize->kernel, &mlp->quantize->args.quantize));
     }

@@ -263,6 +263,7 @@ static void set_next(job *j, const span *s, int64_t count, bool last)
     const int64_t bytes = s->walk.width * (count / RECORD) * j->p.packed.record;
     j->next = last ? j->p.next : s->walk.at + bytes;
     j->next_bytes = j->lies && j->rows > TILE && j->next != NULL ? bytes : 0;
+    j->next_share = moei_i64_ceil_div(bytes, j->rows * STRIPS * VECTORS);
 }
 
 // Elements k0 .. k1 - 1 of k into the sums of a panel.

@@ -59,6 +59,7 @@ typedef struct job {
     moei_cpu_panels p;
     const uint8_t *next; // what many rows ask for: set_next
     int64_t next_bytes;
+    int64_t next_share; // of a row and a vector
     moe_dtype elem;
     code_form form;      // but for zero points
     bool lies;           // that is what records are

@@ -302,10 +302,9 @@ __attribute__((always_inline)) static inline void tile(const job *j, const piece
 // Many rows ask, tile by tile, for their share of what is read next.
 static inline void ask_for_next(const job *j, int64_t r0, int64_t rows, int64_t strip, tile_width n)
 {
-    const int64_t whole = j->rows * STRIPS * VECTORS;
     const int64_t at = r0 * STRIPS * VECTORS + (strip * VECTORS + n.skip) * rows;
-    const int64_t from = at * j->next_bytes / whole;
-    const int64_t end = (at + n.vectors * rows) * j->next_bytes / whole;
+    const int64_t from = at * j->next_share;
+    const int64_t end = moei_i64_min(from + n.vectors * rows * j->next_share, j->next_bytes);
     moei_cpu_ask(j->next + from, end - from);
 }
 

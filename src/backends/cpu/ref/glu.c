@@ -12,24 +12,29 @@
 
 #define SPAN 256
 
-// Gathers gate j and up j of a row into contiguous f32.
-static void load_strided(const moek_glu_args *a, const uint8_t *row, int64_t offset, int64_t j0,
-                         int64_t n, float *out)
+// Gate j or up j of a row as contiguous f32: where they lie, if they are, or gathered to `to`.
+static const float *load_strided(const moek_glu_args *a, const uint8_t *row, int64_t offset,
+                                 int64_t j0, int64_t n, float *to)
 {
     if (a->step == 1) {
-        moei_load_f32(a->x_dtype, row, offset + j0, n, out);
-        return;
+        const uint8_t *from = row + 4 * (offset + j0);
+        if (a->x_dtype == MOE_F32 && (uintptr_t)from % sizeof(float) == 0) {
+            return (const float *)(const void *)from;
+        }
+        moei_load_f32(a->x_dtype, row, offset + j0, n, to);
+        return to;
     }
     float pair[2 * SPAN];
     moei_load_f32(a->x_dtype, row, 2 * j0, 2 * n, pair);
     for (int64_t j = 0; j < n; j++) {
-        out[j] = pair[2 * j + offset];
+        to[j] = pair[2 * j + offset];
     }
+    return to;
 }
 
 #define FOR_EACH(expression)                                                                       \
     for (int64_t j = 0; j < n; j++) {                                                              \
-        g[j] = (expression);                                                                       \
+        h[j] = (expression);                                                                       \
     }                                                                                              \
     break
 
@@ -40,59 +45,60 @@ typedef struct span_exp {
     int32_t k[SPAN];
 } span_exp;
 
-// moei_silu_mul of a span, g to its results. False where a gate is far from zero.
-static bool silu_near(int64_t n, float limit, float *restrict g, const float *restrict u)
+// moei_silu_mul of a span. False where a gate is far below zero.
+static bool silu_near(int64_t n, float limit, const float *restrict g, const float *restrict u,
+                      float *restrict h)
 {
     span_exp e;
     int far = 0;
     for (int64_t j = 0; j < n; j++) {
-        g[j] = moei_clamp_above(g[j], limit);
-        far |= g[j] < MOEI_FAR;
+        h[j] = moei_clamp_above(g[j], limit);
+        far |= h[j] < MOEI_FAR;
     }
     if (far) {
         return false;
     }
     for (int64_t j = 0; j < n; j++) {
-        e.p[j] = moei_exp_parts(-moei_clamp_above(moei_absf(g[j]), -MOEI_FAR), &e.k[j], &e.lost[j]);
+        e.p[j] = moei_exp_parts(-moei_clamp_above(moei_absf(h[j]), -MOEI_FAR), &e.k[j], &e.lost[j]);
     }
     for (int64_t j = 0; j < n; j++) {
-        const float glu = moei_swish_near(g[j], g[j] < 0.0f, e.p[j], e.lost[j], e.k[j]);
-        g[j] = glu * moei_clamp_both(u[j], limit);
+        const float glu = moei_swish_near(h[j], h[j] < 0.0f, e.p[j], e.lost[j], e.k[j]);
+        h[j] = glu * moei_clamp_both(u[j], limit);
     }
     return true;
 }
 
 // moei_swigluoai of a span, likewise, for alpha > 0.
 static bool swigluoai_near(int64_t n, const moei_activation_params *act, float limit,
-                           float *restrict g, const float *restrict u)
+                           const float *restrict g, const float *restrict u, float *restrict h)
 {
     const float alpha = act->alpha;
     const float beta = act->beta;
     span_exp e;
     int far = 0;
     for (int64_t j = 0; j < n; j++) {
-        g[j] = moei_clamp_above(g[j], limit);
-        far |= moei_swigluoai_exponent(g[j], alpha) < MOEI_FAR;
+        h[j] = moei_clamp_above(g[j], limit);
+        far |= moei_swigluoai_exponent(h[j], alpha) < MOEI_FAR;
     }
     if (far) {
         return false;
     }
     for (int64_t j = 0; j < n; j++) {
-        const float a = moei_swigluoai_exponent(g[j], alpha);
-        const float a_lost = moei_fmaf(alpha, -moei_absf(g[j]), -a);
+        const float a = moei_swigluoai_exponent(h[j], alpha);
+        const float a_lost = moei_fmaf(alpha, -moei_absf(h[j]), -a);
         float lost;
         e.p[j] = moei_exp_parts(a, &e.k[j], &lost);
         e.lost[j] = moei_fmaf(a_lost, e.p[j], lost);
     }
     for (int64_t j = 0; j < n; j++) {
-        const float glu = moei_swish_near(g[j], g[j] < 0.0f, e.p[j], e.lost[j], e.k[j]);
-        g[j] = glu * (moei_clamp_both(u[j], limit) + beta);
+        const float glu = moei_swish_near(h[j], h[j] < 0.0f, e.p[j], e.lost[j], e.k[j]);
+        h[j] = glu * (moei_clamp_both(u[j], limit) + beta);
     }
     return true;
 }
 
-static void apply(const moei_activation_params *p, int64_t n, float *restrict g,
-                  const float *restrict u)
+static void apply(const moei_activation_params *p, int64_t n, const float *restrict g,
+                  const float *restrict u, float *restrict h)
 {
     const float alpha = p->alpha;
     const float beta = p->beta;
@@ -100,7 +106,7 @@ static void apply(const moei_activation_params *p, int64_t n, float *restrict g,
     const float limit = p->limit > 0.0f ? p->limit : MOEI_NO_LIMIT;
     switch (p->activation) {
     case MOE_ACT_SILU:
-        if (silu_near(n, limit, g, u)) {
+        if (silu_near(n, limit, g, u, h)) {
             break;
         }
         FOR_EACH(moei_silu_mul(g[j], u[j], limit));
@@ -109,7 +115,7 @@ static void apply(const moei_activation_params *p, int64_t n, float *restrict g,
     case MOE_ACT_GELU_TANH:
         FOR_EACH(moei_gelu_tanh(g[j]) * u[j]);
     case MOE_ACT_SWIGLUOAI:
-        if (alpha > 0.0f && swigluoai_near(n, p, limit, g, u)) {
+        if (alpha > 0.0f && swigluoai_near(n, p, limit, g, u, h)) {
             break;
         }
         FOR_EACH(moei_swigluoai(g[j], u[j], alpha, beta, limit));
@@ -142,14 +148,13 @@ void MOEI_REF(moek_glu_any_any)(const moek_glu_args *args, int32_t b, int64_t r0
         uint8_t *y = args->y + b * args->y_batch_stride + r * args->y_row_stride;
         for (int64_t j = 0; j < args->inter; j += SPAN) {
             const int64_t n = moei_i64_min(SPAN, args->inter - j);
-            float g[SPAN];
-            float u[SPAN];
-            load_strided(args, x, args->gate_offset, j, n, g);
-            if (gated) {
-                load_strided(args, x, args->up_offset, j, n, u);
-            }
-            apply(&args->act, n, g, u);
-            moei_store_f32(args->y_dtype, y + j * moe_dtype_bits(args->y_dtype) / 8, n, g);
+            float gate[SPAN];
+            float up[SPAN];
+            float h[SPAN];
+            const float *g = load_strided(args, x, args->gate_offset, j, n, gate);
+            const float *u = gated ? load_strided(args, x, args->up_offset, j, n, up) : up;
+            apply(&args->act, n, g, u, h);
+            moei_store_f32(args->y_dtype, y + j * moe_dtype_bits(args->y_dtype) / 8, n, h);
         }
     }
 }
