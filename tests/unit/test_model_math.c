@@ -318,67 +318,93 @@ static void test_attention_extremes(void)
     moem_cache_free(&cache);
 }
 
-#define PLACED_HEADS 4
-#define PLACED_KV    2
-#define PLACED_DIM   24
-#define PLACED_MOST  40 // tokens: in one task of a head, in several, in several of placing
+#define PLACED_HEADS  4
+#define PLACED_KV     2
+#define PLACED_DIM    24
+#define PLACED_STRIDE ((PLACED_HEADS + 2 * PLACED_KV) * PLACED_DIM)
+#define PLACED_ROWS   48
+#define PLACED_MOST   40 // tokens: in one task of a head, in several, in several of placing
 
-// Attention that turns and puts, and the same done before it: results and caches byte for byte.
+/// Tokens from 0 on, and what attention makes of them.
+struct placed {
+    moem_cache cache;
+    float *qkv, *out;
+};
+
+static struct placed placed_make(const float *qkv, int64_t tokens)
+{
+    struct placed p = {.cache = {.rows = 0}};
+    CHECK(moem_cache_create(PLACED_ROWS, PLACED_KV, PLACED_DIM, &p.cache), "no memory");
+    memset(p.cache.keys, 0, sizeof(float) * PLACED_KV * PLACED_ROWS * PLACED_DIM);
+    p.qkv = malloc((size_t)(tokens * PLACED_STRIDE) * sizeof *p.qkv);
+    p.out = calloc((size_t)(tokens * PLACED_HEADS * PLACED_DIM), sizeof *p.out);
+    memcpy(p.qkv, qkv, (size_t)(tokens * PLACED_STRIDE) * sizeof *qkv);
+    return p;
+}
+
+static void placed_free(struct placed *p)
+{
+    moem_cache_free(&p->cache);
+    free(p->qkv);
+    free(p->out);
+}
+
+static void placed_by_hand(struct placed *p, const float *turns, int64_t tokens)
+{
+    for (int64_t t = 0; t < tokens; t++) {
+        float *q = p->qkv + t * PLACED_STRIDE;
+        const float *k = q + PLACED_HEADS * PLACED_DIM;
+        moem_rotate(turns + t * PLACED_DIM, PLACED_HEADS + PLACED_KV, PLACED_DIM, q);
+        moem_cache_put(&p->cache, PLACED_KV, PLACED_DIM, t, k, k + PLACED_KV * PLACED_DIM);
+    }
+}
+
+static void placed_attend(struct placed *p, const float *turns, const float *sinks, int64_t tokens,
+                          int pool)
+{
+    moem_query queries[PLACED_MOST];
+    for (int64_t t = 0; t < tokens; t++) {
+        queries[t] = (moem_query){&p->cache, t};
+    }
+    moem_attention(&pools[pool], &(moem_attention_args){.kernels = kernels,
+                                                        .tokens = tokens,
+                                                        .heads = PLACED_HEADS,
+                                                        .kv_heads = PLACED_KV,
+                                                        .head_dim = PLACED_DIM,
+                                                        .window = 30,
+                                                        .queries = queries,
+                                                        .q = p->qkv,
+                                                        .q_stride = PLACED_STRIDE,
+                                                        .sinks = sinks,
+                                                        .out = p->out,
+                                                        .turns = turns});
+}
+
+// Attention that turns and puts, and the same done before it: results and keys byte for byte.
 static void test_placing(void)
 {
     static const int64_t counts[] = {1, 4, 5, PLACED_MOST};
-    const int64_t stride = (PLACED_HEADS + 2 * PLACED_KV) * PLACED_DIM;
-    const size_t bytes = sizeof(float) * PLACED_KV * 48 * PLACED_DIM; // of a cache's keys
     moec_rng rng = {11};
     float *sinks = normals(&rng, PLACED_HEADS, 1);
     float *turns = normals(&rng, PLACED_MOST * PLACED_DIM, 1);
-    for (size_t i = 0; i < COUNT(counts) * 3; i++) {
-        const int64_t tokens = counts[i / 3];
-        moem_query queries[2][PLACED_MOST];
-        moem_cache caches[2] = {{.rows = 0}, {.rows = 0}};
-        float *q[2];
-        float *out[2];
-        q[0] = normals(&rng, tokens * stride, 1);
-        for (int way = 0; way < 2; way++) {
-            CHECK(moem_cache_create(48, PLACED_KV, PLACED_DIM, &caches[way]), "no memory");
-            memset(caches[way].keys, 0, bytes);
-            out[way] = normals(&rng, tokens * PLACED_HEADS * PLACED_DIM, 1);
-            for (int64_t t = 0; t < tokens; t++) {
-                queries[way][t] = (moem_query){&caches[way], t};
-            }
-        }
-        q[1] = malloc((size_t)(tokens * stride) * sizeof *q[1]);
-        memcpy(q[1], q[0], (size_t)(tokens * stride) * sizeof *q[1]);
-        for (int64_t t = 0; t < tokens; t++) {
-            float *k = q[0] + t * stride + PLACED_HEADS * PLACED_DIM;
-            moem_rotate(turns + t * PLACED_DIM, PLACED_HEADS + PLACED_KV, PLACED_DIM,
-                        q[0] + t * stride);
-            moem_cache_put(&caches[0], PLACED_KV, PLACED_DIM, t, k, k + PLACED_KV * PLACED_DIM);
-        }
-        for (int way = 0; way < 2; way++) {
-            moem_attention(&pools[i % 3], &(moem_attention_args){.kernels = kernels,
-                                                                 .tokens = tokens,
-                                                                 .heads = PLACED_HEADS,
-                                                                 .kv_heads = PLACED_KV,
-                                                                 .head_dim = PLACED_DIM,
-                                                                 .window = 30,
-                                                                 .queries = queries[way],
-                                                                 .q = q[way],
-                                                                 .q_stride = stride,
-                                                                 .sinks = sinks,
-                                                                 .out = out[way],
-                                                                 .turns = way ? turns : NULL});
-        }
-        const size_t size = (size_t)tokens * PLACED_HEADS * PLACED_DIM * sizeof(float);
-        CHECK(memcmp(out[0], out[1], size) == 0, "%d tokens: other results", (int)tokens);
-        CHECK(memcmp(caches[0].keys, caches[1].keys, bytes) == 0, "%d tokens: other keys",
-              (int)tokens);
-        for (int way = 0; way < 2; way++) {
-            moem_cache_free(&caches[way]);
-            free(q[way]);
-            free(out[way]);
-        }
+    float *qkv = normals(&rng, PLACED_MOST * PLACED_STRIDE, 1);
+    for (size_t i = 0; i < COUNT(counts) * POOLS; i++) {
+        const int64_t tokens = counts[i / POOLS];
+        struct placed one = placed_make(qkv, tokens);
+        struct placed two = placed_make(qkv, tokens);
+        placed_by_hand(&one, turns, tokens);
+        placed_attend(&one, NULL, sinks, tokens, (int)(i % POOLS));
+        placed_attend(&two, turns, sinks, tokens, (int)(i % POOLS));
+        CHECK(memcmp(one.out, two.out,
+                     (size_t)tokens * PLACED_HEADS * PLACED_DIM * sizeof(float)) == 0,
+              "%d tokens: other results", (int)tokens);
+        CHECK(memcmp(one.cache.keys, two.cache.keys,
+                     sizeof(float) * PLACED_KV * PLACED_ROWS * PLACED_DIM) == 0,
+              "%d tokens: other keys", (int)tokens);
+        placed_free(&one);
+        placed_free(&two);
     }
+    free(qkv);
     free(sinks);
     free(turns);
 }
