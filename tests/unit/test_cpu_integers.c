@@ -107,23 +107,41 @@ static void draw_scales(moe_dtype dtype, flavour f, int64_t count, uint8_t *to)
     }
 }
 
-// Scales of x at one edge, and blocks of zeros with the least scale; in some products, one beyond.
-static void draw_x_edges(product *p, int64_t group, int64_t rows, int64_t scale_bytes)
+// A block of x to zeros with this scale, as quantisers write a block that is zero, or one that has
+// a NaN.
+static void draw_zeros(product *p, int64_t group, int64_t at, int64_t scale_bytes, uint8_t scale)
 {
     const int64_t k = p->args.w.k;
+    const int64_t k0 = at % scale_bytes * group;
+    if (k0 < k) {
+        const int64_t bytes = moe_dtype_bits(p->args.x.dtype) / 8;
+        p->x_scales[at] = scale;
+        memset(p->x + (at / scale_bytes * k + k0) * bytes, 0,
+               (size_t)(moei_i64_min(group, k - k0) * bytes));
+    }
+}
+
+// Scales of x at one edge, and blocks of zeros with the least scale; in some products, one scale
+// beyond, or a block of NaN.
+static void draw_x_edges(product *p, int64_t group, int64_t rows, int64_t scale_bytes)
+{
+    const int64_t scales = rows * scale_bytes;
     const uint8_t edge = draw() % 2 == 0 ? 65 : 190;
-    for (int64_t i = 0; i < rows * scale_bytes; i++) {
+    for (int64_t i = 0; i < scales; i++) {
         p->x_scales[i] = (uint8_t)(edge + draw() % 2);
-        const int64_t k0 = i % scale_bytes * group;
-        if (draw() % 8 == 0 && k0 < k) {
-            p->x_scales[i] = 1;
-            const int64_t bytes = moe_dtype_bits(p->args.x.dtype) / 8;
-            memset(p->x + (i / scale_bytes * k + k0) * bytes, 0,
-                   (size_t)(moei_i64_min(group, k - k0) * bytes));
+        if (draw() % 8 == 0) {
+            draw_zeros(p, group, i, scale_bytes, 1);
         }
     }
-    if (draw() % 3 == 0) {
-        p->x_scales[(int64_t)draw() % (rows * scale_bytes)] = edge == 65 ? 64 : 192;
+    switch (draw() % 3) {
+    case 0:
+        p->x_scales[(int64_t)draw() % scales] = edge == 65 ? 64 : 192;
+        break;
+    case 1:
+        draw_zeros(p, group, (int64_t)draw() % scales, scale_bytes, 255);
+        break;
+    default:
+        break;
     }
 }
 

@@ -58,7 +58,8 @@ static inline void add_sum_before(const job *j, int64_t r, int32_t *sum)
     }
 }
 
-// The exponent of a cell's scale. The scale of zeros is as good as any: it becomes 1.
+// The exponent of a cell's scale. That of zeros is as good as any and becomes 1, but for NaN: a
+// block that had one is NaN times zeros.
 static inline void set_exponent(job *j, cell8 *c)
 {
     static const cell8 zeros;
@@ -66,7 +67,7 @@ static inline void set_exponent(job *j, cell8 *c)
     if (c->exponent >= MIDDLE - 63 && c->exponent <= MIDDLE + 63) {
         return;
     }
-    if (memcmp(c->digit, zeros.digit, sizeof zeros.digit) == 0) {
+    if (c->exponent != 255 && memcmp(c->digit, zeros.digit, sizeof zeros.digit) == 0) {
         c->scale = 1.0f;
         c->exponent = MIDDLE;
         return;

@@ -7,9 +7,8 @@
 // Exponents must be in the middle of their range, 2^-63 to 2^63 or so, so that nothing is subnormal
 // or overflows; records where they are not go the way of all others (_rows.h).
 //
-// Up to SHORT rows are one loop. More rows are tiles, record by record: tiles of up to TALL rows
-// decode weights in registers; without VNNI, more rows are tiles of SHORT whose weights are decoded
-// once.
+// Up to TALL rows are one loop, which decodes weights in registers. More rows are tiles, record by
+// record: with VNNI such as these, else of SHORT whose weights are decoded once.
 //
 // Per 16 outputs x 32 k, vector operations with AVX2: of one row 82.5, of more 44 and 40 for each
 // row.
@@ -18,8 +17,8 @@
 
 #include "backends/cpu/avx/ggemm_ints_packed.h"
 
-#define TALL    8 // rows of a tile
-#define SHORT   4 // of one whose weights are decoded
+#define TALL    8 // rows that share weights decoded in registers
+#define SHORT   4 // of a tile of weights that are decoded
 #define ABREAST 4 // vectors of outputs side by side, at most
 
 #define CODE_BYTES (STRIP * RECORD / 2) // of a strip
@@ -61,6 +60,17 @@ load_bytes(mxfp4_shape shape, const uint8_t *w, int64_t vector, int64_t line, ve
     decode_bytes(true, veci_load(strip + vector % VECTORS * VECTOR), bytes);
 }
 
+// Sums of pairs of bytes, one product after the other: 1 to 3 % faster so than by twos.
+static inline veci add_in_turn(veci sum, const veci bytes[2], const uint8_t *x)
+{
+#if DOTS
+    return add_bytes(false, sum, bytes, x);
+#else
+    sum = pinned(V(add_epi16)(sum, V(maddubs_epi16)(bytes[0], dword_of(x))));
+    return pinned(V(add_epi16)(sum, V(maddubs_epi16)(bytes[1], dword_of(x + 4))));
+#endif
+}
+
 // 8 k of vectors side by side. Sums begin with what is to be subtracted.
 __attribute__((always_inline)) static inline void add_mxfp4(mxfp4_shape shape, const uint8_t *w,
                                                             int64_t vector, int64_t line,
@@ -77,7 +87,7 @@ __attribute__((always_inline)) static inline void add_mxfp4(mxfp4_shape shape, c
         UNROLL
         for (int64_t v = 0; v < abreast(shape.rows); v++) {
             veci *sum = &sums->of[r][v];
-            *sum = add_bytes(false, line == 0 ? dword_of(&x[r].sum[0]) : *sum, bytes[v], digits);
+            *sum = add_in_turn(line == 0 ? dword_of(&x[r].sum[0]) : *sum, bytes[v], digits);
         }
     }
 }
@@ -138,19 +148,18 @@ typedef void mxfp4_fn(const uint8_t *w, const uint8_t *exponents, const cell8 *x
     {                                                                                              \
         fold_mxfp4((mxfp4_shape){rows, decoded}, w, exponents, x, acc);                            \
     }
+#if DOTS
+MXFP4_FN(4, 0)
 MXFP4_FN(5, 0)
 MXFP4_FN(6, 0)
 MXFP4_FN(7, 0)
 MXFP4_FN(8, 0)
-#if DOTS
-MXFP4_FN(4, 0)
 static mxfp4_fn *const mxfp4_tiles[TALL + 1] = {
     [4] = mxfp4_4_0, mxfp4_5_0, mxfp4_6_0, mxfp4_7_0, mxfp4_8_0};
 #else
 MXFP4_FN(3, 1)
 MXFP4_FN(4, 1)
-static mxfp4_fn *const mxfp4_tiles[TALL + 1] = {[3] = mxfp4_3_1, mxfp4_4_1, mxfp4_5_0,
-                                                mxfp4_6_0,       mxfp4_7_0, mxfp4_8_0};
+static mxfp4_fn *const mxfp4_tiles[SHORT + 1] = {[3] = mxfp4_3_1, mxfp4_4_1};
 #endif
 
 // Codes of scales less MIDDLE, plus an exponent of x, in bytes. Returns false if one of them is not
@@ -167,17 +176,15 @@ static inline bool stage_exponents(const uint8_t *codes, int32_t of_x, uint8_t e
     return _mm256_movemask_epi8(all) == -1;
 }
 
-/// How more than SHORT rows are cut: as many in each tile, but for one.
+/// How more than TALL rows are cut: as many in each tile, but for one.
 typedef struct mxfp4_cut {
-    bool decoded;
     int64_t tiles;
     int64_t begin[MR / SHORT + 1];
 } mxfp4_cut;
 
 static mxfp4_cut cut_rows(int64_t rows)
 {
-    mxfp4_cut cut = {.decoded = !DOTS && rows > TALL};
-    cut.tiles = moei_i64_ceil_div(rows, cut.decoded ? SHORT : TALL);
+    mxfp4_cut cut = {.tiles = moei_i64_ceil_div(rows, DOTS ? TALL : SHORT)};
     for (int64_t t = 0; t <= cut.tiles; t++) {
         cut.begin[t] = rows * t / cut.tiles;
     }
@@ -187,7 +194,7 @@ static mxfp4_cut cut_rows(int64_t rows)
 static void multiply_tiles(job *j, const mxfp4_cut *cut, const uint8_t *w, const uint8_t *exponents,
                            const cell8 *x, float (*acc)[PANEL])
 {
-    if (cut->decoded) {
+    if (!DOTS) {
         decode_digits(j, w);
         w = j->w;
     }
@@ -207,7 +214,7 @@ static bool is_mxfp4(const job *j, const span *s)
 }
 
 // Records of a panel, up to one whose scales are not in the middle, or to the end. few: a constant
-// number of rows, SHORT at most; 0: more.
+// number of rows, TALL at most; 0: more.
 __attribute__((always_inline)) static inline void records_of_mxfp4(job *j, int64_t few, span *s,
                                                                    float (*acc)[PANEL])
 {
@@ -245,15 +252,20 @@ MXFP4_RECORDS_FN(1)
 MXFP4_RECORDS_FN(2)
 MXFP4_RECORDS_FN(3)
 MXFP4_RECORDS_FN(4)
-static mxfp4_records_fn *const mxfp4_records[SHORT + 1] = {
-    mxfp4_records_0, mxfp4_records_1, mxfp4_records_2, mxfp4_records_3, mxfp4_records_4};
+MXFP4_RECORDS_FN(5)
+MXFP4_RECORDS_FN(6)
+MXFP4_RECORDS_FN(7)
+MXFP4_RECORDS_FN(8)
+static mxfp4_records_fn *const mxfp4_records[TALL + 1] = {
+    mxfp4_records_0, mxfp4_records_1, mxfp4_records_2, mxfp4_records_3, mxfp4_records_4,
+    mxfp4_records_5, mxfp4_records_6, mxfp4_records_7, mxfp4_records_8};
 
 // `loop` takes what scales do not allow.
 static void rows_of_mxfp4(job *j, loop_fn *loop, span s, float (*acc)[PANEL])
 {
     const int64_t rows = j->p.i1 - j->p.i0;
     while (s.r < s.end) {
-        mxfp4_records[rows > SHORT ? 0 : rows](j, &s, acc);
+        mxfp4_records[rows > TALL ? 0 : rows](j, &s, acc);
         if (s.r < s.end) {
             span one = s;
             one.end = ++s.r;
