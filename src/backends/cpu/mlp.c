@@ -21,7 +21,8 @@
 #define MOST_BANDS  256       // that count their tasks
 #define BLOCK_ROWS  256       // rows that share a band's weights while those are in a cache
 #define MANY_ROWS   48        // of an expert, on average, whose x is worth a job that makes tiles
-#define GATE_UP_MAX (1 << 16) // rows times columns of h: 512 KiB of gate and up
+#define GATE_UP_MAX (1 << 15) // rows times columns of h: 256 KiB of gate and up
+#define DOWN_MAX    (1 << 16) // rows times outputs of a task: else all wait long for the last
 
 // ---- which steps --------------------------------------------------------------------------------
 
@@ -453,7 +454,7 @@ static moei_cpu_cut_limits second_limits(const moei_exec *exec, const moei_cpu_m
     return (moei_cpu_cut_limits){.unit = MOEI_CPU_PANEL,
                                  .step = mlp->second->kernel->mr,
                                  .block = BLOCK_ROWS,
-                                 .area = INT64_MAX,
+                                 .area = DOWN_MAX,
                                  .bands = MOST_BANDS,
                                  .threads = exec->ctx->num_threads};
 }

@@ -11,6 +11,9 @@
 /// miss buffers for as long as memory takes: docs/cpu.md has figures.
 #define MOEI_CPU_AHEAD 8192
 #define MOEI_CPU_LINE  64
+/// A loop that computes little asks for many lines at once, more than the core can remember: what
+/// was lost it asks for again here.
+#define MOEI_CPU_AHEAD_AGAIN 3072
 
 /// A panel, and the record that comes next.
 typedef struct moei_cpu_walk {
@@ -61,6 +64,12 @@ static inline void moei_cpu_ask(const uint8_t *from, int64_t bytes)
 static inline void moei_cpu_ask_ahead(const uint8_t *from, int64_t bytes)
 {
     moei_cpu_ask(from + MOEI_CPU_AHEAD, bytes);
+}
+
+static inline void moei_cpu_ask_ahead_twice(const uint8_t *from, int64_t bytes)
+{
+    moei_cpu_ask_ahead(from, bytes);
+    moei_cpu_ask(from + MOEI_CPU_AHEAD_AGAIN, bytes);
 }
 
 #endif

@@ -34,6 +34,17 @@ typedef struct mxfp4_sums {
     veci of[TALL][ABREAST];
 } mxfp4_sums;
 
+// Of one row, VNNI computes less for a line than any other loop.
+__attribute__((always_inline)) static inline void ask_mxfp4(int64_t rows, const uint8_t *from,
+                                                            int64_t bytes)
+{
+    if (DOTS && rows == 1) {
+        moei_cpu_ask_ahead_twice(from, bytes);
+    } else {
+        moei_cpu_ask_ahead(from, bytes);
+    }
+}
+
 // Vectors side by side share loads of x: as many as registers hold sums for.
 __attribute__((always_inline)) static inline int64_t abreast(int64_t rows)
 {
@@ -55,7 +66,7 @@ load_bytes(mxfp4_shape shape, const uint8_t *w, int64_t vector, int64_t line, ve
     }
     const uint8_t *strip = w + vector / VECTORS * CODE_BYTES + line * MOEI_CPU_LINE;
     if (vector % VECTORS == 0) {
-        moei_cpu_ask_ahead(strip, MOEI_CPU_LINE);
+        ask_mxfp4(shape.rows, strip, MOEI_CPU_LINE);
     }
     decode_bytes(true, veci_load(strip + vector % VECTORS * VECTOR), bytes);
 }
@@ -228,7 +239,7 @@ __attribute__((always_inline)) static inline void records_of_mxfp4(job *j, int64
             break;
         }
         __asm__("" : "+m"(exponents)); // loaded again, not cut from vectors
-        moei_cpu_ask_ahead(at, PANEL);
+        ask_mxfp4(few, at, PANEL);
         if (few > 0) {
             fold_mxfp4((mxfp4_shape){few, false}, at + PANEL, exponents, x, acc);
         } else {
