@@ -189,14 +189,20 @@ __attribute__((always_inline)) static inline int64_t step_of(code_form form, int
     }
 }
 
-// One tile of rows waits for memory: what lies where it is read is asked for on the way.
+// One tile of rows waits for memory: what lies where it is read is asked for on the way. Pairs are
+// computed with faster than others.
 __attribute__((always_inline)) static inline void ask_for_step(code_form form, int64_t by,
                                                                tile_width n, const uint8_t *w)
 {
     UNROLL
     for (int64_t v = n.skip; v < n.skip + n.vectors; v++) {
         if (v % VECTORS == 0) {
-            moei_cpu_ask_ahead(w + v / VECTORS * strip_bytes(form), by * eight_bytes(form) / 8);
+            const uint8_t *strip = w + v / VECTORS * strip_bytes(form);
+            if (form == PAIRS) {
+                moei_cpu_ask_ahead_twice(strip, by * eight_bytes(form) / 8);
+            } else {
+                moei_cpu_ask_ahead(strip, by * eight_bytes(form) / 8);
+            }
         }
     }
 }
