@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "core/cpus.h"
+#include "unit/st_image.h"
 #include "unit/test.h"
 
 #define CPUS 8
@@ -43,9 +44,9 @@ static const machine machines[] = {
     {"none", {NULL}, "00000000", 0},
 };
 
-static void write_list(const char *folder, int cpu, const char *list)
+static void write_list(int cpu, const char *list)
 {
-    char path[300];
+    char path[600];
     (void)snprintf(path, sizeof path, "%s/cpu%d", folder, cpu);
     (void)mkdir(path, 0700);
     (void)snprintf(path, sizeof path, "%s/cpu%d/topology", folder, cpu);
@@ -58,9 +59,9 @@ static void write_list(const char *folder, int cpu, const char *list)
     }
 }
 
-static void remove_list(const char *folder, int cpu)
+static void remove_list(int cpu)
 {
-    char path[300];
+    char path[600];
     (void)snprintf(path, sizeof path, "%s/cpu%d/topology/thread_siblings_list", folder, cpu);
     (void)unlink(path);
     (void)snprintf(path, sizeof path, "%s/cpu%d/topology", folder, cpu);
@@ -69,32 +70,29 @@ static void remove_list(const char *folder, int cpu)
     (void)rmdir(path);
 }
 
-static void test_machine(const char *folder, const machine *m)
+static void test_machine(const machine *m)
 {
     bool mine[CPUS];
     for (int cpu = 0; cpu < CPUS; cpu++) {
         if (m->lists[cpu] != NULL) {
-            write_list(folder, cpu, m->lists[cpu]);
+            write_list(cpu, m->lists[cpu]);
         }
         mine[cpu] = m->mine[cpu] == '1';
     }
     const int cores = moei_core_count_in(folder, mine, CPUS);
     for (int cpu = 0; cpu < CPUS; cpu++) {
-        remove_list(folder, cpu);
+        remove_list(cpu);
     }
     CHECK(cores == m->cores, "%s: %d cores, want %d", m->name, cores, m->cores);
 }
 
 int main(void)
 {
-    char folder[] = "/tmp/moe-test-XXXXXX";
-    if (!CHECK(mkdtemp(folder) != NULL, "no folder")) {
-        return test_summary();
-    }
+    folder_make();
     for (size_t m = 0; m < sizeof machines / sizeof machines[0]; m++) {
-        test_machine(folder, &machines[m]);
+        test_machine(&machines[m]);
     }
-    CHECK(rmdir(folder) == 0, "%s is not empty", folder);
+    folder_remove();
     const int cpus = moei_cpu_count();
     const int cores = moei_core_count();
     CHECK(cores >= 1 && cores <= cpus, "this machine: %d cores, %d CPUs", cores, cpus);

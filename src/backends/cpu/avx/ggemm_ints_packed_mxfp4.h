@@ -34,7 +34,7 @@ typedef struct mxfp4_sums {
     veci of[TALL][ABREAST];
 } mxfp4_sums;
 
-// Of one row, VNNI computes less for a line than any other loop.
+// Of one row, VNNI computes little for a line.
 __attribute__((always_inline)) static inline void ask_mxfp4(int64_t rows, const uint8_t *from,
                                                             int64_t bytes)
 {
